@@ -1,0 +1,242 @@
+"""Models on disk: `model.safetensors` to share, `state.safetensors` to go on. Atomic, verified, no pickle.
+
+A file carries its own settings, provenance and the hash of its weights in its metadata, so it is whole by
+itself: a flipped bit, another kind of model or a newer format is an error, never a wrong answer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from slicebook.config import Recipe, Record
+from slicebook.errors import CheckpointError, DataError
+from slicebook.tokenizer import Tokenizer
+
+SCHEMA_VERSION = 1
+MODEL_NAME = "model.safetensors"
+STATE_NAME = "state.safetensors"
+
+
+class Provenance(Record):
+    """Where a model comes from: enough to make it again."""
+
+    versions: dict[str, str]
+    """Of Slicebook, Python and the libraries that shape the numbers."""
+    commit: str | None
+    """Of the source tree, when Slicebook runs from one; ends in `+` when it held changes."""
+    device: str
+    split_hash: str
+    """Of the data set and its split; says whether patients were trained on."""
+    train_patients: int
+    train_slices: int
+    spacing: float | None
+    """In-plane, in mm, when the training slices were resampled."""
+    epoch: int
+    step: int
+    seconds: float
+    """Of training, validation included."""
+    validation: dict[str, float]
+    """Scores on validation patients when the model was kept."""
+
+
+class ModelInfo(Record):
+    """The metadata of a model file."""
+
+    schema_version: int
+    kind: Literal["tokenizer"]
+    recipe: Recipe
+    provenance: Provenance
+    weights_sha256: str
+
+
+@dataclass(frozen=True)
+class LoadedTokenizer:
+    """A tokenizer read from disk, in evaluation mode."""
+
+    tokenizer: Tokenizer
+    info: ModelInfo
+    path: Path
+
+    @property
+    def codebook_hash(self) -> str:
+        """SHA-256 of the codebooks and of what decodes them: tokens mean nothing to any other."""
+        return hash_tensors(self.tokenizer.state_dict())
+
+
+@dataclass(frozen=True)
+class State:
+    """Everything a training needs to go on."""
+
+    tensors: dict[str, Tensor]
+    progress: dict[str, Any]
+    """Counters, history and settings, as plain JSON values."""
+
+
+def save_tokenizer(path: Path, tokenizer: Tokenizer, recipe: Recipe, provenance: Provenance) -> None:
+    """Write a tokenizer's weights with all that is needed to use and to explain them."""
+    tensors = tokenizer.state_dict()
+    info = ModelInfo(
+        schema_version=SCHEMA_VERSION,
+        kind="tokenizer",
+        recipe=recipe,
+        provenance=provenance,
+        weights_sha256=hash_tensors(tensors),
+    )
+    _write(path, tensors, info.model_dump(mode="json"))
+
+
+def load_tokenizer(where: str | Path, device: str | torch.device = "cpu") -> LoadedTokenizer:
+    """Read a tokenizer from a model file, the folder of a run, or the folder of a demo.
+
+    Raises:
+        CheckpointError: Nothing trained there yet, a damaged file, or a file that is no tokenizer.
+    """
+    path = find_model(Path(where))
+    tensors, raw = _read(path)
+    if raw.get("kind") != "tokenizer":
+        raise CheckpointError(
+            f"{path}: holds a {raw.get('kind', 'file of another program')}, wanted a tokenizer"
+        )
+    if raw.get("schema_version") != SCHEMA_VERSION:
+        raise CheckpointError(
+            f"{path}: written in format {raw.get('schema_version')}, this Slicebook reads {SCHEMA_VERSION}; "
+            "use the version of Slicebook that wrote it, or train it again"
+        )
+    try:
+        info = ModelInfo.model_validate(raw)
+    except ValidationError as error:
+        raise CheckpointError(
+            f"{path}: its settings cannot be read ({error.error_count()} faults); train it again"
+        ) from error
+    if hash_tensors(tensors) != info.weights_sha256:
+        raise CheckpointError(
+            f"{path}: the weights do not match their hash, so the file is damaged; copy it again"
+        )
+    tokenizer = Tokenizer(info.recipe.tokenizer)
+    tokenizer.load_state_dict(tensors)
+    return LoadedTokenizer(tokenizer.eval().to(device), info, path)
+
+
+def find_model(where: Path) -> Path:
+    """Return the model file that a path stands for.
+
+    Raises:
+        CheckpointError: There is none; the message says what to run first.
+    """
+    if where.is_file():
+        return where
+    for candidate in (where / MODEL_NAME, where / "run" / MODEL_NAME):
+        if candidate.is_file():
+            return candidate
+    state = "holds no trained model yet" if where.is_dir() else "does not exist"
+    raise CheckpointError(
+        f"{where}: {state}; train one first: slicebook train tokenizer DATA --recipe compact --out {where}"
+        " (or slicebook demo)"
+    )
+
+
+def save_state(path: Path, state: State) -> None:
+    """Write all that a training needs to go on."""
+    header = {"schema_version": SCHEMA_VERSION, "kind": "state", "progress": state.progress}
+    _write(path, state.tensors, {**header, "weights_sha256": hash_tensors(state.tensors)})
+
+
+def load_state(path: Path) -> State:
+    """Read what `save_state` wrote.
+
+    Raises:
+        CheckpointError: A damaged file, or a file of another kind or format.
+    """
+    tensors, raw = _read(path)
+    if raw.get("kind") != "state" or raw.get("schema_version") != SCHEMA_VERSION:
+        raise CheckpointError(
+            f"{path}: is no state of a training in format {SCHEMA_VERSION}; train to another --out"
+        )
+    if hash_tensors(tensors) != raw.get("weights_sha256"):
+        raise CheckpointError(
+            f"{path}: does not match its hash, so the file is damaged; train to another --out"
+        )
+    return State(tensors, raw["progress"])
+
+
+def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, types, shapes and values, in the order of the names."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Versions of Slicebook, Python and the libraries that shape the numbers."""
+    names = ("slicebook", "torch", "lightning-fabric", "numpy", "scipy", "scikit-image")
+    return {"python": platform.python_version(), **{name: metadata.version(name) for name in names}}
+
+
+def commit() -> str | None:
+    """Commit of the source tree that runs, with `+` when it holds changes; None outside one."""
+    source = Path(__file__).resolve().parent
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(source), *words]
+        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=10).stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")) != source.parents[1]:
+            return None  # installed inside somebody else's repository
+        return git("rev-parse", "HEAD") + (
+            "+" if git("status", "--porcelain", "--untracked-files=no") else ""
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _write(path: Path, tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> None:
+    # The only good file is never written onto: a kill halfway leaves it as it was.
+    path.parent.mkdir(parents=True, exist_ok=True)
+    flat = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    handle, partial = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    os.close(handle)
+    try:
+        save_file(flat, partial, metadata={"slicebook": json.dumps(info, sort_keys=True)})
+        with open(partial, "rb+") as file:
+            os.fsync(file.fileno())
+        os.chmod(partial, 0o644)
+        os.replace(partial, path)
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be written ({error.strerror or error}); free some space or choose another folder"
+        ) from error
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(partial)
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            info = json.loads((file.metadata() or {}).get("slicebook", "{}"))
+            return {name: file.get_tensor(name) for name in file.keys()}, info  # noqa: SIM118 (not a dict)
+    except (OSError, SafetensorError, json.JSONDecodeError) as error:
+        raise CheckpointError(
+            f"{path}: is no whole safetensors file ({error}); copy it again or train anew"
+        ) from error

@@ -1,0 +1,248 @@
+"""Every setting as a frozen record, and the reading of recipes: YAML plus `key=value`.
+
+A recipe is a named YAML file. It is read strictly: an unknown key is an error that names the nearest known
+one, and a repeated key is an error. Knows neither torch nor files of images.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from slicebook.errors import ConfigError
+
+Probability = Annotated[float, Field(ge=0.0, le=1.0)]
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Record(BaseModel):
+    """A frozen group of settings that refuses keys it does not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+R = TypeVar("R", bound=Record)
+
+
+class AugmentConfig(Record):
+    """Random changes to training slices; each is drawn uniformly within plus or minus its setting."""
+
+    mirror: Probability = 0.5
+    """Probability of a left-right mirror (patients are nearly symmetric; labels have no side)."""
+    rotate_degrees: Annotated[float, Field(ge=0.0, le=180.0)] = 5.0
+    scale: Fraction = 0.08
+    """Relative zoom: 0.08 draws a factor from 0.92 to 1.08."""
+    shift: Fraction = 0.04
+    """Shift along each axis, as a fraction of the slice."""
+    gamma: Fraction = 0.15
+    """Exponent on [0, 1] intensity is drawn from 1 - gamma to 1 + gamma."""
+    gain: Fraction = 0.08
+    """Intensity on [0, 1] is multiplied by 1 - gain to 1 + gain."""
+
+
+class QuantizerConfig(Record):
+    """How each codebook learns (van den Oord et al. 2017, appendix A.1)."""
+
+    decay: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.99
+    epsilon: Positive = 1e-5
+    """Laplace smoothing of the counts."""
+    kmeans_slices: Annotated[int, Field(ge=0)] = 256
+    """Slices whose latents start the codebooks by k-means; 0 keeps the random start."""
+    revive_every: Annotated[int, Field(ge=0)] = 20
+    """Training steps between revivals of dead codes; 0 never revives."""
+    revive_below: Fraction = 0.03
+    """A code is dead when its average hits a step fall below this share of the codebook's mean."""
+
+
+class TokenizerConfig(Record):
+    """Architecture of a tokenizer. Sequences run from the finest level to the coarsest."""
+
+    architecture: Literal["ladder", "vqvae2"] = "ladder"
+    scaling_rates: tuple[int, ...] = (8, 4, 2)
+    """Downscaling of each level against the next finer one (the finest against the slice)."""
+    codebook_sizes: tuple[Count, ...] = (1024, 512, 128)
+    code_dim: Count = 16
+    width: Annotated[int, Field(ge=8, multiple_of=8)] = 128
+    residual_width: Count = 32
+    """Inner channels of a residual layer (`vqvae2` only)."""
+    residual_layers: Annotated[int, Field(ge=0)] = 2
+    resize: tuple[Count, Count] | None = None
+    """Stretch every slice to (rows, columns) first. Only `comp3710` does: it loses the aspect."""
+    quantizer: QuantizerConfig = QuantizerConfig()
+
+    @model_validator(mode="after")
+    def _levels_agree(self) -> TokenizerConfig:
+        for rate in self.scaling_rates:
+            if rate < 2 or rate & (rate - 1):
+                raise ValueError(f"scaling rate {rate} is not a power of 2; use 2, 4, 8, …")
+        if not self.scaling_rates or len(self.scaling_rates) != len(self.codebook_sizes):
+            raise ValueError(
+                f"{len(self.scaling_rates)} scaling_rates and {len(self.codebook_sizes)} codebook_sizes; "
+                "give one of each a level, finest first"
+            )
+        return self
+
+
+class LossConfig(Record):
+    """What training minimises, besides the commitment."""
+
+    kind: Literal["fidelity", "comp3710"] = "fidelity"
+    """`fidelity`: L1 + (1 - SSIM). `comp3710`: mean squared error."""
+    commitment: Annotated[float, Field(ge=0.0)] = 0.25
+    """Weight of the commitment, summed over levels."""
+    level_dropout: Probability = 0.0
+    """Share of training slices decoded from their coarser levels only, the others at the mean code."""
+
+
+class TrainingConfig(Record):
+    """One training: how long, how fast, how often it is judged."""
+
+    loss: LossConfig = LossConfig()
+    optimizer: Literal["adamw", "adam"] = "adamw"
+    learning_rate: Positive = 1e-3
+    weight_decay: Annotated[float, Field(ge=0.0)] = 1e-4
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup: Fraction = 0.02
+    """Share of the training over which the learning rate rises from 0."""
+    clip_gradient: Annotated[float, Field(ge=0.0)] = 1.0
+    """Largest gradient norm; 0 does not clip."""
+    batch_size: Count = 16
+    epochs: Count = 100
+    minutes: Positive | None = None
+    """Stop after this much training time, whatever `epochs` says; the schedule follows the clock."""
+    validate_every: Count = 1
+    """Epochs between validation passes."""
+    augment: AugmentConfig | None = AugmentConfig()
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 42
+
+
+class Recipe(Record):
+    """A named set of settings for one tokenizer training."""
+
+    name: str = "custom"
+    description: str = ""
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    training: TrainingConfig = TrainingConfig()
+
+    def to_yaml(self) -> str:
+        """Return the resolved recipe, every default spelled out."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def recipe_names() -> tuple[str, ...]:
+    """Names of the recipes that come with Slicebook."""
+    folder = resources.files("slicebook") / "recipes"
+    return tuple(sorted(item.name[:-5] for item in folder.iterdir() if item.name.endswith(".yaml")))
+
+
+def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe by its name or path and apply `key=value` settings over it.
+
+    Keys are dotted (`training.learning_rate=1e-3`) and values are YAML (`tokenizer.scaling_rates=[8, 4, 2]`).
+
+    Raises:
+        ConfigError: No such recipe, not YAML, an unknown key, or a value of the wrong kind or range.
+    """
+    text, where = _read(str(name_or_path))
+    settings = _parse(text, where)
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"{override}: wanted key=value, such as training.learning_rate=1e-3")
+        _set(settings, key, _parse_value(value, override))
+    return validate(Recipe, settings, where)
+
+
+def validate(kind: type[R], settings: Mapping[str, Any], where: str) -> R:
+    """Turn plain settings into a record; the error names the key and the nearest known one."""
+    try:
+        return kind.model_validate(settings)
+    except ValidationError as error:
+        raise ConfigError("; ".join(_explain(kind, item, where) for item in error.errors())) from error
+
+
+def _read(name: str) -> tuple[str, str]:
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml"):
+        try:
+            return path.read_text(encoding="utf-8"), name
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(
+                f"{name}: cannot be read ({error}); give a recipe's name or a YAML file"
+            ) from error
+    if name not in recipe_names():
+        raise ConfigError(
+            f"recipe {name!r} not found; known recipes: {', '.join(recipe_names())}, or a .yaml file"
+        )
+    return (resources.files("slicebook") / "recipes" / f"{name}.yaml").read_text(
+        encoding="utf-8"
+    ), f"recipe {name}"
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """YAML that refuses a repeated key instead of keeping the last one."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        repeated = [key for key in keys if keys.count(key) > 1]
+        if repeated:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"key {repeated[0]!r} stands twice", node.start_mark
+            )
+        return super().construct_mapping(node, deep)
+
+
+def _parse(text: str, where: str) -> dict[str, Any]:
+    try:
+        settings = yaml.load(text, Loader=_StrictLoader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where}: not valid YAML ({' '.join(str(error).split())})") from error
+    if settings is None:
+        return {}
+    if not isinstance(settings, dict):
+        raise ConfigError(f"{where}: found {type(settings).__name__}, wanted settings as `key: value` lines")
+    return settings
+
+
+def _parse_value(text: str, where: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_StrictLoader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where}: the value is not valid YAML; quote it") from error
+
+
+def _set(settings: dict[str, Any], key: str, value: Any) -> None:
+    *groups, last = key.split(".")
+    for group in groups:
+        inner = settings.setdefault(group, {})
+        if not isinstance(inner, dict):
+            inner = settings[group] = {}
+        settings = inner
+    settings[last] = value
+
+
+def _explain(kind: type[Record], item: Any, where: str) -> str:
+    key = ".".join(str(part) for part in item["loc"])
+    if item["type"] != "extra_forbidden":
+        found = "" if item["type"] == "missing" else f" (found {item['input']!r})" if key else ""
+        return f"{where}: {key or 'settings'}: {item['msg']}{found}"
+    near = difflib.get_close_matches(key, _known_keys(kind), n=1, cutoff=0.0)
+    return f"{where}: unknown setting {key!r}; did you mean {near[0]!r}?"
+
+
+def _known_keys(kind: type[Record], prefix: str = "") -> list[str]:
+    keys = []
+    for name, field in kind.model_fields.items():
+        keys.append(prefix + name)
+        for inner in (field.annotation, *getattr(field.annotation, "__args__", ())):
+            if isinstance(inner, type) and issubclass(inner, Record):
+                keys += _known_keys(inner, f"{prefix}{name}.")
+    return keys

@@ -1,0 +1,110 @@
+"""The whole in one command: phantom patients, prepared, trained on, reconstructed and scored."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from slicebook import __version__, phantom, text
+from slicebook.checkpoint import load_tokenizer
+from slicebook.config import Recipe
+from slicebook.dataset import PreparedData
+from slicebook.devices import choose_device
+from slicebook.errors import DataError
+from slicebook.evaluate import EvaluationReport, evaluate
+from slicebook.inference import ReconstructSummary, reconstruct
+from slicebook.preparation import prepare
+from slicebook.training import TrainingSummary, train_tokenizer
+from slicebook.volumes import write_nifti
+
+PATIENTS = (20, 4, 6)  # in train, validation and test
+SLICES = 20  # a patient
+SHAPE = (256, 128)  # pixels left-right and front-back, as in the HipMRI study
+
+
+@dataclass(frozen=True)
+class DemoSummary:
+    """What the demo made, and how long it took this time."""
+
+    folder: Path
+    training: TrainingSummary
+    reconstruction: ReconstructSummary
+    evaluation: EvaluationReport
+    seconds: float
+
+
+def run_demo(
+    out: str | Path, recipe: Recipe, *, device: str = "auto", say: Callable[[str], None] = print
+) -> DemoSummary:
+    """Run every step on phantom patients, from their volumes to scores on those never trained on.
+
+    Run again, it goes on where it stopped: what is whole is kept.
+
+    Args:
+        out: A new or empty folder, or that of a demo with the same recipe.
+        recipe: What to train; its seed is that of the phantom too.
+        device: auto, cpu, cuda or mps.
+        say: Called with one line a step.
+
+    Raises:
+        DataError: `out` holds something else, or a demo of other settings.
+    """
+    began = time.perf_counter()
+    out, seed = Path(out), recipe.training.seed
+    _claim(out, recipe)
+    data, prepared, run = out / "phantom", out / "prepared", out / "run"
+    held_out = out / "held-out.nii.gz"
+
+    say(f"1/5 phantom      {sum(PATIENTS)} patients, {SLICES} slices each → {data}")
+    _make_patients(data, held_out, seed)
+    say(f"2/5 prepare      → {prepared}")
+    if not (prepared / "dataset.json").is_file():
+        prepare(data, prepared)
+    say(f"3/5 train        recipe {recipe.name} → {run}")
+    training = train_tokenizer(prepared, recipe, run, device=device)
+    say(f"4/5 reconstruct  {held_out} → {out / 'reconstruction'}")
+    reconstruction = reconstruct(run, held_out, out / "reconstruction", device=device)
+    say(f"5/5 evaluate     {PATIENTS[2]} test patients → {out / 'evaluation'}")
+    evaluation = evaluate(
+        load_tokenizer(run),
+        PreparedData.open(prepared),
+        out / "evaluation",
+        device=choose_device(device),
+        seed=seed,
+    )
+    (out / "table.txt").write_text(text.table(evaluation.table()) + "\n", encoding="utf-8")
+    return DemoSummary(out, training, reconstruction, evaluation, time.perf_counter() - began)
+
+
+def _claim(out: Path, recipe: Recipe) -> None:
+    """Mark a folder as this demo's, or make sure that it is."""
+    mark = out / "demo.json"
+    settings = {"slicebook_version": __version__, "recipe": recipe.model_dump(mode="json")}
+    if mark.is_file():
+        if json.loads(mark.read_text(encoding="utf-8")) != settings:
+            raise DataError(f"{out}: holds a demo of other settings; remove it or choose another --out")
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise DataError(f"{out}: exists and is no demo; choose another --out")
+    else:
+        out.mkdir(parents=True, exist_ok=True)
+        partial = out / ".demo.json"
+        partial.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        os.replace(partial, mark)
+
+
+def _make_patients(data: Path, held_out: Path, seed: int) -> None:
+    """Write the data set, and the first test patient once more as a whole volume."""
+    if not data.is_dir():
+        partial = data.with_name(f".{data.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        phantom.write_hipmri(partial, patients=PATIENTS, weeks=1, slices=SLICES, seed=seed, shape=SHAPE)
+        os.replace(partial, data)
+    if not held_out.is_file():
+        first_test = phantom.FIRST_CASE + PATIENTS[0] + PATIENTS[1]
+        volume = phantom.patient_volume(first_test, 0, seed=seed, slices=SLICES, shape=SHAPE)
+        write_nifti(held_out, volume.image, affine=volume.affine)

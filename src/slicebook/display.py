@@ -1,0 +1,92 @@
+"""How a training shows itself: a live line on a terminal, lasting lines in a log, TensorBoard if there."""
+
+from __future__ import annotations
+
+import importlib.util
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+
+
+class Display:
+    """Progress of one run; silent unless shown.
+
+    Args:
+        run: Folder of the run; TensorBoard's events go there when the package is installed.
+        shown: Whether anything is printed.
+    """
+
+    def __init__(self, run: Path, *, shown: bool) -> None:
+        self.run = run
+        self.console = Console(stderr=True, quiet=not shown, highlight=False)
+        self.bar = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.fields[epoch]}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f}%  {task.fields[scores]}"),
+            console=self.console,
+            disable=not shown or not self.console.is_terminal,
+        )
+        self.task = self.bar.add_task("", total=1.0, epoch="starting", scores="")
+        self.writer = _tensorboard(run) if shown else None
+
+    def __enter__(self) -> Display:
+        self.bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.bar.stop()
+        if self.writer:
+            self.writer.close()
+
+    def say(self, text: str) -> None:
+        """Print a line that stays."""
+        self.console.print(text)
+
+    def begin(self, fraction: float, *, again: bool) -> None:
+        """Start the clock of the time left at a fraction done."""
+        self.began, self.from_fraction = time.perf_counter(), fraction
+        if again:
+            self.say(f"{self.run}: going on at {fraction:.0%}")
+
+    def trained(self, epoch: int, fraction: float, scores: Mapping[str, float]) -> None:
+        """Show the means of the epoch so far."""
+        done = max(fraction - self.from_fraction, 1e-9)
+        left = (time.perf_counter() - self.began) / done * (1 - fraction)
+        text = f"{_line(scores)}  {left // 60:.0f}:{left % 60:02.0f} left"
+        self.bar.update(self.task, completed=fraction, epoch=f"epoch {epoch + 1}", scores=text)
+
+    def validated(self, step: int, row: Mapping[str, float], *, best: bool) -> None:
+        """Leave a line for a validation."""
+        self.say(f"epoch {row['epoch']:.0f}  {_line(row)}{'  best so far' if best else ''}")
+        if self.writer:
+            for name, value in row.items():
+                self.writer.add_scalar(name, value, step)
+
+
+def _line(scores: Mapping[str, float]) -> str:
+    parts = []
+    for place in ("", "train_", "validation_"):
+        found = [f"{name} {scores[place + name]:.4f}" for name in ("loss", "ssim") if place + name in scores]
+        if found:
+            parts.append(" ".join([*([place[:-1]] if place else []), *found]))
+    usage = [f"{value:.0%}" for name, value in sorted(scores.items()) if name.startswith("usage_")]
+    if usage:
+        parts.append(f"codes in use {' '.join(usage)}")
+    parts.append(f"{scores['images_per_second']:.0f} images/s")
+    return "  ".join(parts)
+
+
+def _tensorboard(run: Path) -> Any:
+    if importlib.util.find_spec("tensorboard") is None:
+        return None
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(run)

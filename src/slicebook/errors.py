@@ -1,0 +1,25 @@
+"""Every error Slicebook raises on purpose.
+
+A message says where, what was found, what was wanted, and what to do. Each error is also the builtin it
+resembles, so that `except ValueError` in a user's script keeps working.
+"""
+
+
+class SlicebookError(Exception):
+    """Base of all errors that a user can cause and mend."""
+
+
+class ConfigError(SlicebookError, ValueError):
+    """A setting or recipe cannot be used."""
+
+
+class DataError(SlicebookError, ValueError):
+    """A file, folder or data set cannot be used."""
+
+
+class CheckpointError(SlicebookError, RuntimeError):
+    """A model or run cannot be loaded, or does not fit what it is asked to do."""
+
+
+class ShapeError(SlicebookError, ValueError):
+    """An array has a shape that the operation cannot take."""

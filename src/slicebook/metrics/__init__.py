@@ -1,0 +1,1 @@
+"""Measures of images, as pure functions on arrays."""

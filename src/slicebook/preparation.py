@@ -1,0 +1,396 @@
+"""Turn a folder of volumes into a prepared folder (`manifest.py` describes it).
+
+One volume is in memory at a time, and the folder appears under its name only when it is whole.
+"""
+
+# mypy: allow-untyped-calls
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from jaxtyping import Float32, Shaped
+from skimage.transform import resize
+
+from slicebook import __version__
+from slicebook.checking import Misfit, Part, count_files, read_parts
+from slicebook.errors import ConfigError, DataError
+from slicebook.layouts import (
+    DEFAULT_FRACTIONS,
+    EVERY_FILE,
+    SPLITS,
+    Found,
+    Source,
+    SourceOptions,
+    Split,
+    Unreadable,
+    assign_splits,
+    find_sources,
+    refuse_guesses,
+)
+from slicebook.manifest import (
+    SCHEMA_VERSION,
+    DatasetInfo,
+    SliceRecord,
+    SplitCounts,
+    write_info,
+    write_manifest,
+    write_quarantine,
+)
+from slicebook.volumes import Plane
+
+MAX_UNREADABLE = 0.05  # of the files; one alone is always quarantined
+
+
+@dataclass(frozen=True)
+class PrepareOptions:
+    """What is done to the volumes.
+
+    Attributes:
+        spacing: Resample in-plane to this many mm; native pixels when not given.
+        size: Crop or pad centrally to these rows and columns.
+        percentiles: Intensities of a volume that become -1 and 1.
+        fractions: Share of the patients in train, validation and test; `(0, 0, 1)` puts all in test. If not
+            given: the layout's own split where it has one, else 70, 15 and 15 %.
+        seed: Of the split.
+    """
+
+    spacing: float | None = None
+    size: tuple[int, int] | None = None
+    percentiles: tuple[float, float] = (0.5, 99.5)
+    fractions: tuple[float, float, float] | None = None
+    seed: int = 42
+
+    def __post_init__(self) -> None:
+        if self.spacing is not None and not 0 < self.spacing < float("inf"):
+            raise ConfigError(f"--spacing {self.spacing}: wanted millimetres above 0")
+        if self.size is not None and min(self.size) < 1:
+            raise ConfigError(f"--size {self.size}: wanted rows and columns of at least 1")
+        low, high = self.percentiles
+        if not 0 <= low < high <= 100:
+            raise ConfigError(f"percentiles {low} and {high}: wanted 0 <= low < high <= 100")
+        shares = self.fractions or DEFAULT_FRACTIONS
+        if min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
+            raise ConfigError(
+                f"--fractions {self.fractions}: wanted three shares, none below 0, that sum to 1"
+            )
+
+
+NATIVE = PrepareOptions()
+"""Native pixels and the default split."""
+
+
+@dataclass(frozen=True)
+class PreparedSummary:
+    """What `prepare` did.
+
+    `quarantined` (file, reason) and `unmatched` name raw files: they are for the owner's screen.
+    """
+
+    folder: Path
+    info: DatasetInfo
+    quarantined: tuple[tuple[str, str], ...]
+    unmatched: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class IntensityMap:
+    """The straight line between a volume's intensities and [-1, 1].
+
+    Attributes:
+        low, high: Intensities that become -1 and 1; those beyond are clipped.
+    """
+
+    low: float
+    high: float
+
+    @classmethod
+    def fit(
+        cls, array: Float32[np.ndarray, "*shape"], percentiles: tuple[float, float] = (0.5, 99.5)
+    ) -> IntensityMap:
+        """Take two percentiles of a volume; its extremes where those coincide."""
+        low, high = (float(value) for value in np.percentile(array, percentiles))
+        if not low < high:
+            low, high = float(array.min()), float(array.max())
+        return cls(low, high if low < high else low + 1)
+
+    def forward(self, array: Float32[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape"]:
+        """Map intensities to [-1, 1]."""
+        unit = (array.astype(np.float64) - self.low) / (self.high - self.low)
+        return (2 * unit - 1).clip(-1, 1).astype(np.float32)
+
+    def inverse(self, array: Float32[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape"]:
+        """Map [-1, 1] back to intensities; what was clipped stays clipped."""
+        unit = (array.astype(np.float64) + 1) / 2
+        return (unit * (self.high - self.low) + self.low).astype(np.float32)
+
+
+def prepare(
+    data: str | Path,
+    out: str | Path,
+    source: SourceOptions = EVERY_FILE,
+    options: PrepareOptions = NATIVE,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+) -> PreparedSummary:
+    """Read the volumes below `data` and write the prepared folder `out`.
+
+    Patients get serial pseudonyms in the order of their raw identifiers. A file with the voxels of another of
+    the same patient is left out and counted; shared between two patients, it is an error.
+
+    Args:
+        data: Folder of volumes.
+        out: New or empty folder, or a prepared one, which is replaced when the new one is whole.
+        source: Which files belong to whom.
+        options: What is done to them.
+        progress: Called with the volumes done and the volumes in all.
+
+    Raises:
+        ConfigError: An option does not fit.
+        DataError: The data cannot be used; `out` is as it was.
+    """
+    data, out = Path(data), Path(out).absolute()
+    if out.exists() and not (out / "dataset.json").is_file() and (out.is_file() or any(out.iterdir())):
+        raise DataError(f"{out}: exists and is no prepared folder; choose a new or empty one")
+    found = find_sources(data, source)
+    refuse_guesses(data, found)
+    splits = assign_splits(found, options.fractions, options.seed)
+    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    try:
+        partial.mkdir(parents=True)
+        with _Writer(partial, found, source.plane, options, splits) as writer:
+            for done, one in enumerate(found.sources):
+                writer.add(one)
+                if progress is not None:
+                    progress(done + 1, len(found.sources))
+            info = writer.finish()
+        _put_in_place(partial, out)
+    except OSError as error:
+        raise DataError(
+            f"{error.filename or out}: {error.strerror}; free space, or choose another OUT"
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    quarantined = tuple((str(bad.path), bad.reason) for bad in writer.unreadable)
+    return PreparedSummary(out, info, quarantined, tuple(str(path) for path in found.unmatched))
+
+
+class _Writer:
+    """Appends volumes to a prepared folder that is being made."""
+
+    def __init__(
+        self,
+        folder: Path,
+        found: Found,
+        plane: Plane | None,
+        options: PrepareOptions,
+        splits: dict[str, Split],
+    ) -> None:
+        self.folder, self.found, self.plane, self.options, self.splits = folder, found, plane, options, splits
+        self.pseudonyms = {raw: f"patient-{n:04}" for n, raw in enumerate(sorted(splits), start=1)}
+        self.records: list[SliceRecord] = []
+        self.unreadable: list[Unreadable] = []
+        self.planes: set[Plane] = set()
+        self.label_values: set[int] = set()
+        self.voxels: dict[bytes, tuple[Source, Path]] = {}  # whose they were first
+        self.duplicates = 0
+        self.split_lines: list[str] = []
+        self.images: BinaryIO = (folder / "images.f32").open("wb")
+        self.labels: BinaryIO = (folder / "labels.u8").open("wb")
+        self.quarantine(found.unreadable)
+
+    def __enter__(self) -> _Writer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.images.close()
+        self.labels.close()
+
+    def quarantine(self, files: Iterable[Unreadable]) -> None:
+        """Set files aside, unless there are too many of them."""
+        self.unreadable += files
+        count, total = len(self.unreadable), count_files(self.found)
+        if count >= 2 and count > MAX_UNREADABLE * total:
+            shown = "; ".join(bad.reason for bad in self.unreadable[:5])
+            raise DataError(
+                f"{count} of {total} files cannot be read, more than {MAX_UNREADABLE:.0%}: {shown}; replace "
+                "or remove them (slicebook check lists all)"
+            )
+
+    def add(self, source: Source) -> None:
+        """Read a volume, map its intensities, and append its slices."""
+        parts: list[Part] = []
+        for part in read_parts(source, self.plane):
+            if isinstance(part, Unreadable):
+                self.quarantine([part])
+            elif isinstance(part, Misfit):
+                raise DataError(part.reason)
+            elif self._is_new(source, part):
+                parts.append(part)
+        if not parts:
+            return
+        values = [part.images.ravel() for part in parts]
+        mapping = IntensityMap.fit(
+            values[0] if len(values) == 1 else np.concatenate(values), self.options.percentiles
+        )
+        patient, split = self.pseudonyms[source.patient], self.splits[source.patient]
+        others = {record.volume for record in self.records if record.patient == patient}
+        volume = f"{patient}/volume-{len(others) + 1:02}"
+        last = (len(source.images) if source.is_stack else len(parts[0].images)) - 1
+        for part in parts:
+            self._append(part, patient, volume, split, mapping, last)
+        voxels = hashlib.sha256(b"".join(part.digest for part in parts)).hexdigest()
+        self.split_lines.append(f"{voxels} {split}")
+
+    def _is_new(self, source: Source, part: Part) -> bool:
+        first, path = self.voxels.setdefault(part.digest, (source, part.path))
+        if part.blank or (first is source and path == part.path):  # blank slices are alike, and no copies
+            return True
+        if first.patient != source.patient:
+            raise DataError(
+                f"{part.path}: the same voxels as {path}, of another patient ({source.patient} and "
+                f"{first.patient}), so the split could leak; remove one of them"
+            )
+        self.duplicates += 1
+        return False
+
+    def _append(
+        self, part: Part, patient: str, volume: str, split: Split, mapping: IntensityMap, last: int
+    ) -> None:
+        self.planes.add(part.plane)
+        if part.labels is not None:
+            self.label_values.update(np.unique(part.labels).tolist())
+        shape, row_mm, column_mm = _resampled_shape(part, self.options.spacing)
+        for i, native in enumerate(part.images):
+            image = mapping.forward(resample(native, shape))
+            image = crop_or_pad(image, self.options.size or shape, fill=-1)
+            offset = self.images.tell() // 4
+            self.images.write(image.astype("<f4").tobytes())
+            label_offset = -1
+            if part.labels is not None:
+                label = crop_or_pad(resample(part.labels[i], shape), self.options.size or shape, fill=0)
+                label_offset = self.labels.tell()
+                self.labels.write(label.tobytes())
+            number = part.number + i
+            record = SliceRecord(
+                index=len(self.records),
+                patient=patient,
+                volume=volume,
+                slice=number,
+                position=number / last if last else 0.0,
+                split=split,
+                rows=image.shape[0],
+                columns=image.shape[1],
+                offset=offset,
+                label_offset=label_offset,
+                row_mm=row_mm,
+                column_mm=column_mm,
+                low=mapping.low,
+                high=mapping.high,
+                blank=bool(native.min() == native.max() or image.min() == image.max()),
+            )
+            self.records.append(record)
+
+    def finish(self) -> DatasetInfo:
+        """Write the manifest, the quarantine and `dataset.json`."""
+        self.images.flush()
+        self.labels.flush()
+        counts: dict[Split, SplitCounts] = {split: self._count(split) for split in SPLITS}
+        empty = [split for split in set(self.splits.values()) if not counts[split].slices]
+        if empty:
+            raise DataError(
+                f"no readable slice is left in {', '.join(sorted(empty))}: {self.unreadable[0].reason}; "
+                "replace the unreadable files"
+            )
+        if not self.labels.tell():
+            (self.folder / "labels.u8").unlink()
+        write_manifest(self.folder, self.records)
+        write_quarantine(self.folder, self.unreadable)
+        own_split = any(source.split for source in self.found.sources)
+        info = DatasetInfo(
+            schema_version=SCHEMA_VERSION,
+            slicebook_version=__version__,
+            layout=self.found.layout,
+            plane=self.planes.pop() if len(self.planes) == 1 else None,
+            spacing=self.options.spacing,
+            size=self.options.size,
+            percentiles=self.options.percentiles,
+            seed=self.options.seed,
+            fractions=None if own_split else self.options.fractions or DEFAULT_FRACTIONS,
+            split_hash=hashlib.sha256("\n".join(sorted(self.split_lines)).encode()).hexdigest(),
+            counts=counts,
+            label_values=tuple(sorted(self.label_values)),
+            quarantined=len(self.unreadable),
+            duplicates=self.duplicates,
+        )
+        write_info(self.folder, info)
+        return info
+
+    def _count(self, split: Split) -> SplitCounts:
+        records = [record for record in self.records if record.split == split]
+        return SplitCounts(
+            patients=len({record.patient for record in records}),
+            volumes=len({record.volume for record in records}),
+            slices=len(records),
+            blank=sum(record.blank for record in records),
+        )
+
+
+def resample(
+    image: Shaped[np.ndarray, "rows columns"], shape: tuple[int, int]
+) -> Shaped[np.ndarray, "new_rows new_columns"]:
+    """Resample a slice to a shape over the same field of view.
+
+    Images (float32): cubic, after a Gaussian against aliasing where pixels get larger. Masks (uint8):
+    nearest.
+    """
+    if image.shape == shape:
+        return image
+    if image.dtype == np.uint8:
+        nearest = resize(image, shape, order=0, anti_aliasing=False, preserve_range=True)
+        return np.asarray(nearest, np.uint8)
+    cubic = resize(image, shape, order=3, mode="edge", anti_aliasing=True, preserve_range=True)
+    return np.asarray(cubic, np.float32)
+
+
+def crop_or_pad(
+    image: Shaped[np.ndarray, "rows columns"], size: tuple[int, int], fill: int
+) -> Shaped[np.ndarray, "new_rows new_columns"]:
+    """Cut or extend a slice about its centre; an odd remainder goes after it."""
+    for axis, wanted in enumerate(size):
+        found = image.shape[axis]
+        start = max(found - wanted, 0) // 2
+        image = image.take(range(start, min(start + wanted, found)), axis=axis)
+        before = max(wanted - found, 0) // 2
+        padding = [(0, 0), (0, 0)]
+        padding[axis] = (before, wanted - image.shape[axis] - before)
+        image = np.pad(image, padding, constant_values=fill)
+    return image
+
+
+def _resampled_shape(part: Part, spacing: float | None) -> tuple[tuple[int, int], float, float]:
+    """Return rows and columns at a spacing, and the spacing (row, column) that whole numbers make of it."""
+    rows, columns = part.images.shape[1:]
+    _, row_mm, column_mm = part.spacing
+    if spacing is None:
+        return (rows, columns), row_mm, column_mm
+    new_rows, new_columns = (
+        max(round(rows * row_mm / spacing), 1),
+        max(round(columns * column_mm / spacing), 1),
+    )
+    return (new_rows, new_columns), rows * row_mm / new_rows, columns * column_mm / new_columns
+
+
+def _put_in_place(partial: Path, out: Path) -> None:
+    """Give the finished folder its name; an older prepared folder there goes only then."""
+    retired = partial.with_suffix(".old")
+    if (out / "dataset.json").is_file():
+        out.rename(retired)
+    partial.replace(out)
+    shutil.rmtree(retired, ignore_errors=True)

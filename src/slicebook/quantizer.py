@@ -1,0 +1,202 @@
+"""One codebook: nearest code, running averages, k-means start, revival, usage. It knows only vectors.
+
+Codes are the ratio of two buffers, `sums` and `counts`, and are never stored as a third. Whoever moves a code
+moves both, so no later update can put it back, and no code starts with a sum but no count.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed
+from jaxtyping import Float, Float32, Int64
+from torch import Tensor, nn
+from torch.nn import functional
+
+from slicebook.config import QuantizerConfig
+
+# Distances are made a block at a time: this many stay in the cache of a core and cost no large temporary.
+BLOCK_ELEMENTS = 1 << 19
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """What a codebook makes of `n` vectors."""
+
+    vectors: Float[Tensor, "n d"]
+    """Nearest codes, with the gradient of the input (straight-through)."""
+    tokens: Int64[Tensor, " n"]
+    """Index of each code, in `[0, k)`."""
+    commitment: Float[Tensor, ""]
+    """Mean squared distance from the input to its code; pulls the input only."""
+
+
+@dataclass(frozen=True)
+class Usage:
+    """How much of a codebook the tokens of a period used."""
+
+    used: float
+    """Share of the codes that were hit at least once, in `[0, 1]`."""
+    perplexity: float
+    """Exponential of the tokens' entropy: the number of codes in effective use."""
+
+
+def nearest_code(vectors: Float[Tensor, "n d"], codes: Float32[Tensor, "k d"]) -> Int64[Tensor, " n"]:
+    """Return the index of the closest code for each vector.
+
+    Closest is by squared Euclidean distance (van den Oord et al. 2017, eq. 1,
+    https://arxiv.org/abs/1711.00937). Works in float32 whatever autocast says, and records no gradient.
+
+    >>> nearest_code(torch.tensor([[0.9], [-3.0]]), torch.tensor([[-1.0], [1.0]])).tolist()
+    [1, 0]
+    """
+    with torch.no_grad(), torch.autocast(vectors.device.type, enabled=False):
+        # ||x - c||² orders codes as ||c||²/2 - x·c does: the norm of x is the same for every code.
+        half_norms = codes.square().sum(1).mul_(0.5)
+        transposed = codes.t().contiguous()
+        rows = max(1, BLOCK_ELEMENTS // len(codes))
+        found = [
+            torch.addmm(half_norms, block, transposed, alpha=-1.0).argmin(1)
+            for block in torch.split(vectors.detach().float(), rows)
+        ]
+        return torch.cat(found) if found else vectors.new_empty(0, dtype=torch.int64)
+
+
+def kmeans(
+    vectors: Float[Tensor, "n d"], k: int, generator: torch.Generator, *, rounds: int = 10
+) -> tuple[Float32[Tensor, "k d"], Float32[Tensor, " k"]]:
+    """Cluster vectors into `k` means by Lloyd's rounds from random vectors; an empty mean is drawn anew.
+
+    Returns:
+        Means, and how many vectors each holds. With fewer vectors than means, means repeat with small noise.
+    """
+    vectors = vectors.detach().float()
+    spread = vectors.std(0, unbiased=False).add(1e-6)
+
+    def draw() -> Tensor:
+        # Indices come from a CPU generator so that every device starts from the same vectors.
+        order = torch.randperm(len(vectors), generator=generator).repeat(-(-k // len(vectors)))[:k]
+        noise = torch.randn(k, vectors.shape[1], generator=generator).to(vectors) * spread * 1e-3
+        return vectors[order.to(vectors.device)] + noise
+
+    means = draw()
+    counts = torch.zeros(k, device=vectors.device)
+    for _ in range(rounds):
+        sums, counts = _totals(vectors, nearest_code(vectors, means), k)
+        means = torch.where(counts[:, None] > 0, sums / counts.clamp(min=1)[:, None], draw())
+    return means, counts
+
+
+class Quantizer(nn.Module):
+    """A codebook that follows its vectors by exponential moving averages.
+
+    Follows van den Oord et al. 2017, appendix A.1, with Laplace smoothing of the counts, so that the codes
+    need no optimiser. In training mode a forward pass also updates the averages, summed over all processes.
+    No step waits for the device: nothing here reads a value back to the host but `usage`.
+    """
+
+    sums: Tensor
+    counts: Tensor
+    hits: Tensor
+
+    def __init__(self, size: int, dim: int, config: QuantizerConfig | None = None) -> None:
+        super().__init__()
+        self.size = size
+        self.dim = dim
+        self.config = config or QuantizerConfig()
+        self.register_buffer("sums", torch.randn(size, dim))
+        self.register_buffer("counts", torch.ones(size))
+        self.register_buffer("hits", torch.zeros(size), persistent=False)
+
+    @property
+    def codes(self) -> Float32[Tensor, "k d"]:
+        """The codebook: sums over Laplace-smoothed counts."""
+        total = self.counts.sum()
+        smoothed = (self.counts + self.config.epsilon) * total / (total + self.size * self.config.epsilon)
+        return self.sums / smoothed[:, None]
+
+    @property
+    def mean_code(self) -> Float32[Tensor, " d"]:
+        """The code of an average token: codes weighted by how often they are used."""
+        return self.sums.sum(0) / self.counts.sum()
+
+    def look_up(self, tokens: Int64[Tensor, "*shape"]) -> Float32[Tensor, "*shape d"]:
+        """Return the code of each token."""
+        return functional.embedding(tokens, self.codes)
+
+    def forward(self, vectors: Float[Tensor, "n d"], revive: bool = False) -> Quantized:
+        """Quantise vectors; in training mode also learn from them.
+
+        Args:
+            vectors: Continuous latents.
+            revive: In training mode, give dead codes vectors of this batch after the update.
+        """
+        codes = self.codes
+        tokens = nearest_code(vectors, codes)
+        nearest = codes[tokens].to(vectors.dtype)
+        commitment = functional.mse_loss(vectors, nearest)
+        straight_through = vectors + (nearest - vectors).detach()
+        if self.training:
+            self._learn(vectors.detach().float(), tokens)
+            if revive:
+                self._revive(vectors.detach().float())
+        return Quantized(straight_through, tokens, commitment)
+
+    @torch.no_grad()
+    def start(self, vectors: Float[Tensor, "n d"], generator: torch.Generator) -> None:
+        """Begin with the k-means of vectors, the same on every process (rank 0 clusters)."""
+        means, counts = kmeans(vectors, self.size, generator)
+        counts = counts / counts.sum() * self.size  # as if a mean of one vector a code had been seen
+        counts.clamp_(min=0.1)
+        self._replace(torch.ones(self.size, dtype=torch.bool, device=means.device), means, counts)
+
+    def usage(self) -> Usage:
+        """Usage of the tokens counted since the last `forget_usage` (this process's in training)."""
+        return usage_of(self.hits)
+
+    def forget_usage(self) -> None:
+        """Begin a new period of counting."""
+        self.hits.zero_()
+
+    @torch.no_grad()
+    def _learn(self, vectors: Tensor, tokens: Tensor) -> None:
+        sums, counts = _totals(vectors, tokens, self.size, all_processes=True)
+        self.hits += counts
+        self.sums.lerp_(sums, 1 - self.config.decay)
+        self.counts.lerp_(counts, 1 - self.config.decay)
+
+    @torch.no_grad()
+    def _revive(self, vectors: Tensor) -> None:
+        mean_count = self.counts.mean()
+        dead = self.counts < self.config.revive_below * mean_count
+        picks = torch.randint(len(vectors), (self.size,), device=vectors.device)
+        # A revived code starts with the count of an average one: enough to survive until it is hit.
+        self._replace(dead, vectors[picks], mean_count.expand(self.size))
+
+    def _replace(self, chosen: Tensor, codes: Tensor, counts: Tensor) -> None:
+        # Count and sum move together: a code moved alone is put back by its next update.
+        fresh = torch.cat([codes * counts[:, None], counts[:, None]], 1).contiguous()
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.broadcast(fresh, src=0)  # ranks that draw for themselves drift apart
+        self.sums.copy_(torch.where(chosen[:, None], fresh[:, :-1], self.sums))
+        self.counts.copy_(torch.where(chosen, fresh[:, -1], self.counts))
+
+
+def usage_of(hits: Float[Tensor, " k"]) -> Usage:
+    """Usage of a codebook from the number of tokens of each code."""
+    total = hits.sum()
+    share = hits.double() / total.clamp(min=1)
+    entropy = -(share * share.clamp(min=1e-300).log()).sum()
+    return Usage(float((hits > 0).double().mean()), float(entropy.exp()) if total > 0 else 0.0)
+
+
+def _totals(vectors: Tensor, tokens: Tensor, k: int, *, all_processes: bool = False) -> tuple[Tensor, Tensor]:
+    """Sum and number of the vectors of each token, in one (k, d + 1) table and so one all-reduce."""
+    n, d = vectors.shape
+    table = vectors.new_zeros(k, d + 1)
+    table[:, :d].index_add_(0, tokens, vectors)
+    table[:, d].index_add_(0, tokens, vectors.new_ones(n))  # `bincount` would wait for a GPU
+    if all_processes and torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(table)
+    return table[:, :d], table[:, d]

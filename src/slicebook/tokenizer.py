@@ -1,0 +1,287 @@
+"""The hierarchical tokenizer: slices to token grids and back, and its loss.
+
+A network and one codebook a level. Levels are quantised from the coarsest to the finest, each given what the
+coarser ones already say (Razavi et al. 2019, https://arxiv.org/abs/1906.00446). Grids come finest first.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor, nn
+from torch.nn import functional
+
+from slicebook.config import LossConfig, TokenizerConfig
+from slicebook.errors import ShapeError
+from slicebook.networks import Context, build_network
+from slicebook.quantizer import Quantizer, nearest_code
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """A batch of slices after a passage through the tokenizer."""
+
+    images: Float[Tensor, "b 1 h w"]
+    tokens: tuple[Int64[Tensor, "b _ _"], ...]
+    """Token grids, finest first."""
+    commitment: Float[Tensor, ""]
+    """Summed over levels."""
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What a training step minimises, and its parts."""
+
+    total: Float[Tensor, ""]
+    fidelity: Float[Tensor, ""]
+    """The distance of the images, without the commitment."""
+    ssim: Float[Tensor, ""]
+    """Structural similarity on [0, 1] (`ssim`), for the curves."""
+
+
+class Tokenizer(nn.Module):
+    """Slices in about [-1, 1] to token grids and back, at any size.
+
+    Slices are padded (by their edge) to a multiple of `stride` and cropped back; never stretched, but by
+    a configuration that asks for it (`resize`).
+    """
+
+    def __init__(self, config: TokenizerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.network = build_network(config)
+        self.quantizers = nn.ModuleList(
+            Quantizer(size, config.code_dim, config.quantizer) for size in config.codebook_sizes
+        )
+
+    @property
+    def levels(self) -> int:
+        """Number of levels."""
+        return len(self.config.scaling_rates)
+
+    @property
+    def stride(self) -> int:
+        """Pixels along a side of one token of the coarsest level."""
+        return math.prod(self.config.scaling_rates)
+
+    def grids(self, size: tuple[int, int]) -> tuple[tuple[int, int], ...]:
+        """Token grid (rows, columns) of each level, finest first, for a slice of `size` pixels."""
+        rows, columns = self._padded(self.config.resize or size)
+        strides = [math.prod(self.config.scaling_rates[: level + 1]) for level in range(self.levels)]
+        return tuple((rows // stride, columns // stride) for stride in strides)
+
+    def bits(self, size: tuple[int, int]) -> float:
+        """Raw bits of one slice of `size` pixels: tokens × log2 K, summed over levels."""
+        return sum(
+            rows * columns * math.log2(k)
+            for (rows, columns), k in zip(self.grids(size), self.config.codebook_sizes, strict=True)
+        )
+
+    def forward(
+        self,
+        images: Float[Tensor, "b 1 h w"],
+        *,
+        revive: bool = False,
+        silent: Bool[Tensor, "levels b"] | None = None,
+    ) -> Reconstruction:
+        """Reconstruct slices; in training mode the codebooks also learn from them.
+
+        Args:
+            images: Slices in [-1, 1].
+            revive: In training mode, give dead codes a new place after this step's update.
+            silent: Levels that say nothing but their mean code, for each slice.
+        """
+        context: Context = ()
+        tokens: list[Tensor] = []
+        commitment = images.new_zeros(())
+        features = self.network.features(self._enter(images))
+        for level in reversed(range(self.levels)):
+            latents = self.network.latents(level, features[level], context)
+            found = self.codebook(level)(_to_vectors(latents), revive=revive)
+            vectors = _to_map(found.vectors, latents.shape)
+            if silent is not None:
+                vectors = torch.where(silent[level][:, None, None, None], self._mean(level), vectors)
+            context = self.network.absorb(level, context, vectors)
+            tokens.insert(0, found.tokens.view(len(latents), *latents.shape[-2:]))
+            commitment = commitment + found.commitment
+        drawn = self._leave(self.network.image(context), images.shape[-2:])
+        return Reconstruction(drawn, tuple(tokens), commitment)
+
+    @torch.no_grad()
+    def encode(self, images: Float[Tensor, "b 1 h w"]) -> tuple[Int64[Tensor, "b _ _"], ...]:
+        """Return the token grids of slices in [-1, 1], finest first; wants evaluation mode."""
+        context: Context = ()
+        tokens: list[Tensor] = []
+        features = self.network.features(self._enter(images))
+        for level in reversed(range(self.levels)):
+            latents = self.network.latents(level, features[level], context)
+            grid = nearest_code(_to_vectors(latents), self.codebook(level).codes)
+            tokens.insert(0, grid.view(len(latents), *latents.shape[-2:]))
+            if level:  # nobody hears the finest level here
+                context = self.network.absorb(level, context, self._vectors(level, tokens[0]))
+        return tuple(tokens)
+
+    @torch.no_grad()
+    def decode(
+        self, tokens: Sequence[Int64[Tensor, "b _ _"]], size: tuple[int, int], *, levels: int | None = None
+    ) -> Float[Tensor, "b 1 h w"]:
+        """Draw slices of `size` pixels from token grids, finest first.
+
+        Args:
+            tokens: One grid a level.
+            size: Rows and columns of the slices.
+            levels: Hear only this many of the coarsest levels; the finer ones are held at their mean code.
+
+        Raises:
+            ShapeError: Grids that a slice of this size does not have, or a token outside its codebook.
+        """
+        self._check(tokens, size)
+        heard = self.levels if levels is None else levels
+        context: Context = ()
+        for level in reversed(range(self.levels)):
+            vectors = self._vectors(level, tokens[level])
+            if level < self.levels - heard:
+                vectors = self._mean(level).expand_as(vectors)
+            context = self.network.absorb(level, context, vectors)
+        return self._leave(self.network.image(context), size)
+
+    @torch.no_grad()
+    def start(self, images: Float[Tensor, "b 1 h w"], generator: torch.Generator) -> None:
+        """Start every codebook by k-means of the untrained network's latents, coarsest first."""
+        was_training = self.training
+        self.eval()  # batch norm must not learn from one large batch
+        for level in reversed(range(self.levels)):
+            context: Context = ()
+            features = self.network.features(self._enter(images))
+            for done in reversed(range(level + 1, self.levels)):
+                latents = self.network.latents(done, features[done], context)
+                grid = nearest_code(_to_vectors(latents), self.codebook(done).codes)
+                vectors = self._vectors(done, grid.view(len(latents), *latents.shape[-2:]))
+                context = self.network.absorb(done, context, vectors)
+            latents = self.network.latents(level, features[level], context)
+            self.codebook(level).start(_to_vectors(latents), generator)
+        self.train(was_training)
+
+    def codebook(self, level: int) -> Quantizer:
+        """The codebook of a level."""
+        quantizer = self.quantizers[level]
+        assert isinstance(quantizer, Quantizer)
+        return quantizer
+
+    def _vectors(self, level: int, grid: Tensor) -> Tensor:
+        return self.codebook(level).look_up(grid).permute(0, 3, 1, 2)
+
+    def _mean(self, level: int) -> Tensor:
+        return self.codebook(level).mean_code[:, None, None]
+
+    def _padded(self, size: tuple[int, int]) -> tuple[int, int]:
+        rows, columns = size
+        return -(-rows // self.stride) * self.stride, -(-columns // self.stride) * self.stride
+
+    def _enter(self, images: Tensor) -> Tensor:
+        """Pad, half on each side, to whole tokens; or stretch, where the configuration says so."""
+        if self.config.resize:
+            images = functional.interpolate(images, self.config.resize, mode="bilinear", antialias=True)
+        left, right, top, bottom = self._margins((images.shape[-2], images.shape[-1]))
+        if left or right or top or bottom:
+            images = functional.pad(images, (left, right, top, bottom), mode="replicate")
+        return images
+
+    def _leave(self, images: Tensor, size: Sequence[int]) -> Tensor:
+        rows, columns = self.config.resize or size
+        left, _, top, _ = self._margins((rows, columns))
+        images = images[..., top : top + rows, left : left + columns]
+        if self.config.resize:
+            images = functional.interpolate(images, tuple(size), mode="bilinear", antialias=True)
+        return images
+
+    def _margins(self, size: tuple[int, int]) -> tuple[int, int, int, int]:
+        rows, columns = size
+        padded_rows, padded_columns = self._padded(size)
+        top, left = (padded_rows - rows) // 2, (padded_columns - columns) // 2
+        return left, padded_columns - columns - left, top, padded_rows - rows - top
+
+    def _check(self, tokens: Sequence[Tensor], size: tuple[int, int]) -> None:
+        found = tuple(tuple(grid.shape[-2:]) for grid in tokens)
+        if found != self.grids(size):
+            raise ShapeError(
+                f"token grids {found} do not fit a slice of {size[0]}×{size[1]} pixels: "
+                f"wanted {self.grids(size)}, finest first"
+            )
+        for level, (grid, k) in enumerate(zip(tokens, self.config.codebook_sizes, strict=True)):
+            if grid.numel() and not 0 <= int(grid.min()) <= int(grid.max()) < k:
+                raise ShapeError(
+                    f"level {level}: tokens from {grid.min()} to {grid.max()}, wanted 0 to {k - 1}"
+                )
+
+
+def loss(reconstruction: Reconstruction, images: Float[Tensor, "b 1 h w"], config: LossConfig) -> Loss:
+    """Return the training loss of reconstructed slices; both in [-1, 1].
+
+    `fidelity` is L1 + (1 - SSIM), halved differences and SSIM on [0, 1]; `comp3710` is the mean squared
+    error on [-1, 1]. Both add the commitment, times its weight.
+    """
+    with torch.autocast(images.device.type, enabled=False):
+        drawn = reconstruction.images.float()
+        if config.kind == "fidelity":
+            similarity = ssim((drawn + 1) / 2, (images + 1) / 2)
+            fidelity = (drawn - images).abs().mean() / 2 + (1 - similarity)
+        else:
+            with torch.no_grad():
+                similarity = ssim((drawn + 1) / 2, (images + 1) / 2)
+            fidelity = functional.mse_loss(drawn, images)
+        total = fidelity + config.commitment * reconstruction.commitment.float()
+    return Loss(total, fidelity.detach(), similarity.detach())
+
+
+def ssim(first: Float[Tensor, "b 1 h w"], second: Float[Tensor, "b 1 h w"]) -> Float[Tensor, ""]:
+    """Mean structural similarity of slices on [0, 1] (Wang et al. 2004, eq. 13), differentiable.
+
+    Gaussian windows of sigma 1.5 and radius 5 that lie wholly inside the slice, data range 1: the value
+    that scikit-image gives with `gaussian_weights=True, sigma=1.5, use_sample_covariance=False`.
+    """
+    rows, columns = (_window(side, first) for side in first.shape[-2:])
+    # A banded matrix on each side is the separable window: a convolution of one channel is slow on a CPU.
+    moments = torch.stack([first, second, first * first, second * second, first * second])
+    x, y, xx, yy, xy = rows @ moments @ columns.t()
+    luminance = (2 * x * y + 0.01**2) / (x * x + y * y + 0.01**2)
+    structure = (2 * (xy - x * y) + 0.03**2) / (xx - x * x + yy - y * y + 0.03**2)
+    similarity: Tensor = (luminance * structure).mean()
+    return similarity
+
+
+def _window(side: int, like: Tensor, radius: int = 5, sigma: float = 1.5) -> Float[Tensor, "windows side"]:
+    """A matrix whose row i averages pixels i to i + 2·radius with Gaussian weights."""
+    if side <= 2 * radius:
+        raise ShapeError(f"a side of {side} pixels is too small for SSIM: wanted at least {2 * radius + 1}")
+    offsets = (
+        torch.arange(side, device=like.device)[None, :]
+        - torch.arange(side - 2 * radius, device=like.device)[:, None]
+    )
+    weights = torch.exp(-0.5 * ((offsets - radius) / sigma) ** 2) * ((offsets >= 0) & (offsets <= 2 * radius))
+    return (weights / weights.sum(1, keepdim=True)).to(like)
+
+
+def draw_silence(
+    levels: int, batch: int, probability: float, generator: torch.Generator
+) -> Bool[Tensor, "levels batch"]:
+    """Choose which levels fall silent: with `probability` a slice keeps only some of its coarsest levels.
+
+    How many it keeps, from one to all but one, is drawn uniformly: the finest level always falls first.
+    """
+    drops = torch.rand(batch, generator=generator) < probability
+    silent_levels = torch.randint(1, max(levels, 2), (batch,), generator=generator) * drops
+    return torch.arange(levels)[:, None] < silent_levels.clamp(max=levels - 1)
+
+
+def _to_vectors(latents: Float[Tensor, "b d h w"]) -> Float[Tensor, "n d"]:
+    return latents.permute(0, 2, 3, 1).reshape(-1, latents.shape[1])
+
+
+def _to_map(vectors: Float[Tensor, "n d"], shape: Sequence[int]) -> Float[Tensor, "b d h w"]:
+    batch, dim, rows, columns = shape
+    return vectors.view(batch, rows, columns, dim).permute(0, 3, 1, 2)

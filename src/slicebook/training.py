@@ -1,0 +1,528 @@
+"""One training loop on Lightning Fabric, and what one step of a tokenizer is.
+
+The loop knows epochs, the clock, validation, checkpoints and the display; it asks an `Objective` for the loss
+of a batch and for scores. Repeating a training's command goes on from its last validation.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import time
+import warnings
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Float
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from slicebook import pictures
+from slicebook.checkpoint import (
+    MODEL_NAME,
+    STATE_NAME,
+    Provenance,
+    State,
+    commit,
+    load_state,
+    save_state,
+    save_tokenizer,
+    versions,
+)
+from slicebook.config import LossConfig, Recipe, TrainingConfig
+from slicebook.dataset import (
+    PreparedData,
+    SliceBatches,
+    SliceSet,
+    augment,
+    draw_augmentation,
+    explain_dead_worker,
+)
+from slicebook.devices import launch
+from slicebook.display import Display
+from slicebook.errors import CheckpointError, ConfigError
+from slicebook.tokenizer import Tokenizer, draw_silence, loss
+
+CHECK_EVERY = 20  # steps between looks at the loss: each look waits for the device
+LOW_USAGE = 0.25
+BEGUN = (
+    "config.yaml",
+    "batch.png",
+    ".metrics.csv",
+)  # what a training leaves that was stopped before its first validation
+TOKENS_PER_CODE = 20
+
+
+@dataclass
+class Progress:
+    """Where a training stands; written into its state."""
+
+    epoch: int = 0
+    step: int = 0
+    seconds: float = 0.0
+    best: float = -math.inf
+    best_epoch: int = 0
+    finished: bool = False
+    history: list[dict[str, float]] = field(default_factory=list)
+    """One row of `metrics.csv` a validation."""
+
+
+@dataclass(frozen=True)
+class TrainingSummary:
+    """How a training ended."""
+
+    run: Path
+    epochs: int
+    steps: int
+    seconds: float
+    best_epoch: int
+    scores: dict[str, float]
+    """The row of `metrics.csv` of the best epoch."""
+
+
+class Objective(Protocol):
+    """What the loop trains: one module, the loss of a batch, and scores."""
+
+    module: nn.Module
+    start_slices: int
+    """How many slices `start` asks for."""
+
+    def start(self, images: Float[Tensor, "b 1 h w"]) -> None:
+        """Prepare an untrained module, given a few batches."""
+
+    def step(self, images: Float[Tensor, "b 1 h w"], step: int, fraction: float) -> dict[str, Tensor]:
+        """Return the scores of a training batch; `loss` among them carries the gradient."""
+
+    def validate(self, images: Float[Tensor, "b 1 h w"]) -> dict[str, Tensor]:
+        """Return the scores of a validation batch; the higher its `ssim`, the better the model."""
+
+    def report(self) -> dict[str, float]:
+        """Return what the module tells of the training steps since the last report."""
+
+    def save(self, path: Path, progress: Progress, scores: Mapping[str, float]) -> None:
+        """Write the model to share."""
+
+
+class _Judged(nn.Module):
+    """A tokenizer whose forward pass ends in its scores, so that autocast and DDP see one whole step."""
+
+    def __init__(self, tokenizer: Tokenizer, config: LossConfig) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+        self.config = config
+
+    def forward(self, images: Tensor, **how: Any) -> dict[str, Tensor]:
+        """Return loss, SSIM and commitment; the loss carries the gradient."""
+        found = self.tokenizer(images, **how)
+        parts = loss(found, images, self.config)
+        return {"loss": parts.total, "ssim": parts.ssim, "commitment": found.commitment.detach()}
+
+
+class TokenizerObjective:
+    """A tokenizer's training step: augment, reconstruct, compare."""
+
+    def __init__(self, tokenizer: Tokenizer, recipe: Recipe, data: PreparedData, fabric: Fabric) -> None:
+        self.tokenizer = tokenizer
+        self.module: nn.Module = _Judged(
+            tokenizer, recipe.training.loss
+        )  # the loop puts its wrapped form here
+        self.start_slices = recipe.tokenizer.quantizer.kmeans_slices
+        self.recipe = recipe
+        self.data = data
+        self.fabric = fabric
+
+    def start(self, images: Float[Tensor, "b 1 h w"]) -> None:
+        """Start the codebooks by k-means."""
+        if not self.start_slices:
+            return
+        generator = torch.Generator().manual_seed(self.recipe.training.seed)
+        self.tokenizer.start(images, generator)
+
+    def step(self, images: Float[Tensor, "b 1 h w"], step: int, fraction: float) -> dict[str, Tensor]:
+        """Return loss, SSIM and commitment of augmented slices."""
+        config = self.recipe.training
+        # Randomness hangs on (seed, step, rank) alone: a training that goes on draws what it would have drawn.
+        seed = (config.seed * 1_000_003 + step) * 4096 + self.fabric.global_rank
+        torch.manual_seed(seed % 2**63)
+        draw = torch.Generator().manual_seed(seed % 2**63)
+        if config.augment:
+            images = augment(images, draw_augmentation(config.augment, len(images), draw))
+        silent = None
+        if config.loss.level_dropout:
+            silent = draw_silence(self.tokenizer.levels, len(images), config.loss.level_dropout, draw).to(
+                images.device
+            )
+        every = self.recipe.tokenizer.quantizer.revive_every
+        # No revival at the end, so that the codes and their decoder come to rest.
+        revive = every > 0 and step % every == every - 1 and fraction < 0.9
+        scores: dict[str, Tensor] = self.module(images, revive=revive, silent=silent)
+        return scores
+
+    def validate(self, images: Float[Tensor, "b 1 h w"]) -> dict[str, Tensor]:
+        """Return loss and SSIM of unseen slices."""
+        scores: dict[str, Tensor] = self.module(images)
+        return scores
+
+    def report(self) -> dict[str, float]:
+        """Return usage and perplexity of each level's training tokens since the last report."""
+        found = {}
+        for level in range(self.tokenizer.levels):
+            codebook = self.tokenizer.codebook(level)
+            usage = codebook.usage()
+            codebook.forget_usage()
+            found[f"usage_{level}"], found[f"perplexity_{level}"] = usage.used, usage.perplexity
+            if usage.used < LOW_USAGE:
+                warnings.warn(
+                    f"level {level} uses {usage.used:.0%} of its {codebook.size} codes, too few for a prior to "
+                    f"learn from; make tokenizer.codebook_sizes[{level}] smaller or train longer",
+                    stacklevel=2,
+                )
+        return found
+
+    def save(self, path: Path, progress: Progress, scores: Mapping[str, float]) -> None:
+        """Write `model.safetensors`."""
+        train = self.data.split("train")
+        provenance = Provenance(
+            versions=versions(),
+            commit=commit(),
+            device=str(self.fabric.device),
+            split_hash=self.data.split_hash,
+            train_patients=len(train.patients),
+            train_slices=len(train),
+            spacing=self.data.info.spacing,
+            epoch=progress.epoch,
+            step=progress.step,
+            seconds=progress.seconds,
+            validation=dict(scores),
+        )
+        save_tokenizer(path, self.tokenizer, self.recipe, provenance)
+
+
+def train_tokenizer(
+    data: str | Path,
+    recipe: Recipe,
+    out: str | Path,
+    *,
+    device: str = "auto",
+    precision: str = "auto",
+    workers: int = 0,
+    progress: bool = True,
+) -> TrainingSummary:
+    """Train a tokenizer on a prepared folder, or go on with the training that `out` holds.
+
+    Args:
+        data: Folder that `slicebook prepare` wrote.
+        recipe: All settings.
+        out: Folder of the run.
+        device: `auto`, `cpu`, `cuda` or `mps`. Under `torchrun` or SLURM all processes train together.
+        precision: `auto` is bf16 where the device multiplies it natively, else float32.
+        workers: Processes that read slices ahead.
+        progress: Show the progress.
+
+    Raises:
+        DataError: The folder is not prepared, or a loading process died.
+        ConfigError: `out` holds a training with other settings or data, or the loss left the numbers.
+    """
+    run, opened = Path(out), PreparedData.open(data)
+    train, validation = opened.split("train"), opened.split("validation")
+    state = _open_run(run, recipe, opened.split_hash)
+    fabric = launch(device, precision)
+    config = recipe.training
+    fabric.seed_everything(config.seed, verbose=False)
+    tokenizer = Tokenizer(recipe.tokenizer)
+    batches = SliceBatches(
+        train,
+        config.batch_size,
+        shuffle=True,
+        seed=config.seed,
+        workers=workers,
+        rank=fabric.global_rank,
+        world_size=fabric.world_size,
+        drop_last=len(train) >= config.batch_size * fabric.world_size,
+    )
+    # Every process judges all validation slices: exact at any number of processes.
+    judged = SliceBatches(validation, config.batch_size, workers=workers)
+    display = Display(run, shown=progress and fabric.is_global_zero)
+    if state is None and fabric.is_global_zero:
+        _begin_run(run, recipe, train, display)
+    objective = TokenizerObjective(tokenizer, recipe, opened, fabric)
+    fit = Fit(
+        objective,
+        config,
+        run,
+        {"recipe": recipe.model_dump(mode="json"), "split_hash": opened.split_hash},
+        fabric,
+    )
+    with display, explain_dead_worker():
+        reached = fit(batches, judged, state, display)
+    fabric.barrier()  # without it, tearing down gloo now and then aborts
+    best = max(reached.history, key=lambda row: row["validation_ssim"])
+    return TrainingSummary(run, reached.epoch, reached.step, reached.seconds, reached.best_epoch, best)
+
+
+class Fit:
+    """The loop: epochs of steps, validation, and the files of a run.
+
+    Args:
+        objective: What is trained.
+        config: How long, how fast.
+        run: Folder for `model.safetensors`, `state.safetensors`, `metrics.csv` and `curves.png`.
+        identity: Settings and data, kept in the state: only the same may go on.
+        fabric: The device, or one process of many.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        config: TrainingConfig,
+        run: Path,
+        identity: dict[str, Any],
+        fabric: Fabric,
+    ) -> None:
+        self.objective = objective
+        self.config = config
+        self.run = run
+        self.identity = identity
+        self.fabric = fabric
+        self.reached = Progress()
+
+    def __call__(
+        self, training: SliceBatches, validation: SliceBatches, state: State | None, display: Display
+    ) -> Progress:
+        """Train from the start or from a state until epochs or minutes are used up."""
+        module = self.objective.module.to(self.fabric.device)
+        module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
+        self.bare = module
+        self.optimizer: Any = _optimizer(self.config, module)
+        if state is None:
+            self.objective.start(self._first_slices(training))
+        else:
+            self.reached = Progress(**state.progress["reached"])
+            _restore(state, module, self.optimizer)
+        wrapped, self.optimizer = self.fabric.setup(module, self.optimizer)
+        self.objective.module = wrapped
+        self.began = time.perf_counter() - self.reached.seconds
+        self.steps = self.config.epochs * len(training)
+        display.begin(self._fraction(), again=state is not None)
+        while not self.reached.finished:
+            row = self._epoch(training, display)
+            self.reached.epoch += 1
+            self.reached.finished = self.reached.epoch == self.config.epochs or self._fraction() >= 1
+            if self.reached.finished or self.reached.epoch % self.config.validate_every == 0:
+                row |= self._validation(validation) | self.objective.report()
+                self._record(row)
+                best = self.reached.best_epoch == self.reached.epoch
+                display.validated(self.reached.step, self.reached.history[-1], best=best)
+        return self.reached
+
+    def _epoch(self, training: SliceBatches, display: Display) -> dict[str, float]:
+        """Train one epoch, or to the end of the time; return mean scores and images a second."""
+        self.bare.train()
+        training.set_epoch(self.reached.epoch)
+        sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.fabric.device))
+        images = steps = 0
+        began = time.perf_counter()
+        for batch in training:
+            fraction = self._fraction()
+            if fraction >= 1 and steps:
+                break
+            rate = _learning_rate(self.config, fraction)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            moved = batch.images.to(self.fabric.device, non_blocking=True)
+            scores = self.objective.step(
+                moved.contiguous(memory_format=torch.channels_last), self.reached.step, fraction
+            )
+            self.optimizer.zero_grad()
+            self.fabric.backward(scores["loss"])
+            if self.config.clip_gradient:
+                nn.utils.clip_grad_norm_(self.bare.parameters(), self.config.clip_gradient)
+            self.optimizer.step()
+            self.reached.step += 1
+            steps += 1
+            images += len(moved) * self.fabric.world_size
+            for name, value in scores.items():
+                sums[name] += value.detach()
+            if steps == 1 or steps % CHECK_EVERY == 0:
+                means = self._means(sums, steps)
+                speed = images / (time.perf_counter() - began)
+                display.trained(self.reached.epoch, fraction, means | {"images_per_second": speed})
+        means = self._means(sums, steps)
+        speed = images / (time.perf_counter() - began)
+        return {f"train_{name}": value for name, value in means.items()} | {
+            "images_per_second": speed,
+            "learning_rate": rate,
+        }
+
+    def _means(self, sums: Mapping[str, Tensor], steps: int) -> dict[str, float]:
+        means = {name: float(value) / steps for name, value in sums.items()}
+        if not all(math.isfinite(value) for value in means.values()):
+            kept = self.run / MODEL_NAME
+            good = f"{kept} is the best until then" if kept.exists() else "no model was kept yet"
+            raise ConfigError(
+                f"{self.run}: the loss is no longer a number after step {self.reached.step}; {good}; train to another "
+                f"--out with a lower training.learning_rate (found {self.config.learning_rate:g})"
+            )
+        return means
+
+    @torch.no_grad()
+    def _validation(self, validation: SliceBatches) -> dict[str, float]:
+        self.bare.eval()
+        sums: dict[str, float] = defaultdict(float)
+        count = 0
+        for batch in validation:
+            scores = self.objective.validate(batch.images.to(self.fabric.device))
+            for name, value in scores.items():
+                sums[name] += float(value) * len(batch.images)
+            count += len(batch.images)
+        return {f"validation_{name}": value / count for name, value in sums.items()}
+
+    def _record(self, row: dict[str, float]) -> None:
+        """Write everything that a validation leaves: history, curves, the best model, and the state to go on."""
+        reached = self.reached
+        reached.seconds = time.perf_counter() - self.began
+        reached.history.append(
+            {"epoch": reached.epoch, "step": reached.step, "seconds": reached.seconds} | row
+        )
+        better = row["validation_ssim"] > reached.best
+        if better:
+            reached.best, reached.best_epoch = row["validation_ssim"], reached.epoch
+        if not self.fabric.is_global_zero:
+            return
+        if better:
+            self.objective.save(self.run / MODEL_NAME, reached, row)
+        _write_metrics(self.run, reached.history)
+        tensors = {f"model.{name}": tensor for name, tensor in self.bare.state_dict().items()}
+        for index, slots in self.optimizer.state_dict()["state"].items():
+            for name, value in slots.items():
+                tensors[f"optimizer.{index}.{name}"] = torch.as_tensor(value)
+        progress = {"reached": asdict(reached), **self.identity}
+        # The state comes last: whatever it says was done lies on disk already.
+        save_state(self.run / STATE_NAME, State(tensors, progress))
+
+    def _first_slices(self, training: SliceBatches) -> Float[Tensor, "b 1 h w"]:
+        """As many slices of one shape as the k-means start asks for."""
+        wanted = max(1, self.objective.start_slices)
+        found: list[Tensor] = []
+        for batch in training:
+            if not found or batch.images.shape[1:] == found[0].shape[1:]:
+                found.append(batch.images)
+            if sum(map(len, found)) >= wanted:
+                break
+        return torch.cat(found)[:wanted].to(self.fabric.device)
+
+    def _fraction(self) -> float:
+        """How much of the training is done, by steps or by the clock, in [0, 1]; the same on every process."""
+        fraction = self.reached.step / self.steps
+        if self.config.minutes:
+            elapsed = (time.perf_counter() - self.began) / (60 * self.config.minutes)
+            if self.fabric.world_size > 1:
+                elapsed = float(self.fabric.broadcast(torch.tensor(elapsed)))
+            fraction = max(fraction, elapsed)
+        return min(1.0, fraction)
+
+
+def _open_run(run: Path, recipe: Recipe, split_hash: str) -> State | None:
+    """Return the state to go on from, or None for a new run; refuse a folder that is something else."""
+    if (run / STATE_NAME).exists():
+        state = load_state(run / STATE_NAME)
+        if state.progress["split_hash"] != split_hash:
+            raise ConfigError(f"{run}: was trained on other data or another split; use another --out")
+        different = _differences(state.progress["recipe"], recipe.model_dump(mode="json"))
+        if different:
+            raise ConfigError(
+                f"{run}: was begun with other settings ({'; '.join(different)}); use another --out or the same"
+            )
+        return state
+    if run.exists() and (not run.is_dir() or any(item.name not in BEGUN for item in run.iterdir())):
+        raise ConfigError(f"{run}: exists and is no training to go on with; use another --out, or remove it")
+    return None
+
+
+def _differences(before: Any, now: Any, key: str = "") -> list[str]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = sorted({*before, *now})
+        return [
+            text
+            for name in keys
+            for text in _differences(before.get(name), now.get(name), f"{key}.{name}".lstrip("."))
+        ]
+    return [] if before == now or key in ("name", "description") else [f"{key}: {before} then, {now} now"]
+
+
+def _begin_run(run: Path, recipe: Recipe, train: SliceSet, display: Display) -> None:
+    """Write the settings and a picture of a training batch; say where a codebook is large for the data."""
+    run.mkdir(parents=True, exist_ok=True)
+    (run / "config.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+    config, tokenizer = recipe.training, Tokenizer(recipe.tokenizer)
+    first = next(iter(SliceBatches(train, config.batch_size, shuffle=True, seed=config.seed))).images
+    if config.augment:
+        first = augment(
+            first, draw_augmentation(config.augment, len(first), torch.Generator().manual_seed(config.seed))
+        )
+    record = train.records[0]
+    pictures.batch(first, run / "batch.png", aspect=record.row_mm / record.column_mm)
+    tokens = [0] * tokenizer.levels
+    for record in train.records:
+        for level, (rows, columns) in enumerate(tokenizer.grids((record.rows, record.columns))):
+            tokens[level] += rows * columns
+    for level, (count, size) in enumerate(zip(tokens, recipe.tokenizer.codebook_sizes, strict=True)):
+        if count < TOKENS_PER_CODE * size:
+            display.say(
+                f"level {level}: {size:,} codes for {count:,} training tokens, fewer than {TOKENS_PER_CODE} a code; "
+                f"a smaller tokenizer.codebook_sizes[{level}] would suit this data set"
+            )
+
+
+def _optimizer(config: TrainingConfig, module: nn.Module) -> torch.optim.Optimizer:
+    if config.optimizer == "adam":
+        return torch.optim.Adam(
+            module.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+        )
+    return torch.optim.AdamW(module.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+
+
+def _learning_rate(config: TrainingConfig, fraction: float) -> float:
+    """Rise linearly over the warm-up, then follow half a cosine to 0 (Loshchilov & Hutter 2017) or stay."""
+    rate = config.learning_rate
+    if fraction < config.warmup:
+        return rate * max(fraction / config.warmup, 1e-3)
+    if config.schedule == "constant":
+        return rate
+    return rate * 0.5 * (1 + math.cos(math.pi * (fraction - config.warmup) / (1 - config.warmup)))
+
+
+def _restore(state: State, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Put the weights and the optimiser's moments back."""
+    weights = {name[6:]: tensor for name, tensor in state.tensors.items() if name.startswith("model.")}
+    slots: dict[int, dict[str, Tensor]] = defaultdict(dict)
+    for name, tensor in state.tensors.items():
+        if name.startswith("optimizer."):
+            _, index, slot = name.split(".", 2)
+            slots[int(index)][slot] = tensor
+    try:
+        module.load_state_dict(weights)
+        optimizer.load_state_dict(
+            {"state": dict(slots), "param_groups": optimizer.state_dict()["param_groups"]}
+        )
+    except (RuntimeError, ValueError) as error:
+        raise CheckpointError(
+            f"the state does not fit the model ({error}); train to another --out"
+        ) from error
+
+
+def _write_metrics(run: Path, history: list[dict[str, float]]) -> None:
+    text = io.StringIO()
+    columns = list(dict.fromkeys(name for row in history for name in row))
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({name: f"{value:.6g}" for name, value in row.items()} for row in history)
+    partial = run / ".metrics.csv"
+    partial.write_text(text.getvalue(), encoding="utf-8")
+    partial.replace(run / "metrics.csv")
+    pictures.curves(run / "metrics.csv", run / "curves.png")

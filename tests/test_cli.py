@@ -12,7 +12,7 @@ from slicebook.errors import DataError
 TINY = """
 name: tiny
 tokenizer: {scaling_rates: [8, 2], codebook_sizes: [16, 8], code_dim: 4, width: 16, residual_layers: 1}
-training: {epochs: 1, batch_size: 8, augment: null}
+training: {epochs: 1, batch_size: 4, augment: null}
 """
 
 

@@ -42,6 +42,7 @@ ORDER = (
     "devices",
     "display",
     "training",
+    "token_file",
     "inference",
     "evaluate",
     "demo",
@@ -85,7 +86,9 @@ def files() -> list[Path]:
     listed = [*ROOT.glob("*.*"), ROOT / "LICENSE", ROOT / ".gitignore", ROOT / ".ci" / "run"]
     for folder in ("scripts", "src", "tests", "docs", "benchmarks"):
         inside = (path.relative_to(ROOT) for path in (ROOT / folder).rglob("*"))
-        listed += [ROOT / path for path in inside if not re.search(r"(^|/)\.|egg-info|__pycache__", str(path))]
+        listed += [
+            ROOT / path for path in inside if not re.search(r"(^|/)\.|egg-info|__pycache__", str(path))
+        ]
     return [path for path in listed if path.is_file() and path.suffix not in {".pyc", ".png"}]
 
 

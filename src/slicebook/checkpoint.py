@@ -130,7 +130,10 @@ def load_tokenizer(where: str | Path, device: str | torch.device = "cpu") -> Loa
             f"{path}: the weights do not match their hash, so the file is damaged; copy it again"
         )
     tokenizer = Tokenizer(info.recipe.tokenizer)
-    tokenizer.load_state_dict(tensors)
+    try:
+        tokenizer.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise CheckpointError(f"{path}: its weights do not fit its settings; train it again") from error
     return LoadedTokenizer(tokenizer.eval().to(device), info, path)
 
 
@@ -217,7 +220,8 @@ def _write(path: Path, tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -
     handle, partial = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     os.close(handle)
     try:
-        save_file(flat, partial, metadata={"slicebook": json.dumps(info, sort_keys=True)})
+        text = json.dumps(info, sort_keys=True)
+        save_file(flat, partial, metadata={"slicebook": text, "sha256": _seal(text)})
         with open(partial, "rb+") as file:
             os.fsync(file.fileno())
         os.chmod(partial, 0o644)
@@ -234,9 +238,18 @@ def _write(path: Path, tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as file:
-            info = json.loads((file.metadata() or {}).get("slicebook", "{}"))
-            return {name: file.get_tensor(name) for name in file.keys()}, info  # noqa: SIM118 (not a dict)
-    except (OSError, SafetensorError, json.JSONDecodeError) as error:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"{path}: is no whole safetensors file ({error}); copy it again or train anew"
         ) from error
+    text = header.get("slicebook", "{}")
+    # The weights have their own hash; this one keeps a flipped bit out of the settings.
+    if "slicebook" in header and header.get("sha256") != _seal(text):
+        raise CheckpointError(f"{path}: its settings do not match their hash, so the file is damaged; copy it again")
+    return tensors, json.loads(text)
+
+
+def _seal(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -26,7 +26,7 @@ Prepared = Annotated[Path, typer.Argument(metavar="DATA", help="Folder that `sli
 Model = Annotated[
     Path, typer.Argument(metavar="MODEL", help="A model file, or the folder of a run or of a demo.")
 ]
-Source = Annotated[Path, typer.Argument(metavar="IN", help="NIfTI file, or folder of a DICOM series.")]
+Source = Annotated[Path, typer.Argument(metavar="IN", help="NIfTI or DICOM file, or a folder of either.")]
 Layout = Annotated[
     Literal["hipmri2d", "nifti", "dicom"] | None, typer.Option(help="Recognised when not given.")
 ]
@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _print_version(wanted: bool) -> None:
+def _print_version(wanted: bool | None) -> None:
     if wanted:
         typer.echo(f"slicebook {__version__}")
         raise typer.Exit
@@ -80,8 +80,9 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def slicebook(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
-    ] = False,
+        bool | None,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version."),
+    ] = None,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of any error.")] = False,
 ) -> None:
     """Learn a book of codes for medical image slices, and say how good it is."""
@@ -251,7 +252,16 @@ def reconstruct(
     from slicebook import inference
 
     summary = inference.reconstruct(model, source, out, device=device, pictures=pictures, plane=plane)
-    _print(summary, text.to_rows(summary), as_json)
+    names = (
+        "name",
+        "slices",
+        "ssim_whole",
+        "ssim_foreground",
+        "psnr_whole",
+        "bits_per_pixel",
+        "clipping_mae",
+    )
+    _print(summary, text.columns(summary.volumes, names), as_json)
 
 
 @app.command()

@@ -21,6 +21,7 @@ Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 Count = Annotated[int, Field(ge=1)]
+CodebookSize = Annotated[int, Field(ge=1, le=65536)]  # a token file keeps 16 bits a token
 
 
 class Record(BaseModel):
@@ -68,9 +69,10 @@ class TokenizerConfig(Record):
     architecture: Literal["ladder", "vqvae2"] = "ladder"
     scaling_rates: tuple[int, ...] = (8, 4, 2)
     """Downscaling of each level against the next finer one (the finest against the slice)."""
-    codebook_sizes: tuple[Count, ...] = (1024, 512, 128)
+    codebook_sizes: tuple[CodebookSize, ...] = (1024, 512, 128)
     code_dim: Count = 16
-    width: Annotated[int, Field(ge=8, multiple_of=8)] = 128
+    width: Annotated[int, Field(ge=16, multiple_of=16)] = 128
+    """Channels of the network; its groups of 8 also divide half of them."""
     residual_width: Count = 32
     """Inner channels of a residual layer (`vqvae2` only)."""
     residual_layers: Annotated[int, Field(ge=0)] = 2
@@ -209,7 +211,7 @@ def _parse(text: str, where: str) -> dict[str, Any]:
         return {}
     if not isinstance(settings, dict):
         raise ConfigError(f"{where}: found {type(settings).__name__}, wanted settings as `key: value` lines")
-    return settings
+    return {str(key): value for key, value in settings.items()}
 
 
 def _parse_value(text: str, where: str) -> Any:

@@ -48,7 +48,8 @@ class Display:
 
     def say(self, text: str) -> None:
         """Print a line that stays."""
-        self.console.print(text)
+        # A path may hold [brackets], and a log is searched by lines: neither markup nor wrapping.
+        self.console.print(text, markup=False, soft_wrap=True)
 
     def begin(self, fraction: float, *, again: bool) -> None:
         """Start the clock of the time left at a fraction done."""

@@ -21,8 +21,8 @@ from slicebook.checkpoint import LoadedTokenizer, load_tokenizer
 from slicebook.devices import choose_device
 from slicebook.dicom import find_dicom_series, read_dicom_series
 from slicebook.dicom_file import is_dicom
-from slicebook.errors import CheckpointError, DataError
-from slicebook.metrics.reconstruction import scores
+from slicebook.errors import CheckpointError, DataError, ShapeError
+from slicebook.metrics.reconstruction import SMALLEST_SIDE, scores
 from slicebook.nifti_file import write_atomically
 from slicebook.preparation import IntensityMap
 from slicebook.token_file import TokenFile
@@ -119,17 +119,20 @@ def reconstruct(
 
     Raises:
         CheckpointError: There is no trained model.
-        DataError: A volume cannot be read, or nothing is there.
+        DataError: A volume cannot be read, nothing is there, or `out` lies where the originals are.
+        ShapeError: A slice is smaller than the window of SSIM.
     """
     loaded = load_tokenizer(model, choose_device(device))
     folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
+    _spare_originals(Path(source), folder)
     found: list[VolumeScores] = []
     for name, volume in read_volumes(source, plane):
         stack = _stack(volume, plane if volume.geometry is not None else None)
+        _check_sides(name, stack.size)
         drawn = np.concatenate(
             [part.numpy() for part in _passes(loaded.tokenizer, stack.slices)], dtype=np.float32
         )
+        folder.mkdir(parents=True, exist_ok=True)
         output = folder / f"{name}.nii.gz"
         _write_back(output, stack, drawn)
         found.append(_score(name, output, stack, drawn, loaded.tokenizer))
@@ -200,10 +203,13 @@ def decode(model: str | Path, source: str | Path, out: str | Path, *, device: st
     count = len(tokens.tokens[0])
     whole = [torch.from_numpy(grid.astype(np.int64)) for grid in tokens.tokens]
     where = next(loaded.tokenizer.parameters()).device
-    parts = [
-        loaded.tokenizer.decode([grid[i : i + BATCH].to(where) for grid in whole], tokens.size)[:, 0].cpu()
-        for i in range(0, count, BATCH)
-    ]
+    try:
+        parts = [
+            loaded.tokenizer.decode([grid[i : i + BATCH].to(where) for grid in whole], tokens.size)[:, 0].cpu()
+            for i in range(0, count, BATCH)
+        ]
+    except ShapeError as error:
+        raise ShapeError(f"{source}: {error}; encode the volume again") from error
     intensity = IntensityMap(tokens.low, tokens.high)
     orientation = Orientation(tokens.axes, tokens.flips)
     slices = intensity.inverse(torch.cat(parts).clamp(-1, 1).numpy())
@@ -236,6 +242,21 @@ def read_volumes(source: str | Path, plane: Plane | None = None) -> Iterator[tup
         raise DataError(f"{path}: holds no NIfTI file and no {plane or 'DICOM'} series; give another folder")
     for number, item in enumerate(series, start=1):
         yield f"series-{number:02}-{item.plane}", read_dicom_series(item)
+
+
+def _spare_originals(source: Path, out: Path) -> None:
+    """Refuse a folder in which a reconstruction could take an original's place."""
+    taken = source.is_dir() and out.resolve().is_relative_to(source.resolve())
+    if taken or (out / f"{_stem(source)}.nii.gz").resolve() == source.resolve():
+        raise DataError(f"{out}: the originals lie here, and none may be overwritten; choose a folder outside {source}")
+
+
+def _check_sides(name: str, size: tuple[int, int]) -> None:
+    if min(size) < SMALLEST_SIDE:
+        raise ShapeError(
+            f"{name}: its slices of {size[0]}×{size[1]} pixels are too small to score, wanted sides of at least "
+            f"{SMALLEST_SIDE}; choose another --plane, or use slicebook encode"
+        )
 
 
 def _stem(path: Path) -> str:

@@ -152,7 +152,7 @@ class Quantizer(nn.Module):
         self._replace(torch.ones(self.size, dtype=torch.bool, device=means.device), means, counts)
 
     def usage(self) -> Usage:
-        """Usage of the tokens counted since the last `forget_usage` (this process's in training)."""
+        """Usage of the tokens counted since the last `forget_usage` (in training, of all processes)."""
         return usage_of(self.hits)
 
     def forget_usage(self) -> None:

@@ -30,6 +30,11 @@ def to_rows(record: object) -> Iterator[tuple[str, str]]:
             yield name, _cell(value)
 
 
+def columns(records: Iterable[object], names: Sequence[str]) -> list[tuple[str, ...]]:
+    """Return some fields of like records as rows, their names first."""
+    return [tuple(names), *(tuple(_cell(getattr(record, name)) for name in names) for record in records)]
+
+
 def table(rows: Iterable[Sequence[object]]) -> str:
     """Return rows as columns of aligned text.
 

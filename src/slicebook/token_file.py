@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import struct
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,12 @@ from slicebook.errors import DataError
 from slicebook.nifti_file import LIMITS, write_atomically
 
 SCHEMA_VERSION = 1
+
+# What zipfile and numpy raise on bytes that are no archive of arrays.
+_DAMAGE = (
+    *(ArithmeticError, EOFError, LookupError, MemoryError, OSError, RuntimeError, TypeError, ValueError),
+    *(struct.error, zipfile.BadZipFile, zlib.error),
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +98,7 @@ class TokenFile:
                     "encode the volume again"
                 )
             return cls._from_arrays(found)
-        except (OSError, ValueError, KeyError, TypeError, IndexError, zipfile.BadZipFile) as error:
+        except _DAMAGE as error:
             if isinstance(error, DataError):
                 raise
             raise DataError(
@@ -112,8 +120,16 @@ class TokenFile:
         rows, columns = (int(side) for side in found["size"])
         low, high = (float(value) for value in found["intensity"])
         affine = found["affine"].astype(np.float64)
-        if affine.shape != (4, 4) or not np.isfinite([low, high, *affine.flat]).all():
+        if affine.shape != (4, 4) or not np.abs([low, high, *affine.flat]).max() < np.finfo(np.float32).max:
             raise ValueError("its affine or intensities are no numbers of a volume")
+        shape_on_disk = tuple(int(side) for side in found["shape_on_disk"])
+        sides = dict(zip(axes, (len(tokens[0]), rows, columns), strict=True))
+        own = (sides[0], sides[1], sides[2])
+        if min(own) < 1 or (*shape_on_disk, 1)[:3] != own or not {*shape_on_disk[3:]} <= {1}:
+            raise ValueError(f"its slices make a volume of {own}, its file was {shape_on_disk}")
+        geometry = found["geometry"].astype(np.uint8).tobytes()
+        if len(geometry) not in (0, 348, 540):
+            raise ValueError(f"its geometry of {len(geometry)} bytes is no NIfTI header")
         return cls(
             tokens=tokens,
             size=(rows, columns),
@@ -123,8 +139,8 @@ class TokenFile:
             axes=(axes[0], axes[1], axes[2]),
             flips=(bool(found["flips"][0]), bool(found["flips"][1]), bool(found["flips"][2])),
             affine=affine,
-            shape_on_disk=tuple(int(side) for side in found["shape_on_disk"]),
-            geometry=found["geometry"].astype(np.uint8).tobytes(),
+            shape_on_disk=shape_on_disk,
+            geometry=geometry,
         )
 
     def header(self) -> nib.Nifti1Header | None:

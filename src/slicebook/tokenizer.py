@@ -6,8 +6,9 @@ coarser ones already say (Razavi et al. 2019, https://arxiv.org/abs/1906.00446).
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +20,8 @@ from slicebook.config import LossConfig, TokenizerConfig
 from slicebook.errors import ShapeError
 from slicebook.networks import Context, build_network
 from slicebook.quantizer import Quantizer, nearest_code
+
+START_BATCH = 32  # slices whose latents are made at a time
 
 
 @dataclass(frozen=True)
@@ -114,16 +117,7 @@ class Tokenizer(nn.Module):
     @torch.no_grad()
     def encode(self, images: Float[Tensor, "b 1 h w"]) -> tuple[Int64[Tensor, "b _ _"], ...]:
         """Return the token grids of slices in [-1, 1], finest first; wants evaluation mode."""
-        context: Context = ()
-        tokens: list[Tensor] = []
-        features = self.network.features(self._enter(images))
-        for level in reversed(range(self.levels)):
-            latents = self.network.latents(level, features[level], context)
-            grid = nearest_code(_to_vectors(latents), self.codebook(level).codes)
-            tokens.insert(0, grid.view(len(latents), *latents.shape[-2:]))
-            if level:  # nobody hears the finest level here
-                context = self.network.absorb(level, context, self._vectors(level, tokens[0]))
-        return tuple(tokens)
+        return tuple(grid for _, grid in self._descend(images))[::-1]
 
     @torch.no_grad()
     def decode(
@@ -151,26 +145,35 @@ class Tokenizer(nn.Module):
 
     @torch.no_grad()
     def start(self, images: Float[Tensor, "b 1 h w"], generator: torch.Generator) -> None:
-        """Start every codebook by k-means of the untrained network's latents, coarsest first."""
-        was_training = self.training
-        self.eval()  # batch norm must not learn from one large batch
+        """Start every codebook by k-means of the untrained network's latents, coarsest first.
+
+        In training mode, as the first steps will be: batch norm scales the latents by their batch.
+        """
         for level in reversed(range(self.levels)):
-            context: Context = ()
-            features = self.network.features(self._enter(images))
-            for done in reversed(range(level + 1, self.levels)):
-                latents = self.network.latents(done, features[done], context)
-                grid = nearest_code(_to_vectors(latents), self.codebook(done).codes)
-                vectors = self._vectors(done, grid.view(len(latents), *latents.shape[-2:]))
-                context = self.network.absorb(done, context, vectors)
-            latents = self.network.latents(level, features[level], context)
-            self.codebook(level).start(_to_vectors(latents), generator)
-        self.train(was_training)
+            found = []
+            for batch in torch.split(images, START_BATCH):
+                walk = itertools.islice(self._descend(batch), self.levels - level)
+                *_, (latents, _) = walk
+                found.append(_to_vectors(latents))
+            self.codebook(level).start(torch.cat(found), generator)
 
     def codebook(self, level: int) -> Quantizer:
         """The codebook of a level."""
         quantizer = self.quantizers[level]
         assert isinstance(quantizer, Quantizer)
         return quantizer
+
+    def _descend(self, images: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the latents and the token grid of each level, coarsest first. Learns nothing."""
+        context: Context = ()
+        features = self.network.features(self._enter(images))
+        for level in reversed(range(self.levels)):
+            latents = self.network.latents(level, features[level], context)
+            grid = nearest_code(_to_vectors(latents), self.codebook(level).codes)
+            grid = grid.view(len(latents), *latents.shape[-2:])
+            yield latents, grid
+            if level:  # nobody hears the finest level here
+                context = self.network.absorb(level, context, self._vectors(level, grid))
 
     def _vectors(self, level: int, grid: Tensor) -> Tensor:
         return self.codebook(level).look_up(grid).permute(0, 3, 1, 2)
@@ -185,7 +188,7 @@ class Tokenizer(nn.Module):
     def _enter(self, images: Tensor) -> Tensor:
         """Pad, half on each side, to whole tokens; or stretch, where the configuration says so."""
         if self.config.resize:
-            images = functional.interpolate(images, self.config.resize, mode="bilinear", antialias=True)
+            images = _stretch(images, self.config.resize)
         left, right, top, bottom = self._margins((images.shape[-2], images.shape[-1]))
         if left or right or top or bottom:
             images = functional.pad(images, (left, right, top, bottom), mode="replicate")
@@ -196,7 +199,7 @@ class Tokenizer(nn.Module):
         left, _, top, _ = self._margins((rows, columns))
         images = images[..., top : top + rows, left : left + columns]
         if self.config.resize:
-            images = functional.interpolate(images, tuple(size), mode="bilinear", antialias=True)
+            images = _stretch(images, size)
         return images
 
     def _margins(self, size: tuple[int, int]) -> tuple[int, int, int, int]:
@@ -276,6 +279,11 @@ def draw_silence(
     drops = torch.rand(batch, generator=generator) < probability
     silent_levels = torch.randint(1, max(levels, 2), (batch,), generator=generator) * drops
     return torch.arange(levels)[:, None] < silent_levels.clamp(max=levels - 1)
+
+
+def _stretch(images: Float[Tensor, "b 1 _ _"], size: Sequence[int]) -> Float[Tensor, "b 1 _ _"]:
+    # In float32: the antialiased resize has no bf16 form, and a slice drawn in bf16 comes here too.
+    return functional.interpolate(images.float(), tuple(size), mode="bilinear", antialias=True)
 
 
 def _to_vectors(latents: Float[Tensor, "b d h w"]) -> Float[Tensor, "n d"]:

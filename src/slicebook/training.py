@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
 import time
 import warnings
 from collections import defaultdict
@@ -50,11 +51,8 @@ from slicebook.tokenizer import Tokenizer, draw_silence, loss
 
 CHECK_EVERY = 20  # steps between looks at the loss: each look waits for the device
 LOW_USAGE = 0.25
-BEGUN = (
-    "config.yaml",
-    "batch.png",
-    ".metrics.csv",
-)  # what a training leaves that was stopped before its first validation
+# What a training leaves that was killed before its first validation, files in the making included.
+BEGUN = re.compile(r"config\.yaml|batch\.png|events\.out\..*|\.(batch|model|state|metrics|curves)\..*")
 TOKENS_PER_CODE = 20
 
 
@@ -361,6 +359,11 @@ class Fit:
 
     def _means(self, sums: Mapping[str, Tensor], steps: int) -> dict[str, float]:
         means = {name: float(value) / steps for name, value in sums.items()}
+        self._check(means)
+        return means
+
+    def _check(self, means: Mapping[str, float]) -> None:
+        """Stop at a loss that is no number, before anything of it is kept."""
         if not all(math.isfinite(value) for value in means.values()):
             kept = self.run / MODEL_NAME
             good = f"{kept} is the best until then" if kept.exists() else "no model was kept yet"
@@ -368,7 +371,6 @@ class Fit:
                 f"{self.run}: the loss is no longer a number after step {self.reached.step}; {good}; train to another "
                 f"--out with a lower training.learning_rate (found {self.config.learning_rate:g})"
             )
-        return means
 
     @torch.no_grad()
     def _validation(self, validation: SliceBatches) -> dict[str, float]:
@@ -380,7 +382,9 @@ class Fit:
             for name, value in scores.items():
                 sums[name] += float(value) * len(batch.images)
             count += len(batch.images)
-        return {f"validation_{name}": value / count for name, value in sums.items()}
+        means = {name: value / count for name, value in sums.items()}
+        self._check(means)
+        return {f"validation_{name}": value for name, value in means.items()}
 
     def _record(self, row: dict[str, float]) -> None:
         """Write everything that a validation leaves: history, curves, the best model, and the state to go on."""
@@ -439,7 +443,7 @@ def _open_run(run: Path, recipe: Recipe, split_hash: str) -> State | None:
                 f"{run}: was begun with other settings ({'; '.join(different)}); use another --out or the same"
             )
         return state
-    if run.exists() and (not run.is_dir() or any(item.name not in BEGUN for item in run.iterdir())):
+    if run.exists() and (not run.is_dir() or any(not BEGUN.fullmatch(item.name) for item in run.iterdir())):
         raise ConfigError(f"{run}: exists and is no training to go on with; use another --out, or remove it")
     return None
 

@@ -1,0 +1,59 @@
+"""Where a measurement was taken, and its file. Names no folder, no host and no person."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from slicebook.checkpoint import commit, versions
+from slicebook.devices import choose_device, choose_precision
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def surroundings(threads: int, *packages: str) -> dict[str, Any]:
+    """Return hardware, software and date; of `packages`, the versions of those that are installed."""
+    installed = {name: version for name in packages if (version := _version(name))}
+    return {
+        "date": datetime.date.today().isoformat(),
+        "commit": commit(),
+        "hardware": {
+            "cpu": _cpu(),
+            "cores": os.cpu_count(),
+            "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+            "system": f"{platform.system()} {platform.machine()}",
+        },
+        "threads": threads,
+        "precision": choose_precision("auto", choose_device("cpu")),
+        "versions": versions() | installed,
+    }
+
+
+def write(path: Path, result: Mapping[str, Any]) -> None:
+    """Write a result as JSON, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.part")
+    partial.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,277 @@
+"""Train contenders for the same time on the same patients, and score all on the same others.
+
+    python benchmarks/quality.py DATA --other-site DATA2 --work runs --minutes 20 --threads 2
+    python benchmarks/quality.py DATA --founding RUN
+
+DATA is a folder that `slicebook prepare` wrote. Of a contender with several tries the best on *validation*
+patients is scored on test patients, and no other. Beside each stand JPEG 2000 and JPEG XL at that contender's
+own bits. Repeating a command goes on where it stopped; `--only` measures some and keeps the others' results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import machine
+import torch
+
+from slicebook.checkpoint import STATE_NAME, LoadedTokenizer, load_state, load_tokenizer
+from slicebook.config import load_recipe
+from slicebook.dataset import PreparedData, SliceBatches
+from slicebook.errors import ConfigError, SlicebookError
+from slicebook.evaluate import evaluate
+from slicebook.metrics import codecs
+from slicebook.metrics.reconstruction import CONVENTIONS
+from slicebook.metrics.summary import difference, level_use, summarise
+from slicebook.training import TrainingSummary, train_tokenizer
+
+SEED = 42  # of the bootstrap
+OURS = "compact"
+
+# The founding document's own words and numbers, and what they are worth.
+DOCUMENT = {
+    "goal": 0.6,
+    "reported": 0.6044,
+    "how": "mean over 30 training slices, scikit-image's default window",
+}
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A recipe, and the settings over it that are tried: the best on validation patients is scored."""
+
+    name: str
+    recipe: str
+    tries: Mapping[str, tuple[str, ...]]
+
+
+# The founding architecture in our recipe: loss, augmentation and codebook sizes are those of `compact`.
+_VQVAE2 = (
+    "tokenizer.architecture=vqvae2",
+    "tokenizer.code_dim=128",
+    "training.loss.level_dropout=0",
+)
+CONTENDERS = (
+    Contender("compact", "compact", {"compact": ()}),
+    Contender("detail", "detail", {"detail": ()}),
+    Contender("comp3710", "comp3710", {"comp3710": ()}),
+    Contender(
+        "vqvae2",
+        "compact",
+        {
+            f"vqvae2-lr-{rate}": (*_VQVAE2, f"training.learning_rate={rate}")
+            for rate in ("1e-3", "3e-4", "1e-4")
+        },
+    ),
+)
+
+
+def measure(
+    contender: Contender, sites: Mapping[str, PreparedData], work: Path, minutes: float
+) -> dict[str, Any]:
+    """Train every try of a contender, then score the best one on the test patients of all sites."""
+    data = sites["test"]
+    trained: dict[str, TrainingSummary] = {}
+    for name, settings in contender.tries.items():
+        budget = (f"training.minutes={minutes}", "training.epochs=100000", "training.validate_every=5")
+        recipe = load_recipe(contender.recipe, [*settings, *budget])
+        print(f"{name}: {minutes:g} minutes", file=sys.stderr)
+        trained[name] = train_tokenizer(data.folder, recipe, work / name, device="cpu")
+    best = max(trained, key=lambda name: trained[name].scores["validation_ssim"])
+    loaded = load_tokenizer(work / best)
+    return {
+        "run": best,
+        "tries": {name: _training(summary, loaded, data) for name, summary in trained.items()},
+        "recipe": loaded.info.recipe.model_dump(mode="json"),
+        "provenance": loaded.info.provenance.model_dump(mode="json", exclude={"validation"}),
+        "training_tokens": training_tokens(loaded, data),
+        **{site: _score(loaded, of, work / best / site, with_codecs=True) for site, of in sites.items()},
+    }
+
+
+def training_tokens(loaded: LoadedTokenizer, data: PreparedData) -> list[dict[str, Any]]:
+    """Return how a model uses each codebook on the slices it was trained on, as they are; finest first."""
+    counts = [torch.zeros(k, dtype=torch.int64) for k in loaded.tokenizer.config.codebook_sizes]
+    for batch in SliceBatches(data.split("train"), 16):
+        for count, grid in zip(counts, loaded.tokenizer.encode(batch.images), strict=True):
+            count += torch.bincount(grid.flatten(), minlength=len(count))
+    return [
+        level_use(level, count).model_dump() | {"tokens_per_code": int(count.sum()) / len(count)}
+        for level, count in enumerate(counts)
+    ]
+
+
+def lead(ours: Path, theirs: Path) -> dict[str, Any]:
+    """Return our scores less theirs, slice by slice, with intervals by patient; from two reports' folders."""
+    rows, others = _slices(ours), _slices(theirs)
+    gains = [difference(_scores(row), _scores(other)) for row, other in zip(rows, others, strict=True)]
+    summary = summarise(gains, [row["patient"] for row in rows], SEED)
+    return _bare({name: one.model_dump(mode="json") for name, one in summary.items()})
+
+
+def founding(run: Path, data: PreparedData) -> dict[str, Any]:
+    """Score a finished training of `comp3710` on test patients, for the document's own claim.
+
+    Raises:
+        ConfigError: Another recipe, or a training that is not finished.
+    """
+    loaded = load_tokenizer(run)
+    recipe, wanted = loaded.info.recipe, load_recipe("comp3710")
+    if recipe.tokenizer != wanted.tokenizer or recipe.training != wanted.training:
+        raise ConfigError(f"{run}: was trained with other settings than those of recipe comp3710")
+    reached = load_state(run / STATE_NAME).progress["reached"]
+    if reached["epoch"] != wanted.training.epochs:
+        raise ConfigError(
+            f"{run}: stands at epoch {reached['epoch']} of {wanted.training.epochs}; go on with it"
+        )
+    return {
+        "document": DOCUMENT,
+        "conventions": dict(CONVENTIONS),
+        "data": data.info.model_dump(mode="json"),
+        "epochs": reached["epoch"],
+        "best_epoch": reached["best_epoch"],
+        "steps": reached["step"],
+        "seconds": reached["seconds"],
+        "recipe": recipe.model_dump(mode="json"),
+        "provenance": loaded.info.provenance.model_dump(mode="json"),
+        "training_tokens": training_tokens(loaded, data),
+        "test": _score(loaded, data, run / "test", with_codecs=False),
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run from the command line; return the exit status."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("data", metavar="DATA", type=Path, help="prepared folder to train and test on")
+    parser.add_argument("--other-site", metavar="DATA2", type=Path, help="prepared folder, all of it in test")
+    parser.add_argument("--name", default="test patients", help="what DATA is called in the tables")
+    parser.add_argument("--other-name", default="another site", help="what DATA2 is called in the tables")
+    parser.add_argument("--work", metavar="DIR", type=Path, default=Path("runs/quality"), help="for the runs")
+    parser.add_argument("--minutes", type=float, default=20, help="of training, for every try")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--only", nargs="+", choices=[one.name for one in CONTENDERS], metavar="NAME")
+    parser.add_argument(
+        "--founding", metavar="RUN", type=Path, help="score this finished run of comp3710 instead"
+    )
+    parser.add_argument("--results", metavar="DIR", type=Path, default=machine.RESULTS)
+    asked = parser.parse_args(arguments)
+    torch.set_num_threads(asked.threads)
+    try:
+        _founding(asked) if asked.founding else _quality(asked)
+    except SlicebookError as error:
+        print(f"quality: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _founding(asked: argparse.Namespace) -> None:
+    result = founding(asked.founding, PreparedData.open(asked.data))
+    machine.write(
+        asked.results / "founding.json", machine.surroundings(asked.threads) | {"name": asked.name} | result
+    )
+
+
+def _quality(asked: argparse.Namespace) -> None:
+    codecs.versions()  # asked first: the extra may be missing, and training takes hours
+    sites = {"test": PreparedData.open(asked.data)}
+    names = {"test": asked.name}
+    if asked.other_site:
+        sites["other_site"], names["other_site"] = PreparedData.open(asked.other_site), asked.other_name
+    header = {
+        "conventions": dict(CONVENTIONS),
+        "minutes": asked.minutes,
+        "seed": SEED,
+        "sites": {
+            site: {"name": names[site], "data": of.info.model_dump(mode="json")} for site, of in sites.items()
+        },
+    }
+    path = asked.results / "quality.json"
+    measured = _kept(path, header)
+    for contender in CONTENDERS:
+        if asked.only and contender.name not in asked.only:
+            continue
+        found = measure(contender, sites, asked.work, asked.minutes)
+        measured[contender.name] = machine.surroundings(asked.threads, "imagecodecs") | found
+        ordered = {one.name: measured[one.name] for one in CONTENDERS if one.name in measured}
+        machine.write(
+            path, header | {"contenders": ordered, "lead": _leads(measured, list(sites), asked.work)}
+        )
+
+
+def _kept(path: Path, header: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the contenders that were measured before on the same data for the same time."""
+    if not path.is_file():
+        return {}
+    before = json.loads(path.read_text(encoding="utf-8"))
+    if any(before.get(key) != json.loads(json.dumps(value)) for key, value in header.items()):
+        raise ConfigError(
+            f"{path}: holds results of other data or minutes; remove it, or give another --results"
+        )
+    contenders: dict[str, Any] = before["contenders"]
+    return contenders
+
+
+def _leads(measured: Mapping[str, Any], sites: Sequence[str], work: Path) -> dict[str, Any]:
+    """Return by how much ours leads each other contender, site by site."""
+    if OURS not in measured:
+        return {}
+    ours = measured[OURS]["run"]
+    return {
+        name: {site: lead(work / ours / site, work / found["run"] / site) for site in sites}
+        for name, found in measured.items()
+        if name != OURS
+        and all((work / run / site).is_dir() for run in (ours, found["run"]) for site in sites)
+    }
+
+
+def _training(summary: TrainingSummary, loaded: LoadedTokenizer, data: PreparedData) -> dict[str, Any]:
+    """Say how a training went. Its time holds validation and checkpoints, as a user's would."""
+    slices = summary.steps * min(loaded.info.recipe.training.batch_size, len(data.split("train")))
+    return {
+        "validation_ssim": summary.scores["validation_ssim"],
+        "best_epoch": summary.best_epoch,
+        "epochs": summary.epochs,
+        "steps": summary.steps,
+        "seconds": summary.seconds,
+        "slices_seen": slices,
+        "slices_a_second": slices / summary.seconds,
+    }
+
+
+def _score(loaded: LoadedTokenizer, data: PreparedData, out: Path, *, with_codecs: bool) -> dict[str, Any]:
+    """Return a report as plain values; what each score means stands once, at the head of the result."""
+    report = evaluate(loaded, data, out, codecs=with_codecs, seed=SEED).model_dump(
+        mode="json", exclude={"provenance"}
+    )
+    for codec in (report["codecs"] or {}).values():
+        codec["scores"], codec["advantage"] = _bare(codec["scores"]), _bare(codec["advantage"])
+    return report | {"scores": _bare(report["scores"])}
+
+
+def _bare(summaries: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: {key: value for key, value in one.items() if key != "convention"}
+        for name, one in summaries.items()
+    }
+
+
+def _slices(folder: Path) -> list[dict[str, str]]:
+    with (folder / "slices.csv").open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def _scores(row: Mapping[str, str]) -> dict[str, float | None]:
+    return {name: float(row[name]) if row[name] else None for name in CONVENTIONS}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -56,6 +56,7 @@ class Contender:
 _VQVAE2 = (
     "tokenizer.architecture=vqvae2",
     "tokenizer.code_dim=128",
+    "tokenizer.width=128",
     "training.loss.level_dropout=0",
 )
 CONTENDERS = (

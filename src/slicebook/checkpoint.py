@@ -247,7 +247,9 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     text = header.get("slicebook", "{}")
     # The weights have their own hash; this one keeps a flipped bit out of the settings.
     if "slicebook" in header and header.get("sha256") != _seal(text):
-        raise CheckpointError(f"{path}: its settings do not match their hash, so the file is damaged; copy it again")
+        raise CheckpointError(
+            f"{path}: its settings do not match their hash, so the file is damaged; copy it again"
+        )
     return tensors, json.loads(text)
 
 

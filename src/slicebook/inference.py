@@ -205,7 +205,9 @@ def decode(model: str | Path, source: str | Path, out: str | Path, *, device: st
     where = next(loaded.tokenizer.parameters()).device
     try:
         parts = [
-            loaded.tokenizer.decode([grid[i : i + BATCH].to(where) for grid in whole], tokens.size)[:, 0].cpu()
+            loaded.tokenizer.decode([grid[i : i + BATCH].to(where) for grid in whole], tokens.size)[
+                :, 0
+            ].cpu()
             for i in range(0, count, BATCH)
         ]
     except ShapeError as error:
@@ -248,14 +250,16 @@ def _spare_originals(source: Path, out: Path) -> None:
     """Refuse a folder in which a reconstruction could take an original's place."""
     taken = source.is_dir() and out.resolve().is_relative_to(source.resolve())
     if taken or (out / f"{_stem(source)}.nii.gz").resolve() == source.resolve():
-        raise DataError(f"{out}: the originals lie here, and none may be overwritten; choose a folder outside {source}")
+        raise DataError(
+            f"{out}: the originals lie here, and none may be overwritten; choose a folder outside {source}"
+        )
 
 
 def _check_sides(name: str, size: tuple[int, int]) -> None:
     if min(size) < SMALLEST_SIDE:
         raise ShapeError(
-            f"{name}: its slices of {size[0]}×{size[1]} pixels are too small to score, wanted sides of at least "
-            f"{SMALLEST_SIDE}; choose another --plane, or use slicebook encode"
+            f"{name}: its slices of {size[0]}×{size[1]} pixels are too small to score, wanted sides of "
+            f"at least {SMALLEST_SIDE}; choose another --plane, or use slicebook encode"
         )
 
 
@@ -276,11 +280,11 @@ def _batches(tokenizer: Tokenizer, slices: Float32[np.ndarray, "n h w"]) -> Iter
         yield torch.from_numpy(slices[start : start + BATCH])[:, None].to(device)
 
 
-@torch.no_grad()
 def _passes(tokenizer: Tokenizer, slices: Float32[np.ndarray, "n h w"]) -> Iterator[torch.Tensor]:
     """Reconstruct batch by batch, clipped to [-1, 1]."""
     for batch in _batches(tokenizer, slices):
-        yield tokenizer(batch).images[:, 0].clamp(-1, 1).cpu()
+        with torch.no_grad():
+            yield tokenizer(batch).images[:, 0].clamp(-1, 1).cpu()
 
 
 def _write_back(path: Path, stack: _Stack, drawn: Float32[np.ndarray, "n h w"]) -> None:

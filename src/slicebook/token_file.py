@@ -1,5 +1,6 @@
 """Tokens of a volume on disk: an `.npz` without pickle that holds all that decoding needs but the model."""
 
+# mypy: allow-untyped-calls
 from __future__ import annotations
 
 import io
@@ -94,8 +95,8 @@ class TokenFile:
                 found = {name: file[name] for name in file.files}
             if int(found["schema_version"]) != SCHEMA_VERSION:
                 raise DataError(
-                    f"{path}: token format {int(found['schema_version'])}, this Slicebook reads {SCHEMA_VERSION}; "
-                    "encode the volume again"
+                    f"{path}: token format {int(found['schema_version'])}, this Slicebook reads "
+                    f"{SCHEMA_VERSION}; encode the volume again"
                 )
             return cls._from_arrays(found)
         except _DAMAGE as error:

@@ -16,7 +16,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -83,6 +83,7 @@ class TrainingSummary:
     """The row of `metrics.csv` of the best epoch."""
 
 
+@runtime_checkable
 class Objective(Protocol):
     """What the loop trains: one module, the loss of a batch, and scores."""
 
@@ -144,7 +145,7 @@ class TokenizerObjective:
     def step(self, images: Float[Tensor, "b 1 h w"], step: int, fraction: float) -> dict[str, Tensor]:
         """Return loss, SSIM and commitment of augmented slices."""
         config = self.recipe.training
-        # Randomness hangs on (seed, step, rank) alone: a training that goes on draws what it would have drawn.
+        # Hangs on (seed, step, rank) alone: a training that goes on draws what it would have drawn.
         seed = (config.seed * 1_000_003 + step) * 4096 + self.fabric.global_rank
         torch.manual_seed(seed % 2**63)
         draw = torch.Generator().manual_seed(seed % 2**63)
@@ -176,8 +177,8 @@ class TokenizerObjective:
             found[f"usage_{level}"], found[f"perplexity_{level}"] = usage.used, usage.perplexity
             if usage.used < LOW_USAGE:
                 warnings.warn(
-                    f"level {level} uses {usage.used:.0%} of its {codebook.size} codes, too few for a prior to "
-                    f"learn from; make tokenizer.codebook_sizes[{level}] smaller or train longer",
+                    f"level {level} uses {usage.used:.0%} of its {codebook.size} codes, too few for a prior "
+                    f"to learn from; make tokenizer.codebook_sizes[{level}] smaller or train longer",
                     stacklevel=2,
                 )
         return found
@@ -368,8 +369,8 @@ class Fit:
             kept = self.run / MODEL_NAME
             good = f"{kept} is the best until then" if kept.exists() else "no model was kept yet"
             raise ConfigError(
-                f"{self.run}: the loss is no longer a number after step {self.reached.step}; {good}; train to another "
-                f"--out with a lower training.learning_rate (found {self.config.learning_rate:g})"
+                f"{self.run}: the loss is no longer a number after step {self.reached.step}; {good}; train "
+                f"to another --out with a lower training.learning_rate (found {self.config.learning_rate:g})"
             )
 
     @torch.no_grad()
@@ -387,7 +388,7 @@ class Fit:
         return {f"validation_{name}": value for name, value in means.items()}
 
     def _record(self, row: dict[str, float]) -> None:
-        """Write everything that a validation leaves: history, curves, the best model, and the state to go on."""
+        """Write all that a validation leaves: history, curves, the best model, and the state to go on."""
         reached = self.reached
         reached.seconds = time.perf_counter() - self.began
         reached.history.append(
@@ -421,7 +422,7 @@ class Fit:
         return torch.cat(found)[:wanted].to(self.fabric.device)
 
     def _fraction(self) -> float:
-        """How much of the training is done, by steps or by the clock, in [0, 1]; the same on every process."""
+        """Share of the training that is done, by steps or by the clock; the same on every process."""
         fraction = self.reached.step / self.steps
         if self.config.minutes:
             elapsed = (time.perf_counter() - self.began) / (60 * self.config.minutes)
@@ -440,7 +441,7 @@ def _open_run(run: Path, recipe: Recipe, split_hash: str) -> State | None:
         different = _differences(state.progress["recipe"], recipe.model_dump(mode="json"))
         if different:
             raise ConfigError(
-                f"{run}: was begun with other settings ({'; '.join(different)}); use another --out or the same"
+                f"{run}: was begun with other settings ({'; '.join(different)}); use another --out"
             )
         return state
     if run.exists() and (not run.is_dir() or any(not BEGUN.fullmatch(item.name) for item in run.iterdir())):
@@ -478,8 +479,8 @@ def _begin_run(run: Path, recipe: Recipe, train: SliceSet, display: Display) -> 
     for level, (count, size) in enumerate(zip(tokens, recipe.tokenizer.codebook_sizes, strict=True)):
         if count < TOKENS_PER_CODE * size:
             display.say(
-                f"level {level}: {size:,} codes for {count:,} training tokens, fewer than {TOKENS_PER_CODE} a code; "
-                f"a smaller tokenizer.codebook_sizes[{level}] would suit this data set"
+                f"level {level}: {size:,} codes for {count:,} training tokens, fewer "
+                f"than {TOKENS_PER_CODE} a code; a smaller tokenizer.codebook_sizes[{level}] would suit"
             )
 
 

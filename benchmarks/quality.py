@@ -3,9 +3,10 @@
     python benchmarks/quality.py DATA --other-site DATA2 --work runs --minutes 20 --threads 2
     python benchmarks/quality.py DATA --founding RUN
 
-DATA is a folder that `slicebook prepare` wrote. Of a contender with several tries the best on *validation*
-patients is scored on test patients, and no other. Beside each stand JPEG 2000 and JPEG XL at that contender's
-own bits. Repeating a command goes on where it stopped; `--only` measures some and keeps the others' results.
+DATA is a folder that `slicebook prepare` wrote. A contender with several tries trains each for a short time;
+the best on *validation* patients is trained in full and scored on test patients, and no other. Beside each
+stand JPEG 2000 and JPEG XL at that contender's own bits. Repeating a command goes on where it stopped; with
+`--only` some are measured and the others' results are kept.
 """
 
 from __future__ import annotations
@@ -75,26 +76,39 @@ CONTENDERS = (
 
 
 def measure(
-    contender: Contender, sites: Mapping[str, PreparedData], work: Path, minutes: float
+    contender: Contender, sites: Mapping[str, PreparedData], work: Path, minutes: float, search: float
 ) -> dict[str, Any]:
-    """Train every try of a contender, then score the best one on the test patients of all sites."""
+    """Train a contender, at its best try, then score it on the test patients of all sites.
+
+    Several tries are trained for `search` minutes and compared by SSIM on validation patients; the best is
+    trained anew for all the minutes, as a contender of one try is.
+    """
     data = sites["test"]
-    trained: dict[str, TrainingSummary] = {}
-    for name, settings in contender.tries.items():
-        budget = (f"training.minutes={minutes}", "training.epochs=100000", "training.validate_every=5")
-        recipe = load_recipe(contender.recipe, [*settings, *budget])
-        print(f"{name}: {minutes:g} minutes", file=sys.stderr)
-        trained[name] = train_tokenizer(data.folder, recipe, work / name, device="cpu")
-    best = max(trained, key=lambda name: trained[name].scores["validation_ssim"])
+    summaries: dict[str, TrainingSummary] = {}
+    best = next(iter(contender.tries))
+    if len(contender.tries) > 1:
+        summaries = {
+            name: _train(contender, name, data, work / f"{name}-search", search) for name in contender.tries
+        }
+        best = max(summaries, key=lambda name: summaries[name].scores["validation_ssim"])
+    trained = _train(contender, best, data, work / best, minutes)
     loaded = load_tokenizer(work / best)
     return {
         "run": best,
-        "tries": {name: _training(summary, loaded, data) for name, summary in trained.items()},
+        "training": _training(trained, loaded, data),
+        "tries": {name: _training(summary, loaded, data) for name, summary in summaries.items()},
         "recipe": loaded.info.recipe.model_dump(mode="json"),
         "provenance": loaded.info.provenance.model_dump(mode="json", exclude={"validation"}),
         "training_tokens": training_tokens(loaded, data),
         **{site: _score(loaded, of, work / best / site, with_codecs=True) for site, of in sites.items()},
     }
+
+
+def _train(contender: Contender, name: str, data: PreparedData, run: Path, minutes: float) -> TrainingSummary:
+    budget = (f"training.minutes={minutes:g}", "training.epochs=100000", "training.validate_every=5")
+    recipe = load_recipe(contender.recipe, [*contender.tries[name], *budget])
+    print(f"{run.name}: {minutes:g} minutes", file=sys.stderr)
+    return train_tokenizer(data.folder, recipe, run, device="cpu")
 
 
 def training_tokens(loaded: LoadedTokenizer, data: PreparedData) -> list[dict[str, Any]]:
@@ -157,7 +171,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--name", default="test patients", help="what DATA is called in the tables")
     parser.add_argument("--other-name", default="another site", help="what DATA2 is called in the tables")
     parser.add_argument("--work", metavar="DIR", type=Path, default=Path("runs/quality"), help="for the runs")
-    parser.add_argument("--minutes", type=float, default=20, help="of training, for every try")
+    parser.add_argument("--minutes", type=float, default=20, help="of training, for every contender")
+    parser.add_argument(
+        "--search-minutes", type=float, default=5, help="of training, for each of several tries"
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", nargs="+", choices=[one.name for one in CONTENDERS], metavar="NAME")
     parser.add_argument(
@@ -190,6 +207,7 @@ def _quality(asked: argparse.Namespace) -> None:
     header = {
         "conventions": dict(CONVENTIONS),
         "minutes": asked.minutes,
+        "search_minutes": asked.search_minutes,
         "seed": SEED,
         "sites": {
             site: {"name": names[site], "data": of.info.model_dump(mode="json")} for site, of in sites.items()
@@ -200,7 +218,7 @@ def _quality(asked: argparse.Namespace) -> None:
     for contender in CONTENDERS:
         if asked.only and contender.name not in asked.only:
             continue
-        found = measure(contender, sites, asked.work, asked.minutes)
+        found = measure(contender, sites, asked.work, asked.minutes, asked.search_minutes)
         measured[contender.name] = machine.surroundings(asked.threads, "imagecodecs") | found
         ordered = {one.name: measured[one.name] for one in CONTENDERS if one.name in measured}
         machine.write(

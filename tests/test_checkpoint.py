@@ -28,13 +28,27 @@ from slicebook.tokenizer import Tokenizer
 RECIPE = Recipe(
     name="tiny",
     tokenizer=TokenizerConfig(
-        **{"architecture": "vqvae2", "scaling_rates": (4, 2), "codebook_sizes": (8, 4), "code_dim": 4},
-        **{"width": 16, "residual_width": 8, "residual_layers": 1},
+        architecture="vqvae2",
+        scaling_rates=(4, 2),
+        codebook_sizes=(8, 4),
+        code_dim=4,
+        width=16,
+        residual_width=8,
+        residual_layers=1,
     ),
 )
 PROVENANCE = Provenance(
-    **{"versions": {"slicebook": "0"}, "commit": None, "device": "cpu", "split_hash": "aa", "train_patients": 2},
-    **{"train_slices": 8, "spacing": None, "epoch": 1, "step": 4, "seconds": 1.5, "validation": {"ssim": 0.5}},
+    versions={"slicebook": "0"},
+    commit=None,
+    device="cpu",
+    split_hash="aa",
+    train_patients=2,
+    train_slices=8,
+    spacing=None,
+    epoch=1,
+    step=4,
+    seconds=1.5,
+    validation={"ssim": 0.5},
 )
 
 
@@ -75,7 +89,9 @@ def test_a_model_is_found_by_its_file_its_run_and_its_demo(model):
 @pytest.mark.parametrize("where", ["empty", "nowhere"])
 def test_before_any_training_the_message_says_what_to_run(where, tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(CheckpointError, match="slicebook train tokenizer DATA --recipe compact --out") as caught:
+    with pytest.raises(
+        CheckpointError, match="slicebook train tokenizer DATA --recipe compact --out"
+    ) as caught:
         load_tokenizer(tmp_path / where)
     assert str(tmp_path / where) in str(caught.value)
 
@@ -221,7 +237,7 @@ def test_a_save_that_fails_leaves_the_old_model_and_nothing_else(fails, model, m
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(f"slicebook.checkpoint.{fails}", full)
-    with pytest.raises(DataError, match="cannot be written.*No space left on device.*free some space"):
+    with pytest.raises(DataError, match=r"cannot be written.*No space left on device.*free some space"):
         save_tokenizer(model, untrained(seed=1), RECIPE, PROVENANCE)
     assert model.read_bytes() == before
     assert [item.name for item in model.parent.iterdir()] == [MODEL_NAME]

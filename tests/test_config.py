@@ -40,7 +40,9 @@ def test_a_number_that_yaml_takes_for_text_is_a_number(text, tmp_path):
 
 
 def test_a_setting_given_on_the_line_goes_over_the_recipes_and_leaves_the_rest():
-    recipe = load_recipe("comp3710", ["tokenizer.codebook_sizes=[64, 32, 16]", "training.loss.commitment=0.5"])
+    recipe = load_recipe(
+        "comp3710", ["tokenizer.codebook_sizes=[64, 32, 16]", "training.loss.commitment=0.5"]
+    )
     assert recipe.tokenizer.codebook_sizes == (64, 32, 16)
     assert recipe.training.loss.commitment == 0.5
     assert recipe.training.loss.kind == "comp3710"

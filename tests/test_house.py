@@ -41,6 +41,8 @@ ORDER = (
     "pictures",
     "devices",
     "display",
+    "objectives",
+    "run_folder",
     "training",
     "token_file",
     "inference",

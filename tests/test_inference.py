@@ -28,8 +28,17 @@ def model_file(path, seed=0):
     tokenizer = Tokenizer(recipe.tokenizer)
     tokenizer.start(torch.rand(8, 1, 32, 32) * 2 - 1, torch.Generator().manual_seed(seed))
     origin = Provenance(
-        **{"versions": {}, "commit": None, "device": "cpu", "split_hash": "", "train_patients": 1, "train_slices": 8},
-        **{"spacing": None, "epoch": 1, "step": 1, "seconds": 1.0, "validation": {}},
+        versions={},
+        commit=None,
+        device="cpu",
+        split_hash="",
+        train_patients=1,
+        train_slices=8,
+        spacing=None,
+        epoch=1,
+        step=1,
+        seconds=1.0,
+        validation={},
     )
     save_tokenizer(path, tokenizer, recipe, origin)
     return path
@@ -68,7 +77,8 @@ def geometry_bytes(path):
 
 
 @pytest.mark.parametrize(
-    ("shape", "name"), [((40, 24, 3), "a.nii.gz"), ((40, 24), "a.nii"), ((40, 24, 1), "a.nii.gz"), ((17, 13, 2), "a.nii")]
+    ("shape", "name"),
+    [((40, 24, 3), "a.nii.gz"), ((40, 24), "a.nii"), ((40, 24, 1), "a.nii.gz"), ((17, 13, 2), "a.nii")],
 )
 def test_a_nifti_keeps_its_geometry_bit_for_bit_and_its_shape(shape, name, model, tmp_path):
     source = volume_file(tmp_path / name, shape)
@@ -157,7 +167,10 @@ def test_a_folder_of_volumes_is_taken_whole_under_names_that_tell_where_each_lay
 
 def dicom_folder(folder, shape=(16, 20), **tags):
     for number in range(3):
-        save(slice_of(pixels_of(number, shape=shape), (1.0, 2.0, 3.0 * number), **tags), folder / f"{number}.dcm")
+        save(
+            slice_of(pixels_of(number, shape=shape), (1.0, 2.0, 3.0 * number), **tags),
+            folder / f"{number}.dcm",
+        )
     return folder
 
 
@@ -165,7 +178,9 @@ def test_a_dicom_folder_becomes_a_nifti_with_the_dicoms_own_geometry(model, tmp_
     reconstruct(model, dicom_folder(tmp_path / "in"), tmp_path / "out", pictures=False, **CPU)
     written = nib.load(tmp_path / "out" / "series-01-axial.nii.gz")
     assert written.shape == (20, 16, 3)
-    np.testing.assert_allclose(written.affine, [[-2, 0, 0, -1], [0, -4, 0, -2], [0, 0, 3, 0], [0, 0, 0, 1]], atol=1e-6)
+    np.testing.assert_allclose(
+        written.affine, [[-2, 0, 0, -1], [0, -4, 0, -2], [0, 0, 3, 0], [0, 0, 0, 1]], atol=1e-6
+    )
     assert not any("Secret" in str(item) for item in (tmp_path / "out").rglob("*"))
     assert b"SECRET" not in written.header.binaryblock.upper()
 
@@ -173,7 +188,9 @@ def test_a_dicom_folder_becomes_a_nifti_with_the_dicoms_own_geometry(model, tmp_
 def test_a_plane_chooses_among_dicom_series_and_slices_a_nifti_anew(model, tmp_path):
     dicom_folder(tmp_path / "in" / "axial")
     for number in range(3):
-        at = slice_of(pixels_of(number, shape=(16, 20)), (1, 3 * number, 5), series="9.9", orientation=CORONAL)
+        at = slice_of(
+            pixels_of(number, shape=(16, 20)), (1, 3 * number, 5), series="9.9", orientation=CORONAL
+        )
         save(at, tmp_path / "in" / "coronal" / f"{number}.dcm")
     names = [name for name, _ in read_volumes(tmp_path / "in", "coronal")]
     assert names == ["series-01-coronal"]
@@ -187,7 +204,9 @@ def test_originals_are_never_overwritten(model, tmp_path):
     source = volume_file(tmp_path / "a.nii.gz")
     before = source.read_bytes()
     for given in (source, tmp_path):
-        with pytest.raises(DataError, match="the originals lie here, and none may be overwritten; choose a folder"):
+        with pytest.raises(
+            DataError, match="the originals lie here, and none may be overwritten; choose a folder"
+        ):
             reconstruct(model, given, tmp_path, **CPU)
     with pytest.raises(DataError, match="the originals lie here"):
         reconstruct(model, tmp_path, tmp_path / "out", **CPU)
@@ -197,7 +216,9 @@ def test_originals_are_never_overwritten(model, tmp_path):
 
 def test_slices_too_small_to_score_are_refused_by_name_before_anything_is_written(model, tmp_path):
     source = volume_file(tmp_path / "small.nii.gz", (40, 10, 3))
-    with pytest.raises(ShapeError, match=r"small: its slices of 10×40 pixels are too small to score.*--plane"):
+    with pytest.raises(
+        ShapeError, match=r"small: its slices of 10×40 pixels are too small to score.*--plane"
+    ):
         reconstruct(model, source, tmp_path / "out", **CPU)
     assert not (tmp_path / "out").exists()
 

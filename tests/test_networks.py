@@ -22,7 +22,8 @@ def describe(layer):
         assert layer.kernel_size[0] == layer.kernel_size[1]
         kind = "up" if isinstance(layer, nn.ConvTranspose2d) else "conv"
         channels = f"{layer.in_channels}→{layer.out_channels}"
-        return f"{kind} {channels} {layer.kernel_size[0]}×{layer.kernel_size[0]} /{layer.stride[0]} +{layer.padding[0]}"
+        kernel, stride, padding = layer.kernel_size[0], layer.stride[0], layer.padding[0]
+        return f"{kind} {channels} {kernel}×{kernel} /{stride} +{padding}"
     if isinstance(layer, nn.BatchNorm2d):
         return f"norm {layer.num_features}"
     if isinstance(layer, nn.Sequential):
@@ -55,7 +56,11 @@ def test_the_first_encoder_is_the_founding_documents(founding):
 def test_a_coarser_encoder_reads_the_finer_one_and_halves_log2_of_its_rate_times(founding, level, steps):
     found = [describe(layer) for layer in founding.encoders[level]]
     assert [line for line in found if " /2 " in line] == steps
-    assert found[-4:] == [f"conv {128 if level == 1 else 64}→128 3×3 /1 +1", "norm 128", *["ResidualLayer"] * 2]
+    assert found[-4:] == [
+        f"conv {128 if level == 1 else 64}→128 3×3 /1 +1",
+        "norm 128",
+        *["ResidualLayer"] * 2,
+    ]
 
 
 def test_a_residual_layer_is_the_founding_documents(founding):
@@ -157,7 +162,12 @@ def test_the_ladder_folds_and_unfolds_by_its_rates(rate):
     assert [map_.shape[-2:] for map_ in features] == [(4, 2), (2, 1)]
     context = network.absorb(1, (), torch.randn(2, 4, 2, 1))
     assert context[0].shape == (2, 16, 4, 2)
-    assert network.image(network.absorb(0, context, torch.randn(2, 4, 4, 2))).shape == (2, 1, 4 * rate, 2 * rate)
+    assert network.image(network.absorb(0, context, torch.randn(2, 4, 4, 2))).shape == (
+        2,
+        1,
+        4 * rate,
+        2 * rate,
+    )
 
 
 def test_a_finer_level_of_the_ladder_asks_what_the_coarser_ones_said():

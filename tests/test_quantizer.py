@@ -297,9 +297,7 @@ def test_all_that_a_codebook_learned_is_saved():
 
 
 def _learn_apart(rank, folder):
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2
-    )
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     torch.manual_seed(rank)  # the ranks start, see and draw different things
     book = Quantizer(16, 4, QuantizerConfig(decay=0.5)).train()
     book.start(torch.randn(64, 4) + rank, torch.Generator().manual_seed(rank))

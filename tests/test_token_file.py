@@ -21,9 +21,15 @@ def tokens_of(**changes):
             draw.integers(0, 9, (2, 4, 6)).astype(np.uint16),
             draw.integers(0, 9, (2, 2, 3)).astype(np.uint16),
         ),
-        **{"size": (8, 12), "codebook_hash": "c0de", "low": -1.5, "high": 99.25, "axes": (2, 1, 0)},
-        **{"flips": (False, True, True), "affine": np.diag([0.5, 0.5, 3.0, 1.0]) + 1e-17},
-        **{"shape_on_disk": (12, 8, 2), "geometry": nib.Nifti1Header(endianness="<").binaryblock},
+        "size": (8, 12),
+        "codebook_hash": "c0de",
+        "low": -1.5,
+        "high": 99.25,
+        "axes": (2, 1, 0),
+        "flips": (False, True, True),
+        "affine": np.diag([0.5, 0.5, 3.0, 1.0]) + 1e-17,
+        "shape_on_disk": (12, 8, 2),
+        "geometry": nib.Nifti1Header(endianness="<").binaryblock,
     }
     return TokenFile(**(fields | changes))
 

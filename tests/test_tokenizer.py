@@ -42,7 +42,9 @@ def slices(batch, rows=32, columns=32, seed=0):
     ],
 )
 def test_the_grids_of_a_slice_by_hand(size, grids, tokens):
-    tokenizer = Tokenizer(TokenizerConfig(scaling_rates=(8, 4, 2), width=16, codebook_sizes=(1024, 1024, 1024)))
+    tokenizer = Tokenizer(
+        TokenizerConfig(scaling_rates=(8, 4, 2), width=16, codebook_sizes=(1024, 1024, 1024))
+    )
     assert tokenizer.stride == 64
     assert tokenizer.levels == 3
     assert tokenizer.grids(size) == grids
@@ -135,7 +137,9 @@ def test_coarse_levels_alone_hold_the_finer_ones_at_their_mean_code(architecture
 def test_grids_that_do_not_fit_the_size_are_refused():
     tokenizer = small()
     tokens = tokenizer.encode(slices(1))
-    with pytest.raises(ShapeError, match=r"do not fit a slice of 64×32 pixels: wanted \(\(16, 8\), \(8, 4\)\)"):
+    with pytest.raises(
+        ShapeError, match=r"do not fit a slice of 64×32 pixels: wanted \(\(16, 8\), \(8, 4\)\)"
+    ):
         tokenizer.decode(tokens, (64, 32))
     with pytest.raises(ShapeError, match="finest first"):
         tokenizer.decode(tokens[::-1], (32, 32))
@@ -215,8 +219,11 @@ def test_ssim_is_that_of_scikit_image_over_windows_that_lie_inside(shape):
     _, similarity = structural_similarity(
         first[0, 0].numpy().astype(np.float64),
         second[0, 0].numpy().astype(np.float64),
-        **{"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False},
-        **{"data_range": 1.0, "full": True},
+        gaussian_weights=True,
+        sigma=1.5,
+        use_sample_covariance=False,
+        data_range=1.0,
+        full=True,
     )
     inside = similarity[5 : shape[0] - 5, 5 : shape[1] - 5]
     assert ssim(first, second).item() == pytest.approx(inside.mean(), abs=1e-4)
@@ -231,7 +238,7 @@ def test_ssim_of_a_slice_with_itself_is_1_and_it_pulls_on_both():
 
 
 def test_ssim_of_a_slice_smaller_than_its_window_is_refused():
-    with pytest.raises(ShapeError, match="a side of 10 pixels .* wanted at least 11"):
+    with pytest.raises(ShapeError, match=r"a side of 10 pixels .* wanted at least 11"):
         ssim(torch.zeros(1, 1, 32, 10), torch.zeros(1, 1, 32, 10))
 
 

@@ -26,7 +26,8 @@ from slicebook.manifest import (
     write_info,
     write_manifest,
 )
-from slicebook.training import TokenizerObjective, train_tokenizer
+from slicebook.objectives import TokenizerObjective
+from slicebook.training import train_tokenizer
 
 
 def prepared_folder(folder, *, patients=(3, 1, 1), slices=4, shapes=((32, 32),), seed=0):
@@ -44,10 +45,21 @@ def prepared_folder(folder, *, patients=(3, 1, 1), slices=4, shapes=((32, 32),),
             name = f"patient-{patient + 1:04}"
             records.append(
                 SliceRecord(
-                    **{"index": len(records), "patient": name, "volume": f"{name}/volume-01", "split": split},
-                    **{"slice": number, "position": number / (slices - 1), "rows": rows, "columns": columns},
-                    **{"offset": offset, "label_offset": -1, "row_mm": 1.0, "column_mm": 1.0},
-                    **{"low": 0.0, "high": 100.0, "blank": False},
+                    index=len(records),
+                    patient=name,
+                    volume=f"{name}/volume-01",
+                    split=split,
+                    slice=number,
+                    position=number / (slices - 1),
+                    rows=rows,
+                    columns=columns,
+                    offset=offset,
+                    label_offset=-1,
+                    row_mm=1.0,
+                    column_mm=1.0,
+                    low=0.0,
+                    high=100.0,
+                    blank=False,
                 )
             )
             offset += rows * columns
@@ -60,10 +72,20 @@ def prepared_folder(folder, *, patients=(3, 1, 1), slices=4, shapes=((32, 32),),
     write_info(
         folder,
         DatasetInfo(
-            **{"schema_version": SCHEMA_VERSION, "slicebook_version": __version__, "layout": "nifti"},
-            **{"plane": "axial", "spacing": None, "size": None, "percentiles": (0.5, 99.5), "seed": seed},
-            **{"fractions": None, "split_hash": f"{seed:064}", "counts": counts, "label_values": ()},
-            **{"quarantined": 0, "duplicates": 0},
+            schema_version=SCHEMA_VERSION,
+            slicebook_version=__version__,
+            layout="nifti",
+            plane="axial",
+            spacing=None,
+            size=None,
+            percentiles=(0.5, 99.5),
+            seed=seed,
+            fractions=None,
+            split_hash=f"{seed:064}",
+            counts=counts,
+            label_values=(),
+            quarantined=0,
+            duplicates=0,
         ),
     )
     return folder
@@ -82,7 +104,9 @@ def tiny(*settings):
 
 
 def train(data, recipe, out, **how):
-    return train_tokenizer(data, recipe, out, **({"device": "cpu", "precision": "32-true", "progress": False} | how))
+    return train_tokenizer(
+        data, recipe, out, **({"device": "cpu", "precision": "32-true", "progress": False} | how)
+    )
 
 
 def rows_of(run):
@@ -90,8 +114,8 @@ def rows_of(run):
         return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
 
 
-def stop_at(monkeypatch, step):
-    """Stop a training as Ctrl-C would, just before a step."""
+def train_until(step, data, recipe, run):
+    """Train, and stop as Ctrl-C would just before a step."""
     whole = TokenizerObjective.step
 
     def interrupted(self, images, number, fraction):
@@ -99,7 +123,10 @@ def stop_at(monkeypatch, step):
             raise KeyboardInterrupt
         return whole(self, images, number, fraction)
 
-    monkeypatch.setattr(TokenizerObjective, "step", interrupted)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TokenizerObjective, "step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train(data, recipe, run)
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +176,11 @@ def test_the_model_says_where_it_comes_from(finished, data):
 
 
 def test_training_makes_the_loss_fall_and_the_ssim_rise(data, tmp_path):
-    train(data, tiny("training.epochs=16", "training.validate_every=5", "training.augment=null"), tmp_path / "run")
+    train(
+        data,
+        tiny("training.epochs=16", "training.validate_every=5", "training.augment=null"),
+        tmp_path / "run",
+    )
     rows = rows_of(tmp_path / "run")
     assert [row["epoch"] for row in rows] == [5, 10, 15, 16]
     assert rows[-1]["train_loss"] < 0.9 * rows[0]["train_loss"]
@@ -170,16 +201,23 @@ def test_the_best_model_on_validation_is_kept_not_the_last(data, tmp_path, monke
 
 def test_training_learns_from_training_patients_and_is_judged_on_validation_ones(data, tmp_path, monkeypatch):
     seen = {"step": [], "validate": []}
-    for name, kept in seen.items():
 
-        def spy(self, images, *rest, whole=getattr(TokenizerObjective, name), kept=kept):
-            kept += [image.numpy().tobytes() for image in images]
+    def watch(name):
+        whole = getattr(TokenizerObjective, name)
+
+        def watched(self, images, *rest):
+            seen[name] += [image.numpy().tobytes() for image in images]
             return whole(self, images, *rest)
 
-        monkeypatch.setattr(TokenizerObjective, name, spy)
+        monkeypatch.setattr(TokenizerObjective, name, watched)
+
+    watch("step")
+    watch("validate")
     train(data, tiny("training.epochs=1"), tmp_path / "run")
     opened = PreparedData.open(data)
-    of = {split: {image.numpy().tobytes() for image in opened.split(split)} for split in ("train", "validation")}
+    of = {
+        split: {image.numpy().tobytes() for image in opened.split(split)} for split in ("train", "validation")
+    }
     assert set(seen["step"]) == of["train"]
     assert set(seen["validate"]) == of["validation"]
     assert len(seen["validate"]) == 4
@@ -214,21 +252,21 @@ def test_a_training_can_end_by_the_clock(data, tmp_path):
 def test_repeating_a_finished_training_trains_nothing(finished, data, monkeypatch):
     run, summary = finished
     before = {item.name: item.read_bytes() for item in run.iterdir()}
-    stop_at(monkeypatch, summary.steps)
+    monkeypatch.setattr(TokenizerObjective, "step", lambda *_: pytest.fail("a finished run was trained"))
     assert train(data, tiny(), run) == summary
     assert {item.name: item.read_bytes() for item in run.iterdir()} == before
 
 
 @pytest.mark.parametrize("architecture", ["ladder", "vqvae2"])
-def test_an_interrupted_training_goes_on_to_the_very_same_weights(architecture, data, tmp_path, monkeypatch):
+def test_an_interrupted_training_goes_on_to_the_very_same_weights(architecture, data, tmp_path):
     recipe = tiny(
         *(f"tokenizer.architecture={architecture}", "training.epochs=3", "training.loss.level_dropout=0.5"),
         *("tokenizer.quantizer.revive_every=2", "tokenizer.quantizer.revive_below=0.5"),
     )
     train(data, recipe, tmp_path / "whole")
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        stop_at(patch, 5)  # in the second epoch: its first two steps are lost and done again
-        train(data, recipe, tmp_path / "parts")
+    train_until(
+        5, data, recipe, tmp_path / "parts"
+    )  # in the second epoch: its first two steps are lost and done again
     assert len(rows_of(tmp_path / "parts")) == 1
     torch.rand(5)  # what a process did before is of no matter
     train(data, recipe, tmp_path / "parts")
@@ -244,11 +282,9 @@ def test_an_interrupted_training_goes_on_to_the_very_same_weights(architecture, 
     assert whole == parts
 
 
-def test_a_training_killed_before_its_first_validation_begins_anew(finished, data, tmp_path, monkeypatch):
+def test_a_training_killed_before_its_first_validation_begins_anew(finished, data, tmp_path):
     run = tmp_path / "run"
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        stop_at(patch, 1)
-        train(data, tiny(), run)
+    train_until(1, data, tiny(), run)
     (run / f".{MODEL_NAME}.x1y2z3").write_bytes(b"half a mod")
     train(data, tiny(), run)
     first, again = load_file(finished[0] / MODEL_NAME), load_file(run / MODEL_NAME)
@@ -312,14 +348,14 @@ def poison(data, split):
     images.flush()
 
 
-def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_model(tmp_path, monkeypatch):
+def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_model(tmp_path):
     data, run = prepared_folder(tmp_path / "data"), tmp_path / "run"
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        stop_at(patch, 3)
-        train(data, tiny(), run)
+    train_until(3, data, tiny(), run)
     before = {name: (run / name).read_bytes() for name in (MODEL_NAME, STATE_NAME, "metrics.csv")}
     poison(data, "train")
-    with pytest.raises(ConfigError, match=r"no longer a number after step 4.*model\.safetensors is the best") as caught:
+    with pytest.raises(
+        ConfigError, match=r"no longer a number after step 4.*model\.safetensors is the best"
+    ) as caught:
         train(data, tiny(), run)
     assert "\n" not in str(caught.value)
     assert "lower training.learning_rate" in str(caught.value)
@@ -400,9 +436,14 @@ def test_a_training_without_warm_up_begins_at_its_full_rate():
 
 def _train_as_rank(rank, port, data, out):
     os.environ |= {
-        **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "test"},
-        **{"RANK": str(rank), "LOCAL_RANK": str(rank), "GROUP_RANK": "0"},
-        **{"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"},
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "TORCHELASTIC_RUN_ID": "test",
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "GROUP_RANK": "0",
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
     }
     train(Path(data), tiny("training.batch_size=2"), Path(out))
     torch.distributed.destroy_process_group()

@@ -1,4 +1,4 @@
-"""One training loop on Lightning Fabric, and what one step of a tokenizer is.
+"""One training loop on Lightning Fabric.
 
 The loop knows epochs, the clock, validation, checkpoints and the display; it asks an `Objective` for the loss
 of a batch and for scores. Repeating a training's command goes on from its last validation.
@@ -6,68 +6,30 @@ of a batch and for scores. Repeating a training's command goes on from its last 
 
 from __future__ import annotations
 
-import csv
-import io
 import math
-import re
 import time
-import warnings
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from slicebook import pictures
-from slicebook.checkpoint import (
-    MODEL_NAME,
-    STATE_NAME,
-    Provenance,
-    State,
-    commit,
-    load_state,
-    save_state,
-    save_tokenizer,
-    versions,
-)
-from slicebook.config import LossConfig, Recipe, TrainingConfig
-from slicebook.dataset import (
-    PreparedData,
-    SliceBatches,
-    SliceSet,
-    augment,
-    draw_augmentation,
-    explain_dead_worker,
-)
+from slicebook.checkpoint import MODEL_NAME, STATE_NAME, State, save_state
+from slicebook.config import Recipe, TrainingConfig
+from slicebook.dataset import PreparedData, SliceBatches, explain_dead_worker
 from slicebook.devices import launch
 from slicebook.display import Display
 from slicebook.errors import CheckpointError, ConfigError
-from slicebook.tokenizer import Tokenizer, draw_silence, loss
+from slicebook.objectives import Objective, Progress, TokenizerObjective
+from slicebook.run_folder import begin_run, open_run, write_metrics
+from slicebook.tokenizer import Tokenizer
 
 CHECK_EVERY = 20  # steps between looks at the loss: each look waits for the device
-LOW_USAGE = 0.25
-# What a training leaves that was killed before its first validation, files in the making included.
-BEGUN = re.compile(r"config\.yaml|batch\.png|events\.out\..*|\.(batch|model|state|metrics|curves)\..*")
-TOKENS_PER_CODE = 20
-
-
-@dataclass
-class Progress:
-    """Where a training stands; written into its state."""
-
-    epoch: int = 0
-    step: int = 0
-    seconds: float = 0.0
-    best: float = -math.inf
-    best_epoch: int = 0
-    finished: bool = False
-    history: list[dict[str, float]] = field(default_factory=list)
-    """One row of `metrics.csv` a validation."""
 
 
 @dataclass(frozen=True)
@@ -81,125 +43,6 @@ class TrainingSummary:
     best_epoch: int
     scores: dict[str, float]
     """The row of `metrics.csv` of the best epoch."""
-
-
-@runtime_checkable
-class Objective(Protocol):
-    """What the loop trains: one module, the loss of a batch, and scores."""
-
-    module: nn.Module
-    start_slices: int
-    """How many slices `start` asks for."""
-
-    def start(self, images: Float[Tensor, "b 1 h w"]) -> None:
-        """Prepare an untrained module, given a few batches."""
-
-    def step(self, images: Float[Tensor, "b 1 h w"], step: int, fraction: float) -> dict[str, Tensor]:
-        """Return the scores of a training batch; `loss` among them carries the gradient."""
-
-    def validate(self, images: Float[Tensor, "b 1 h w"]) -> dict[str, Tensor]:
-        """Return the scores of a validation batch; the higher its `ssim`, the better the model."""
-
-    def report(self) -> dict[str, float]:
-        """Return what the module tells of the training steps since the last report."""
-
-    def save(self, path: Path, progress: Progress, scores: Mapping[str, float]) -> None:
-        """Write the model to share."""
-
-
-class _Judged(nn.Module):
-    """A tokenizer whose forward pass ends in its scores, so that autocast and DDP see one whole step."""
-
-    def __init__(self, tokenizer: Tokenizer, config: LossConfig) -> None:
-        super().__init__()
-        self.tokenizer = tokenizer
-        self.config = config
-
-    def forward(self, images: Tensor, **how: Any) -> dict[str, Tensor]:
-        """Return loss, SSIM and commitment; the loss carries the gradient."""
-        found = self.tokenizer(images, **how)
-        parts = loss(found, images, self.config)
-        return {"loss": parts.total, "ssim": parts.ssim, "commitment": found.commitment.detach()}
-
-
-class TokenizerObjective:
-    """A tokenizer's training step: augment, reconstruct, compare."""
-
-    def __init__(self, tokenizer: Tokenizer, recipe: Recipe, data: PreparedData, fabric: Fabric) -> None:
-        self.tokenizer = tokenizer
-        self.module: nn.Module = _Judged(
-            tokenizer, recipe.training.loss
-        )  # the loop puts its wrapped form here
-        self.start_slices = recipe.tokenizer.quantizer.kmeans_slices
-        self.recipe = recipe
-        self.data = data
-        self.fabric = fabric
-
-    def start(self, images: Float[Tensor, "b 1 h w"]) -> None:
-        """Start the codebooks by k-means."""
-        if not self.start_slices:
-            return
-        generator = torch.Generator().manual_seed(self.recipe.training.seed)
-        self.tokenizer.start(images, generator)
-
-    def step(self, images: Float[Tensor, "b 1 h w"], step: int, fraction: float) -> dict[str, Tensor]:
-        """Return loss, SSIM and commitment of augmented slices."""
-        config = self.recipe.training
-        # Hangs on (seed, step, rank) alone: a training that goes on draws what it would have drawn.
-        seed = (config.seed * 1_000_003 + step) * 4096 + self.fabric.global_rank
-        torch.manual_seed(seed % 2**63)
-        draw = torch.Generator().manual_seed(seed % 2**63)
-        if config.augment:
-            images = augment(images, draw_augmentation(config.augment, len(images), draw))
-        silent = None
-        if config.loss.level_dropout:
-            silent = draw_silence(self.tokenizer.levels, len(images), config.loss.level_dropout, draw).to(
-                images.device
-            )
-        every = self.recipe.tokenizer.quantizer.revive_every
-        # No revival at the end, so that the codes and their decoder come to rest.
-        revive = every > 0 and step % every == every - 1 and fraction < 0.9
-        scores: dict[str, Tensor] = self.module(images, revive=revive, silent=silent)
-        return scores
-
-    def validate(self, images: Float[Tensor, "b 1 h w"]) -> dict[str, Tensor]:
-        """Return loss and SSIM of unseen slices."""
-        scores: dict[str, Tensor] = self.module(images)
-        return scores
-
-    def report(self) -> dict[str, float]:
-        """Return usage and perplexity of each level's training tokens since the last report."""
-        found = {}
-        for level in range(self.tokenizer.levels):
-            codebook = self.tokenizer.codebook(level)
-            usage = codebook.usage()
-            codebook.forget_usage()
-            found[f"usage_{level}"], found[f"perplexity_{level}"] = usage.used, usage.perplexity
-            if usage.used < LOW_USAGE:
-                warnings.warn(
-                    f"level {level} uses {usage.used:.0%} of its {codebook.size} codes, too few for a prior "
-                    f"to learn from; make tokenizer.codebook_sizes[{level}] smaller or train longer",
-                    stacklevel=2,
-                )
-        return found
-
-    def save(self, path: Path, progress: Progress, scores: Mapping[str, float]) -> None:
-        """Write `model.safetensors`."""
-        train = self.data.split("train")
-        provenance = Provenance(
-            versions=versions(),
-            commit=commit(),
-            device=str(self.fabric.device),
-            split_hash=self.data.split_hash,
-            train_patients=len(train.patients),
-            train_slices=len(train),
-            spacing=self.data.info.spacing,
-            epoch=progress.epoch,
-            step=progress.step,
-            seconds=progress.seconds,
-            validation=dict(scores),
-        )
-        save_tokenizer(path, self.tokenizer, self.recipe, provenance)
 
 
 def train_tokenizer(
@@ -229,7 +72,7 @@ def train_tokenizer(
     """
     run, opened = Path(out), PreparedData.open(data)
     train, validation = opened.split("train"), opened.split("validation")
-    state = _open_run(run, recipe, opened.split_hash)
+    state = open_run(run, recipe, opened.split_hash)
     fabric = launch(device, precision)
     config = recipe.training
     fabric.seed_everything(config.seed, verbose=False)
@@ -248,7 +91,7 @@ def train_tokenizer(
     judged = SliceBatches(validation, config.batch_size, workers=workers)
     display = Display(run, shown=progress and fabric.is_global_zero)
     if state is None and fabric.is_global_zero:
-        _begin_run(run, recipe, train, display)
+        begin_run(run, recipe, train, display)
     objective = TokenizerObjective(tokenizer, recipe, opened, fabric)
     fit = Fit(
         objective,
@@ -401,7 +244,7 @@ class Fit:
             return
         if better:
             self.objective.save(self.run / MODEL_NAME, reached, row)
-        _write_metrics(self.run, reached.history)
+        write_metrics(self.run, reached.history)
         tensors = {f"model.{name}": tensor for name, tensor in self.bare.state_dict().items()}
         for index, slots in self.optimizer.state_dict()["state"].items():
             for name, value in slots.items():
@@ -430,58 +273,6 @@ class Fit:
                 elapsed = float(self.fabric.broadcast(torch.tensor(elapsed)))
             fraction = max(fraction, elapsed)
         return min(1.0, fraction)
-
-
-def _open_run(run: Path, recipe: Recipe, split_hash: str) -> State | None:
-    """Return the state to go on from, or None for a new run; refuse a folder that is something else."""
-    if (run / STATE_NAME).exists():
-        state = load_state(run / STATE_NAME)
-        if state.progress["split_hash"] != split_hash:
-            raise ConfigError(f"{run}: was trained on other data or another split; use another --out")
-        different = _differences(state.progress["recipe"], recipe.model_dump(mode="json"))
-        if different:
-            raise ConfigError(
-                f"{run}: was begun with other settings ({'; '.join(different)}); use another --out"
-            )
-        return state
-    if run.exists() and (not run.is_dir() or any(not BEGUN.fullmatch(item.name) for item in run.iterdir())):
-        raise ConfigError(f"{run}: exists and is no training to go on with; use another --out, or remove it")
-    return None
-
-
-def _differences(before: Any, now: Any, key: str = "") -> list[str]:
-    if isinstance(before, dict) and isinstance(now, dict):
-        keys = sorted({*before, *now})
-        return [
-            text
-            for name in keys
-            for text in _differences(before.get(name), now.get(name), f"{key}.{name}".lstrip("."))
-        ]
-    return [] if before == now or key in ("name", "description") else [f"{key}: {before} then, {now} now"]
-
-
-def _begin_run(run: Path, recipe: Recipe, train: SliceSet, display: Display) -> None:
-    """Write the settings and a picture of a training batch; say where a codebook is large for the data."""
-    run.mkdir(parents=True, exist_ok=True)
-    (run / "config.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
-    config, tokenizer = recipe.training, Tokenizer(recipe.tokenizer)
-    first = next(iter(SliceBatches(train, config.batch_size, shuffle=True, seed=config.seed))).images
-    if config.augment:
-        first = augment(
-            first, draw_augmentation(config.augment, len(first), torch.Generator().manual_seed(config.seed))
-        )
-    record = train.records[0]
-    pictures.batch(first, run / "batch.png", aspect=record.row_mm / record.column_mm)
-    tokens = [0] * tokenizer.levels
-    for record in train.records:
-        for level, (rows, columns) in enumerate(tokenizer.grids((record.rows, record.columns))):
-            tokens[level] += rows * columns
-    for level, (count, size) in enumerate(zip(tokens, recipe.tokenizer.codebook_sizes, strict=True)):
-        if count < TOKENS_PER_CODE * size:
-            display.say(
-                f"level {level}: {size:,} codes for {count:,} training tokens, fewer "
-                f"than {TOKENS_PER_CODE} a code; a smaller tokenizer.codebook_sizes[{level}] would suit"
-            )
 
 
 def _optimizer(config: TrainingConfig, module: nn.Module) -> torch.optim.Optimizer:
@@ -519,15 +310,3 @@ def _restore(state: State, module: nn.Module, optimizer: torch.optim.Optimizer) 
         raise CheckpointError(
             f"the state does not fit the model ({error}); train to another --out"
         ) from error
-
-
-def _write_metrics(run: Path, history: list[dict[str, float]]) -> None:
-    text = io.StringIO()
-    columns = list(dict.fromkeys(name for row in history for name in row))
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({name: f"{value:.6g}" for name, value in row.items()} for row in history)
-    partial = run / ".metrics.csv"
-    partial.write_text(text.getvalue(), encoding="utf-8")
-    partial.replace(run / "metrics.csv")
-    pictures.curves(run / "metrics.csv", run / "curves.png")

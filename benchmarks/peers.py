@@ -1,0 +1,177 @@
+"""What `speed.py` times: one training step of each library's quantiser, and one-stage networks beside ours.
+
+Every quantiser has running averages on (decay 0.99) and commitment weight 1, neither k-means nor revival in
+the step, and its vectors in the layout that it asks for. The gradient goes straight through in all.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+import types
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from slicebook.config import load_recipe
+from slicebook.quantizer import BLOCK_ELEMENTS, Quantizer
+from slicebook.tokenizer import Tokenizer
+
+Step = Callable[[], None]
+
+OURS = "slicebook"
+FLOOR = "matrix product"
+"""Vectors times codes, block by block into one small buffer: what no exact search can do without."""
+
+SIDE = 32
+"""Vectors come from grids of 32×32, as those of 256×256 slices do."""
+
+
+def _ours(n: int, k: int, d: int) -> Step:
+    return _step(Quantizer(k, d), torch.randn(n, d), lambda found: (found.vectors, found.commitment))
+
+
+def _floor(n: int, k: int, d: int) -> Step:
+    vectors, codes = torch.randn(n, d), torch.randn(d, k)
+    rows = max(1, BLOCK_ELEMENTS // k)
+    buffer = torch.empty(rows, k)
+
+    def multiply() -> None:
+        for block in torch.split(vectors, rows):
+            torch.mm(block, codes, out=buffer[: len(block)])
+
+    return multiply
+
+
+def _lucidrains(n: int, k: int, d: int) -> Step:
+    library = importlib.import_module("vector_quantize_pytorch")
+    module = library.VectorQuantize(
+        dim=d,
+        codebook_size=k,
+        decay=0.99,
+        commitment_weight=1.0,
+        rotation_trick=False,
+        threshold_ema_dead_code=0,
+    )
+    return _step(module, torch.randn(n // SIDE**2, SIDE**2, d), lambda found: (found[0], found[2]))
+
+
+def _monai(n: int, k: int, d: int) -> Step:
+    library = importlib.import_module("monai.networks.layers.vector_quantizer")
+    module = library.EMAQuantizer(2, num_embeddings=k, embedding_dim=d, commitment_cost=1.0, decay=0.99)
+    return _step(module, _maps(n, d), lambda found: (found[0], found[1]))
+
+
+def _medtokenizers(n: int, k: int, d: int) -> Step:
+    module = _medtokenizers_quant().VectorQuantizer(k, d, dim=2, beta=1.0, use_ema=True, ema_decay=0.99)
+    return _step(module, _maps(n, d), lambda found: (found[0], found[1].mean()))
+
+
+QUANTIZERS: dict[str, Callable[[int, int, int], Step]] = {
+    OURS: _ours,
+    "vector-quantize-pytorch": _lucidrains,
+    "monai": _monai,
+    "medtokenizers": _medtokenizers,
+    FLOOR: _floor,
+}
+"""By the name of the package: given vectors, codes and dimension, a training step forward and backward."""
+
+
+def _ladder() -> nn.Module:
+    return Tokenizer(load_recipe("compact").tokenizer)
+
+
+def _vqvae2() -> nn.Module:
+    return Tokenizer(load_recipe("comp3710", ["tokenizer.resize=null"]).tokenizer)
+
+
+class _MonaiVQVAE(nn.Module):
+    """MONAI's VQVAE at the settings of `vqvae2`'s finest level; it has no others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        library = importlib.import_module("monai.networks.nets.vqvae")
+        self.net = library.VQVAE(
+            spatial_dims=2,
+            in_channels=1,
+            out_channels=1,
+            channels=(64, 128, 128),
+            num_res_channels=32,
+            num_res_layers=2,
+            num_embeddings=1024,
+            embedding_dim=128,
+            decay=0.99,
+            commitment_cost=1.0,
+        )
+
+    def forward(self, images: Tensor) -> Any:
+        drawn, commitment = self.net(images)
+        return types.SimpleNamespace(images=drawn, commitment=commitment)
+
+    def encode(self, images: Tensor) -> Tensor:
+        tokens: Tensor = self.net.index_quantize(images)
+        return tokens
+
+
+NETWORKS: dict[str, Callable[[], nn.Module]] = {"ladder": _ladder, "vqvae2": _vqvae2, "monai": _MonaiVQVAE}
+"""`ladder` is the recipe `compact`, `vqvae2` is `comp3710` without its stretching; MONAI's has one level."""
+
+
+def training_step(module: nn.Module, images: Tensor, precision: str) -> Step:
+    """Return a step of forward, backward and AdamW, on squared error + commitment, the same for all."""
+    optimizer = torch.optim.AdamW(module.train().parameters(), lr=1e-4)
+
+    def step() -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed"):
+            found = module(images)
+        loss = functional.mse_loss(found.images.float(), images) + found.commitment.float()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def encoding(module: nn.Module, images: Tensor, precision: str) -> Step:
+    """Return the way from slices to tokens, in evaluation mode."""
+    encode = module.eval().encode
+    assert callable(encode)
+
+    def step() -> None:
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed"):
+            encode(images)
+
+    return step
+
+
+def _step(module: nn.Module, vectors: Tensor, outputs: Callable[[Any], tuple[Tensor, Tensor]]) -> Step:
+    module.train()
+    vectors.requires_grad_()
+    gradient = torch.randn(vectors.shape)
+
+    def step() -> None:
+        quantized, commitment = outputs(module(vectors))
+        torch.autograd.backward([quantized, commitment.sum()], [gradient, torch.ones(())])
+        vectors.grad = None
+
+    return step
+
+
+def _maps(n: int, d: int) -> Tensor:
+    return torch.randn(n // SIDE**2, d, SIDE, SIDE)
+
+
+def _medtokenizers_quant() -> Any:
+    """Import its quantiser without the packages' own start, which wants torchvision and much else."""
+    for name in ("medtokenizers", "medtokenizers.modules"):
+        if name not in sys.modules:
+            spec = importlib.util.find_spec(name)
+            if spec is None:
+                raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+            sys.modules[name] = types.ModuleType(name)
+            sys.modules[name].__path__ = list(spec.submodule_search_locations or ())
+    return importlib.import_module("medtokenizers.modules.quant")

@@ -1,0 +1,158 @@
+"""What a training loop trains: one module, the loss of a batch, and scores. Here, a tokenizer.
+
+A prior is another objective of the same loop.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from slicebook.checkpoint import Provenance, commit, save_tokenizer, versions
+from slicebook.config import LossConfig, Recipe
+from slicebook.dataset import PreparedData, augment, draw_augmentation
+from slicebook.tokenizer import Tokenizer, draw_silence, loss
+
+LOW_USAGE = 0.25
+
+
+@dataclass
+class Progress:
+    """Where a training stands; written into its state."""
+
+    epoch: int = 0
+    step: int = 0
+    seconds: float = 0.0
+    best: float = -math.inf
+    best_epoch: int = 0
+    finished: bool = False
+    history: list[dict[str, float]] = field(default_factory=list)
+    """One row of `metrics.csv` a validation."""
+
+
+@runtime_checkable
+class Objective(Protocol):
+    """What the loop trains: one module, the loss of a batch, and scores."""
+
+    module: nn.Module
+    start_slices: int
+    """How many slices `start` asks for."""
+
+    def start(self, images: Float[Tensor, "b 1 h w"]) -> None:
+        """Prepare an untrained module, given a few batches."""
+
+    def step(self, images: Float[Tensor, "b 1 h w"], step: int, fraction: float) -> dict[str, Tensor]:
+        """Return the scores of a training batch; `loss` among them carries the gradient."""
+
+    def validate(self, images: Float[Tensor, "b 1 h w"]) -> dict[str, Tensor]:
+        """Return the scores of a validation batch; the higher its `ssim`, the better the model."""
+
+    def report(self) -> dict[str, float]:
+        """Return what the module tells of the training steps since the last report."""
+
+    def save(self, path: Path, progress: Progress, scores: Mapping[str, float]) -> None:
+        """Write the model to share."""
+
+
+class _Judged(nn.Module):
+    """A tokenizer whose forward pass ends in its scores, so that autocast and DDP see one whole step."""
+
+    def __init__(self, tokenizer: Tokenizer, config: LossConfig) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+        self.config = config
+
+    def forward(self, images: Tensor, **how: Any) -> dict[str, Tensor]:
+        """Return loss, SSIM and commitment; the loss carries the gradient."""
+        found = self.tokenizer(images, **how)
+        parts = loss(found, images, self.config)
+        return {"loss": parts.total, "ssim": parts.ssim, "commitment": found.commitment.detach()}
+
+
+class TokenizerObjective:
+    """A tokenizer's training step: augment, reconstruct, compare."""
+
+    def __init__(self, tokenizer: Tokenizer, recipe: Recipe, data: PreparedData, fabric: Fabric) -> None:
+        self.tokenizer = tokenizer
+        self.module: nn.Module = _Judged(
+            tokenizer, recipe.training.loss
+        )  # the loop puts its wrapped form here
+        self.start_slices = recipe.tokenizer.quantizer.kmeans_slices
+        self.recipe = recipe
+        self.data = data
+        self.fabric = fabric
+
+    def start(self, images: Float[Tensor, "b 1 h w"]) -> None:
+        """Start the codebooks by k-means."""
+        if not self.start_slices:
+            return
+        generator = torch.Generator().manual_seed(self.recipe.training.seed)
+        self.tokenizer.start(images, generator)
+
+    def step(self, images: Float[Tensor, "b 1 h w"], step: int, fraction: float) -> dict[str, Tensor]:
+        """Return loss, SSIM and commitment of augmented slices."""
+        config = self.recipe.training
+        # Hangs on (seed, step, rank) alone: a training that goes on draws what it would have drawn.
+        seed = (config.seed * 1_000_003 + step) * 4096 + self.fabric.global_rank
+        torch.manual_seed(seed % 2**63)
+        draw = torch.Generator().manual_seed(seed % 2**63)
+        if config.augment:
+            images = augment(images, draw_augmentation(config.augment, len(images), draw))
+        silent = None
+        if config.loss.level_dropout:
+            silent = draw_silence(self.tokenizer.levels, len(images), config.loss.level_dropout, draw).to(
+                images.device
+            )
+        every = self.recipe.tokenizer.quantizer.revive_every
+        # No revival at the end, so that the codes and their decoder come to rest.
+        revive = every > 0 and step % every == every - 1 and fraction < 0.9
+        scores: dict[str, Tensor] = self.module(images, revive=revive, silent=silent)
+        return scores
+
+    def validate(self, images: Float[Tensor, "b 1 h w"]) -> dict[str, Tensor]:
+        """Return loss and SSIM of unseen slices."""
+        scores: dict[str, Tensor] = self.module(images)
+        return scores
+
+    def report(self) -> dict[str, float]:
+        """Return usage and perplexity of each level's training tokens since the last report."""
+        found = {}
+        for level in range(self.tokenizer.levels):
+            codebook = self.tokenizer.codebook(level)
+            usage = codebook.usage()
+            codebook.forget_usage()
+            found[f"usage_{level}"], found[f"perplexity_{level}"] = usage.used, usage.perplexity
+            if usage.used < LOW_USAGE:
+                warnings.warn(
+                    f"level {level} uses {usage.used:.0%} of its {codebook.size} codes, too few for a prior "
+                    f"to learn from; make tokenizer.codebook_sizes[{level}] smaller or train longer",
+                    stacklevel=2,
+                )
+        return found
+
+    def save(self, path: Path, progress: Progress, scores: Mapping[str, float]) -> None:
+        """Write `model.safetensors`."""
+        train = self.data.split("train")
+        provenance = Provenance(
+            versions=versions(),
+            commit=commit(),
+            device=str(self.fabric.device),
+            split_hash=self.data.split_hash,
+            train_patients=len(train.patients),
+            train_slices=len(train),
+            spacing=self.data.info.spacing,
+            epoch=progress.epoch,
+            step=progress.step,
+            seconds=progress.seconds,
+            validation=dict(scores),
+        )
+        save_tokenizer(path, self.tokenizer, self.recipe, provenance)

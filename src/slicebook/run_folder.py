@@ -1,0 +1,93 @@
+"""The folder that one training writes: what it may go on from, its settings, its curves."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from slicebook import pictures
+from slicebook.checkpoint import STATE_NAME, State, load_state
+from slicebook.config import Recipe
+from slicebook.dataset import SliceBatches, SliceSet, augment, draw_augmentation
+from slicebook.display import Display
+from slicebook.errors import ConfigError
+from slicebook.tokenizer import Tokenizer
+
+# What a training leaves that was killed before its first validation, files in the making included.
+BEGUN = re.compile(r"config\.yaml|batch\.png|events\.out\..*|\.(batch|model|state|metrics|curves)\..*")
+TOKENS_PER_CODE = 20
+
+
+def open_run(run: Path, recipe: Recipe, split_hash: str) -> State | None:
+    """Return the state to go on from, or None for a new run.
+
+    Raises:
+        ConfigError: The folder is something else, or a training with other settings or data.
+        CheckpointError: Its state is damaged.
+    """
+    if (run / STATE_NAME).exists():
+        state = load_state(run / STATE_NAME)
+        if state.progress["split_hash"] != split_hash:
+            raise ConfigError(f"{run}: was trained on other data or another split; use another --out")
+        different = _differences(state.progress["recipe"], recipe.model_dump(mode="json"))
+        if different:
+            raise ConfigError(
+                f"{run}: was begun with other settings ({'; '.join(different)}); use another --out"
+            )
+        return state
+    if run.exists() and (not run.is_dir() or any(not BEGUN.fullmatch(item.name) for item in run.iterdir())):
+        raise ConfigError(f"{run}: exists and is no training to go on with; use another --out, or remove it")
+    return None
+
+
+def _differences(before: Any, now: Any, key: str = "") -> list[str]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = sorted({*before, *now})
+        return [
+            text
+            for name in keys
+            for text in _differences(before.get(name), now.get(name), f"{key}.{name}".lstrip("."))
+        ]
+    return [] if before == now or key in ("name", "description") else [f"{key}: {before} then, {now} now"]
+
+
+def begin_run(run: Path, recipe: Recipe, train: SliceSet, display: Display) -> None:
+    """Write the settings and a picture of a training batch; say where a codebook is large for the data."""
+    run.mkdir(parents=True, exist_ok=True)
+    (run / "config.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+    config, tokenizer = recipe.training, Tokenizer(recipe.tokenizer)
+    first = next(iter(SliceBatches(train, config.batch_size, shuffle=True, seed=config.seed))).images
+    if config.augment:
+        first = augment(
+            first, draw_augmentation(config.augment, len(first), torch.Generator().manual_seed(config.seed))
+        )
+    record = train.records[0]
+    pictures.batch(first, run / "batch.png", aspect=record.row_mm / record.column_mm)
+    tokens = [0] * tokenizer.levels
+    for record in train.records:
+        for level, (rows, columns) in enumerate(tokenizer.grids((record.rows, record.columns))):
+            tokens[level] += rows * columns
+    for level, (count, size) in enumerate(zip(tokens, recipe.tokenizer.codebook_sizes, strict=True)):
+        if count < TOKENS_PER_CODE * size:
+            display.say(
+                f"level {level}: {size:,} codes for {count:,} training tokens, fewer "
+                f"than {TOKENS_PER_CODE} a code; a smaller tokenizer.codebook_sizes[{level}] would suit"
+            )
+
+
+def write_metrics(run: Path, history: list[dict[str, float]]) -> None:
+    """Write `metrics.csv`, a row a validation, and draw `curves.png` from it."""
+    text = io.StringIO()
+    columns = list(dict.fromkeys(name for row in history for name in row))
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({name: f"{value:.6g}" for name, value in row.items()} for row in history)
+    partial = run / ".metrics.csv"
+    partial.write_text(text.getvalue(), encoding="utf-8")
+    partial.replace(run / "metrics.csv")
+    pictures.curves(run / "metrics.csv", run / "curves.png")

@@ -1,6 +1,7 @@
 """The command line: each command a sentence over one function. Imports nothing heavy until a command runs."""
 
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -60,7 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        app(args=[word for word in words if word != "--debug"], prog_name="slicebook")
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            app(args=[word for word in words if word != "--debug"], prog_name="slicebook")
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except (SlicebookError, OSError) as error:
@@ -69,6 +72,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         typer.echo(f"slicebook: {' '.join(str(error).split())}", err=True)
         return 1
     return 0
+
+
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    """Say a warning as the rest is said, without the line of our source it came from."""
+    _say(f"warning: {message}")
 
 
 def _print_version(wanted: bool | None) -> None:

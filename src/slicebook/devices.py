@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 
 import torch
@@ -52,6 +53,9 @@ def launch(device: str = "auto", precision: str = "auto") -> Fabric:
     """
     chosen = choose_device(device)
     here, nodes = _processes()
+    logging.getLogger("lightning_fabric").setLevel(
+        logging.WARNING
+    )  # it tells of the precision at every start
     try:
         fabric = Fabric(
             accelerator=chosen.type,

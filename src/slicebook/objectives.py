@@ -56,8 +56,11 @@ class Objective(Protocol):
     def validate(self, images: Float[Tensor, "b 1 h w"]) -> dict[str, Tensor]:
         """Return the scores of a validation batch; the higher its `ssim`, the better the model."""
 
-    def report(self) -> dict[str, float]:
+    def usage(self) -> dict[str, float]:
         """Return what the module tells of the training steps since the last report."""
+
+    def report(self) -> dict[str, float]:
+        """Return the same and begin anew; warn of what a user should mend."""
 
     def save(self, path: Path, progress: Progress, scores: Mapping[str, float]) -> None:
         """Write the model to share."""
@@ -123,18 +126,24 @@ class TokenizerObjective:
         scores: dict[str, Tensor] = self.module(images)
         return scores
 
-    def report(self) -> dict[str, float]:
+    def usage(self) -> dict[str, float]:
         """Return usage and perplexity of each level's training tokens since the last report."""
         found = {}
         for level in range(self.tokenizer.levels):
-            codebook = self.tokenizer.codebook(level)
-            usage = codebook.usage()
-            codebook.forget_usage()
+            usage = self.tokenizer.codebook(level).usage()
             found[f"usage_{level}"], found[f"perplexity_{level}"] = usage.used, usage.perplexity
-            if usage.used < LOW_USAGE:
+        return found
+
+    def report(self) -> dict[str, float]:
+        """Return the usage, warn where it is low, and begin to count anew."""
+        found = self.usage()
+        for level in range(self.tokenizer.levels):
+            codebook, used = self.tokenizer.codebook(level), found[f"usage_{level}"]
+            codebook.forget_usage()
+            if used < LOW_USAGE:
                 warnings.warn(
-                    f"level {level} uses {usage.used:.0%} of its {codebook.size} codes, too few for a prior "
-                    f"to learn from; make tokenizer.codebook_sizes[{level}] smaller or train longer",
+                    f"level {level} uses {used:.0%} of its {codebook.size} codes, too few for a prior to "
+                    f"learn from; make tokenizer.codebook_sizes[{level}] smaller or train longer",
                     stacklevel=2,
                 )
         return found

@@ -191,9 +191,9 @@ class Fit:
             for name, value in scores.items():
                 sums[name] += value.detach()
             if steps == 1 or steps % CHECK_EVERY == 0:
-                means = self._means(sums, steps)
                 speed = images / (time.perf_counter() - began)
-                display.trained(self.reached.epoch, fraction, means | {"images_per_second": speed})
+                shown = {**self._means(sums, steps), **self.objective.usage(), "images_per_second": speed}
+                display.trained(self.reached.epoch, fraction, shown)
         means = self._means(sums, steps)
         speed = images / (time.perf_counter() - began)
         return {f"train_{name}": value for name, value in means.items()} | {

@@ -38,7 +38,9 @@ CODES = (1_024, 8_192)
 DIMENSIONS = (8, 64)
 SIDES = (128, 256)
 BATCH = 16
+PATIENTS, SLICES = (6, 1, 1), 30  # of the phantom
 FEWEST_TURNS = 3
+STARTS = 7  # of the command line
 
 # Small freed blocks would stay with the process and hide in the next measurement.
 EAGER_MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
@@ -83,12 +85,10 @@ def networks(seconds: float, precision: str) -> dict[str, Any]:
     return {"batch_size": BATCH, "missing": missing, "parameters": parameters, "settings": settings}
 
 
-def data_path(
-    seconds: float, *, patients: tuple[int, int, int] = (6, 1, 1), slices: int = 30
-) -> dict[str, Any]:
+def data_path(seconds: float) -> dict[str, Any]:
     """Time the way from a prepared folder to batches in memory, without and with augmentation."""
     with tempfile.TemporaryDirectory() as folder:
-        phantom.write_hipmri(Path(folder, "phantom"), patients=patients, slices=slices, seed=SEED)
+        phantom.write_hipmri(Path(folder, "phantom"), patients=PATIENTS, slices=SLICES, seed=SEED)
         prepare(Path(folder, "phantom"), Path(folder, "prepared"))
         data = PreparedData.open(Path(folder, "prepared"))
         train = data.split("train")
@@ -116,11 +116,11 @@ def data_path(
         }
 
 
-def command_line(turns: int = 7) -> dict[str, float]:
+def command_line() -> dict[str, float]:
     """Time `slicebook --help`, and `import torch` beside it; median seconds."""
     commands = {"slicebook --help": ["-m", "slicebook", "--help"], "import torch": ["-c", "import torch"]}
     taken: dict[str, list[float]] = {name: [] for name in commands}
-    for _ in range(turns):
+    for _ in range(STARTS):
         for name, words in commands.items():
             began = time.perf_counter()
             subprocess.run([sys.executable, *words], check=True, capture_output=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -15,6 +16,7 @@ import pydicom
 from jaxtyping import Float32, UInt8
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
+from nibabel.wrapstruct import WrapStructError
 
 from slicebook.dicom import read_dicom_series
 from slicebook.errors import DataError
@@ -341,7 +343,7 @@ def _private_fields(source: Source) -> set[str]:
 def _nifti_text(path: Path) -> set[str]:
     try:
         header = nib.Nifti1Image.from_filename(path).header
-    except (ImageFileError, HeaderDataError, OSError, EOFError):
+    except (ImageFileError, HeaderDataError, WrapStructError, OSError, EOFError, zlib.error):
         return set()  # said among the unreadable
     names = {name for name in _NIFTI_TEXT if name in header and bytes(header[name]).strip(b"\0 ")}
     return names | ({"extensions"} if len(header.extensions) else set())

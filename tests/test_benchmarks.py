@@ -1,0 +1,283 @@
+"""The benchmarks measure what they say, and no page holds a number that was not measured."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from slicebook import phantom
+from slicebook.config import load_recipe
+from slicebook.preparation import prepare
+
+ROOT = Path(__file__).parent.parent
+SMALL = (
+    "tokenizer.width=16",
+    "tokenizer.code_dim=4",
+    "tokenizer.quantizer.kmeans_slices=4",
+    "training.batch_size=4",
+)
+
+pytestmark = pytest.mark.filterwarnings("ignore:level")  # few codes are in use after a second of training
+
+
+@pytest.fixture(scope="module")
+def scripts():
+    """The scripts by name, imported as Python does when it runs one of them; no picture is drawn."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "benchmarks")
+        for place in ("pictures.batch", "pictures.curves", "evaluate._draw"):
+            patch.setattr(f"slicebook.{place}", lambda *_, **__: None)
+        import quality
+        import speed
+        import table
+
+        yield {"quality": quality, "speed": speed, "table": table}
+
+
+def measure(scripts, folder, *more):
+    """Run `quality.py` with small contenders."""
+    script = scripts["quality"]
+    tries = {f"vqvae2-lr-{rate}": (*SMALL, f"training.learning_rate={rate}") for rate in ("1e-7", "1e-2")}
+    contenders = (
+        script.Contender("compact", "demo", {"compact": SMALL}),
+        script.Contender("vqvae2", "demo", tries),
+    )
+    words = ["--other-site", folder / "other", "--work", folder / "work", "--results", folder / "results"]
+    words += ["--threads", 1, "--search-minutes", 0.01]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(script, "CONTENDERS", contenders)
+        return script.main([str(word) for word in (folder / "data", *words, *more)])
+
+
+def result(folder, name="quality"):
+    return json.loads((folder / "results" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def measured(scripts, tmp_path_factory):
+    """A whole measurement on two sites: a folder with `data`, `other`, `work` and `results`."""
+    folder = tmp_path_factory.mktemp("measured")
+    for name, patients in (("data", (2, 1, 2)), ("other", (0, 0, 2))):
+        phantom.write_hipmri(folder / "phantom" / name, patients=patients, slices=4, shape=(64, 32))
+        prepare(folder / "phantom" / name, folder / name)
+    assert measure(scripts, folder, "--minutes", "0.01") == 0
+    return folder
+
+
+# --- quality.py
+
+
+def test_the_founding_architecture_differs_from_compact_in_nothing_else(scripts):
+    tries = {one.name: one for one in scripts["quality"].CONTENDERS}["vqvae2"].tries
+    found = [load_recipe("compact", settings) for settings in tries.values()]
+    assert [recipe.training.learning_rate for recipe in found] == [1e-3, 3e-4, 1e-4]
+    wanted = load_recipe("compact", ["training.loss.level_dropout=0"])
+    for recipe in found:
+        same_rate = {"learning_rate": wanted.training.learning_rate}
+        names = ("architecture", "code_dim", "width")
+        same_network = {name: getattr(wanted.tokenizer, name) for name in names}
+        assert recipe.training.model_copy(update=same_rate) == wanted.training
+        assert recipe.tokenizer.architecture == "vqvae2"
+        assert recipe.tokenizer.model_copy(update=same_network) == wanted.tokenizer
+
+
+def test_the_recipes_stand_as_they_are_written(scripts):
+    found = {one.name: (one.recipe, one.tries) for one in scripts["quality"].CONTENDERS}
+    for name in ("compact", "detail", "comp3710"):
+        assert found[name] == (name, {name: ()})
+
+
+def test_the_best_try_on_validation_patients_is_the_one_scored(measured):
+    found = result(measured)["contenders"]["vqvae2"]
+    assert found["run"] == max(found["tries"], key=lambda name: found["tries"][name]["validation_ssim"])
+    runs = [run for run in (measured / "work").iterdir() if (run / "test").exists()]
+    assert {run.name for run in runs} == {"compact", found["run"]}
+
+
+def test_a_lead_is_the_difference_of_the_same_slices(measured):
+    found = result(measured)
+    ours, theirs = (
+        found["contenders"][name]["test"]["scores"]["psnr_whole"] for name in ("compact", "vqvae2")
+    )
+    lead = found["lead"]["vqvae2"]["test"]["psnr_whole"]
+    difference = ours["mean_of_patients"] - theirs["mean_of_patients"]
+    assert lead["mean_of_patients"] == pytest.approx(difference)
+    assert lead["interval"][0] <= difference <= lead["interval"][1]
+
+
+def test_every_training_slice_is_counted_in_the_tokens(measured):
+    for level, grid in zip(
+        result(measured)["contenders"]["compact"]["training_tokens"], (8 * 4, 2, 1), strict=True
+    ):
+        assert level["tokens"] >= 8 * grid  # padded to whole tokens
+        assert level["tokens"] == pytest.approx(level["tokens_per_code"] * level["codebook_size"])
+
+
+def test_a_result_says_how_it_was_made_and_names_no_person_or_place(measured):
+    text = (measured / "results" / "quality.json").read_text(encoding="utf-8")
+    found = json.loads(text)["contenders"]["compact"]
+    assert {"date", "commit", "hardware", "threads", "precision", "versions", "recipe"} <= set(found)
+    assert result(measured)["sites"]["test"]["data"]["split_hash"]
+    for secret in (str(measured), "patient-0", "case_0", "Case_0"):
+        assert secret not in text
+
+
+def test_a_repeated_command_trains_nothing_again_and_keeps_the_others(scripts, measured):
+    before = result(measured)
+    state = measured / "work" / "compact" / "state.safetensors"
+    written = state.stat().st_mtime_ns
+    assert measure(scripts, measured, "--minutes", "0.01", "--only", "compact") == 0
+    assert state.stat().st_mtime_ns == written
+    after = result(measured)
+    assert after["contenders"]["compact"]["test"] == before["contenders"]["compact"]["test"]
+    assert after["contenders"]["vqvae2"] == before["contenders"]["vqvae2"]
+
+
+def test_results_of_another_time_are_not_mixed(scripts, measured, capsys):
+    before = result(measured)
+    assert measure(scripts, measured, "--minutes", "0.02", "--only", "compact") == 1
+    assert "other data or minutes" in capsys.readouterr().err
+    assert result(measured) == before
+
+
+def test_the_founding_claim_wants_its_own_recipe(scripts, measured, capsys):
+    run = measured / "work" / "compact"
+    assert scripts["quality"].main([str(measured / "data"), "--founding", str(run)]) == 1
+    assert "other settings than those of recipe comp3710" in capsys.readouterr().err
+
+
+def test_the_founding_claim_is_scored_on_test_patients(scripts, measured, tmp_path, monkeypatch):
+    script = scripts["quality"]
+    run = shutil.copytree(measured / "work" / "compact", tmp_path / "run")
+    trained = script.load_tokenizer(run).info.recipe
+    epochs = script.load_state(run / "state.safetensors").progress["reached"]["epoch"]
+    finished = trained.model_copy(update={"training": trained.training.model_copy(update={"epochs": epochs})})
+    kept = script.load_tokenizer
+    monkeypatch.setattr(script, "load_recipe", lambda _: finished)
+    monkeypatch.setattr(script, "load_tokenizer", lambda where: with_recipe(kept(where), finished))
+    words = [str(measured / "data"), "--founding", str(run), "--results", str(tmp_path / "results")]
+    assert script.main(words) == 0
+    found = result(tmp_path, "founding")
+    assert (found["test"]["split"], found["test"]["patients"], found["epochs"]) == ("test", 2, epochs)
+    assert found["document"]["reported"] == 0.6044
+
+
+def with_recipe(loaded, recipe):
+    info = loaded.info.model_copy(update={"recipe": recipe})
+    return type(loaded)(loaded.tokenizer, info, loaded.path)
+
+
+# --- speed.py
+
+
+@pytest.fixture(scope="module")
+def timed(scripts, measured):
+    """`speed.py` on small sizes, its result beside that of `quality.py`."""
+    script = scripts["speed"]
+    small = {
+        "VECTORS": 1024, "CODES": (64,), "DIMENSIONS": (64,), "SIDES": (64,), "BATCH": 2,
+        "FEWEST_TURNS": 1, "STARTS": 1, "PATIENTS": (1, 1, 1), "SLICES": 4,
+    }  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in small.items():
+            patch.setattr(script, name, value)
+        patch.setattr(script, "_extra_memory", lambda *_: 1.0)  # a process of its own each: slow to start
+        patch.setattr(script, "QUANTIZERS", script.QUANTIZERS | {"nobody's": import_nothing})
+        assert script.main(["--threads", "1", "--seconds", "0", "--results", str(measured / "results")]) == 0
+    return result(measured, "speed")
+
+
+def import_nothing(*_):
+    raise ModuleNotFoundError("No module named 'nobodys'", name="nobodys")
+
+
+def test_a_peer_that_is_not_installed_is_named(timed):
+    assert timed["quantizers"]["missing"]["nobody's"] == "not installed: nobodys"
+    assert {"slicebook", "matrix product"} <= set(timed["quantizers"]["settings"][0]["contenders"])
+
+
+def test_all_parts_are_timed(timed):
+    assert timed["networks"]["settings"][0]["contenders"]["ladder"]["ratio"] == 1
+    assert timed["data_path"]["slices_a_second"]["augmented"] > 0
+    assert timed["command_line"]["slicebook --help"] > 0
+
+
+def test_contenders_take_turns_and_ratios_are_turn_by_turn(scripts):
+    order = []
+    steps = {name: lambda name=name: order.append(name) for name in "abc"}
+    found = scripts["speed"].take_turns(steps, 0, against="a")  # at least three turns
+    assert order == [*"abc", *"bca", *"cab", *"abc"]
+    assert [one["turns"] for one in found.values()] == [3, 3, 3]
+    assert found["a"]["ratio"] == 1
+
+
+def test_extra_memory_sees_what_a_step_takes_and_gives_back(scripts, monkeypatch):
+    script = scripts["speed"]
+    if not os.access("/proc/self/clear_refs", os.W_OK):
+        assert script._extra_memory("slicebook", 64, 8, 1) is None
+        return
+
+    def make(n, *_):
+        return lambda: bytearray(n * 4096).clear()
+
+    monkeypatch.setattr(script, "QUANTIZERS", {"greedy": make})
+    assert script.extra_memory("greedy", 64, 8) == pytest.approx(script.VECTORS * 4096, rel=0.05)
+
+
+# --- table.py
+
+
+def test_the_pages_hold_what_was_measured(scripts, capsys):
+    assert scripts["table"].main(["--check"]) == 0, capsys.readouterr().err
+
+
+@pytest.fixture
+def pages(scripts, measured, timed, tmp_path):
+    """A copy of the pages with tables of the small measurements."""
+    for name in scripts["table"].PAGES:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    shutil.copytree(measured / "results", tmp_path / "benchmarks" / "results")
+    assert scripts["table"].main(["--root", str(tmp_path)]) == 0
+    return tmp_path
+
+
+def check(scripts, pages):
+    return scripts["table"].main(["--check", "--root", str(pages)])
+
+
+def test_tables_are_written_where_their_marks_are(scripts, pages):
+    assert check(scripts, pages) == 0
+    text = (pages / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    assert {name for name in scripts["table"].TABLES if f"<!-- table: {name} -->" in text} == set(
+        scripts["table"].TABLES
+    )
+    assert "nobody's | not installed: nobodys" in text
+    assert "Not measured yet: founding." in text
+
+
+def test_a_number_changed_in_a_page_fails_and_is_named(scripts, pages, capsys):
+    page = pages / "README.md"
+    text = page.read_text(encoding="utf-8")
+    test = result(pages / "benchmarks")["contenders"]["compact"]["test"]
+    bits = f"{test['bits_per_pixel']['mean_of_slices']:.3f}"
+    assert bits in text
+    page.write_text(text.replace(bits, "0.001", 1), encoding="utf-8")
+    assert check(scripts, pages) == 1
+    assert "README.md: table quality differs" in capsys.readouterr().err
+
+
+def test_a_number_changed_in_a_result_fails_and_is_named(scripts, pages, capsys):
+    path = pages / "benchmarks" / "results" / "speed.json"
+    found = json.loads(path.read_text(encoding="utf-8"))
+    found["command_line"]["slicebook --help"] = 77.0
+    path.write_text(json.dumps(found), encoding="utf-8")
+    assert check(scripts, pages) == 1
+    assert "benchmarks/README.md: table other-speed differs" in capsys.readouterr().err
+
+
+def test_a_table_that_does_not_exist_is_an_error(scripts):
+    with pytest.raises(KeyError):
+        scripts["table"].fill("<!-- table: wishes -->\n<!-- end -->", {})

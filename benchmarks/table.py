@@ -163,24 +163,16 @@ def quantizers(results: Results) -> str:
     found = results["speed"]["quantizers"]
     rows = []
     for setting in found["settings"]:
-        ours = setting["contenders"]["slicebook"]
-        for name, one in setting["contenders"].items():
-            memory = one.get("extra_memory_mib")
-            cells = [
-                f"{setting['codes']:,}",
-                f"{setting['dimension']}",
-                name,
-                _milliseconds(one),
-                f"{one['ratio']:.2f}",
-            ]
-            cells.append("" if memory is None else f"{memory:.1f}")
-            cells.append("" if memory is None else f"{memory / ours['extra_memory_mib']:.1f}")
-            rows.append(cells)
-        rows += [
-            [f"{setting['codes']:,}", f"{setting['dimension']}", *_absent(found, name)]
-            for name in found["missing"]
-        ]
-    head = ["K", "D", "", "ms a step", "over ours", "extra memory, MiB", "over ours"]
+        of, size = setting["contenders"], [f"{setting['codes']:,}", f"{setting['dimension']}"]
+        for name, one in of.items():
+            times = [f"{one['ratio']:.2f}", f"{one['ratio'] / of['matrix product']['ratio']:.2f}"]
+            weighed = one.get("extra_memory_mib")
+            memory = ["", ""]
+            if weighed is not None:
+                memory = [f"{weighed:.1f}", f"{weighed / of['slicebook']['extra_memory_mib']:.1f}"]
+            rows.append([*size, name, f"{1000 * one['seconds']:.1f}", *times, *memory])
+        rows += [[*size, name, why, "", "", "", ""] for name, why in found["missing"].items()]
+    head = ["K", "D", "", "ms a step", "over ours", "over the product", "extra memory, MiB", "over ours"]
     return (
         _table(head, rows) + f"\n{found['vectors']:,} vectors. {found['memory']}\n" + _where(results["speed"])
     )
@@ -409,14 +401,6 @@ def _title(name: str, contender: Mapping[str, Any]) -> str:
 
 def _codecs(report: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
     return ((f"{codec['title']} at its bits", codec) for codec in report["codecs"].values())
-
-
-def _milliseconds(one: Mapping[str, Any]) -> str:
-    return f"{1000 * one['seconds']:.1f}"
-
-
-def _absent(found: Mapping[str, Any], name: str) -> list[str]:
-    return [name, found["missing"][name], "", "", ""]
 
 
 def _how(found: Mapping[str, Any]) -> str:

@@ -27,6 +27,7 @@ from slicebook.manifest import (
     write_manifest,
 )
 from slicebook.objectives import TokenizerObjective
+from slicebook.tokenizer import Tokenizer
 from slicebook.training import train_tokenizer
 
 
@@ -223,6 +224,57 @@ def test_training_learns_from_training_patients_and_is_judged_on_validation_ones
     assert len(seen["validate"]) == 4
 
 
+def watch_steps(look, data, recipe, run):
+    """Train, and return what `look(objective, images)` saw before each step."""
+    seen, whole = [], TokenizerObjective.step
+
+    def watched(self, images, *rest):
+        seen.append(look(self, images))
+        return whole(self, images, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TokenizerObjective, "step", watched)
+        train(data, recipe, run)
+    return seen
+
+
+def test_usage_is_counted_anew_after_each_validation(data, tmp_path):
+    hits = watch_steps(
+        lambda objective, _: int(objective.tokenizer.codebook(0).hits.sum()), data, tiny(), tmp_path / "run"
+    )
+    assert hits == [0, 256, 512] * 2  # four slices of 8×8 tokens a step
+
+
+def test_the_seed_orders_the_slices_and_every_epoch_has_its_own_order(data, tmp_path):
+    orders = [
+        watch_steps(
+            lambda _, images: images.numpy().tobytes(),
+            data,
+            tiny(f"training.seed={seed}"),
+            tmp_path / str(seed),
+        )
+        for seed in (42, 43)
+    ]
+    assert orders[0] != orders[1]
+    assert orders[0][:3] != orders[0][3:]
+
+
+def test_dead_codes_are_revived_every_so_many_steps_but_not_at_the_end(data, tmp_path, monkeypatch):
+    asked, whole = [], Tokenizer.forward
+
+    def watched(self, images, *, revive=False, silent=None):
+        if self.training:
+            asked.append(revive)
+        return whole(self, images, revive=revive, silent=silent)
+
+    monkeypatch.setattr(Tokenizer, "forward", watched)
+    train(data, tiny("training.epochs=4", "tokenizer.quantizer.revive_every=4"), tmp_path / "run")
+    assert [step for step, revive in enumerate(asked) if revive] == [
+        3,
+        7,
+    ]  # step 11 of 12 is in the last tenth
+
+
 def test_slices_of_several_shapes_and_fewer_than_a_batch_train(tmp_path):
     data = prepared_folder(tmp_path / "data", shapes=((32, 32), (36, 30)), slices=2)
     summary = train(data, tiny("training.batch_size=64", "training.epochs=1"), tmp_path / "run")
@@ -261,7 +313,7 @@ def test_repeating_a_finished_training_trains_nothing(finished, data, monkeypatc
 def test_an_interrupted_training_goes_on_to_the_very_same_weights(architecture, data, tmp_path):
     recipe = tiny(
         *(f"tokenizer.architecture={architecture}", "training.epochs=3", "training.loss.level_dropout=0.5"),
-        *("tokenizer.quantizer.revive_every=2", "tokenizer.quantizer.revive_below=0.5"),
+        *("tokenizer.quantizer.revive_every=2", "tokenizer.quantizer.revive_below=0.95"),
     )
     train(data, recipe, tmp_path / "whole")
     train_until(

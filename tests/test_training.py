@@ -224,6 +224,21 @@ def test_training_learns_from_training_patients_and_is_judged_on_validation_ones
     assert len(seen["validate"]) == 4
 
 
+def test_a_validation_teaches_the_model_nothing(data, tmp_path, monkeypatch):
+    whole, changed = TokenizerObjective.validate, []
+
+    def watched(self, images):
+        before = {name: value.clone() for name, value in self.tokenizer.state_dict().items()}
+        scores = whole(self, images)
+        after = self.tokenizer.state_dict()
+        changed.extend(name for name in before if not before[name].equal(after[name]))
+        return scores
+
+    monkeypatch.setattr(TokenizerObjective, "validate", watched)
+    train(data, tiny("tokenizer.architecture=vqvae2"), tmp_path / "run")
+    assert changed == []
+
+
 def watch_steps(look, data, recipe, run):
     """Train, and return what `look(objective, images)` saw before each step."""
     seen, whole = [], TokenizerObjective.step

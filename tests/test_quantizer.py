@@ -394,3 +394,11 @@ def test_no_operation_of_a_training_step_waits_for_the_device():
         book.look_up(found.tokens)
     with NoWaiting(), pytest.raises(AssertionError, match="_local_scalar_dense"):
         book.usage()
+
+
+@pytest.mark.parametrize("k", [256, 1024, 1000])
+def test_the_first_of_equally_near_codes_is_taken_at_any_size_of_codebook(k):
+    codes = torch.randint(-2, 3, (k, 3)).float()  # many codes stand at one place
+    vectors = torch.randint(-2, 3, (200, 3)).float()
+    distances = (vectors[:, None] - codes[None]).square().sum(2)
+    assert nearest_code(vectors, codes).equal(distances.argmin(1))

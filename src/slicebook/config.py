@@ -104,10 +104,9 @@ class LossConfig(Record):
     """Share of training slices decoded from their coarser levels only, the others at the mean code."""
 
 
-class TrainingConfig(Record):
+class LoopConfig(Record):
     """One training: how long, how fast, how often it is judged."""
 
-    loss: LossConfig = LossConfig()
     optimizer: Literal["adamw", "adam"] = "adamw"
     learning_rate: Positive = 1e-3
     weight_decay: Annotated[float, Field(ge=0.0)] = 1e-4
@@ -122,17 +121,66 @@ class TrainingConfig(Record):
     """Stop after this much training time, whatever `epochs` says; the schedule follows the clock."""
     validate_every: Count = 1
     """Epochs between validation passes."""
-    augment: AugmentConfig | None = AugmentConfig()
+    patience: Annotated[int, Field(ge=0)] = 0
+    """Stop after so many validation passes without a better one; 0 goes on to the end."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 42
 
 
+class TrainingConfig(LoopConfig):
+    """The training of a tokenizer."""
+
+    loss: LossConfig = LossConfig()
+    augment: AugmentConfig | None = AugmentConfig()
+
+
+class TrunkConfig(Record):
+    """Size of one transformer."""
+
+    width: Annotated[int, Field(ge=32, multiple_of=32)] = 192
+    """Channels; each attention head has 32."""
+    layers: Count = 6
+
+
+class PriorTrainingConfig(LoopConfig):
+    """The training of a prior."""
+
+    learning_rate: Positive = 1e-3
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.05
+    validate_every: Count = 5
+    patience: Annotated[int, Field(ge=0)] = 10
+    views: Count = 8
+    """Forms of each slice that are encoded: as it is, and mirrored and moved ones."""
+    shift: Annotated[int, Field(ge=0)] = 8
+    """Pixels by which those are moved, at most."""
+    corruption: Probability = 0.1
+    """Share of the tokens that are heard wrongly in training, so that sampling forgives its own errors."""
+    condition_dropout: Probability = 0.1
+    """Share of the slices whose conditions are withheld, so that generation runs without them too."""
+    ema: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.998
+    """Decay a step of the averaged weights that are validated, saved and sampled from."""
+
+
+class PriorConfig(Record):
+    """A prior: its networks, and their training."""
+
+    coarse: TrunkConfig = TrunkConfig()
+    """Draws every grid but the finest."""
+    fine: TrunkConfig = TrunkConfig(width=128, layers=4)
+    """Draws the finest grid, which holds most tokens."""
+    embedding: Count = 16
+    """Channels in which a token reads its neighbours."""
+    dropout: Fraction = 0.1
+    training: PriorTrainingConfig = PriorTrainingConfig()
+
+
 class Recipe(Record):
-    """A named set of settings for one tokenizer training."""
+    """A named set of settings: a tokenizer, its training, and the prior that suits it."""
 
     name: str = "custom"
     description: str = ""
     tokenizer: TokenizerConfig = TokenizerConfig()
     training: TrainingConfig = TrainingConfig()
+    prior: PriorConfig = PriorConfig()
 
     def to_yaml(self) -> str:
         """Return the resolved recipe, every default spelled out."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,6 +140,13 @@ class Batch:
     images: Float32[Tensor, "b 1 h w"]
     indices: Int64[Tensor, " b"]
 
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def to(self, device: torch.device) -> Batch:
+        """Move the slices; the indices stay."""
+        return Batch(self.images.to(device, non_blocking=True), self.indices)
+
     def pin_memory(self) -> Batch:
         """Return the same batch in page-locked memory; the loader calls it where a GPU is used."""
         return Batch(self.images.pin_memory(), self.indices.pin_memory())
@@ -175,7 +182,11 @@ class SliceBatches:
         drop_last: bool = False,
         pin_memory: bool = False,
     ) -> None:
-        self._order = _Order(slices, batch_size, shuffle, seed, rank, world_size, drop_last)
+        by_shape: dict[tuple[int, int], list[int]] = defaultdict(list)
+        for i, record in enumerate(slices.records):
+            by_shape[record.rows, record.columns].append(i)
+        groups = list(by_shape.values())
+        self._order = BatchOrder(groups, batch_size, shuffle, seed, rank, world_size, drop_last)
         self._loader: DataLoader[Batch] = DataLoader(
             _Reader(slices),
             sampler=cast("Sampler[Any]", self._order),
@@ -231,12 +242,15 @@ class _Reader(Dataset[Batch]):
         return Batch(torch.stack([self.slices[i] for i in indices]), torch.tensor(indices))
 
 
-class _Order(Sampler[list[int]]):
-    """Indices batch by batch: shuffled within a shape, then batches of all shapes among each other."""
+class BatchOrder(Sampler[list[int]]):
+    """Indices batch by batch: shuffled within a group (a shape), then batches of all groups among each other.
+
+    The order depends on `(seed, epoch)` alone; `epoch` is set from outside.
+    """
 
     def __init__(
         self,
-        slices: SliceSet,
+        groups: Sequence[Sequence[int]],
         batch_size: int,
         shuffle: bool,
         seed: int,
@@ -247,10 +261,7 @@ class _Order(Sampler[list[int]]):
         self.batch_size, self.shuffle, self.seed, self.drop_last = batch_size, shuffle, seed, drop_last
         self.rank, self.world_size = rank, world_size
         self.epoch = 0
-        by_shape: dict[tuple[int, int], list[int]] = defaultdict(list)
-        for i, record in enumerate(slices.records):
-            by_shape[record.rows, record.columns].append(i)
-        self.groups = list(by_shape.values())
+        self.groups = [list(group) for group in groups]
 
     def __len__(self) -> int:
         rounding = math.floor if self.drop_last else math.ceil
@@ -316,9 +327,10 @@ def draw_augmentation(config: AugmentConfig, batch_size: int, generator: torch.G
 
 
 def augment(images: Float[Tensor, "b 1 h w"], parameters: Augmentation) -> Float[Tensor, "b 1 h w"]:
-    """Apply drawn parameters to slices in [-1, 1]; what comes in from outside the field is -1.
+    """Apply drawn parameters to slices in [-1, 1]; from outside the field comes its edge, repeated.
 
-    A part whose parameters are all neutral is left out, and the slices stay exact.
+    Resampled by cubic convolution: bilinear sampling takes noise away, so that augmented slices would be
+    easier than slices as they are. A part whose parameters are all neutral is left out, to stay exact.
     """
     device = images.device
     mirror = parameters.mirror.to(device, non_blocking=True)[:, None, None, None]
@@ -327,8 +339,9 @@ def augment(images: Float[Tensor, "b 1 h w"], parameters: Augmentation) -> Float
     if moved:
         matrix = _sampling_matrix(parameters, *images.shape[-2:]).to(device, images.dtype, non_blocking=True)
         where = functional.affine_grid(matrix, list(images.shape), align_corners=False)
-        # grid_sample pads with 0, hence the shift by 1.
-        images = functional.grid_sample(images + 1, where, mode="bilinear", align_corners=False) - 1
+        images = functional.grid_sample(
+            images, where, mode="bicubic", padding_mode="border", align_corners=False
+        ).clamp(-1, 1)
     if (parameters.gamma != 1).any() or (parameters.gain != 1).any():
         gamma, gain = (
             value.to(device, images.dtype, non_blocking=True)[:, None, None, None]

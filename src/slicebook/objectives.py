@@ -7,19 +7,18 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar
 
 import torch
-from jaxtyping import Float
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from slicebook.checkpoint import Provenance, commit, save_tokenizer, versions
 from slicebook.config import LossConfig, Recipe
-from slicebook.dataset import PreparedData, augment, draw_augmentation
+from slicebook.dataset import Batch, PreparedData, augment, draw_augmentation
 from slicebook.tokenizer import Tokenizer, draw_silence, loss
 
 LOW_USAGE = 0.25
@@ -39,22 +38,47 @@ class Progress:
     """One row of `metrics.csv` a validation."""
 
 
-@runtime_checkable
-class Objective(Protocol):
+S = TypeVar("S", bound="Portable")
+
+
+class Portable(Sized, Protocol):
+    """A batch: so many slices, movable to a device."""
+
+    def to(self: S, device: torch.device) -> S:
+        """Move what the device computes with."""
+
+
+P = TypeVar("P", bound=Portable)
+Out = TypeVar("Out", bound=Portable, covariant=True)
+In = TypeVar("In", bound=Portable, contravariant=True)
+
+
+class Batches(Protocol[Out]):
+    """Batches in an order that depends on the epoch alone."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Out]: ...
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch."""
+
+
+class Objective(Protocol[In]):
     """What the loop trains: one module, the loss of a batch, and scores."""
 
     module: nn.Module
-    start_slices: int
-    """How many slices `start` asks for."""
+    best: str
+    """The validation score that chooses the model: the higher the better."""
 
-    def start(self, images: Float[Tensor, "b 1 h w"]) -> None:
-        """Prepare an untrained module, given a few batches."""
+    def start(self, batches: Iterable[In]) -> None:
+        """Prepare an untrained module, which is on its device."""
 
-    def step(self, images: Float[Tensor, "b 1 h w"], step: int, fraction: float) -> dict[str, Tensor]:
+    def step(self, batch: In, step: int, fraction: float) -> dict[str, Tensor]:
         """Return the scores of a training batch; `loss` among them carries the gradient."""
 
-    def validate(self, images: Float[Tensor, "b 1 h w"]) -> dict[str, Tensor]:
-        """Return the scores of a validation batch; the higher its `ssim`, the better the model."""
+    def validate(self, batch: In) -> dict[str, Tensor]:
+        """Return the mean scores of a validation batch."""
 
     def usage(self) -> dict[str, float]:
         """Return what the module tells of the training steps since the last report."""
@@ -84,25 +108,34 @@ class _Judged(nn.Module):
 class TokenizerObjective:
     """A tokenizer's training step: augment, reconstruct, compare."""
 
+    best = "ssim"
+
     def __init__(self, tokenizer: Tokenizer, recipe: Recipe, data: PreparedData, fabric: Fabric) -> None:
         self.tokenizer = tokenizer
         self.module: nn.Module = _Judged(
             tokenizer, recipe.training.loss
         )  # the loop puts its wrapped form here
-        self.start_slices = recipe.tokenizer.quantizer.kmeans_slices
         self.recipe = recipe
         self.data = data
         self.fabric = fabric
 
-    def start(self, images: Float[Tensor, "b 1 h w"]) -> None:
-        """Start the codebooks by k-means."""
-        if not self.start_slices:
+    def start(self, batches: Iterable[Batch]) -> None:
+        """Start the codebooks by k-means, of as many slices of one shape as the recipe asks for."""
+        wanted = self.recipe.tokenizer.quantizer.kmeans_slices
+        if not wanted:
             return
+        found: list[Tensor] = []
+        for batch in batches:
+            if not found or batch.images.shape[1:] == found[0].shape[1:]:
+                found.append(batch.images)
+            if sum(map(len, found)) >= wanted:
+                break
         generator = torch.Generator().manual_seed(self.recipe.training.seed)
-        self.tokenizer.start(images, generator)
+        self.tokenizer.start(torch.cat(found)[:wanted].to(self.fabric.device), generator)
 
-    def step(self, images: Float[Tensor, "b 1 h w"], step: int, fraction: float) -> dict[str, Tensor]:
+    def step(self, batch: Batch, step: int, fraction: float) -> dict[str, Tensor]:
         """Return loss, SSIM and commitment of augmented slices."""
+        images = batch.images.contiguous(memory_format=torch.channels_last)
         config = self.recipe.training
         # Hangs on (seed, step, rank) alone: a training that goes on draws what it would have drawn.
         seed = (config.seed * 1_000_003 + step) * 4096 + self.fabric.global_rank
@@ -121,9 +154,9 @@ class TokenizerObjective:
         scores: dict[str, Tensor] = self.module(images, revive=revive, silent=silent)
         return scores
 
-    def validate(self, images: Float[Tensor, "b 1 h w"]) -> dict[str, Tensor]:
+    def validate(self, batch: Batch) -> dict[str, Tensor]:
         """Return loss and SSIM of unseen slices."""
-        scores: dict[str, Tensor] = self.module(images)
+        scores: dict[str, Tensor] = self.module(batch.images)
         return scores
 
     def usage(self) -> dict[str, float]:

@@ -12,20 +12,19 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic
 
 import torch
-from jaxtyping import Float
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from slicebook.checkpoint import MODEL_NAME, STATE_NAME, State, save_state
-from slicebook.config import Recipe, TrainingConfig
+from slicebook.config import LoopConfig, Recipe
 from slicebook.dataset import PreparedData, SliceBatches, explain_dead_worker
 from slicebook.devices import launch
 from slicebook.display import Display
 from slicebook.errors import CheckpointError, ConfigError
-from slicebook.objectives import Objective, Progress, TokenizerObjective
+from slicebook.objectives import Batches, Objective, P, Progress, TokenizerObjective
 from slicebook.run_folder import begin_run, open_run, write_metrics
 from slicebook.tokenizer import Tokenizer
 
@@ -103,11 +102,15 @@ def train_tokenizer(
     with display, explain_dead_worker():
         reached = fit(batches, judged, state, display)
     fabric.barrier()  # without it, tearing down gloo now and then aborts
-    best = max(reached.history, key=lambda row: row["validation_ssim"])
+    return _summary(run, reached)
+
+
+def _summary(run: Path, reached: Progress) -> TrainingSummary:
+    best = next(row for row in reached.history if row["epoch"] == reached.best_epoch)
     return TrainingSummary(run, reached.epoch, reached.step, reached.seconds, reached.best_epoch, best)
 
 
-class Fit:
+class Fit(Generic[P]):
     """The loop: epochs of steps, validation, and the files of a run.
 
     Args:
@@ -120,8 +123,8 @@ class Fit:
 
     def __init__(
         self,
-        objective: Objective,
-        config: TrainingConfig,
+        objective: Objective[P],
+        config: LoopConfig,
         run: Path,
         identity: dict[str, Any],
         fabric: Fabric,
@@ -134,7 +137,7 @@ class Fit:
         self.reached = Progress()
 
     def __call__(
-        self, training: SliceBatches, validation: SliceBatches, state: State | None, display: Display
+        self, training: Batches[P], validation: Batches[P], state: State | None, display: Display
     ) -> Progress:
         """Train from the start or from a state until epochs or minutes are used up."""
         module = self.objective.module.to(self.fabric.device)
@@ -142,7 +145,7 @@ class Fit:
         self.bare = module
         self.optimizer: Any = _optimizer(self.config, module)
         if state is None:
-            self.objective.start(self._first_slices(training))
+            self.objective.start(training)
         else:
             self.reached = Progress(**state.progress["reached"])
             _restore(state, module, self.optimizer)
@@ -162,7 +165,7 @@ class Fit:
                 display.validated(self.reached.step, self.reached.history[-1], best=best)
         return self.reached
 
-    def _epoch(self, training: SliceBatches, display: Display) -> dict[str, float]:
+    def _epoch(self, training: Batches[P], display: Display) -> dict[str, float]:
         """Train one epoch, or to the end of the time; return mean scores and images a second."""
         self.bare.train()
         training.set_epoch(self.reached.epoch)
@@ -176,10 +179,7 @@ class Fit:
             rate = _learning_rate(self.config, fraction)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
-            moved = batch.images.to(self.fabric.device, non_blocking=True)
-            scores = self.objective.step(
-                moved.contiguous(memory_format=torch.channels_last), self.reached.step, fraction
-            )
+            scores = self.objective.step(batch.to(self.fabric.device), self.reached.step, fraction)
             self.optimizer.zero_grad()
             self.fabric.backward(scores["loss"])
             if self.config.clip_gradient:
@@ -187,7 +187,7 @@ class Fit:
             self.optimizer.step()
             self.reached.step += 1
             steps += 1
-            images += len(moved) * self.fabric.world_size
+            images += len(batch) * self.fabric.world_size
             for name, value in scores.items():
                 sums[name] += value.detach()
             if steps == 1 or steps % CHECK_EVERY == 0:
@@ -217,15 +217,15 @@ class Fit:
             )
 
     @torch.no_grad()
-    def _validation(self, validation: SliceBatches) -> dict[str, float]:
+    def _validation(self, validation: Batches[P]) -> dict[str, float]:
         self.bare.eval()
         sums: dict[str, float] = defaultdict(float)
         count = 0
         for batch in validation:
-            scores = self.objective.validate(batch.images.to(self.fabric.device))
+            scores = self.objective.validate(batch.to(self.fabric.device))
             for name, value in scores.items():
-                sums[name] += float(value) * len(batch.images)
-            count += len(batch.images)
+                sums[name] += float(value) * len(batch)
+            count += len(batch)
         means = {name: value / count for name, value in sums.items()}
         self._check(means)
         return {f"validation_{name}": value for name, value in means.items()}
@@ -237,9 +237,12 @@ class Fit:
         reached.history.append(
             {"epoch": reached.epoch, "step": reached.step, "seconds": reached.seconds} | row
         )
-        better = row["validation_ssim"] > reached.best
+        score = row[f"validation_{self.objective.best}"]
+        better = score > reached.best
         if better:
-            reached.best, reached.best_epoch = row["validation_ssim"], reached.epoch
+            reached.best, reached.best_epoch = score, reached.epoch
+        worse_for = (reached.epoch - reached.best_epoch) // self.config.validate_every
+        reached.finished |= 0 < self.config.patience <= worse_for
         if not self.fabric.is_global_zero:
             return
         if better:
@@ -253,17 +256,6 @@ class Fit:
         # The state comes last: whatever it says was done lies on disk already.
         save_state(self.run / STATE_NAME, State(tensors, progress))
 
-    def _first_slices(self, training: SliceBatches) -> Float[Tensor, "b 1 h w"]:
-        """As many slices of one shape as the k-means start asks for."""
-        wanted = max(1, self.objective.start_slices)
-        found: list[Tensor] = []
-        for batch in training:
-            if not found or batch.images.shape[1:] == found[0].shape[1:]:
-                found.append(batch.images)
-            if sum(map(len, found)) >= wanted:
-                break
-        return torch.cat(found)[:wanted].to(self.fabric.device)
-
     def _fraction(self) -> float:
         """Share of the training that is done, by steps or by the clock; the same on every process."""
         fraction = self.reached.step / self.steps
@@ -275,7 +267,7 @@ class Fit:
         return min(1.0, fraction)
 
 
-def _optimizer(config: TrainingConfig, module: nn.Module) -> torch.optim.Optimizer:
+def _optimizer(config: LoopConfig, module: nn.Module) -> torch.optim.Optimizer:
     if config.optimizer == "adam":
         return torch.optim.Adam(
             module.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
@@ -283,7 +275,7 @@ def _optimizer(config: TrainingConfig, module: nn.Module) -> torch.optim.Optimiz
     return torch.optim.AdamW(module.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
 
 
-def _learning_rate(config: TrainingConfig, fraction: float) -> float:
+def _learning_rate(config: LoopConfig, fraction: float) -> float:
     """Rise linearly over the warm-up, then follow half a cosine to 0 (Loshchilov & Hutter 2017) or stay."""
     rate = config.learning_rate
     if fraction < config.warmup:

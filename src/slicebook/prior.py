@@ -1,0 +1,454 @@
+"""The prior: how likely one token is, given those already drawn. Coarse to fine, in any order within a level.
+
+Grids are taken one after another, each a `Stage`: masks before images, coarse before fine. Within a stage the
+tokens come in any order (σ-GPT, Pannatier et al. 2024, https://arxiv.org/abs/2404.09562), so one network
+draws, fills gaps, and gives an exact likelihood for each order. A step knows the place it is asked about, the
+drawn tokens around that place and those of coarser stages over it; attention over all earlier tokens does
+the rest.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor, nn
+from torch.nn import functional
+
+from slicebook.config import PriorConfig, TrunkConfig
+
+HEAD_DIM = 32
+AROUND = 2  # places to each side from which drawn tokens of the same stage are read directly
+ABOVE = 1  # the same in coarser stages, around the place over the one asked about
+WAVES = 6  # octaves in which a place in the slice, or a slice in its volume, is told
+NEAREST_WAVE, FARTHEST_WAVE = 4.0, 512.0  # pixels a radian of the rotary positions
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One grid of tokens.
+
+    Attributes:
+        kind: mask or image.
+        level: Of its tokenizer, 0 the finest.
+        rows, columns: Of the grid.
+        stride: Pixels along a side of one token.
+        size: Codes to choose from.
+    """
+
+    kind: Literal["mask", "image"]
+    level: int
+    rows: int
+    columns: int
+    stride: int
+    size: int
+
+    @property
+    def name(self) -> str:
+        """Such as `image_0`."""
+        return f"{self.kind}_{self.level}"
+
+    def __len__(self) -> int:
+        return self.rows * self.columns
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What is known of each slice; NaN and -1 stand for unknown.
+
+    Attributes:
+        position: In the volume, 0 for the first slice and 1 for the last.
+        group: Index of its class.
+    """
+
+    position: Float[Tensor, " b"]
+    group: Int64[Tensor, " b"]
+
+    def __getitem__(self, rows: Int64[Tensor, " _"]) -> Conditions:
+        return Conditions(self.position[rows], self.group[rows])
+
+    def to(self, device: torch.device) -> Conditions:
+        """Move to a device."""
+        return Conditions(self.position.to(device), self.group.to(device))
+
+    @classmethod
+    def unknown(cls, count: int) -> Conditions:
+        """Nothing is known of any slice."""
+        return cls(torch.full((count,), math.nan), torch.full((count,), -1))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the tokens of one size of slice lie, as tables for indexing.
+
+    Attributes:
+        stages: In the order they are drawn.
+        starts: First token of each stage, and the number of all tokens.
+        centres: Of each token, row and column in pixels.
+        places: The same as fractions of the slice.
+        around: For each stage, its tokens × window: places in the same stage, len(stage) for outside.
+        above: For each stage, and each stage before it, the same in that earlier stage.
+    """
+
+    stages: tuple[Stage, ...]
+    starts: tuple[int, ...]
+    centres: Float[Tensor, "n 2"]
+    places: Float[Tensor, "n 2"]
+    around: tuple[Int64[Tensor, "_ _"], ...]
+    above: tuple[tuple[Int64[Tensor, "_ _"], ...], ...]
+
+    def part(self, stage: int) -> slice:
+        """Where a stage's tokens lie among all."""
+        return slice(self.starts[stage], self.starts[stage + 1])
+
+
+@lru_cache(maxsize=32)
+def lay_out(stages: tuple[Stage, ...]) -> Layout:
+    """Make the tables of a sequence of stages."""
+    starts, centres, places = [0], [], []
+    for stage in stages:
+        starts.append(starts[-1] + len(stage))
+        row, column = (axis.flatten() for axis in _axes(stage))
+        centres.append((torch.stack([row, column], 1) + 0.5) * stage.stride)
+        places.append((torch.stack([row, column], 1) + 0.5) / torch.tensor([stage.rows, stage.columns]))
+    around = tuple(_window(stage, stage, AROUND) for stage in stages)
+    above = tuple(
+        tuple(_window(stage, coarser, ABOVE) for coarser in stages[:index])
+        for index, stage in enumerate(stages)
+    )
+    return Layout(stages, tuple(starts), torch.cat(centres), torch.cat(places), around, above)
+
+
+def _axes(stage: Stage) -> tuple[Tensor, ...]:
+    return torch.meshgrid(torch.arange(stage.rows), torch.arange(stage.columns), indexing="ij")
+
+
+def _window(stage: Stage, of: Stage, radius: int) -> Int64[Tensor, "_ _"]:
+    """For each place of a stage, the places of another around the one that covers it."""
+    row, column = ((axis.flatten() * stage.stride + stage.stride // 2) // of.stride for axis in _axes(stage))
+    steps = torch.arange(-radius, radius + 1)
+    down, right = (axis.flatten() for axis in torch.meshgrid(steps, steps, indexing="ij"))
+    if stage is of:  # a place knows nothing of itself
+        keep = (down != 0) | (right != 0)
+        down, right = down[keep], right[keep]
+    rows, columns = row[:, None] + down, column[:, None] + right
+    inside = (rows >= 0) & (rows < of.rows) & (columns >= 0) & (columns < of.columns)
+    return torch.where(inside, rows * of.columns + columns, len(of))
+
+
+def draw_orders(
+    layout: Layout, count: int, generator: torch.Generator, known: Bool[Tensor, "b n"] | None = None
+) -> Int64[Tensor, "b n"]:
+    """Draw an order of all tokens for each slice: stage by stage, at random within, the known ones first."""
+    keys = torch.rand(count, layout.starts[-1], generator=generator)
+    if known is not None:
+        keys = keys - known.to(keys)
+    for index in range(len(layout.stages)):
+        keys[:, layout.part(index)] += 3 * index
+    return keys.argsort(1)
+
+
+def _waves(values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape waves"]:
+    """Sines and cosines of numbers in [0, 1], from half a turn up by octaves."""
+    angles = values[..., None] * math.pi * 2.0 ** torch.arange(WAVES, device=values.device)
+    return torch.cat([angles.sin(), angles.cos()], -1)
+
+
+def _rotation(centres: Float[Tensor, "b n 2"]) -> Float[Tensor, "b 1 n half 2"]:
+    """Cosine and sine of each place's rotary angles: half of a head for rows, half for columns."""
+    count = HEAD_DIM // 4
+    octaves = torch.linspace(math.log(NEAREST_WAVE), math.log(FARTHEST_WAVE), count, device=centres.device)
+    angles = (centres[..., None] / octaves.exp()).flatten(-2)
+    return torch.stack([angles.cos(), angles.sin()], -1)[:, None]
+
+
+def _rotate(x: Float[Tensor, "b heads n dim"], by: Float[Tensor, "b 1 n half 2"]) -> Tensor:
+    """Rotate pairs of channels (Su et al. 2021, eq. 34, https://arxiv.org/abs/2104.09864)."""
+    first, second = x.float()[..., 0::2], x.float()[..., 1::2]
+    cosine, sine = by.unbind(-1)
+    turned = torch.stack([first * cosine - second * sine, first * sine + second * cosine], -1)
+    return turned.flatten(-2).to(x)
+
+
+class Cache:
+    """Keys and values of the steps so far, for one block."""
+
+    def __init__(self, count: int, width: int, steps: int, *, like: Tensor) -> None:
+        self.keys = like.new_zeros(count, width // HEAD_DIM, steps, HEAD_DIM)
+        self.values = torch.zeros_like(self.keys)
+        self.filled = 0
+
+    def add(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Append, and return all."""
+        end = self.filled + keys.shape[2]
+        self.keys[:, :, self.filled : end] = keys
+        self.values[:, :, self.filled : end] = values
+        self.filled = end
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+
+class _Block(nn.Module):
+    """Pre-norm transformer block; a step attends to itself and to those before it."""
+
+    def __init__(self, width: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = width // HEAD_DIM
+        self.before_attention = nn.LayerNorm(width)
+        self.mix = nn.Linear(width, 3 * width)
+        self.merge = nn.Linear(width, width)
+        self.think = nn.Sequential(
+            nn.LayerNorm(width),
+            nn.Linear(width, 4 * width),
+            nn.GELU(),
+            nn.Linear(4 * width, width),
+            nn.Dropout(dropout),
+        )
+
+    def forward(self, x: Tensor, asked: Tensor, told: Tensor, cache: Cache | None) -> Tensor:
+        mixed = self.mix(self.before_attention(x)).view(*x.shape[:2], 3, self.heads, HEAD_DIM)
+        queries, keys, values = mixed.permute(2, 0, 3, 1, 4)
+        queries, keys = _rotate(queries, asked), _rotate(keys, told)
+        causal = x.shape[1] > 1
+        if cache is not None:
+            assert cache.filled == 0 or not causal
+            keys, values = cache.add(keys, values)
+        # No dropout in here: it would take the fused attention away.
+        found = functional.scaled_dot_product_attention(queries, keys, values, is_causal=causal)
+        x = x + self.merge(found.transpose(1, 2).flatten(2))
+        thought: Tensor = self.think(x)
+        return x + thought
+
+
+class Trunk(nn.Module):
+    """Some consecutive stages, drawn by one transformer that reads all earlier ones.
+
+    Its sequence is the content of the stages before its own, then a step for each of its own tokens. A step
+    holds the content drawn last, and the place it is asked about.
+    """
+
+    def __init__(
+        self,
+        prior: PriorConfig,
+        config: TrunkConfig,
+        first: int,
+        codebooks: Sequence[Float[Tensor, "_ _"]],
+        groups: int,
+    ) -> None:
+        super().__init__()
+        width, dim = config.width, prior.embedding
+        self.first = first
+        self.width = width
+        self.own = range(first, len(codebooks))
+        self.tokens = nn.ModuleList(_embedding(codes, dim) for codes in codebooks)
+        self.contents = nn.ModuleList(nn.Linear(dim, width) for _ in codebooks)
+        around, above = (2 * AROUND + 1) ** 2 - 1, (2 * ABOVE + 1) ** 2
+        self.windows = nn.ModuleList(nn.Linear(dim * (around + above * stage), width) for stage in self.own)
+        self.stage = nn.Embedding(len(codebooks) + 1, width)  # the last one: nothing drawn yet
+        self.places = nn.Linear(4 * WAVES, 2 * width)  # one half for the content, one for the question
+        self.blocks = nn.ModuleList(_Block(width, prior.dropout) for _ in range(config.layers))
+        self.norm = nn.LayerNorm(width)
+        self.heads = nn.ModuleList(nn.Linear(width, len(codebooks[stage])) for stage in self.own)
+        self.position = nn.Linear(2 * WAVES, width)
+        self.unknown_position = nn.Parameter(torch.zeros(width))
+        self.group = nn.Embedding(groups + 1, width)
+        self.dropout = nn.Dropout(prior.dropout)
+        for name, parameter in self.named_parameters():
+            if name.endswith(("merge.weight", "think.3.weight")):
+                nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * config.layers))
+            elif name.startswith("heads.") and name.endswith("weight"):
+                nn.init.zeros_(parameter)  # every code is equally likely at first
+
+    def known(self, conditions: Conditions) -> Float[Tensor, "b width"]:
+        """What is known of each slice."""
+        missing = conditions.position.isnan()
+        position = self.position(_waves(conditions.position.nan_to_num()))
+        position = torch.where(missing[:, None], self.unknown_position.to(position), position)
+        group: Tensor = self.group(conditions.group + 1)
+        return position + group
+
+    def content(self, stage: int, tokens: Int64[Tensor, "b n"], places: Float[Tensor, "b n 2"]) -> Tensor:
+        """What drawn tokens say, and where they stand."""
+        where = self.places(_waves(places).flatten(-2)).chunk(2, -1)[0]
+        said: Tensor = self.contents[stage](self.tokens[stage](tokens)) + where + self.stage.weight[stage]
+        return said
+
+    def question(
+        self, stage: int, windows: Sequence[Int64[Tensor, "b n _"]], places: Float[Tensor, "b n 2"]
+    ) -> Tensor:
+        """What is asked: a place, with the tokens drawn around it (first), then those above it, by stage."""
+        around, *above = windows
+        seen = [self.tokens[stage](around)] + [
+            self.tokens[coarser](window) for coarser, window in enumerate(above)
+        ]
+        where = self.places(_waves(places).flatten(-2)).chunk(2, -1)[1]
+        local = self.windows[stage - self.first](torch.cat([part.flatten(2) for part in seen], -1))
+        asked: Tensor = local + where + self.stage.weight[stage]
+        return asked
+
+    def attend(
+        self,
+        x: Float[Tensor, "b n width"],
+        asked: Float[Tensor, "b n 2"],
+        told: Float[Tensor, "b n 2"],
+        caches: Sequence[Cache] | None = None,
+    ) -> Float[Tensor, "b n width"]:
+        """Run the blocks over steps, given the centres (in pixels) of what each asks and of what it holds."""
+        x, asked, told = self.dropout(x), _rotation(asked), _rotation(told)
+        for index, block in enumerate(self.blocks):
+            x = block(x, asked, told, caches[index] if caches else None)
+        normed: Tensor = self.norm(x)
+        return normed
+
+    def logits(self, stage: int, x: Float[Tensor, "b n width"]) -> Float[Tensor, "b n k"]:
+        """Unnormalised log-probability of each code."""
+        found: Tensor = self.heads[stage - self.first](x)
+        return found
+
+
+def _embedding(codes: Float[Tensor, "k d"], dim: int) -> nn.Embedding:
+    """A learned vector a code, begun at the code itself: like codes are alike. The last says 'unknown'."""
+    table = nn.Embedding(len(codes) + 1, dim)
+    scaled = (codes - codes.mean(0)) / codes.std().clamp(min=1e-6)
+    with torch.no_grad():
+        table.weight.normal_(std=0.1)
+        shared = min(dim, scaled.shape[1])
+        table.weight[:-1, :shared] += scaled[:, :shared]
+        table.weight[-1] = 0
+    return table
+
+
+class Prior(nn.Module):
+    """Log-probability of token grids, stage by stage.
+
+    Args:
+        config: Sizes.
+        codebooks: The codes of each stage, in the order the stages are drawn.
+        groups: Classes that a slice may be of.
+    """
+
+    def __init__(
+        self, config: PriorConfig, codebooks: Sequence[Float[Tensor, "_ _"]], groups: int = 0
+    ) -> None:
+        super().__init__()
+        last = len(codebooks) - 1
+        # The finest stage has nearly all the tokens and is mostly local: its own trunk can be small.
+        trunks = [Trunk(config, config.fine, last, codebooks, groups)]
+        if last:
+            trunks.insert(0, Trunk(config, config.coarse, 0, codebooks[:last], groups))
+        self._trunks = nn.ModuleList(trunks)
+
+    @property
+    def trunks(self) -> list[Trunk]:
+        """In the order they draw."""
+        return [trunk for trunk in self._trunks if isinstance(trunk, Trunk)]
+
+    def forward(
+        self,
+        layout: Layout,
+        tokens: Int64[Tensor, "b n"],
+        orders: Int64[Tensor, "b n"],
+        conditions: Conditions,
+        heard: Int64[Tensor, "b n"] | None = None,
+    ) -> Float[Tensor, "b n"]:
+        """Return the negative log-likelihood of each token, in nats, in the order of the layout.
+
+        A token that is unknown (it equals its stage's size) costs nothing and reads as such.
+
+        Args:
+            layout: Of the tokens.
+            tokens: Every stage's grid, flattened and joined.
+            orders: In which they are drawn: from `draw_orders`.
+            conditions: What is known of each slice.
+            heard: What the network is told of the tokens, when that differs from what they are.
+        """
+        heard = tokens if heard is None else heard
+        ranks = orders.argsort(1)
+        losses = torch.zeros(tokens.shape, device=tokens.device)
+        for trunk in self.trunks:
+            begin = layout.starts[trunk.first]
+            features = self._read(trunk, layout, heard, orders, ranks, conditions)
+            for stage in trunk.own:
+                part = layout.part(stage)
+                logits = trunk.logits(stage, features[:, part.start - begin : part.stop - begin])
+                wanted = tokens.gather(1, orders[:, part])
+                found = functional.cross_entropy(
+                    logits.float().transpose(1, 2),
+                    wanted,
+                    reduction="none",
+                    ignore_index=layout.stages[stage].size,
+                )
+                losses = losses.scatter(1, orders[:, part], found)
+        return losses
+
+    def _read(
+        self,
+        trunk: Trunk,
+        layout: Layout,
+        heard: Tensor,
+        orders: Tensor,
+        ranks: Tensor,
+        conditions: Conditions,
+    ) -> Tensor:
+        """Return the features of a trunk's own steps."""
+        device = heard.device
+        begin, end = layout.starts[trunk.first], layout.starts[trunk.own[-1] + 1]
+        places, centres = layout.places.to(device), layout.centres.to(device)
+        contents, questions = [], []
+        for stage in range(trunk.own[-1] + 1):
+            order = orders[:, layout.part(stage)]
+            contents.append(trunk.content(stage, heard.gather(1, order), places[order]))
+        for stage in trunk.own:
+            part = layout.part(stage)
+            order = orders[:, part]
+            windows = stage_windows(layout, stage, heard, ranks, order - part.start)
+            questions.append(trunk.question(stage, windows, places[order]))
+        told = torch.cat(contents, 1)
+        nothing = trunk.stage.weight[-1].expand(len(heard), 1, -1).to(told)
+        # A step holds what was drawn before it; the first of a trunk's own holds nothing.
+        steps = torch.cat([nothing, told[:, begin : end - 1]], 1) + torch.cat(questions, 1)
+        x = torch.cat([told[:, :begin], steps], 1) + trunk.known(conditions)[:, None]
+        sequence = centres[orders[:, :end]]
+        held = torch.cat(
+            [sequence[:, :begin], sequence[:, begin : begin + 1], sequence[:, begin : end - 1]], 1
+        )
+        return trunk.attend(x, sequence, held)[:, begin:]
+
+
+def stage_windows(
+    layout: Layout,
+    stage: int,
+    heard: Int64[Tensor, "b n"],
+    ranks: Int64[Tensor, "b n"] | None,
+    order: Int64[Tensor, "b m"],
+) -> list[Int64[Tensor, "b m _"]]:
+    """Return the tokens around and above places of a stage; what is not drawn yet reads as 'unknown'.
+
+    Args:
+        layout: Of the tokens.
+        stage: Of the places.
+        heard: All tokens, flattened and joined. Without ranks, those to come must read 'unknown' already.
+        ranks: When each token is drawn.
+        order: Places in the stage, in the order wanted.
+    """
+    own = layout.part(stage)
+    table = layout.around[stage].to(heard.device)[order]
+    grid = functional.pad(heard[:, own], (0, 1), value=layout.stages[stage].size)
+    windows = [_pick(grid, table)]
+    if ranks is not None:
+        when = functional.pad(ranks[:, own], (0, 1), value=layout.starts[-1])
+        later = _pick(when, table) >= when.gather(1, order)[..., None]
+        windows[0] = windows[0].masked_fill(later, layout.stages[stage].size)
+    for coarser in range(stage):
+        table = layout.above[stage][coarser].to(heard.device)[order]
+        grid = functional.pad(heard[:, layout.part(coarser)], (0, 1), value=layout.stages[coarser].size)
+        windows.append(_pick(grid, table))
+    return windows
+
+
+def _pick(values: Int64[Tensor, "b n"], table: Int64[Tensor, "b m w"]) -> Int64[Tensor, "b m w"]:
+    return values.gather(1, table.flatten(1)).view(table.shape)

@@ -1,0 +1,145 @@
+"""What the loop trains when it trains a prior: the likelihood of token rows, in random orders."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int64
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from slicebook.config import PriorTrainingConfig
+from slicebook.objectives import Progress
+from slicebook.prior import Conditions, Layout, Prior, draw_orders
+from slicebook.token_set import TokenBatch
+
+
+class _Pair(nn.Module):
+    """A prior that learns, and the running average of its weights that is judged and kept."""
+
+    def __init__(self, prior: Prior) -> None:
+        super().__init__()
+        self.learner = prior
+        self.average = copy.deepcopy(prior).requires_grad_(False)
+
+    def forward(self, *given: object, averaged: bool) -> Float[Tensor, "b n"]:
+        """Return the negative log-likelihood of each token, in nats."""
+        found: Tensor = (self.average if averaged else self.learner)(*given)
+        return found
+
+
+class PriorObjective:
+    """A prior's training step: draw an order, mishear a few tokens, ask for each in turn.
+
+    Args:
+        prior: Untrained.
+        config: Of the training.
+        fabric: The device.
+        keep: Writes the model to share, given its path, weights, progress and scores.
+    """
+
+    best = "likelihood"
+
+    def __init__(
+        self,
+        prior: Prior,
+        config: PriorTrainingConfig,
+        fabric: Fabric,
+        keep: Callable[[Path, Prior, Progress, Mapping[str, float]], None],
+    ) -> None:
+        self.pair = _Pair(prior)
+        self.module: nn.Module = self.pair  # the loop puts its wrapped form here
+        self.config = config
+        self.fabric = fabric
+        self.keep = keep
+
+    def start(self, batches: Iterable[TokenBatch]) -> None:
+        """Nothing to prepare."""
+
+    def step(self, batch: TokenBatch, step: int, fraction: float) -> dict[str, Tensor]:
+        """Return the loss, and the nats a token of each stage."""
+        self._average(step)
+        # Hangs on (seed, step, rank) alone: a training that goes on draws what it would have drawn.
+        seed = ((self.config.seed * 1_000_003 + step) * 4096 + self.fabric.global_rank) % 2**63
+        torch.manual_seed(seed)
+        draw = torch.Generator().manual_seed(seed)
+        device = batch.tokens.device
+        orders = draw_orders(batch.layout, len(batch), draw).to(device)
+        heard = mishear(batch.layout, batch.tokens, self.config.corruption, draw)
+        conditions = withhold(batch.conditions, self.config.condition_dropout, draw)
+        losses = self.module(batch.layout, batch.tokens, orders, conditions, heard, averaged=False)
+        # Each trunk has its own mean: the finest stage, with nearly all the tokens, would drown the others.
+        first = batch.layout.starts[-2]
+        coarse = losses[:, :first].mean() if first else losses.new_zeros(())
+        return {"loss": coarse + losses[:, first:].mean(), **_by_stage(batch.layout, losses.detach())}
+
+    def validate(self, batch: TokenBatch) -> dict[str, Tensor]:
+        """Return the averaged weights' log-likelihood (nats a token), bits a pixel, and nats by stage."""
+        draw = torch.Generator().manual_seed(self.config.seed + int(batch.indices[0]))
+        orders = draw_orders(batch.layout, len(batch), draw).to(batch.tokens.device)
+        losses = self.module(batch.layout, batch.tokens, orders, batch.conditions, averaged=True)
+        images = losses[:, _images_from(batch.layout) :]
+        finest = batch.layout.stages[-1]
+        pixels = len(finest) * finest.stride**2
+        return {
+            "likelihood": -losses.mean(),
+            "bits_per_pixel": images.sum(1).mean() / math.log(2) / pixels,
+            **_by_stage(batch.layout, losses),
+        }
+
+    def usage(self) -> dict[str, float]:
+        """Nothing to tell."""
+        return {}
+
+    def report(self) -> dict[str, float]:
+        """Nothing to tell."""
+        return {}
+
+    def save(self, path: Path, progress: Progress, scores: Mapping[str, float]) -> None:
+        """Write the averaged weights, with the book."""
+        self.keep(path, self.pair.average, progress, scores)
+
+    @torch.no_grad()
+    def _average(self, step: int) -> None:
+        # Short at first, so that the start is soon forgotten.
+        decay = min(self.config.ema, (1 + step) / (10 + step))
+        kept: list[Tensor] = list(self.pair.average.parameters())
+        new: list[Tensor] = list(self.pair.learner.parameters())
+        torch._foreach_lerp_(kept, new, 1 - decay)
+
+
+def mishear(
+    layout: Layout, tokens: Int64[Tensor, "b n"], share: float, generator: torch.Generator
+) -> Int64[Tensor, "b n"]:
+    """Replace tokens by others: of each slice a part that is uniform up to twice the share."""
+    part = 2 * share * torch.rand(len(tokens), 1, generator=generator)
+    wrong = torch.rand(tokens.shape, generator=generator) < part
+    sizes = torch.cat([torch.full((len(stage),), stage.size) for stage in layout.stages])
+    others = (torch.rand(tokens.shape, generator=generator) * sizes).long()
+    return torch.where(wrong.to(tokens.device), others.to(tokens.device), tokens)
+
+
+def withhold(conditions: Conditions, share: float, generator: torch.Generator) -> Conditions:
+    """Make the conditions of some slices unknown, all of a slice at once."""
+    hidden = (torch.rand(len(conditions.position), generator=generator) < share).to(conditions.group.device)
+    return Conditions(
+        conditions.position.masked_fill(hidden, math.nan), conditions.group.masked_fill(hidden, -1)
+    )
+
+
+def _by_stage(layout: Layout, losses: Float[Tensor, "b n"]) -> dict[str, Tensor]:
+    return {
+        f"nats_{stage.name}": losses[:, layout.part(index)].mean()
+        for index, stage in enumerate(layout.stages)
+    }
+
+
+def _images_from(layout: Layout) -> int:
+    """First token of the slice itself, after those of its mask."""
+    return next(
+        start for stage, start in zip(layout.stages, layout.starts, strict=False) if stage.kind == "image"
+    )

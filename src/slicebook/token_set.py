@@ -1,0 +1,219 @@
+"""Tokens of a split, encoded once: what a prior learns from."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int32, Int64, UInt8
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from slicebook.book import Book
+from slicebook.dataset import BatchOrder, SliceSet
+from slicebook.prior import Conditions, Layout
+
+BATCH = 32
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Rows of tokens of one size of slice.
+
+    Attributes:
+        layout: Of the rows.
+        tokens: One row a slice.
+        conditions: What is known of each slice.
+        indices: Where the slices stand in their set.
+    """
+
+    layout: Layout
+    tokens: Int64[Tensor, "b n"]
+    conditions: Conditions
+    indices: Int64[Tensor, " b"]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def to(self, device: torch.device) -> TokenBatch:
+        """Move what is computed with."""
+        return TokenBatch(self.layout, self.tokens.to(device), self.conditions.to(device), self.indices)
+
+
+@dataclass(frozen=True)
+class TokenSet:
+    """All slices of one size.
+
+    Attributes:
+        size: Rows and columns of a slice.
+        layout: Of the rows of tokens.
+        tokens: Of every form of every slice; form 0 is the slice as it is.
+        conditions: One a slice.
+        indices: Where each stands in its `SliceSet`.
+    """
+
+    size: tuple[int, int]
+    layout: Layout
+    tokens: Int32[Tensor, "slices forms n"]
+    conditions: Conditions
+    indices: Int64[Tensor, " slices"]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+@torch.no_grad()
+def encode_slices(
+    book: Book,
+    slices: SliceSet,
+    *,
+    views: int = 1,
+    shift: int = 0,
+    seed: int = 42,
+    device: torch.device | str = "cpu",
+    progress: Callable[[int, int], None] | None = None,
+) -> list[TokenSet]:
+    """Encode slices, and mirrored and moved forms of them, size by size.
+
+    Moving is by whole pixels, the edge repeated: no form is smoother than its slice. Every second form is
+    mirrored. The slice is changed, not its tokens, for a token grid moved by less than a token is another.
+
+    Args:
+        book: What encodes.
+        slices: What is encoded; masks with them where the book has masks.
+        views: Forms of each slice, the slice as it is among them.
+        shift: Pixels by which a form is moved, at most, along each axis.
+        seed: Of the moves.
+        device: Where the book is.
+        progress: Called with slices done and all slices.
+    """
+    sizes: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for index, record in enumerate(slices.records):
+        sizes[record.rows, record.columns].append(index)
+    found: list[TokenSet] = []
+    done = 0
+    for size, indices in sizes.items():
+        layout = book.layout(size)
+        rows: list[Tensor] = []
+        for start in range(0, len(indices), BATCH):
+            part = indices[start : start + BATCH]
+            images = torch.stack([slices[index] for index in part])
+            masks, masked = _masks(book, slices, part)
+            forms = []
+            for view in range(views):
+                draw = np.random.default_rng([seed, part[0], view])
+                steps = draw.integers(-shift, shift + 1, (len(part), 2)) * (view > 0)
+                change = _Change(view % 2 == 1, steps, shift)
+                tokens = book.encode(
+                    change(images).to(device), None if masks is None else change(masks)[:, 0].to(device)
+                )
+                forms.append(_forget(tokens.cpu(), layout, masked))
+            rows.append(torch.stack(forms, 1).to(torch.int32))
+            done += len(part)
+            if progress:
+                progress(done, len(slices))
+        records = [slices.records[index] for index in indices]
+        conditions = Conditions(
+            torch.tensor([record.position for record in records], dtype=torch.float32),
+            torch.full((len(records),), -1),
+        )
+        found.append(TokenSet(size, layout, torch.cat(rows), conditions, torch.tensor(indices)))
+    return found
+
+
+@dataclass(frozen=True)
+class _Change:
+    """A mirror, and a move of each slice by whole pixels, down and right."""
+
+    mirror: bool
+    steps: NDArray[np.int64]
+    margin: int
+
+    def __call__(self, images: Tensor) -> Tensor:
+        rows, columns = images.shape[-2:]
+        if self.mirror:
+            images = images.flip(-1)
+        if not self.steps.any():
+            return images
+        wide = functional.pad(images.float(), (self.margin,) * 4, mode="replicate").to(images.dtype)
+        return torch.stack(
+            [
+                one[..., self.margin - down :, self.margin - right :][..., :rows, :columns]
+                for one, (down, right) in zip(wide, self.steps.tolist(), strict=True)
+            ]
+        )
+
+
+def _masks(
+    book: Book, slices: SliceSet, part: list[int]
+) -> tuple[UInt8[Tensor, "b 1 h w"] | None, Bool[Tensor, " b"]]:
+    """Masks of some slices, blank where there are none, and which have one."""
+    masked = torch.tensor([slices.records[index].label_offset >= 0 for index in part])
+    if book.masks is None:
+        return None, masked
+    shape = (slices.records[part[0]].rows, slices.records[part[0]].columns)
+    blank = torch.full(shape, book.masks.config.label_values[0], dtype=torch.uint8)
+    found = [slices.labels(i) if there else blank for i, there in zip(part, masked.tolist(), strict=True)]
+    return torch.stack(found)[:, None], masked
+
+
+def _forget(tokens: Int64[Tensor, "b n"], layout: Layout, masked: Bool[Tensor, " b"]) -> Tensor:
+    """Make the mask tokens of slices without a mask unknown."""
+    for index, stage in enumerate(layout.stages):
+        if stage.kind == "mask":
+            tokens[~masked, layout.part(index)] = stage.size
+    return tokens
+
+
+class TokenBatches:
+    """Iterate over batches of one size each, in an order that depends on `(seed, epoch)` alone.
+
+    Args:
+        sets: What to read.
+        batch_size: Slices a batch.
+        shuffle: Draw a new order, and a form of each slice, each epoch; else form 0, in the order of the set.
+        seed: Start of the draws.
+        rank: Of this process.
+        world_size: Processes that train together.
+        drop_last: Leave out batches that are not full.
+    """
+
+    def __init__(
+        self,
+        sets: Sequence[TokenSet],
+        batch_size: int,
+        *,
+        shuffle: bool = False,
+        seed: int = 42,
+        rank: int = 0,
+        world_size: int = 1,
+        drop_last: bool = False,
+    ) -> None:
+        self.sets, self.shuffle, self.seed, self.epoch = sets, shuffle, seed, 0
+        self.ends = np.cumsum([len(one) for one in sets]).tolist()
+        groups = [list(range(end - len(one), end)) for end, one in zip(self.ends, sets, strict=True)]
+        self.order = BatchOrder(groups, batch_size, shuffle, seed, rank, world_size, drop_last)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose draws the next iteration follows."""
+        self.epoch = self.order.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __iter__(self) -> Iterator[TokenBatch]:
+        draw = np.random.default_rng([self.seed, self.epoch, 1])
+        forms = {id(one): draw.integers(0, one.tokens.shape[1], len(one)) for one in self.sets}
+        for chosen in self.order:
+            which = bisect_right(self.ends, chosen[0])
+            one = self.sets[which]
+            rows = torch.tensor(chosen) - (self.ends[which] - len(one))
+            form = torch.from_numpy(forms[id(one)])[rows] * int(self.shuffle)
+            yield TokenBatch(
+                one.layout, one.tokens[rows, form].long(), one.conditions[rows], one.indices[rows]
+            )

@@ -1,4 +1,4 @@
-"""What a training loop trains: one module, the loss of a batch, and scores. Here, a tokenizer.
+"""What a training loop trains: one module, the loss of a batch, and scores. Here, of a tokenizer.
 
 A prior is another objective of the same loop.
 """
@@ -7,22 +7,25 @@ from __future__ import annotations
 
 import math
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from slicebook.checkpoint import Provenance, commit, save_tokenizer, versions
-from slicebook.config import LossConfig, Recipe
-from slicebook.dataset import PreparedData, augment, draw_augmentation
+from slicebook.config import AugmentConfig, LossConfig, Recipe
+from slicebook.dataset import PreparedData, augment, augment_labels, draw_augmentation
+from slicebook.labels import compare, one_hot
 from slicebook.tokenizer import Tokenizer, draw_silence, loss
 
 LOW_USAGE = 0.25
+DICE_WEIGHT = 0.2  # against nats a pixel: enough for the small organs, and the large ones keep their edges
 
 
 @dataclass
@@ -44,17 +47,19 @@ class Objective(Protocol):
     """What the loop trains: one module, the loss of a batch, and scores."""
 
     module: nn.Module
+    best: str
+    """The score of a validation that chooses the model; higher is better."""
     start_slices: int
     """How many slices `start` asks for."""
 
-    def start(self, images: Float[Tensor, "b 1 h w"]) -> None:
+    def start(self, images: Tensor) -> None:
         """Prepare an untrained module, given a few batches."""
 
-    def step(self, images: Float[Tensor, "b 1 h w"], step: int, fraction: float) -> dict[str, Tensor]:
+    def step(self, images: Tensor, step: int, fraction: float) -> dict[str, Tensor]:
         """Return the scores of a training batch; `loss` among them carries the gradient."""
 
-    def validate(self, images: Float[Tensor, "b 1 h w"]) -> dict[str, Tensor]:
-        """Return the scores of a validation batch; the higher its `ssim`, the better the model."""
+    def validate(self, images: Tensor) -> dict[str, Tensor]:
+        """Return the scores of a validation batch, `loss` and the one that `best` names among them."""
 
     def usage(self) -> dict[str, float]:
         """Return what the module tells of the training steps since the last report."""
@@ -81,35 +86,69 @@ class _Judged(nn.Module):
         return {"loss": parts.total, "ssim": parts.ssim, "commitment": found.commitment.detach()}
 
 
-class TokenizerObjective:
+class _JudgedLabels(nn.Module):
+    """The same for masks, uint8."""
+
+    def __init__(self, tokenizer: Tokenizer, config: LossConfig) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+        self.config = config
+
+    def forward(self, masks: Tensor, **how: Any) -> dict[str, Tensor]:
+        """Return loss, cross-entropy (nats a pixel), Dice and commitment; the loss carries the gradient."""
+        values = self.tokenizer.config.label_values
+        found = self.tokenizer(one_hot(masks[:, 0], values), **how)
+        parts = compare(found.images, masks[:, 0], values)
+        with torch.autocast(masks.device.type, enabled=False):
+            fidelity = parts.cross_entropy + DICE_WEIGHT * (1 - parts.soft_dice)
+            total = fidelity + self.config.commitment * found.commitment.float()
+        return {
+            "loss": total,
+            "cross_entropy": parts.cross_entropy.detach(),
+            "dice": parts.dice,
+            "commitment": found.commitment.detach(),
+        }
+
+
+class _Reconstructing(ABC):
     """A tokenizer's training step: augment, reconstruct, compare."""
+
+    best: str
+    judged: type[nn.Module]
+    """The tokenizer with its scores behind it."""
 
     def __init__(self, tokenizer: Tokenizer, recipe: Recipe, data: PreparedData, fabric: Fabric) -> None:
         self.tokenizer = tokenizer
-        self.module: nn.Module = _Judged(
-            tokenizer, recipe.training.loss
-        )  # the loop puts its wrapped form here
+        self.module = self.judged(tokenizer, recipe.training.loss)  # the loop puts its wrapped form here
         self.start_slices = recipe.tokenizer.quantizer.kmeans_slices
         self.recipe = recipe
         self.data = data
         self.fabric = fabric
 
-    def start(self, images: Float[Tensor, "b 1 h w"]) -> None:
+    @abstractmethod
+    def entering(self, images: Tensor) -> Tensor:
+        """Return a batch as the tokenizer takes it."""
+
+    @abstractmethod
+    def augmented(self, images: Tensor, config: AugmentConfig, generator: torch.Generator) -> Tensor:
+        """Return a batch, changed at random."""
+
+    def start(self, images: Tensor) -> None:
         """Start the codebooks by k-means."""
         if not self.start_slices:
             return
         generator = torch.Generator().manual_seed(self.recipe.training.seed)
-        self.tokenizer.start(images, generator)
+        self.tokenizer.start(self.entering(images), generator)
 
-    def step(self, images: Float[Tensor, "b 1 h w"], step: int, fraction: float) -> dict[str, Tensor]:
-        """Return loss, SSIM and commitment of augmented slices."""
+    def step(self, images: Tensor, step: int, fraction: float) -> dict[str, Tensor]:
+        """Return the scores of augmented slices, the commitment among them."""
         config = self.recipe.training
         # Hangs on (seed, step, rank) alone: a training that goes on draws what it would have drawn.
         seed = (config.seed * 1_000_003 + step) * 4096 + self.fabric.global_rank
         torch.manual_seed(seed % 2**63)
         draw = torch.Generator().manual_seed(seed % 2**63)
         if config.augment:
-            images = augment(images, draw_augmentation(config.augment, len(images), draw))
+            images = self.augmented(images, config.augment, draw)
         silent = None
         if config.loss.level_dropout:
             silent = draw_silence(self.tokenizer.levels, len(images), config.loss.level_dropout, draw).to(
@@ -121,8 +160,8 @@ class TokenizerObjective:
         scores: dict[str, Tensor] = self.module(images, revive=revive, silent=silent)
         return scores
 
-    def validate(self, images: Float[Tensor, "b 1 h w"]) -> dict[str, Tensor]:
-        """Return loss and SSIM of unseen slices."""
+    def validate(self, images: Tensor) -> dict[str, Tensor]:
+        """Return the scores of unseen slices."""
         scores: dict[str, Tensor] = self.module(images)
         return scores
 
@@ -150,7 +189,7 @@ class TokenizerObjective:
 
     def save(self, path: Path, progress: Progress, scores: Mapping[str, float]) -> None:
         """Write `model.safetensors`."""
-        train = self.data.split("train")
+        train = self.data.split("train", labelled=bool(self.recipe.tokenizer.label_values))
         provenance = Provenance(
             versions=versions(),
             commit=commit(),
@@ -165,3 +204,37 @@ class TokenizerObjective:
             validation=dict(scores),
         )
         save_tokenizer(path, self.tokenizer, self.recipe, provenance)
+
+
+class TokenizerObjective(_Reconstructing):
+    """Of slices in [-1, 1], judged by SSIM."""
+
+    best = "ssim"
+    judged = _Judged
+
+    def entering(self, images: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b 1 h w"]:
+        """Return the slices."""
+        return images
+
+    def augmented(
+        self, images: Float[Tensor, "b 1 h w"], config: AugmentConfig, generator: torch.Generator
+    ) -> Float[Tensor, "b 1 h w"]:
+        """Return the slices, moved and changed in intensity."""
+        return augment(images, draw_augmentation(config, len(images), generator))
+
+
+class LabelObjective(_Reconstructing):
+    """Of label masks, judged by Dice."""
+
+    best = "dice"
+    judged = _JudgedLabels
+
+    def entering(self, images: UInt8[Tensor, "b 1 h w"]) -> Float[Tensor, "b c h w"]:
+        """Return the masks, one-hot."""
+        return one_hot(images[:, 0], self.tokenizer.config.label_values)
+
+    def augmented(
+        self, images: UInt8[Tensor, "b 1 h w"], config: AugmentConfig, generator: torch.Generator
+    ) -> UInt8[Tensor, "b 1 h w"]:
+        """Return the masks, moved."""
+        return augment_labels(images, draw_augmentation(config, len(images), generator))

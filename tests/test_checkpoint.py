@@ -140,8 +140,8 @@ def test_every_flipped_bit_is_seen(model):
 
 def test_a_setting_changed_in_place_is_seen(model):
     whole = model.read_bytes()
-    assert whole.count(rb"\"epsilon\": 1e-05") == 1
-    model.write_bytes(whole.replace(rb"\"epsilon\": 1e-05", rb"\"epsilon\": 1e-01"))
+    assert rb"\"epsilon\": 1e-05" in whole
+    model.write_bytes(whole.replace(rb"\"epsilon\": 1e-05", rb"\"epsilon\": 1e-01", 1))
     refuse(model, "settings do not match their hash")
 
 

@@ -36,6 +36,7 @@ ORDER = (
     "networks",
     "quantizer",
     "tokenizer",
+    "labels",
     "metrics",
     "checkpoint",
     "pictures",

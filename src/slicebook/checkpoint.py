@@ -34,6 +34,9 @@ MODEL_NAME = "model.safetensors"
 STATE_NAME = "state.safetensors"
 
 
+Kind = Literal["tokenizer", "label tokenizer"]
+
+
 class Provenance(Record):
     """Where a model comes from: enough to make it again."""
 
@@ -60,7 +63,7 @@ class ModelInfo(Record):
     """The metadata of a model file."""
 
     schema_version: int
-    kind: Literal["tokenizer"]
+    kind: Kind
     recipe: Recipe
     provenance: Provenance
     weights_sha256: str
@@ -94,7 +97,7 @@ def save_tokenizer(path: Path, tokenizer: Tokenizer, recipe: Recipe, provenance:
     tensors = tokenizer.state_dict()
     info = ModelInfo(
         schema_version=SCHEMA_VERSION,
-        kind="tokenizer",
+        kind="label tokenizer" if tokenizer.config.label_values else "tokenizer",
         recipe=recipe,
         provenance=provenance,
         weights_sha256=hash_tensors(tensors),
@@ -102,17 +105,24 @@ def save_tokenizer(path: Path, tokenizer: Tokenizer, recipe: Recipe, provenance:
     _write(path, tensors, info.model_dump(mode="json"))
 
 
-def load_tokenizer(where: str | Path, device: str | torch.device = "cpu") -> LoadedTokenizer:
+def load_tokenizer(
+    where: str | Path, device: str | torch.device = "cpu", *, kind: Kind = "tokenizer"
+) -> LoadedTokenizer:
     """Read a tokenizer from a model file, the folder of a run, or the folder of a demo.
 
+    Args:
+        where: The file or folder.
+        device: Where it shall compute.
+        kind: What is wanted: a tokenizer of slices, or of label masks.
+
     Raises:
-        CheckpointError: Nothing trained there yet, a damaged file, or a file that is no tokenizer.
+        CheckpointError: Nothing trained there yet, a damaged file, or a file of another kind.
     """
     path = find_model(Path(where))
     tensors, raw = _read(path)
-    if raw.get("kind") != "tokenizer":
+    if raw.get("kind") != kind:
         raise CheckpointError(
-            f"{path}: holds a {raw.get('kind', 'file of another program')}, wanted a tokenizer"
+            f"{path}: holds a {raw.get('kind', 'file of another program')}, wanted a {kind}"
         )
     if raw.get("schema_version") != SCHEMA_VERSION:
         raise CheckpointError(

@@ -21,6 +21,7 @@ Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 Count = Annotated[int, Field(ge=1)]
+LabelValue = Annotated[int, Field(ge=0, le=255)]  # a mask is read as uint8
 CodebookSize = Annotated[int, Field(ge=1, le=65536)]  # a token file keeps 16 bits a token
 
 
@@ -79,6 +80,13 @@ class TokenizerConfig(Record):
     resize: tuple[Count, Count] | None = None
     """Stretch every slice to (rows, columns) first. Only `comp3710` does: it loses the aspect."""
     quantizer: QuantizerConfig = QuantizerConfig()
+    label_values: tuple[LabelValue, ...] = ()
+    """Empty for grayscale slices; of a label tokenizer all values of its masks, a channel each."""
+
+    @property
+    def channels(self) -> int:
+        """Channels of a slice: one of gray, or one a label value."""
+        return max(1, len(self.label_values))
 
     @model_validator(mode="after")
     def _levels_agree(self) -> TokenizerConfig:
@@ -92,12 +100,21 @@ class TokenizerConfig(Record):
             )
         return self
 
+    @model_validator(mode="after")
+    def _labels_fit(self) -> TokenizerConfig:
+        values = self.label_values
+        if values and (len(values) < 2 or list(values) != sorted(set(values))):
+            raise ValueError(f"label_values {list(values)}: wanted two or more, each once, in rising order")
+        if values and (self.architecture != "ladder" or self.resize):
+            raise ValueError("label_values are for the architecture ladder, without resize: use it for masks")
+        return self
+
 
 class LossConfig(Record):
     """What training minimises, besides the commitment."""
 
-    kind: Literal["fidelity", "comp3710"] = "fidelity"
-    """`fidelity`: L1 + (1 - SSIM). `comp3710`: mean squared error."""
+    kind: Literal["fidelity", "comp3710", "labels"] = "fidelity"
+    """`fidelity`: L1 + (1 - SSIM). `comp3710`: mean squared error. `labels`: of masks."""
     commitment: Annotated[float, Field(ge=0.0)] = 0.25
     """Weight of the commitment, summed over levels."""
     level_dropout: Probability = 0.0
@@ -173,14 +190,50 @@ class PriorConfig(Record):
     training: PriorTrainingConfig = PriorTrainingConfig()
 
 
+class LabelsConfig(Record):
+    """The small tokenizer of label masks, and its training."""
+
+    tokenizer: TokenizerConfig = TokenizerConfig(
+        scaling_rates=(16,), codebook_sizes=(256,), code_dim=8, width=64, residual_layers=1
+    )
+    """Where `label_values` are empty, training takes those of the data."""
+    training: TrainingConfig = TrainingConfig(
+        loss=LossConfig(kind="labels"), learning_rate=2e-3, batch_size=8, epochs=100, validate_every=5
+    )
+    """Of `augment`, all that moves a mask is used: mirror, rotation, scale and shift."""
+
+    @model_validator(mode="after")
+    def _loss_is_of_labels(self) -> LabelsConfig:
+        if self.training.loss.kind != "labels":
+            raise ValueError(f"training.loss.kind {self.training.loss.kind!r}: wanted 'labels' for masks")
+        return self
+
+
 class Recipe(Record):
-    """A named set of settings: a tokenizer, its training, and the prior that suits it."""
+    """A named set of settings: a tokenizer, that of the masks beside it, and the prior over both."""
 
     name: str = "custom"
     description: str = ""
     tokenizer: TokenizerConfig = TokenizerConfig()
     training: TrainingConfig = TrainingConfig()
+    labels: LabelsConfig = LabelsConfig()
     prior: PriorConfig = PriorConfig()
+
+    @model_validator(mode="after")
+    def _loss_fits(self) -> Recipe:
+        if (self.training.loss.kind == "labels") != bool(self.tokenizer.label_values):
+            raise ValueError(
+                "tokenizer.label_values and training.loss.kind 'labels' go together: both for masks, neither "
+                "for grayscale slices (whose masks have settings of their own, under labels)"
+            )
+        return self
+
+    def for_labels(self, values: Sequence[int]) -> Recipe:
+        """Return the recipe of the label tokenizer for masks with these values, as its file keeps it."""
+        known = self.labels.tokenizer.label_values or tuple(values)
+        settings = self.labels.tokenizer.model_dump() | {"label_values": known}
+        tokenizer = validate(TokenizerConfig, settings, "labels.tokenizer")
+        return self.model_copy(update={"tokenizer": tokenizer, "training": self.labels.training})
 
     def to_yaml(self) -> str:
         """Return the resolved recipe, every default spelled out."""

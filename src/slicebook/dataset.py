@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -60,8 +60,13 @@ class PreparedData:
         """Hash of which volume belongs to which split; the same at every spacing and size."""
         return self.info.split_hash
 
-    def split(self, name: Split, *, blank: bool = False) -> SliceSet:
+    def split(self, name: Split, *, blank: bool = False, labelled: bool = False) -> SliceSet:
         """Return the slices of a split, without the blank ones unless asked for.
+
+        Args:
+            name: train, validation or test.
+            blank: The blank slices too.
+            labelled: Only slices with a mask.
 
         Raises:
             DataError: The name is no split, or no slice is left.
@@ -74,6 +79,13 @@ class PreparedData:
                 f"{self.folder}: its split {name!r} holds no slice; prepare it again with --fractions "
                 "that give this split some patients"
             )
+        if labelled:
+            chosen = tuple(r for r in chosen if r.label_offset >= 0)
+            if not chosen:
+                raise DataError(
+                    f"{self.folder}: no slice of its split {name!r} has a mask; prepare it again from a data "
+                    "set with masks (--mask-suffix)"
+                )
         return SliceSet(self.folder, chosen)
 
 
@@ -133,11 +145,11 @@ class Batch:
     """Slices of one shape.
 
     Attributes:
-        images: In [-1, 1].
+        images: In [-1, 1]; or their masks, uint8, where the batches are of labels.
         indices: Where they stand in the `SliceSet`.
     """
 
-    images: Float32[Tensor, "b 1 h w"]
+    images: Float32[Tensor, "b 1 h w"] | UInt8[Tensor, "b 1 h w"]
     indices: Int64[Tensor, " b"]
 
     def __len__(self) -> int:
@@ -167,6 +179,7 @@ class SliceBatches:
         rank, world_size: This process among those that train together.
         drop_last: Leave out batches that are not full.
         pin_memory: Page-locked batches, for a GPU.
+        what: The images of the slices, or their labels.
     """
 
     def __init__(
@@ -181,6 +194,7 @@ class SliceBatches:
         world_size: int = 1,
         drop_last: bool = False,
         pin_memory: bool = False,
+        what: Literal["images", "labels"] = "images",
     ) -> None:
         by_shape: dict[tuple[int, int], list[int]] = defaultdict(list)
         for i, record in enumerate(slices.records):
@@ -188,7 +202,7 @@ class SliceBatches:
         groups = list(by_shape.values())
         self._order = BatchOrder(groups, batch_size, shuffle, seed, rank, world_size, drop_last)
         self._loader: DataLoader[Batch] = DataLoader(
-            _Reader(slices),
+            _Reader(slices, what),
             sampler=cast("Sampler[Any]", self._order),
             batch_size=None,
             num_workers=workers,
@@ -235,11 +249,16 @@ def explain_dead_worker() -> Iterator[None]:
 class _Reader(Dataset[Batch]):
     """Read a whole batch at once, given the indices in it."""
 
-    def __init__(self, slices: SliceSet) -> None:
+    def __init__(self, slices: SliceSet, what: Literal["images", "labels"]) -> None:
         self.slices = slices
+        self.what = what
 
     def __getitem__(self, indices: list[int]) -> Batch:
-        return Batch(torch.stack([self.slices[i] for i in indices]), torch.tensor(indices))
+        if self.what == "labels":
+            read = [self.slices.labels(i)[None] for i in indices]
+        else:
+            read = [self.slices[i] for i in indices]
+        return Batch(torch.stack(read), torch.tensor(indices))
 
 
 class BatchOrder(Sampler[list[int]]):
@@ -350,6 +369,17 @@ def augment(images: Float[Tensor, "b 1 h w"], parameters: Augmentation) -> Float
         unit = ((images + 1) / 2).clamp(0, 1)
         images = (gain * unit**gamma).clamp(0, 1) * 2 - 1
     return images
+
+
+def augment_labels(labels: UInt8[Tensor, "b 1 h w"], parameters: Augmentation) -> UInt8[Tensor, "b 1 h w"]:
+    """Move masks as `augment` moves their slices, to the nearest pixel; the edge goes on outside."""
+    labels = torch.where(parameters.mirror.to(labels.device)[:, None, None, None], labels.flip(-1), labels)
+    matrix = _sampling_matrix(parameters, *labels.shape[-2:]).to(labels.device)
+    where = functional.affine_grid(matrix, list(labels.shape), align_corners=False)
+    moved = functional.grid_sample(
+        labels.float(), where, mode="nearest", padding_mode="border", align_corners=False
+    )
+    return moved.to(torch.uint8)
 
 
 def _sampling_matrix(parameters: Augmentation, rows: int, columns: int) -> Float[Tensor, "b 2 3"]:

@@ -75,7 +75,11 @@ class Display:
 def _line(scores: Mapping[str, float]) -> str:
     parts = []
     for place in ("", "train_", "validation_"):
-        found = [f"{name} {scores[place + name]:.4f}" for name in ("loss", "ssim") if place + name in scores]
+        found = [
+            f"{name} {scores[place + name]:.4f}"
+            for name in ("loss", "ssim", "dice")
+            if place + name in scores
+        ]
         if found:
             parts.append(" ".join([*([place[:-1]] if place else []), *found]))
     usage = [f"{value:.0%}" for name, value in sorted(scores.items()) if name.startswith("usage_")]

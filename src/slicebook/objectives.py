@@ -1,4 +1,4 @@
-"""What a training loop trains: one module, the loss of a batch, and scores. Here, a tokenizer.
+"""What a training loop trains: one module, the loss of a batch, and scores. Here, of a tokenizer.
 
 A prior is another objective of the same loop.
 """
@@ -7,21 +7,25 @@ from __future__ import annotations
 
 import math
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import torch
+from jaxtyping import Float, UInt8
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from slicebook.checkpoint import Provenance, commit, save_tokenizer, versions
-from slicebook.config import LossConfig, Recipe
-from slicebook.dataset import Batch, PreparedData, augment, draw_augmentation
+from slicebook.config import AugmentConfig, LossConfig, Recipe
+from slicebook.dataset import Batch, PreparedData, augment, augment_labels, draw_augmentation
+from slicebook.labels import compare, one_hot
 from slicebook.tokenizer import Tokenizer, draw_silence, loss
 
 LOW_USAGE = 0.25
+DICE_WEIGHT = 0.2  # against nats a pixel: enough for the small organs, and the large ones keep their edges
 
 
 @dataclass
@@ -105,19 +109,51 @@ class _Judged(nn.Module):
         return {"loss": parts.total, "ssim": parts.ssim, "commitment": found.commitment.detach()}
 
 
-class TokenizerObjective:
+class _JudgedLabels(nn.Module):
+    """The same for masks, uint8."""
+
+    def __init__(self, tokenizer: Tokenizer, config: LossConfig) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+        self.config = config
+
+    def forward(self, masks: Tensor, **how: Any) -> dict[str, Tensor]:
+        """Return loss, cross-entropy (nats a pixel), Dice and commitment; the loss carries the gradient."""
+        values = self.tokenizer.config.label_values
+        found = self.tokenizer(one_hot(masks[:, 0], values), **how)
+        parts = compare(found.images, masks[:, 0], values)
+        with torch.autocast(masks.device.type, enabled=False):
+            fidelity = parts.cross_entropy + DICE_WEIGHT * (1 - parts.soft_dice)
+            total = fidelity + self.config.commitment * found.commitment.float()
+        return {
+            "loss": total,
+            "cross_entropy": parts.cross_entropy.detach(),
+            "dice": parts.dice,
+            "commitment": found.commitment.detach(),
+        }
+
+
+class _Reconstructing(ABC):
     """A tokenizer's training step: augment, reconstruct, compare."""
 
-    best = "ssim"
+    best: str
+    judged: type[nn.Module]
+    """The tokenizer with its scores behind it."""
 
     def __init__(self, tokenizer: Tokenizer, recipe: Recipe, data: PreparedData, fabric: Fabric) -> None:
         self.tokenizer = tokenizer
-        self.module: nn.Module = _Judged(
-            tokenizer, recipe.training.loss
-        )  # the loop puts its wrapped form here
+        self.module = self.judged(tokenizer, recipe.training.loss)  # the loop puts its wrapped form here
         self.recipe = recipe
         self.data = data
         self.fabric = fabric
+
+    @abstractmethod
+    def entering(self, images: Tensor) -> Tensor:
+        """Return a batch as the tokenizer takes it."""
+
+    @abstractmethod
+    def augmented(self, images: Tensor, config: AugmentConfig, generator: torch.Generator) -> Tensor:
+        """Return a batch, changed at random."""
 
     def start(self, batches: Iterable[Batch]) -> None:
         """Start the codebooks by k-means, of as many slices of one shape as the recipe asks for."""
@@ -131,10 +167,11 @@ class TokenizerObjective:
             if sum(map(len, found)) >= wanted:
                 break
         generator = torch.Generator().manual_seed(self.recipe.training.seed)
-        self.tokenizer.start(torch.cat(found)[:wanted].to(self.fabric.device), generator)
+        first = torch.cat(found)[:wanted].to(self.fabric.device)
+        self.tokenizer.start(self.entering(first), generator)
 
     def step(self, batch: Batch, step: int, fraction: float) -> dict[str, Tensor]:
-        """Return loss, SSIM and commitment of augmented slices."""
+        """Return the scores of augmented slices, the commitment among them."""
         images = batch.images.contiguous(memory_format=torch.channels_last)
         config = self.recipe.training
         # Hangs on (seed, step, rank) alone: a training that goes on draws what it would have drawn.
@@ -142,7 +179,7 @@ class TokenizerObjective:
         torch.manual_seed(seed % 2**63)
         draw = torch.Generator().manual_seed(seed % 2**63)
         if config.augment:
-            images = augment(images, draw_augmentation(config.augment, len(images), draw))
+            images = self.augmented(images, config.augment, draw)
         silent = None
         if config.loss.level_dropout:
             silent = draw_silence(self.tokenizer.levels, len(images), config.loss.level_dropout, draw).to(
@@ -155,7 +192,7 @@ class TokenizerObjective:
         return scores
 
     def validate(self, batch: Batch) -> dict[str, Tensor]:
-        """Return loss and SSIM of unseen slices."""
+        """Return the scores of unseen slices."""
         scores: dict[str, Tensor] = self.module(batch.images)
         return scores
 
@@ -183,7 +220,7 @@ class TokenizerObjective:
 
     def save(self, path: Path, progress: Progress, scores: Mapping[str, float]) -> None:
         """Write `model.safetensors`."""
-        train = self.data.split("train")
+        train = self.data.split("train", labelled=bool(self.recipe.tokenizer.label_values))
         provenance = Provenance(
             versions=versions(),
             commit=commit(),
@@ -198,3 +235,37 @@ class TokenizerObjective:
             validation=dict(scores),
         )
         save_tokenizer(path, self.tokenizer, self.recipe, provenance)
+
+
+class TokenizerObjective(_Reconstructing):
+    """Of slices in [-1, 1], judged by SSIM."""
+
+    best = "ssim"
+    judged = _Judged
+
+    def entering(self, images: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b 1 h w"]:
+        """Return the slices."""
+        return images
+
+    def augmented(
+        self, images: Float[Tensor, "b 1 h w"], config: AugmentConfig, generator: torch.Generator
+    ) -> Float[Tensor, "b 1 h w"]:
+        """Return the slices, moved and changed in intensity."""
+        return augment(images, draw_augmentation(config, len(images), generator))
+
+
+class LabelObjective(_Reconstructing):
+    """Of label masks, judged by Dice."""
+
+    best = "dice"
+    judged = _JudgedLabels
+
+    def entering(self, images: UInt8[Tensor, "b 1 h w"]) -> Float[Tensor, "b c h w"]:
+        """Return the masks, one-hot."""
+        return one_hot(images[:, 0], self.tokenizer.config.label_values)
+
+    def augmented(
+        self, images: UInt8[Tensor, "b 1 h w"], config: AugmentConfig, generator: torch.Generator
+    ) -> UInt8[Tensor, "b 1 h w"]:
+        """Return the masks, moved."""
+        return augment_labels(images, draw_augmentation(config, len(images), generator))

@@ -180,7 +180,7 @@ def levels(
 def curves(metrics_csv: Path, path: Path) -> None:
     """Draw a run's `metrics.csv`: loss, SSIM, codes in use and perplexity over the steps.
 
-    Reads the columns `step`, `{train,validation}_{loss,ssim}`, `usage_<level>` and `perplexity_<level>`;
+    Reads the columns `step`, `{train,validation}_{loss,ssim,dice}`, `usage_<level>` and `perplexity_<level>`;
     an empty cell is a step where that number was not measured.
 
     Raises:
@@ -191,12 +191,13 @@ def curves(metrics_csv: Path, path: Path) -> None:
         columns, rows = list(reader.fieldnames or ()), list(reader)
     if "step" not in columns or not rows:
         raise DataError(f"{metrics_csv}: no rows with a column `step`; train at least one epoch first")
+    score = "Dice" if "validation_dice" in columns else "SSIM"
     room = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12)
     figure = Figure(figsize=(10, 6.4), dpi=_DPI, facecolor=_BACKGROUND, layout=room)
     axes = figure.subplots(2, 2)
     for panel, title, prefixes, scale in (
         (axes[0][0], "Loss", ("train_loss", "validation_loss"), 1.0),
-        (axes[0][1], "SSIM", ("train_ssim", "validation_ssim"), 1.0),
+        (axes[0][1], score, (f"train_{score.lower()}", f"validation_{score.lower()}"), 1.0),
         (axes[1][0], "Codes in use, %", ("usage_",), 100.0),
         (axes[1][1], "Perplexity", ("perplexity_",), 1.0),
     ):

@@ -5,17 +5,21 @@ from __future__ import annotations
 import csv
 import io
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from slicebook import pictures
 from slicebook.checkpoint import STATE_NAME, State, load_state
-from slicebook.config import Recipe
-from slicebook.dataset import SliceBatches, SliceSet, augment, draw_augmentation
+from slicebook.config import Recipe, TrainingConfig, validate
+from slicebook.dataset import SliceBatches, SliceSet, augment, augment_labels, draw_augmentation
 from slicebook.display import Display
 from slicebook.errors import ConfigError
+from slicebook.labels import one_hot
 from slicebook.tokenizer import Tokenizer
 
 # What a training leaves that was killed before its first validation, files in the making included.
@@ -34,7 +38,9 @@ def open_run(run: Path, recipe: Recipe, split_hash: str) -> State | None:
         state = load_state(run / STATE_NAME)
         if state.progress["split_hash"] != split_hash:
             raise ConfigError(f"{run}: was trained on other data or another split; use another --out")
-        different = _differences(state.progress["recipe"], recipe.model_dump(mode="json"))
+        # Read anew, so that settings which that version did not know have their defaults.
+        before = validate(Recipe, state.progress["recipe"], str(run)).model_dump(mode="json")
+        different = _differences(before, recipe.model_dump(mode="json"))
         if different:
             raise ConfigError(
                 f"{run}: was begun with other settings ({'; '.join(different)}); use another --out"
@@ -46,6 +52,8 @@ def open_run(run: Path, recipe: Recipe, split_hash: str) -> State | None:
 
 
 def _differences(before: Any, now: Any, key: str = "") -> list[str]:
+    if key in ("name", "description", "labels"):  # the settings of masks change no training but their own
+        return []
     if isinstance(before, dict) and isinstance(now, dict):
         keys = sorted({*before, *now})
         return [
@@ -53,7 +61,7 @@ def _differences(before: Any, now: Any, key: str = "") -> list[str]:
             for name in keys
             for text in _differences(before.get(name), now.get(name), f"{key}.{name}".lstrip("."))
         ]
-    return [] if before == now or key in ("name", "description") else [f"{key}: {before} then, {now} now"]
+    return [] if before == now else [f"{key}: {before} then, {now} now"]
 
 
 def begin_run(run: Path, recipe: Recipe, train: SliceSet, display: Display) -> None:
@@ -61,13 +69,12 @@ def begin_run(run: Path, recipe: Recipe, train: SliceSet, display: Display) -> N
     run.mkdir(parents=True, exist_ok=True)
     (run / "config.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
     config, tokenizer = recipe.training, Tokenizer(recipe.tokenizer)
-    first = next(iter(SliceBatches(train, config.batch_size, shuffle=True, seed=config.seed))).images
-    if config.augment:
-        first = augment(
-            first, draw_augmentation(config.augment, len(first), torch.Generator().manual_seed(config.seed))
-        )
     record = train.records[0]
-    pictures.batch(first, run / "batch.png", aspect=record.row_mm / record.column_mm)
+    pictures.batch(
+        _first_batch(train, config, recipe.tokenizer.label_values),
+        run / "batch.png",
+        aspect=record.row_mm / record.column_mm,
+    )
     tokens = [0] * tokenizer.levels
     for record in train.records:
         for level, (rows, columns) in enumerate(tokenizer.grids((record.rows, record.columns))):
@@ -78,6 +85,23 @@ def begin_run(run: Path, recipe: Recipe, train: SliceSet, display: Display) -> N
                 f"level {level}: {size:,} codes for {count:,} training tokens, fewer "
                 f"than {TOKENS_PER_CODE} a code; a smaller tokenizer.codebook_sizes[{level}] would suit"
             )
+
+
+def _first_batch(
+    train: SliceSet, config: TrainingConfig, label_values: Sequence[int]
+) -> Float[Tensor, "b 1 h w"]:
+    """Return a training batch after augmentation, in [-1, 1]; masks in grays, in the order of labels."""
+    what: Literal["images", "labels"] = "labels" if label_values else "images"
+    batches = SliceBatches(train, config.batch_size, shuffle=True, seed=config.seed, what=what)
+    first = next(iter(batches)).images
+    if config.augment:
+        change = augment_labels if label_values else augment
+        generator = torch.Generator().manual_seed(config.seed)
+        first = change(first, draw_augmentation(config.augment, len(first), generator))
+    if not label_values:
+        return first
+    grays = torch.linspace(-1, 1, len(label_values))[:, None, None]
+    return (one_hot(first[:, 0], label_values) * grays).sum(1, keepdim=True)
 
 
 def write_metrics(run: Path, history: list[dict[str, float]]) -> None:

@@ -28,7 +28,8 @@ START_BATCH = 32  # slices whose latents are made at a time
 class Reconstruction:
     """A batch of slices after a passage through the tokenizer."""
 
-    images: Float[Tensor, "b 1 h w"]
+    images: Float[Tensor, "b c h w"]
+    """As they came; of label masks the logits of each label value."""
     tokens: tuple[Int64[Tensor, "b _ _"], ...]
     """Token grids, finest first."""
     commitment: Float[Tensor, ""]
@@ -48,6 +49,8 @@ class Loss:
 
 class Tokenizer(nn.Module):
     """Slices in about [-1, 1] to token grids and back, at any size.
+
+    With `label_values` in its configuration: label masks, one-hot in and logits out (`slicebook.labels`).
 
     Slices are padded (by their edge) to a multiple of `stride` and cropped back; never stretched, but by
     a configuration that asks for it (`resize`).
@@ -86,7 +89,7 @@ class Tokenizer(nn.Module):
 
     def forward(
         self,
-        images: Float[Tensor, "b 1 h w"],
+        images: Float[Tensor, "b c h w"],
         *,
         revive: bool = False,
         silent: Bool[Tensor, "levels b"] | None = None,
@@ -94,7 +97,7 @@ class Tokenizer(nn.Module):
         """Reconstruct slices; in training mode the codebooks also learn from them.
 
         Args:
-            images: Slices in [-1, 1].
+            images: Slices in [-1, 1], or label masks, one-hot.
             revive: In training mode, give dead codes a new place after this step's update.
             silent: Levels that say nothing but their mean code, for each slice.
         """
@@ -115,15 +118,15 @@ class Tokenizer(nn.Module):
         return Reconstruction(drawn, tuple(tokens), commitment)
 
     @torch.no_grad()
-    def encode(self, images: Float[Tensor, "b 1 h w"]) -> tuple[Int64[Tensor, "b _ _"], ...]:
-        """Return the token grids of slices in [-1, 1], finest first; wants evaluation mode."""
+    def encode(self, images: Float[Tensor, "b c h w"]) -> tuple[Int64[Tensor, "b _ _"], ...]:
+        """Return the token grids of slices as `forward` takes them, finest first; wants evaluation mode."""
         return tuple(grid for _, grid in self._descend(images))[::-1]
 
     @torch.no_grad()
     def decode(
         self, tokens: Sequence[Int64[Tensor, "b _ _"]], size: tuple[int, int], *, levels: int | None = None
-    ) -> Float[Tensor, "b 1 h w"]:
-        """Draw slices of `size` pixels from token grids, finest first.
+    ) -> Float[Tensor, "b c h w"]:
+        """Draw slices (of label masks the logits) of `size` pixels from token grids, finest first.
 
         Args:
             tokens: One grid a level.
@@ -144,7 +147,7 @@ class Tokenizer(nn.Module):
         return self._leave(self.network.image(context), size)
 
     @torch.no_grad()
-    def start(self, images: Float[Tensor, "b 1 h w"], generator: torch.Generator) -> None:
+    def start(self, images: Float[Tensor, "b c h w"], generator: torch.Generator) -> None:
         """Start every codebook by k-means of the untrained network's latents, coarsest first.
 
         In training mode, as the first steps will be: batch norm scales the latents by their batch.
@@ -187,6 +190,12 @@ class Tokenizer(nn.Module):
 
     def _enter(self, images: Tensor) -> Tensor:
         """Pad, half on each side, to whole tokens; or stretch, where the configuration says so."""
+        if images.shape[1] != self.config.channels:
+            wanted = "one-hot label masks" if self.config.label_values else "grayscale slices"
+            raise ShapeError(
+                f"found slices of {images.shape[1]} channels; this tokenizer takes {wanted} "
+                f"of {self.config.channels}: use the one that was trained for them"
+            )
         if self.config.resize:
             images = _stretch(images, self.config.resize)
         left, right, top, bottom = self._margins((images.shape[-2], images.shape[-1]))

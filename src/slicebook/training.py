@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Generic
+from typing import Any, Generic, Literal
 
 import torch
 from lightning_fabric import Fabric
@@ -24,7 +24,7 @@ from slicebook.dataset import PreparedData, SliceBatches, explain_dead_worker
 from slicebook.devices import launch
 from slicebook.display import Display
 from slicebook.errors import CheckpointError, ConfigError
-from slicebook.objectives import Batches, Objective, P, Progress, TokenizerObjective
+from slicebook.objectives import Batches, LabelObjective, Objective, P, Progress, TokenizerObjective
 from slicebook.run_folder import begin_run, open_run, write_metrics
 from slicebook.tokenizer import Tokenizer
 
@@ -69,8 +69,55 @@ def train_tokenizer(
         DataError: The folder is not prepared, or a loading process died.
         ConfigError: `out` holds a training with other settings or data, or the loss left the numbers.
     """
-    run, opened = Path(out), PreparedData.open(data)
-    train, validation = opened.split("train"), opened.split("validation")
+    return _train(PreparedData.open(data), recipe, Path(out), device, precision, workers, progress)
+
+
+def train_labels(
+    data: str | Path,
+    recipe: Recipe,
+    out: str | Path,
+    *,
+    device: str = "auto",
+    precision: str = "auto",
+    workers: int = 0,
+    progress: bool = True,
+) -> TrainingSummary:
+    """Train the tokenizer of label masks that `recipe.labels` describes, or go on with it.
+
+    Learns from the slices with a mask. The model file holds the recipe as `Recipe.for_labels` makes it.
+
+    Args:
+        data: Folder that `slicebook prepare` wrote.
+        recipe: All settings; where it names no label values, those of the data are taken.
+        out: Folder of the run: not that of another training.
+        device: `auto`, `cpu`, `cuda` or `mps`, as in `train_tokenizer`.
+        precision: As in `train_tokenizer`.
+        workers: Processes that read masks ahead.
+        progress: Show the progress.
+
+    Raises:
+        DataError: The folder is not prepared or without masks, or a mask holds a label that the recipe lacks.
+        ConfigError: `out` holds a training with other settings or data, or the loss left the numbers.
+    """
+    opened = PreparedData.open(data)
+    opened.split("train", labelled=True)  # without masks there are no label values to fill in
+    chosen = recipe.for_labels(opened.info.label_values)
+    return _train(opened, chosen, Path(out), device, precision, workers, progress)
+
+
+def _train(
+    opened: PreparedData,
+    recipe: Recipe,
+    run: Path,
+    device: str,
+    precision: str,
+    workers: int,
+    progress: bool,
+) -> TrainingSummary:
+    """Train a tokenizer of slices, or, where its settings have label values, of masks."""
+    masks = bool(recipe.tokenizer.label_values)
+    what: Literal["images", "labels"] = "labels" if masks else "images"
+    train, validation = (opened.split(name, labelled=masks) for name in ("train", "validation"))
     state = open_run(run, recipe, opened.split_hash)
     fabric = launch(device, precision)
     config = recipe.training
@@ -85,13 +132,14 @@ def train_tokenizer(
         rank=fabric.global_rank,
         world_size=fabric.world_size,
         drop_last=len(train) >= config.batch_size * fabric.world_size,
+        what=what,
     )
     # Every process judges all validation slices: exact at any number of processes.
-    judged = SliceBatches(validation, config.batch_size, workers=workers)
+    judged = SliceBatches(validation, config.batch_size, workers=workers, what=what)
     display = Display(run, shown=progress and fabric.is_global_zero)
     if state is None and fabric.is_global_zero:
         begin_run(run, recipe, train, display)
-    objective = TokenizerObjective(tokenizer, recipe, opened, fabric)
+    objective = (LabelObjective if masks else TokenizerObjective)(tokenizer, recipe, opened, fabric)
     fit = Fit(
         objective,
         config,

@@ -56,13 +56,15 @@ def unfold(width: int, channels: int, rate: int, kernel: int = 1) -> nn.Sequenti
     return nn.Sequential(mix, nn.PixelShuffle(rate))
 
 
-def head(width: int, rate: int) -> nn.Sequential:
+def head(width: int, rate: int, channels: int) -> nn.Sequential:
     """Draw pixels from the finest grid: one residual block at twice its resolution, then unfold the rest."""
     layers: list[nn.Module] = []
     if rate > 2:
         layers += [unfold(width, width // 2, 2), Block(width // 2)]
         width, rate = width // 2, rate // 2
-    return nn.Sequential(*layers, nn.GroupNorm(GROUPS, width), nn.SiLU(), unfold(width, 1, rate, kernel=3))
+    return nn.Sequential(
+        *layers, nn.GroupNorm(GROUPS, width), nn.SiLU(), unfold(width, channels, rate, kernel=3)
+    )
 
 
 class Ladder(Network):
@@ -76,7 +78,13 @@ class Ladder(Network):
         rates, width, dim, depth = config.scaling_rates, config.width, config.code_dim, config.residual_layers
         levels = range(len(rates))
         self.folds = nn.ModuleList(
-            fold(width if level else 1, width, rate, kernel=1 if level else 3)
+            # Channels of a mask make a wide stem, and noise to average over it has none.
+            fold(
+                width if level else config.channels,
+                width,
+                rate,
+                kernel=1 if level or config.label_values else 3,
+            )
             for level, rate in enumerate(rates)
         )
         self.encoders = nn.ModuleList(blocks(width, depth) for _ in levels)
@@ -86,11 +94,12 @@ class Ladder(Network):
         self.from_codes = nn.ModuleList(nn.Conv2d(dim, width, 3, padding=1) for _ in levels)
         self.decoders = nn.ModuleList(blocks(width, depth) for _ in levels)
         self.unfolds = nn.ModuleList(
-            unfold(width, width, rate) if level else head(width, rate) for level, rate in enumerate(rates)
+            unfold(width, width, rate) if level else head(width, rate, config.channels)
+            for level, rate in enumerate(rates)
         )
         self.asks = nn.ModuleList(nn.Conv2d(width, width, 1) for _ in rates[1:])
 
-    def features(self, images: Float[Tensor, "b 1 h w"]) -> Sequence[Float[Tensor, "b _ _ _"]]:
+    def features(self, images: Float[Tensor, "b c h w"]) -> Sequence[Float[Tensor, "b _ _ _"]]:
         """Encode slices to one map a level, finest first."""
         found, x = [], images
         for step, stage in zip(self.folds, self.encoders, strict=True):
@@ -114,6 +123,6 @@ class Ladder(Network):
             said = said + context[0]
         return (self.unfolds[level](self.decoders[level](said)),)
 
-    def image(self, context: Context) -> Float[Tensor, "b 1 h w"]:
+    def image(self, context: Context) -> Float[Tensor, "b c h w"]:
         """Draw the slice."""
         return context[0]

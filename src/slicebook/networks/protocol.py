@@ -17,7 +17,7 @@ class Network(nn.Module, ABC):
     """Features, latents and slices of a hierarchy of levels; level 0 is the finest."""
 
     @abstractmethod
-    def features(self, images: Float[Tensor, "b 1 h w"]) -> Sequence[Float[Tensor, "b _ _ _"]]:
+    def features(self, images: Float[Tensor, "b c h w"]) -> Sequence[Float[Tensor, "b _ _ _"]]:
         """Encode slices, whose sides are multiples of the total stride, to one map a level, finest first."""
 
     @abstractmethod
@@ -31,5 +31,5 @@ class Network(nn.Module, ABC):
         """Fold a level's quantised vectors into what the coarser levels said."""
 
     @abstractmethod
-    def image(self, context: Context) -> Float[Tensor, "b 1 h w"]:
+    def image(self, context: Context) -> Float[Tensor, "b c h w"]:
         """Draw the slice once every level is absorbed."""

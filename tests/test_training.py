@@ -119,10 +119,10 @@ def train_until(step, data, recipe, run):
     """Train, and stop as Ctrl-C would just before a step."""
     whole = TokenizerObjective.step
 
-    def interrupted(self, images, number, fraction):
+    def interrupted(self, batch, number, fraction):
         if number == step:
             raise KeyboardInterrupt
-        return whole(self, images, number, fraction)
+        return whole(self, batch, number, fraction)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TokenizerObjective, "step", interrupted)
@@ -193,11 +193,23 @@ def test_the_best_model_on_validation_is_kept_not_the_last(data, tmp_path, monke
     monkeypatch.setattr(
         TokenizerObjective,
         "validate",
-        lambda self, images: {"loss": torch.tensor(0.0), "ssim": torch.tensor(next(ssim))},
+        lambda self, batch: {"loss": torch.tensor(0.0), "ssim": torch.tensor(next(ssim))},
     )
     summary = train(data, tiny("training.epochs=4"), tmp_path / "run")
     assert summary.best_epoch == load_tokenizer(tmp_path / "run").info.provenance.epoch == 2
     assert summary.scores["validation_ssim"] == pytest.approx(0.6)
+
+
+def test_a_training_without_progress_for_so_long_ends(data, tmp_path, monkeypatch):
+    ssim = iter([0.2, 0.6, 0.5, 0.4, 0.3, 0.2])
+    monkeypatch.setattr(
+        TokenizerObjective,
+        "validate",
+        lambda self, batch: {"loss": torch.tensor(0.0), "ssim": torch.tensor(next(ssim))},
+    )
+    recipe = tiny("training.epochs=6", "training.patience=2")
+    assert train(data, recipe, tmp_path / "run").epochs == 4
+    assert train(data, recipe, tmp_path / "run").epochs == 4  # and stays ended
 
 
 def test_training_learns_from_training_patients_and_is_judged_on_validation_ones(data, tmp_path, monkeypatch):
@@ -206,9 +218,9 @@ def test_training_learns_from_training_patients_and_is_judged_on_validation_ones
     def watch(name):
         whole = getattr(TokenizerObjective, name)
 
-        def watched(self, images, *rest):
-            seen[name] += [image.numpy().tobytes() for image in images]
-            return whole(self, images, *rest)
+        def watched(self, batch, *rest):
+            seen[name] += [image.numpy().tobytes() for image in batch.images]
+            return whole(self, batch, *rest)
 
         monkeypatch.setattr(TokenizerObjective, name, watched)
 
@@ -227,9 +239,9 @@ def test_training_learns_from_training_patients_and_is_judged_on_validation_ones
 def test_a_validation_teaches_the_model_nothing(data, tmp_path, monkeypatch):
     whole, changed = TokenizerObjective.validate, []
 
-    def watched(self, images):
+    def watched(self, batch):
         before = {name: value.clone() for name, value in self.tokenizer.state_dict().items()}
-        scores = whole(self, images)
+        scores = whole(self, batch)
         after = self.tokenizer.state_dict()
         changed.extend(name for name in before if not before[name].equal(after[name]))
         return scores
@@ -243,9 +255,9 @@ def watch_steps(look, data, recipe, run):
     """Train, and return what `look(objective, images)` saw before each step."""
     seen, whole = [], TokenizerObjective.step
 
-    def watched(self, images, *rest):
-        seen.append(look(self, images))
-        return whole(self, images, *rest)
+    def watched(self, batch, *rest):
+        seen.append(look(self, batch))
+        return whole(self, batch, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TokenizerObjective, "step", watched)
@@ -263,7 +275,7 @@ def test_usage_is_counted_anew_after_each_validation(data, tmp_path):
 def test_the_seed_orders_the_slices_and_every_epoch_has_its_own_order(data, tmp_path):
     orders = [
         watch_steps(
-            lambda _, images: images.numpy().tobytes(),
+            lambda _, batch: batch.images.numpy().tobytes(),
             data,
             tiny(f"training.seed={seed}"),
             tmp_path / str(seed),

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Float, UInt8
@@ -45,6 +45,7 @@ class Progress:
 S = TypeVar("S", bound="Portable")
 
 
+@runtime_checkable
 class Portable(Sized, Protocol):
     """A batch: so many slices, movable to a device."""
 
@@ -57,6 +58,7 @@ Out = TypeVar("Out", bound=Portable, covariant=True)
 In = TypeVar("In", bound=Portable, contravariant=True)
 
 
+@runtime_checkable
 class Batches(Protocol[Out]):
     """Batches in an order that depends on the epoch alone."""
 
@@ -68,6 +70,7 @@ class Batches(Protocol[Out]):
         """Choose the epoch."""
 
 
+@runtime_checkable
 class Objective(Protocol[In]):
     """What the loop trains: one module, the loss of a batch, and scores."""
 

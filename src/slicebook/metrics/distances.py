@@ -1,8 +1,8 @@
 """Distances between two sets of slices, each slice a row of features.
 
 Slices of one patient are near-duplicates. Neighbours can therefore be sought among other patients only: by
-the papers' own rule the reach of a real slice ends at the next slice of the same patient, and of phantoms
-of 40 slices the ones cover 2 % of the others.
+the papers' own rule the reach of a real slice ends at the next slice of the same patient, and real patients
+hardly cover each other.
 """
 
 from collections.abc import Sequence

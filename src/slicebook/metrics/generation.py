@@ -166,8 +166,8 @@ def compare(
     and the ranges over draws carry the variation between patients. (A bootstrap of patients would repeat
     slices, and a slice beside its own copy spoils every measure here; `covered` alone, a mean, has one.)
 
-    Generated slices that are draws of the whole population come nearer than one group of patients to
-    another: with real ones of many patients in their place, to about a third of the kernel distance.
+    Generated slices that are fair draws of the whole population come nearer than one small group of
+    patients to another, and coverage is blind to what both sides lack: read all measures together.
 
     Args:
         generated: Raw features of generated slices, independent of each other.
@@ -271,7 +271,9 @@ def _draw_groups(patients: Sequence[str], n: int, draws: int, generator: np.rand
     ]
 
 
-def _deal(own: Sequence[Int64[np.ndarray, " _"]], generator: np.random.Generator) -> Groups:
+def _deal(
+    own: Sequence[Int64[np.ndarray, " _"]], generator: np.random.Generator
+) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " m"]]:
     """Deal patients, given the slices of each, to the group that has fewer slices."""
     groups: tuple[list[Int64[np.ndarray, " _"]], ...] = ([], [])
     sizes = [0, 0]

@@ -88,11 +88,11 @@ def test_frechet_distance_is_defined_for_fewer_slices_than_features():
 
 
 def test_balls_by_hand():
-    # k = 1. Real at 0, 1, 5 reach 1, 1, 4; generated at 0.5, 0.6, 30 reach 0.1, 0.1, 29.4.
-    found = balls(column(0, 1, 5), column(0.5, 0.6, 30), neighbours=1)
+    # k = 1. Real at 0, 1, 5 reach 1, 1, 4; generated at 0.5, 0.6, 30, 90 reach 0.1, 0.1, 29.4, 60.
+    found = balls(column(0, 1, 5), column(0.5, 0.6, 30, 90), neighbours=1)
     assert found.coverage == 2 / 3  # 0 and 1; 5 reaches down to 1 only
-    assert found.density == pytest.approx(4 / 3)  # each of 0.5 and 0.6 lies in two balls
-    assert found.precision == 2 / 3
+    assert found.density == 1  # of four, each of 0.5 and 0.6 lies in two balls
+    assert found.precision == 0.5
     assert found.recall == 2 / 3  # 1 and 5 in the wide ball of 30, which reaches down to 0.6
 
 
@@ -206,6 +206,20 @@ def test_coverage_of_patients_has_an_interval_over_them():
     low, high = covered.interval
     assert low < covered.mean_of_patients < high
     assert covered.patients == 8
+
+
+def test_patients_of_near_duplicates_can_cover_each_other():
+    real, patients = held_out(patients=12, slices=10, features=1, between=1)
+    centres = np.repeat(real.reshape(12, 10, 1).mean(axis=1), 10, axis=0)
+    found = compare(gaussian(60, 1), centres + 1e-3 * gaussian(120, 1, seed=9), patients, seed=0, draws=20)
+    assert found.coverage.real > 0.3
+    assert found.recall.real > 0.3
+
+
+def test_generated_slices_are_drawn_once_each():
+    slices = gaussian(20)
+    found = compare(slices, np.tile(slices, (2, 1)), ["a"] * 20 + ["b"] * 20, seed=0, draws=5)
+    assert found.frechet_distance.generated_range[1] == pytest.approx(0, abs=1e-9)
 
 
 def test_a_comparison_depends_on_its_seed_alone():

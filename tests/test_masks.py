@@ -92,6 +92,15 @@ def test_an_organ_in_the_air_is_caught():
     assert broken(labels) == ("prostate_inside",)
 
 
+def test_an_organ_in_a_shell_of_its_own_beside_the_body_is_caught():
+    labels = pelvis()
+    labels[labels == PROSTATE] = BODY
+    labels = np.pad(labels, ((12, 0), (0, 0)))
+    labels[1:12, 20:50] = BODY
+    labels[2:10, 22:32] = PROSTATE
+    assert broken(labels) == ("prostate_inside",)
+
+
 def test_organs_that_touch_each_other_are_inside():
     labels = changed(np.s_[18:24, 29:31], RECTUM)
     assert anatomy_rules(labels, SPACING, reference()).verdicts["rectum_inside"] is True

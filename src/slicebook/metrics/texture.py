@@ -19,7 +19,7 @@ _FIRST_ORDER = ("mean", "std", "skewness", "kurtosis", "energy", "entropy")
 _RESPONSE = ("magnitude", "std", "skewness", "kurtosis", "entropy")
 _PAIRS = ("contrast", "dissimilarity", "homogeneity", "energy", "correlation", "entropy")
 _DIRECTIONS = ((0, 1), (1, 1), (1, 0), (1, -1))  # rows and columns: 0°, 45°, 90°, 135°
-_LOG_RANGE = 0.5  # a response of the scale-normalised LoG beyond ±0.5 counts in the outermost level
+_LOG_RANGE = 0.5  # a response of the LoG beyond about ±0.5 counts in the outermost level; 0 amid a level
 _FLAT = 1e-12  # a standard deviation under this is rounding
 
 FEATURE_NAMES: tuple[str, ...] = (
@@ -83,7 +83,8 @@ def _features(image: Float64[np.ndarray, "h w"]) -> Float64[np.ndarray, " f"]:
         response = idctn(spectrum * transfer, norm="ortho")
         _, std, skewness, kurtosis = _moments(response)
         magnitude = float(np.mean(np.abs(response))) if std else 0.0  # of a flat slice it is rounding
-        entropy = _entropy(_levels(response / (2 * _LOG_RANGE) + 0.5))
+        # Half a level up: on an edge, the 0 of a background would fall to either side by rounding.
+        entropy = _entropy(_levels(response / (2 * _LOG_RANGE) + 0.5 + 0.5 / LEVELS))
         found += [magnitude, std, skewness, kurtosis, entropy]
     for distance in DISTANCES:
         ways = [_pair_properties(_pairs(levels, distance, way)) for way in _DIRECTIONS]

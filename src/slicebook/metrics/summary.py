@@ -77,23 +77,27 @@ class CodecReport(Record):
 
 def summarise(found: Sequence[Scores], patients: Sequence[str], seed: int) -> dict[str, Summary]:
     """Summarise every score of `CONVENTIONS` over slices, given each slice's scores and patient."""
-    summaries = {}
-    for name, convention in CONVENTIONS.items():
-        values = [one[name] for one in found]
-        means = list(patient_means(values, patients).values())
-        defined = [value for value in values if value is not None]
-        interval = bootstrap_interval(
-            values, patients, seed=seed, resamples=_RESAMPLES, confidence=_CONFIDENCE
-        )
-        summaries[name] = Summary(
-            convention=convention,
-            mean_of_patients=float(np.mean(means)) if means else None,
-            interval=(interval.low, interval.high) if interval else None,
-            mean_of_slices=float(np.mean(defined)) if defined else None,
-            patients=len(means),
-            slices=len(defined),
-        )
-    return summaries
+    return {
+        name: summarise_one(convention, [one[name] for one in found], patients, seed)
+        for name, convention in CONVENTIONS.items()
+    }
+
+
+def summarise_one(
+    convention: str, values: Sequence[float | None], patients: Sequence[str], seed: int
+) -> Summary:
+    """Summarise one score over slices, None where it is undefined, given the patient of each."""
+    means = list(patient_means(values, patients).values())
+    defined = [value for value in values if value is not None]
+    interval = bootstrap_interval(values, patients, seed=seed, resamples=_RESAMPLES, confidence=_CONFIDENCE)
+    return Summary(
+        convention=convention,
+        mean_of_patients=float(np.mean(means)) if means else None,
+        interval=(interval.low, interval.high) if interval else None,
+        mean_of_slices=float(np.mean(defined)) if defined else None,
+        patients=len(means),
+        slices=len(defined),
+    )
 
 
 def summarise_rate(convention: str, values: Sequence[float]) -> Rate:

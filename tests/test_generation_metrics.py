@@ -1,0 +1,246 @@
+"""Distances equal their closed forms, and what is wrong with generated slices shows beside real patients."""
+
+import numpy as np
+import pytest
+from scipy.linalg import sqrtm
+
+from slicebook.errors import DataError, ShapeError
+from slicebook.metrics.distances import (
+    balls,
+    frechet_distance,
+    kernel_distance,
+    standardise,
+)
+from slicebook.metrics.generation import compare, kernel_distance_floor
+
+
+def column(*values):
+    return np.array(values, np.float64)[:, None]
+
+
+def gaussian(n, features=3, seed=0):
+    return np.random.default_rng(seed).normal(size=(n, features))
+
+
+def held_out(patients=8, slices=20, features=3, seed=0, between=0.3):
+    """Features of patients who differ a little, and whose each they are."""
+    draw = np.random.default_rng(seed)
+    centres = between * draw.normal(size=(patients, 1, features))
+    values = (centres + draw.normal(size=(patients, slices, features))).reshape(-1, features)
+    return values, [f"patient-{i:04d}" for i in range(patients) for _ in range(slices)]
+
+
+def test_features_become_standard_deviations_of_the_reference():
+    reference = np.array([[0.0, 10.0], [2.0, 30.0]])
+    found = standardise(np.array([[1.0, 40.0]]), reference)
+    np.testing.assert_allclose(found, [[0.0, 2.0]])
+
+
+def test_a_feature_constant_in_the_reference_divides_by_nothing():
+    reference = np.array([[0.1, 1.0], [0.1, 2.0], [0.1, 3.0]])
+    found = standardise(np.array([[0.1, 2.0], [0.6, 2.0]]), reference)
+    np.testing.assert_allclose(found, [[0.0, 0.0], [0.5, 0.0]], atol=1e-12)
+
+
+def test_kernel_distance_by_hand():
+    # One feature, k(a, b) = (ab + 1)³. x = {0, 1}: k(0, 1) = 1. y = {1, 2}: k(1, 2) = 27.
+    # Between: k(0, 1) = 1, k(0, 2) = 1, k(1, 1) = 8, k(1, 2) = 27, mean 9.25.
+    assert kernel_distance(column(0, 1), column(1, 2)) == pytest.approx(1 + 27 - 2 * 9.25)
+
+
+def test_kernel_distance_divides_by_the_number_of_features():
+    x, y = np.array([[0.0, 0.0], [1.0, 1.0]]), np.array([[1.0, 1.0], [2.0, 2.0]])
+    assert kernel_distance(x, y) == pytest.approx(1 + 27 - 2 * 9.25)
+
+
+def test_kernel_distance_has_no_bias():
+    values = [kernel_distance(gaussian(8, seed=i), gaussian(8, seed=1000 + i)) for i in range(300)]
+    # A biased estimate, which counts a slice with itself, would lie near 2 here.
+    assert abs(np.mean(values)) < 3 * np.std(values) / np.sqrt(len(values))
+    assert min(values) < 0
+
+
+def test_kernel_distance_of_a_shifted_set_is_far():
+    x = gaussian(100)
+    assert kernel_distance(x, x + 1) > 10 * abs(kernel_distance(x, gaussian(100, seed=1)))
+
+
+def test_frechet_distance_of_two_gaussians_is_the_closed_form():
+    # Standard deviations 1 and 3, means 0 and 2: 2² + (3 - 1)².
+    spread = column(-1, 1) / np.sqrt(2)
+    assert frechet_distance(spread, 3 * spread + 2) == pytest.approx(8.0)
+
+
+def test_frechet_distance_of_correlated_features_is_that_of_the_matrix_root():
+    x = gaussian(60) @ np.array([[1, 0.5, 0], [0, 2, 0.3], [0, 0, 0.7]])
+    y = gaussian(50, seed=1) @ np.array([[2, 0, 0.1], [0.4, 1, 0], [0, 0.6, 1]]) + 0.5
+    a, b = np.cov(x.T), np.cov(y.T)
+    means = ((x.mean(axis=0) - y.mean(axis=0)) ** 2).sum()
+    wanted = means + np.trace(a + b - 2 * np.real(sqrtm(a @ b)))
+    assert frechet_distance(x, y) == pytest.approx(wanted)
+
+
+def test_frechet_distance_is_defined_for_fewer_slices_than_features():
+    x = gaussian(4, features=12)
+    assert frechet_distance(x, x) == pytest.approx(0, abs=1e-9)
+    assert frechet_distance(x, x + 1) == pytest.approx(12)
+    assert frechet_distance(x, gaussian(4, features=12, seed=1)) > 1  # the floor of a small set
+
+
+def test_balls_by_hand():
+    # k = 1. Real at 0, 1, 5 reach 1, 1, 4; generated at 0.5, 0.6, 30, 90 reach 0.1, 0.1, 29.4, 60.
+    found = balls(column(0, 1, 5), column(0.5, 0.6, 30, 90), neighbours=1)
+    assert found.coverage == 2 / 3  # 0 and 1; 5 reaches down to 1 only
+    assert found.density == 1  # of four, each of 0.5 and 0.6 lies in two balls
+    assert found.precision == 0.5
+    assert found.recall == 2 / 3  # 1 and 5 in the wide ball of 30, which reaches down to 0.6
+
+
+def test_balls_reach_to_other_patients_only():
+    real = column(0, 0.1, 2, 2.1)
+    generated = column(1.0, 50, 100)
+    assert balls(real, generated, neighbours=1).coverage == 0
+    assert balls(real, generated, ["a", "a", "b", "b"], neighbours=1).coverage == 1
+
+
+@pytest.mark.parametrize("values", [gaussian(12), np.zeros((12, 3))])
+def test_identical_sets_cover_each_other(values):
+    found = balls(values, values.copy())
+    assert (found.coverage, found.precision, found.recall) == (1, 1, 1)
+
+
+def test_no_neighbours_are_refused():
+    with pytest.raises(DataError, match="has 5 others"):
+        balls(gaussian(6), gaussian(6), neighbours=6)
+    with pytest.raises(DataError, match="has 0 others"):
+        balls(gaussian(6), gaussian(6), ["one"] * 6)
+
+
+@pytest.mark.parametrize("measure", [kernel_distance, frechet_distance, balls, standardise])
+def test_a_measure_refuses_what_it_cannot_compare(measure):
+    broken = gaussian(10)
+    broken[3, 1] = np.nan
+    with pytest.raises(DataError, match="not finite"):
+        measure(gaussian(10), broken)
+    with pytest.raises(ShapeError, match="3 features, the other 4"):
+        measure(gaussian(10), gaussian(10, features=4))
+
+
+@pytest.mark.parametrize("measure", [kernel_distance, frechet_distance])
+def test_one_slice_has_no_distance(measure):
+    with pytest.raises(DataError, match="a set of 1 slices"):
+        measure(gaussian(1), gaussian(5))
+
+
+def test_the_floor_is_between_groups_without_a_common_patient():
+    # Patients stand apart by far: groups that shared one would be near each other.
+    features = np.repeat(10.0 * np.eye(2), 10, axis=0) + 0.01 * gaussian(20, features=2)
+    floor = kernel_distance_floor(features, ["a"] * 10 + ["b"] * 10, 5, 20, seed=0)
+    assert min(floor.values) > 1000
+    assert (floor.slices, floor.patients, len(floor.values)) == (5, 2, 20)
+    assert floor.median == np.median(floor.values)
+    assert floor.percentile_95 == np.quantile(floor.values, 0.95)
+
+
+def test_the_floor_says_how_many_slices_the_patients_allow():
+    features, patients = held_out(patients=5, slices=4)
+    assert kernel_distance_floor(features, patients, 1000, 10, seed=0).slices == 8  # two patients of five
+
+
+def test_the_floor_depends_on_its_seed_alone():
+    features, patients = held_out()
+    first = kernel_distance_floor(features, patients, 30, 5, seed=3)
+    assert first == kernel_distance_floor(features, patients, 30, 5, seed=3)
+    assert first != kernel_distance_floor(features, patients, 30, 5, seed=4)
+
+
+def test_one_patient_has_no_floor():
+    with pytest.raises(DataError, match="at least 2 to compare"):
+        kernel_distance_floor(gaussian(10), ["one"] * 10, 5, 3, seed=0)
+
+
+def test_real_slices_of_new_patients_pass():
+    real, patients = held_out()
+    found = compare(held_out(seed=5)[0], real, patients, seed=0, draws=30)
+    assert found.as_near_as_real
+    assert found.coverage.share > 0.8
+    assert (found.slices, found.patients, found.draws) == (80, 8, 30)
+
+
+def test_the_real_side_is_the_floor():
+    real, patients = held_out()
+    found = compare(held_out(seed=5)[0], real, patients, seed=0, draws=200).kernel_distance
+    floor = kernel_distance_floor(standardise(real, real), patients, 80, 200, seed=9)
+    assert found.real_range[1] == pytest.approx(floor.percentile_95, rel=0.3)
+
+
+def test_shifted_slices_are_farther_than_real_patients():
+    real, patients = held_out()
+    found = compare(held_out(seed=5)[0] + 1.5, real, patients, seed=0, draws=30)
+    assert not found.as_near_as_real
+    assert found.frechet_distance.generated > found.frechet_distance.real_range[1]
+
+
+def test_loss_of_a_mode_lowers_coverage():
+    real, patients = held_out()
+    real[::2, 0] += 12  # two kinds of slices in every patient
+    both = held_out(seed=5)[0]
+    both[::2, 0] += 12
+    whole = compare(both, real, patients, seed=0, draws=30)
+    lost = compare(held_out(seed=5)[0], real, patients, seed=0, draws=30)
+    assert whole.coverage.share > 0.9
+    assert lost.coverage.share < 0.6
+    assert lost.covered.mean_of_patients < 0.6 < whole.covered.mean_of_patients
+
+
+def test_one_good_picture_repeated_fails_coverage():
+    real, patients = held_out()
+    found = compare(np.repeat(real[:1], 80, axis=0), real, patients, seed=0, draws=30)
+    assert found.coverage.share < 0.8
+    assert found.recall.generated < 0.1
+
+
+def test_coverage_of_patients_has_an_interval_over_them():
+    real, patients = held_out(between=1.5)
+    covered = compare(held_out(patients=2, seed=5)[0], real, patients, seed=0, draws=3).covered
+    low, high = covered.interval
+    assert low < covered.mean_of_patients < high
+    assert covered.patients == 8
+
+
+def test_patients_of_near_duplicates_can_cover_each_other():
+    real, patients = held_out(patients=12, slices=10, features=1, between=1)
+    centres = np.repeat(real.reshape(12, 10, 1).mean(axis=1), 10, axis=0)
+    found = compare(gaussian(60, 1), centres + 1e-3 * gaussian(120, 1, seed=9), patients, seed=0, draws=20)
+    assert found.coverage.real > 0.3
+    assert found.recall.real > 0.3
+
+
+def test_generated_slices_are_drawn_once_each():
+    slices = gaussian(20)
+    found = compare(slices, np.tile(slices, (2, 1)), ["a"] * 20 + ["b"] * 20, seed=0, draws=5)
+    assert found.frechet_distance.generated_range[1] == pytest.approx(0, abs=1e-9)
+
+
+def test_a_comparison_depends_on_its_seed_alone():
+    real, patients = held_out(patients=4)
+    generated = gaussian(30, seed=8)
+    assert compare(generated, real, patients, seed=1, draws=3) == compare(
+        generated, real, patients, seed=1, draws=3
+    )
+
+
+def test_two_patients_have_distances_but_no_balls():
+    real, patients = held_out(patients=2)
+    found = compare(gaussian(30, seed=8), real, patients, seed=1, draws=3)
+    assert found.slices == 20
+    assert np.isfinite(found.kernel_distance.generated)
+    assert found.coverage is found.density is found.precision is found.recall is None
+    assert found.covered is not None  # of all slices, where the other patient's are the neighbours
+
+
+def test_fewer_generated_slices_than_features_are_compared_at_their_number():
+    real, patients = held_out(features=20)
+    found = compare(gaussian(8, features=20, seed=8), real, patients, seed=1, draws=3)
+    assert found.slices == 8
+    assert found.frechet_distance.real > 0

@@ -272,7 +272,7 @@ def test_batches_of_labels_hold_the_masks_of_their_slices(data):
 
 
 def test_training_makes_the_loss_fall_and_the_dice_rise(data, tmp_path):
-    recipe = small("labels.training.epochs=16", "labels.training.validate_every=8")
+    recipe = small("labels.training.epochs=16", "labels.training.validate_every=5")
     train_labels(data, recipe, tmp_path / "run", **HOW)
     rows = rows_of(tmp_path / "run")
     assert rows[-1]["train_loss"] < 0.9 * rows[0]["train_loss"]

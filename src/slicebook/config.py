@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from slicebook.errors import ConfigError
 
@@ -190,17 +190,40 @@ class PriorConfig(Record):
     training: PriorTrainingConfig = PriorTrainingConfig()
 
 
+def _over(default: Record) -> BeforeValidator:
+    """Lay plain settings over a record's, so that a setting left out has that record's value."""
+
+    def lay(given: Any, over: Record = default) -> Any:
+        if not isinstance(given, Mapping):
+            return given
+        whole = over.model_dump()
+        for key, value in given.items():
+            inner = getattr(over, key, None)
+            whole[key] = lay(value, inner) if isinstance(inner, Record) else value
+        return whole
+
+    return BeforeValidator(lay)
+
+
+_LABEL_TOKENIZER = TokenizerConfig(
+    scaling_rates=(16,), codebook_sizes=(256,), code_dim=8, width=64, residual_layers=1
+)
+_LABEL_TRAINING = TrainingConfig(
+    loss=LossConfig(kind="labels"),
+    learning_rate=2e-3,
+    batch_size=4,
+    validate_every=5,
+    augment=AugmentConfig(rotate_degrees=0, scale=0, gamma=0, gain=0),
+)
+
+
 class LabelsConfig(Record):
     """The small tokenizer of label masks, and its training."""
 
-    tokenizer: TokenizerConfig = TokenizerConfig(
-        scaling_rates=(16,), codebook_sizes=(256,), code_dim=8, width=64, residual_layers=1
-    )
+    tokenizer: Annotated[TokenizerConfig, _over(_LABEL_TOKENIZER)] = _LABEL_TOKENIZER
     """Where `label_values` are empty, training takes those of the data."""
-    training: TrainingConfig = TrainingConfig(
-        loss=LossConfig(kind="labels"), learning_rate=2e-3, batch_size=8, epochs=100, validate_every=5
-    )
-    """Of `augment`, all that moves a mask is used: mirror, rotation, scale and shift."""
+    training: Annotated[TrainingConfig, _over(_LABEL_TRAINING)] = _LABEL_TRAINING
+    """Of `augment`, what moves a mask is used: mirror, rotation, scale and shift."""
 
     @model_validator(mode="after")
     def _loss_is_of_labels(self) -> LabelsConfig:

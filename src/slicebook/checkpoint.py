@@ -17,16 +17,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
+from slicebook.book import Book
 from slicebook.config import Recipe, Record
 from slicebook.errors import CheckpointError, DataError
+from slicebook.prior import Prior
 from slicebook.tokenizer import Tokenizer
 
 SCHEMA_VERSION = 1
@@ -83,6 +85,50 @@ class LoadedTokenizer:
         return hash_tensors(self.tokenizer.state_dict())
 
 
+Info = TypeVar("Info", "ModelInfo", "PriorInfo")
+
+
+class SliceKind(Record):
+    """Slices of one size that a prior was trained on: what it draws is written like them."""
+
+    rows: int
+    columns: int
+    row_mm: float
+    """Distance between rows; the median over slices."""
+    column_mm: float
+    low: float
+    """Source intensity that -1 stands for; the median over slices."""
+    high: float
+    slices: int
+
+
+class PriorInfo(Record):
+    """The metadata of a prior's file, which holds its tokenizers too."""
+
+    schema_version: int
+    kind: Literal["prior"]
+    recipe: Recipe
+    masks: Recipe | None
+    """Of the tokenizer of label masks."""
+    slices: tuple[SliceKind, ...]
+    """Most frequent first."""
+    classes: tuple[str, ...]
+    """Names of the classes that the manifest gave its slices."""
+    tokenizer_provenance: Provenance
+    provenance: Provenance
+    weights_sha256: str
+
+
+@dataclass(frozen=True)
+class LoadedPrior:
+    """A prior read from disk with its tokenizers, in evaluation mode."""
+
+    prior: Prior
+    book: Book
+    info: PriorInfo
+    path: Path
+
+
 @dataclass(frozen=True)
 class State:
     """Everything a training needs to go on."""
@@ -119,6 +165,53 @@ def load_tokenizer(
         CheckpointError: Nothing trained there yet, a damaged file, or a file of another kind.
     """
     path = find_model(Path(where))
+    tensors, info = _load(path, kind, ModelInfo)
+    tokenizer = Tokenizer(info.recipe.tokenizer)
+    _fill(tokenizer, tensors, path)
+    return LoadedTokenizer(tokenizer.eval().to(device), info, path)
+
+
+def save_prior(path: Path, prior: Prior, book: Book, info: PriorInfo) -> None:
+    """Write a prior with its tokenizers; the hash of the weights in `info` is filled in here."""
+    parts: dict[str, nn.Module] = {"prior": prior, "images": book.images}
+    if book.masks is not None:
+        parts["masks"] = book.masks
+    tensors = {
+        f"{part}.{name}": tensor
+        for part, module in parts.items()
+        for name, tensor in module.state_dict().items()
+    }
+    info = info.model_copy(update={"weights_sha256": hash_tensors(tensors)})
+    _write(path, tensors, info.model_dump(mode="json"))
+
+
+def load_prior(where: str | Path, device: str | torch.device = "cpu") -> LoadedPrior:
+    """Read a prior from its file, its folder, or the folder of the run or demo that holds it.
+
+    Raises:
+        CheckpointError: Nothing trained there yet, a damaged file, or a file of another kind.
+    """
+    path = find_prior(Path(where))
+    tensors, info = _load(path, "prior", PriorInfo)
+    parts: dict[str, dict[str, Tensor]] = {"prior": {}, "images": {}, "masks": {}}
+    for name, tensor in tensors.items():
+        part, _, rest = name.partition(".")
+        parts.get(part, {})[rest] = tensor
+    images = Tokenizer(info.recipe.tokenizer)
+    _fill(images, parts["images"], path)
+    masks = None
+    if info.masks is not None:
+        masks = Tokenizer(info.masks.tokenizer)
+        _fill(masks, parts["masks"], path)
+        masks = masks.eval().to(device)
+    book = Book(images.eval().to(device), masks)
+    prior = Prior(info.recipe.prior, book.codebooks, len(info.classes))
+    _fill(prior, parts["prior"], path)
+    return LoadedPrior(prior.eval().to(device), book, info, path)
+
+
+def _load(path: Path, kind: str, record: type[Info]) -> tuple[dict[str, Tensor], Info]:
+    """Read a file of a kind, its weights verified."""
     tensors, raw = _read(path)
     if raw.get("kind") != kind:
         raise CheckpointError(
@@ -130,7 +223,7 @@ def load_tokenizer(
             "use the version of Slicebook that wrote it, or train it again"
         )
     try:
-        info = ModelInfo.model_validate(raw)
+        info = record.model_validate(raw)
     except ValidationError as error:
         raise CheckpointError(
             f"{path}: its settings cannot be read ({error.error_count()} faults); train it again"
@@ -139,12 +232,14 @@ def load_tokenizer(
         raise CheckpointError(
             f"{path}: the weights do not match their hash, so the file is damaged; copy it again"
         )
-    tokenizer = Tokenizer(info.recipe.tokenizer)
+    return tensors, info
+
+
+def _fill(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
     try:
-        tokenizer.load_state_dict(tensors)
+        module.load_state_dict(tensors)
     except RuntimeError as error:
         raise CheckpointError(f"{path}: its weights do not fit its settings; train it again") from error
-    return LoadedTokenizer(tokenizer.eval().to(device), info, path)
 
 
 def find_model(where: Path) -> Path:
@@ -162,6 +257,23 @@ def find_model(where: Path) -> Path:
     raise CheckpointError(
         f"{where}: {state}; train one first: slicebook train tokenizer DATA --recipe compact --out {where}"
         " (or slicebook demo)"
+    )
+
+
+def find_prior(where: Path) -> Path:
+    """Return the prior's file that a path stands for.
+
+    Raises:
+        CheckpointError: There is none; the message says what to run first.
+    """
+    if where.is_file():
+        return where
+    for folder in ("prior", "run/prior", "."):
+        if (where / folder / MODEL_NAME).is_file():
+            return where / folder / MODEL_NAME
+    find_model(where)  # without a tokenizer, that comes first
+    raise CheckpointError(
+        f"{where}: holds no prior yet; train one first: slicebook train prior {where} (or slicebook demo)"
     )
 
 

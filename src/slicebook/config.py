@@ -117,6 +117,8 @@ class LossConfig(Record):
     """`fidelity`: L1 + (1 - SSIM). `comp3710`: mean squared error. `labels`: of masks."""
     commitment: Annotated[float, Field(ge=0.0)] = 0.25
     """Weight of the commitment, summed over levels."""
+    smooth: Annotated[float, Field(ge=0.0)] = 0.0
+    """Rebuild the slice without detail weaker than this many times its noise; 0 rebuilds it as it is."""
     level_dropout: Probability = 0.0
     """Share of training slices decoded from their coarser levels only, the others at the mean code."""
 
@@ -173,6 +175,8 @@ class PriorTrainingConfig(LoopConfig):
     """Share of the tokens that are heard wrongly in training, so that sampling forgives its own errors."""
     condition_dropout: Probability = 0.1
     """Share of the slices whose conditions are withheld, so that generation runs without them too."""
+    mask_dropout: Probability = 0.1
+    """Share of the slices whose mask tokens are withheld, so that slices without a mask can be judged too."""
     ema: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.998
     """Decay a step of the averaged weights that are validated, saved and sampled from."""
 
@@ -279,12 +283,15 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Reci
     """
     text, where = _read(str(name_or_path))
     settings = _parse(text, where)
-    for override in overrides:
-        key, equals, value = override.partition("=")
-        if not equals or not key:
-            raise ConfigError(f"{override}: wanted key=value, such as training.learning_rate=1e-3")
-        _set(settings, key, _parse_value(value, override))
+    _apply(settings, overrides)
     return validate(Recipe, settings, where)
+
+
+def override(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
+    """Return a recipe with `key=value` settings over it, as `load_recipe` reads them."""
+    settings = recipe.model_dump(mode="json")
+    _apply(settings, overrides)
+    return validate(Recipe, settings, f"recipe {recipe.name}")
 
 
 def validate(kind: type[R], settings: Mapping[str, Any], where: str) -> R:
@@ -293,6 +300,14 @@ def validate(kind: type[R], settings: Mapping[str, Any], where: str) -> R:
         return kind.model_validate(settings)
     except ValidationError as error:
         raise ConfigError("; ".join(_explain(kind, item, where) for item in error.errors())) from error
+
+
+def _apply(settings: dict[str, Any], overrides: Sequence[str]) -> None:
+    for setting in overrides:
+        key, equals, value = setting.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"{setting}: wanted key=value, such as training.learning_rate=1e-3")
+        _set(settings, key, _parse_value(value, setting))
 
 
 def _read(name: str) -> tuple[str, str]:

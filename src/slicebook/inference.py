@@ -19,25 +19,14 @@ from jaxtyping import Float32
 from slicebook import pictures
 from slicebook.checkpoint import LoadedTokenizer, load_tokenizer
 from slicebook.devices import choose_device
-from slicebook.dicom import find_dicom_series, read_dicom_series
-from slicebook.dicom_file import is_dicom
 from slicebook.errors import CheckpointError, DataError, ShapeError
 from slicebook.metrics.reconstruction import SMALLEST_SIDE, scores
 from slicebook.nifti_file import write_atomically
 from slicebook.preparation import IntensityMap
+from slicebook.stack import Stack, read_volumes, spare_originals
 from slicebook.token_file import TokenFile
 from slicebook.tokenizer import Tokenizer
-from slicebook.volumes import (
-    Orientation,
-    Plane,
-    Volume,
-    from_slices,
-    orientation_of,
-    read_nifti,
-    slice_spacing,
-    to_slices,
-    write_nifti,
-)
+from slicebook.volumes import Orientation, Plane, Volume, from_slices, write_nifti
 
 BATCH = 16
 
@@ -81,20 +70,6 @@ class TokenSummary:
     """Raw: tokens × log2 K over the native pixels."""
 
 
-@dataclass(frozen=True, eq=False)
-class _Stack:
-    """A volume laid out as slices in [-1, 1], with the way back."""
-
-    volume: Volume
-    orientation: Orientation
-    intensity: IntensityMap
-    slices: Float32[np.ndarray, "n h w"]
-
-    @property
-    def size(self) -> tuple[int, int]:
-        return self.slices.shape[1], self.slices.shape[2]
-
-
 def reconstruct(
     model: str | Path,
     source: str | Path,
@@ -124,17 +99,17 @@ def reconstruct(
     """
     loaded = load_tokenizer(model, choose_device(device))
     folder = Path(out)
-    _spare_originals(Path(source), folder)
+    spare_originals(Path(source), folder)
     found: list[VolumeScores] = []
     for name, volume in read_volumes(source, plane):
-        stack = _stack(volume, plane if volume.geometry is not None else None)
+        stack = Stack.of(volume, plane)
         _check_sides(name, stack.size)
         drawn = np.concatenate(
             [part.numpy() for part in _passes(loaded.tokenizer, stack.slices)], dtype=np.float32
         )
         folder.mkdir(parents=True, exist_ok=True)
         output = folder / f"{name}.nii.gz"
-        _write_back(output, stack, drawn)
+        stack.write(output, drawn, "Slicebook reconstruction")
         found.append(_score(name, output, stack, drawn, loaded.tokenizer))
         if pictures:
             _write_pairs(folder / name, stack, drawn)
@@ -164,7 +139,7 @@ def encode(
         raise DataError(
             f"{source}: holds {len(named)} volumes, wanted one; name one file, or choose by --plane"
         )
-    stack = _stack(named[0][1], plane if named[0][1].geometry is not None else None)
+    stack = Stack.of(named[0][1], plane)
     grids = zip(
         *(loaded.tokenizer.encode(batch) for batch in _batches(loaded.tokenizer, stack.slices)), strict=True
     )
@@ -222,56 +197,12 @@ def decode(model: str | Path, source: str | Path, out: str | Path, *, device: st
     return _token_summary(Path(out), tokens, loaded)
 
 
-def read_volumes(source: str | Path, plane: Plane | None = None) -> Iterator[tuple[str, Volume]]:
-    """Yield each volume of a file or folder with a name to write it under.
-
-    Raises:
-        DataError: The source is absent, damaged, or holds no volume (of that plane).
-    """
-    path = Path(source)
-    if not path.exists():
-        raise DataError(f"{path}: does not exist; give a NIfTI file or a folder of DICOM files")
-    if path.is_file():
-        yield (path.stem, read_dicom_series([path])) if is_dicom(path) else (_stem(path), read_nifti(path))
-        return
-    files = sorted(item for item in path.rglob("*") if item.name.endswith((".nii", ".nii.gz")))
-    if files:
-        for file in files:
-            yield "-".join([*file.relative_to(path).parts[:-1], _stem(file)]), read_nifti(file)
-        return
-    series = [item for item in find_dicom_series(path) if plane in (None, item.plane)]
-    if not series:
-        raise DataError(f"{path}: holds no NIfTI file and no {plane or 'DICOM'} series; give another folder")
-    for number, item in enumerate(series, start=1):
-        yield f"series-{number:02}-{item.plane}", read_dicom_series(item)
-
-
-def _spare_originals(source: Path, out: Path) -> None:
-    """Refuse a folder in which a reconstruction could take an original's place."""
-    taken = source.is_dir() and out.resolve().is_relative_to(source.resolve())
-    if taken or (out / f"{_stem(source)}.nii.gz").resolve() == source.resolve():
-        raise DataError(
-            f"{out}: the originals lie here, and none may be overwritten; choose a folder outside {source}"
-        )
-
-
 def _check_sides(name: str, size: tuple[int, int]) -> None:
     if min(size) < SMALLEST_SIDE:
         raise ShapeError(
             f"{name}: its slices of {size[0]}×{size[1]} pixels are too small to score, wanted sides of "
             f"at least {SMALLEST_SIDE}; choose another --plane, or use slicebook encode"
         )
-
-
-def _stem(path: Path) -> str:
-    return path.name.removesuffix(".gz").removesuffix(".nii")
-
-
-def _stack(volume: Volume, plane: Plane | None) -> _Stack:
-    orientation = orientation_of(volume, plane)
-    intensity = IntensityMap.fit(volume.array)
-    slices = np.ascontiguousarray(to_slices(intensity.forward(volume.array), orientation))
-    return _Stack(volume, orientation, intensity, slices)
 
 
 def _batches(tokenizer: Tokenizer, slices: Float32[np.ndarray, "n h w"]) -> Iterator[torch.Tensor]:
@@ -287,13 +218,8 @@ def _passes(tokenizer: Tokenizer, slices: Float32[np.ndarray, "n h w"]) -> Itera
             yield tokenizer(batch).images[:, 0].clamp(-1, 1).cpu()
 
 
-def _write_back(path: Path, stack: _Stack, drawn: Float32[np.ndarray, "n h w"]) -> None:
-    array = np.ascontiguousarray(from_slices(stack.intensity.inverse(drawn), stack.orientation))
-    write_nifti(path, array, stack.volume, description="Slicebook reconstruction")
-
-
 def _score(
-    name: str, output: Path, stack: _Stack, drawn: Float32[np.ndarray, "n h w"], tokenizer: Tokenizer
+    name: str, output: Path, stack: Stack, drawn: Float32[np.ndarray, "n h w"], tokenizer: Tokenizer
 ) -> VolumeScores:
     """Score every slice, write the table, return the means."""
     originals, copies = (stack.slices + 1) / 2, (drawn + 1) / 2
@@ -322,11 +248,10 @@ def _score(
     )
 
 
-def _write_pairs(folder: Path, stack: _Stack, drawn: Float32[np.ndarray, "n h w"]) -> None:
+def _write_pairs(folder: Path, stack: Stack, drawn: Float32[np.ndarray, "n h w"]) -> None:
     folder.mkdir(exist_ok=True)
-    _, row_mm, column_mm = slice_spacing(stack.volume, stack.orientation)
     for number, (original, copy) in enumerate(zip(stack.slices, drawn, strict=True)):
-        pictures.pair(original, copy, folder / f"slice-{number:03}.png", aspect=row_mm / column_mm)
+        pictures.pair(original, copy, folder / f"slice-{number:03}.png", aspect=stack.aspect)
 
 
 def _token_summary(output: Path, tokens: TokenFile, loaded: LoadedTokenizer) -> TokenSummary:

@@ -135,6 +135,7 @@ def levels(
     *,
     names: Sequence[str] = (),
     aspect: float | Sequence[float] = 1.0,
+    first: str = "original",
     caption: str = "",
 ) -> None:
     """Draw what each level adds: decodings from ever more levels, and under each its change.
@@ -148,6 +149,7 @@ def levels(
         path: Where the PNG goes.
         names: One a decoding, such as "level 2 alone"; counted from the coarsest where not given.
         aspect: A pixel's height over its width, for all slices or one each.
+        first: Title of the first column.
         caption: What the reader sees.
 
     Raises:
@@ -167,7 +169,7 @@ def levels(
     )
     for row, (original, ratio) in enumerate(zip(originals, ratios, strict=True)):
         above, below = axes[2 * row], axes[2 * row + 1]
-        _show(above[0], original, "original", ratio)
+        _show(above[0], original, first, ratio)
         before = np.full(_array(original).shape, _array(partials[0][row]).mean())
         for column, (decoded, name) in enumerate(zip(partials, names, strict=True), start=1):
             after = _array(decoded[row])

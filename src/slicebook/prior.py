@@ -260,7 +260,7 @@ class Trunk(nn.Module):
         for name, parameter in self.named_parameters():
             if name.endswith(("merge.weight", "think.3.weight")):
                 nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * config.layers))
-            elif name.startswith("heads.") and name.endswith("weight"):
+            elif name.startswith("heads."):
                 nn.init.zeros_(parameter)  # every code is equally likely at first
 
     def known(self, conditions: Conditions) -> Float[Tensor, "b width"]:

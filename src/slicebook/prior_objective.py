@@ -69,9 +69,10 @@ class PriorObjective:
         draw = torch.Generator().manual_seed(seed)
         device = batch.tokens.device
         orders = draw_orders(batch.layout, len(batch), draw).to(device)
-        heard = mishear(batch.layout, batch.tokens, self.config.corruption, draw)
+        tokens = withhold_masks(batch.layout, batch.tokens, self.config.mask_dropout, draw)
+        heard = mishear(batch.layout, tokens, self.config.corruption, draw)
         conditions = withhold(batch.conditions, self.config.condition_dropout, draw)
-        losses = self.module(batch.layout, batch.tokens, orders, conditions, heard, averaged=False)
+        losses = self.module(batch.layout, tokens, orders, conditions, heard, averaged=False)
         # Each trunk has its own mean: the finest stage, with nearly all the tokens, would drown the others.
         first = batch.layout.starts[-2]
         coarse = losses[:, :first].mean() if first else losses.new_zeros(())
@@ -120,7 +121,9 @@ def mishear(
     wrong = torch.rand(tokens.shape, generator=generator) < part
     sizes = torch.cat([torch.full((len(stage),), stage.size) for stage in layout.stages])
     others = (torch.rand(tokens.shape, generator=generator) * sizes).long()
-    return torch.where(wrong.to(tokens.device), others.to(tokens.device), tokens)
+    # What is unknown stays so.
+    wrong = wrong.to(tokens.device) & (tokens < sizes.to(tokens.device))
+    return torch.where(wrong, others.to(tokens.device), tokens)
 
 
 def withhold(conditions: Conditions, share: float, generator: torch.Generator) -> Conditions:
@@ -129,6 +132,18 @@ def withhold(conditions: Conditions, share: float, generator: torch.Generator) -
     return Conditions(
         conditions.position.masked_fill(hidden, math.nan), conditions.group.masked_fill(hidden, -1)
     )
+
+
+def withhold_masks(
+    layout: Layout, tokens: Int64[Tensor, "b n"], share: float, generator: torch.Generator
+) -> Int64[Tensor, "b n"]:
+    """Make the mask tokens of some slices unknown, all of a slice at once."""
+    hidden = (torch.rand(len(tokens), 1, generator=generator) < share).to(tokens.device)
+    tokens = tokens.clone()
+    for index, stage in enumerate(layout.stages):
+        if stage.kind == "mask":
+            tokens[:, layout.part(index)].masked_fill_(hidden, stage.size)
+    return tokens
 
 
 def _by_stage(layout: Layout, losses: Float[Tensor, "b n"]) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,12 +23,20 @@ from slicebook.labels import one_hot
 from slicebook.tokenizer import Tokenizer
 
 # What a training leaves that was killed before its first validation, files in the making included.
-BEGUN = re.compile(r"config\.yaml|batch\.png|events\.out\..*|\.(batch|model|state|metrics|curves)\..*")
+BEGUN = re.compile(
+    r"config\.yaml|masks|tokens\.safetensors|batch\.png|events\.out\..*"
+    r"|\.(batch|model|state|metrics|curves|tokens)\..*"
+)
 TOKENS_PER_CODE = 20
 
 
-def open_run(run: Path, recipe: Recipe, split_hash: str) -> State | None:
+def open_run(run: Path, identity: Mapping[str, Any]) -> State | None:
     """Return the state to go on from, or None for a new run.
+
+    Args:
+        run: Folder of the training.
+        identity: What a training must share with the one that went before: `recipe` (its settings) and
+            `split_hash`; of a prior, `book` (hashes of its tokenizers).
 
     Raises:
         ConfigError: The folder is something else, or a training with other settings or data.
@@ -36,11 +44,13 @@ def open_run(run: Path, recipe: Recipe, split_hash: str) -> State | None:
     """
     if (run / STATE_NAME).exists():
         state = load_state(run / STATE_NAME)
-        if state.progress["split_hash"] != split_hash:
+        if state.progress["split_hash"] != identity["split_hash"]:
             raise ConfigError(f"{run}: was trained on other data or another split; use another --out")
+        if state.progress.get("book") != identity.get("book"):
+            raise ConfigError(f"{run}: was trained on the tokens of another tokenizer; use another --out")
         # Read anew, so that settings which that version did not know have their defaults.
         before = validate(Recipe, state.progress["recipe"], str(run)).model_dump(mode="json")
-        different = _differences(before, recipe.model_dump(mode="json"))
+        different = _differences({key: before[key] for key in identity["recipe"]}, identity["recipe"])
         if different:
             raise ConfigError(
                 f"{run}: was begun with other settings ({'; '.join(different)}); use another --out"

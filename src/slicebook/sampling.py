@@ -172,7 +172,7 @@ class _Group:
     def _twice(self, values: Tensor) -> Tensor:
         return values.repeat(self.copies, *[1] * (values.ndim - 1)) if self.copies == 2 else values
 
-    def _choose(self, logits: Float[Tensor, "b k"], place: Int64[Tensor, "b 1"], stage: int) -> None:
+    def _choose(self, logits: Float[Tensor, "copies k"], place: Int64[Tensor, "b 1"], stage: int) -> None:
         """Draw one token a sample and put it in its place."""
         if self.copies == 2:
             informed, blind = logits.log_softmax(-1).chunk(2)

@@ -76,6 +76,7 @@ def encode_slices(
     shift: int = 0,
     seed: int = 42,
     device: torch.device | str = "cpu",
+    known: Sequence[Int32[Tensor, "slices forms n"]] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[TokenSet]:
     """Encode slices, and mirrored and moved forms of them, size by size.
@@ -90,6 +91,7 @@ def encode_slices(
         shift: Pixels by which a form is moved, at most, along each axis.
         seed: Of the moves.
         device: Where the book is.
+        known: The tokens, one tensor a size, where they were made before.
         progress: Called with slices done and all slices.
     """
     sizes: dict[tuple[int, int], list[int]] = defaultdict(list)
@@ -97,10 +99,10 @@ def encode_slices(
         sizes[record.rows, record.columns].append(index)
     found: list[TokenSet] = []
     done = 0
-    for size, indices in sizes.items():
+    for number, (size, indices) in enumerate(sizes.items()):
         layout = book.layout(size)
         rows: list[Tensor] = []
-        for start in range(0, len(indices), BATCH):
+        for start in range(0, len(indices) if known is None else 0, BATCH):
             part = indices[start : start + BATCH]
             images = torch.stack([slices[index] for index in part])
             masks, masked = _masks(book, slices, part)
@@ -122,7 +124,8 @@ def encode_slices(
             torch.tensor([record.position for record in records], dtype=torch.float32),
             torch.full((len(records),), -1),
         )
-        found.append(TokenSet(size, layout, torch.cat(rows), conditions, torch.tensor(indices)))
+        tokens = torch.cat(rows) if known is None else known[number]
+        found.append(TokenSet(size, layout, tokens, conditions, torch.tensor(indices)))
     return found
 
 

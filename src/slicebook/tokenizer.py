@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from slicebook.config import LossConfig, TokenizerConfig
 from slicebook.errors import ShapeError
+from slicebook.grain import smooth
 from slicebook.networks import Context, build_network
 from slicebook.quantizer import Quantizer, nearest_code
 
@@ -104,7 +105,7 @@ class Tokenizer(nn.Module):
         context: Context = ()
         tokens: list[Tensor] = []
         commitment = images.new_zeros(())
-        features = self.network.features(self._enter(images))
+        features = self.network.features(self.enter(images))
         for level in reversed(range(self.levels)):
             latents = self.network.latents(level, features[level], context)
             found = self.codebook(level)(_to_vectors(latents), revive=revive)
@@ -114,7 +115,7 @@ class Tokenizer(nn.Module):
             context = self.network.absorb(level, context, vectors)
             tokens.insert(0, found.tokens.view(len(latents), *latents.shape[-2:]))
             commitment = commitment + found.commitment
-        drawn = self._leave(self.network.image(context), images.shape[-2:])
+        drawn = self.leave(self.network.image(context), images.shape[-2:])
         return Reconstruction(drawn, tuple(tokens), commitment)
 
     @torch.no_grad()
@@ -144,7 +145,7 @@ class Tokenizer(nn.Module):
             if level < self.levels - heard:
                 vectors = self._mean(level).expand_as(vectors)
             context = self.network.absorb(level, context, vectors)
-        return self._leave(self.network.image(context), size)
+        return self.leave(self.network.image(context), size)
 
     @torch.no_grad()
     def start(self, images: Float[Tensor, "b c h w"], generator: torch.Generator) -> None:
@@ -169,7 +170,7 @@ class Tokenizer(nn.Module):
     def _descend(self, images: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the latents and the token grid of each level, coarsest first. Learns nothing."""
         context: Context = ()
-        features = self.network.features(self._enter(images))
+        features = self.network.features(self.enter(images))
         for level in reversed(range(self.levels)):
             latents = self.network.latents(level, features[level], context)
             grid = nearest_code(_to_vectors(latents), self.codebook(level).codes)
@@ -188,8 +189,8 @@ class Tokenizer(nn.Module):
         rows, columns = size
         return -(-rows // self.stride) * self.stride, -(-columns // self.stride) * self.stride
 
-    def _enter(self, images: Tensor) -> Tensor:
-        """Pad, half on each side, to whole tokens; or stretch, where the configuration says so."""
+    def enter(self, images: Float[Tensor, "b c _ _"]) -> Float[Tensor, "b c _ _"]:
+        """Pad by the edge, half on each side, to whole tokens; or stretch, where the settings say so."""
         if images.shape[1] != self.config.channels:
             wanted = "one-hot label masks" if self.config.label_values else "grayscale slices"
             raise ShapeError(
@@ -203,7 +204,8 @@ class Tokenizer(nn.Module):
             images = functional.pad(images, (left, right, top, bottom), mode="replicate")
         return images
 
-    def _leave(self, images: Tensor, size: Sequence[int]) -> Tensor:
+    def leave(self, images: Float[Tensor, "b c _ _"], size: Sequence[int]) -> Float[Tensor, "b c _ _"]:
+        """Undo `enter` for slices that were of `size` pixels."""
         rows, columns = self.config.resize or size
         left, _, top, _ = self._margins((rows, columns))
         images = images[..., top : top + rows, left : left + columns]
@@ -235,17 +237,20 @@ def loss(reconstruction: Reconstruction, images: Float[Tensor, "b 1 h w"], confi
     """Return the training loss of reconstructed slices; both in [-1, 1].
 
     `fidelity` is L1 + (1 - SSIM), halved differences and SSIM on [0, 1]; `comp3710` is the mean squared
-    error on [-1, 1]. Both add the commitment, times its weight.
+    error on [-1, 1]. Both add the commitment, times its weight. Where `config.smooth` is set, they compare
+    with the smoothed slice; the SSIM for the curves is always that with the slice itself.
     """
     with torch.autocast(images.device.type, enabled=False):
         drawn = reconstruction.images.float()
+        target = smooth(images, config.smooth) if config.smooth else images
         if config.kind == "fidelity":
-            similarity = ssim((drawn + 1) / 2, (images + 1) / 2)
-            fidelity = (drawn - images).abs().mean() / 2 + (1 - similarity)
+            similarity = ssim((drawn + 1) / 2, (target + 1) / 2)
+            fidelity = (drawn - target).abs().mean() / 2 + (1 - similarity)
         else:
+            fidelity = functional.mse_loss(drawn, target)
+        if config.kind != "fidelity" or config.smooth:
             with torch.no_grad():
                 similarity = ssim((drawn + 1) / 2, (images + 1) / 2)
-            fidelity = functional.mse_loss(drawn, images)
         total = fidelity + config.commitment * reconstruction.commitment.float()
     return Loss(total, fidelity.detach(), similarity.detach())
 

@@ -118,7 +118,11 @@ def _train(
     masks = bool(recipe.tokenizer.label_values)
     what: Literal["images", "labels"] = "labels" if masks else "images"
     train, validation = (opened.split(name, labelled=masks) for name in ("train", "validation"))
-    state = open_run(run, recipe, opened.split_hash)
+    identity = {
+        "recipe": recipe.model_dump(mode="json", include={"tokenizer", "training"}),
+        "split_hash": opened.split_hash,
+    }
+    state = open_run(run, identity)
     fabric = launch(device, precision)
     config = recipe.training
     fabric.seed_everything(config.seed, verbose=False)
@@ -140,20 +144,16 @@ def _train(
     if state is None and fabric.is_global_zero:
         begin_run(run, recipe, train, display)
     objective = (LabelObjective if masks else TokenizerObjective)(tokenizer, recipe, opened, fabric)
-    fit = Fit(
-        objective,
-        config,
-        run,
-        {"recipe": recipe.model_dump(mode="json"), "split_hash": opened.split_hash},
-        fabric,
-    )
+    # The data's place is for the prior, later; it may change in between.
+    fit = Fit(objective, config, run, identity | {"data": str(opened.folder.resolve())}, fabric)
     with display, explain_dead_worker():
         reached = fit(batches, judged, state, display)
     fabric.barrier()  # without it, tearing down gloo now and then aborts
-    return _summary(run, reached)
+    return summarise_run(run, reached)
 
 
-def _summary(run: Path, reached: Progress) -> TrainingSummary:
+def summarise_run(run: Path, reached: Progress) -> TrainingSummary:
+    """Return how a training ended, with the scores of its best epoch."""
     best = next(row for row in reached.history if row["epoch"] == reached.best_epoch)
     return TrainingSummary(run, reached.epoch, reached.step, reached.seconds, reached.best_epoch, best)
 

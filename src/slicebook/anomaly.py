@@ -1,0 +1,163 @@
+"""Where a slice surprises the prior: nats a pixel as a map, and a number a slice."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from slicebook import sheets
+from slicebook.checkpoint import LoadedPrior, load_prior
+from slicebook.devices import choose_device
+from slicebook.inpaint import positions
+from slicebook.likelihood import likelihood
+from slicebook.nifti_file import write_atomically
+from slicebook.prior import Conditions, Layout
+from slicebook.stack import Stack, read_volumes, spare_originals
+from slicebook.volumes import Plane
+
+HOTTEST = 0.995  # quantile of a volume's map that is drawn as full heat
+
+
+@dataclass(frozen=True)
+class AnomalySummary:
+    """What `anomaly` wrote."""
+
+    out: Path
+    volumes: int
+    slices: int
+    bits_per_pixel: float
+    """Of the slices' tokens under the prior; the mean. Also their entropy-coded rate."""
+
+
+def anomaly(
+    model: str | Path,
+    source: str | Path,
+    out: str | Path,
+    *,
+    orders: int = 8,
+    seed: int = 0,
+    plane: Plane | None = None,
+    pictures: bool = True,
+    device: str = "auto",
+    progress: Callable[[int, int], None] | None = None,
+) -> AnomalySummary:
+    """Map how unlikely each part of a slice is under a prior.
+
+    `out` receives for each volume `<name>.nii.gz` (nats a pixel, in the volume's geometry), `<name>.csv`
+    (nats and bits a pixel of each slice, with the spread over orders) and `<name>/slice-000.png`.
+
+    Args:
+        model: A prior's file, or the folder of a run or demo that holds one.
+        source: A NIfTI or DICOM file, or a folder of either.
+        out: Folder, made if missing.
+        orders: Of drawing, to average over.
+        seed: Of the orders.
+        plane: Slices to take of a NIfTI volume; as acquired by default.
+        pictures: Whether to write the PNG.
+        device: auto, cpu, cuda or mps.
+        progress: Called with slices done and all slices of a volume.
+
+    Raises:
+        CheckpointError: There is no trained prior.
+        DataError: A volume cannot be read, or `out` lies where the originals are.
+    """
+    loaded, folder = load_prior(model, choose_device(device)), Path(out)
+    spare_originals(Path(source), folder)
+    rates: list[float] = []
+    volumes = 0
+    for name, volume in read_volumes(source, plane):
+        stack = Stack.of(volume, plane)
+        conditions = positions(list(range(len(stack.slices))), len(stack.slices))
+        found = surprise(loaded, torch.from_numpy(stack.slices)[:, None], conditions, orders, seed, progress)
+        folder.mkdir(parents=True, exist_ok=True)
+        maps = found.maps.numpy()
+        stack.write_values(folder / f"{name}.nii.gz", maps, "Slicebook: nats a pixel")
+        pixels = stack.size[0] * stack.size[1]
+        bits = (found.nats / math.log(2) / pixels).tolist()
+        _write_scores(folder / f"{name}.csv", found, bits)
+        if pictures:
+            top = max(float(np.quantile(maps, HOTTEST)), 1e-9)
+            for index, (image, heat) in enumerate(zip(stack.slices, maps, strict=True)):
+                panels = [
+                    sheets.gray(image, stack.aspect),
+                    sheets.hot(image, (heat / top).clip(0, 1), stack.aspect),
+                ]
+                sheets.write_sheet(panels, folder / name / f"slice-{index:03}.png", columns=2)
+        rates += bits
+        volumes += 1
+    return AnomalySummary(folder, volumes, len(rates), sum(rates) / len(rates))
+
+
+@dataclass(frozen=True)
+class Surprise:
+    """Of some slices.
+
+    Attributes:
+        maps: Nats a pixel.
+        nats: Of each slice; the mean over orders.
+        spread: Standard deviation over orders of the same.
+    """
+
+    maps: Float[Tensor, "b h w"]
+    nats: Float[Tensor, " b"]
+    spread: Float[Tensor, " b"]
+
+
+def surprise(
+    loaded: LoadedPrior,
+    images: Float[Tensor, "b 1 h w"],
+    conditions: Conditions,
+    orders: int = 8,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> Surprise:
+    """Return how unlikely slices in [-1, 1] are, where and in all. Their masks count as unknown.
+
+    A token's nats are spread evenly over its pixels, and the levels added.
+    """
+    device = next(loaded.prior.parameters()).device
+    size = (images.shape[-2], images.shape[-1])
+    layout = loaded.book.layout(size)
+    maps, nats, spread = [], [], []
+    for rows in torch.split(torch.arange(len(images)), 32):
+        tokens = loaded.book.encode(images[rows].to(device))
+        found = likelihood(loaded.prior, layout, tokens, conditions[rows], orders=orders, seed=seed)
+        maps.append(_spread(layout, found.nats, loaded, size))
+        nats.append(found.nats.sum(1))
+        spread.append(found.spread)
+        if progress:
+            progress(int(rows[-1]) + 1, len(images))
+    return Surprise(torch.cat(maps), torch.cat(nats), torch.cat(spread))
+
+
+def _spread(
+    layout: Layout, nats: Float[Tensor, "b n"], loaded: LoadedPrior, size: tuple[int, int]
+) -> Float[Tensor, "b h w"]:
+    finest = layout.stages[-1]
+    wide = (finest.rows * finest.stride, finest.columns * finest.stride)
+    found = torch.zeros(len(nats), 1, *wide)
+    for index, stage in enumerate(layout.stages):
+        if stage.kind == "image":
+            grid = nats[:, layout.part(index)].view(-1, 1, stage.rows, stage.columns) / stage.stride**2
+            found += grid.repeat_interleave(stage.stride, 2).repeat_interleave(stage.stride, 3)
+    return loaded.book.images.leave(found, size)[:, 0]
+
+
+def _write_scores(path: Path, found: Surprise, bits: list[float]) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["slice", "nats", "spread", "bits_per_pixel"])
+    for index, rate in enumerate(bits):
+        writer.writerow(
+            [index, f"{float(found.nats[index]):.6g}", f"{float(found.spread[index]):.6g}", f"{rate:.6g}"]
+        )
+    write_atomically(path, text.getvalue().encode())

@@ -1,0 +1,282 @@
+"""Train a prior on the tokens of a trained tokenizer: masks' tokenizer first, tokens once, then the loop."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import median
+
+import torch
+from lightning_fabric import Fabric
+
+from slicebook.book import Book
+from slicebook.checkpoint import (
+    STATE_NAME,
+    LoadedTokenizer,
+    PriorInfo,
+    Provenance,
+    SliceKind,
+    State,
+    commit,
+    hash_tensors,
+    load_state,
+    load_tokenizer,
+    save_prior,
+    save_state,
+    versions,
+)
+from slicebook.config import Recipe, override
+from slicebook.dataset import PreparedData, SliceSet
+from slicebook.devices import launch
+from slicebook.display import Display
+from slicebook.errors import CheckpointError, ConfigError
+from slicebook.objectives import LOW_USAGE, Progress
+from slicebook.prior import Prior
+from slicebook.prior_objective import PriorObjective
+from slicebook.quantizer import usage_of
+from slicebook.run_folder import open_run
+from slicebook.token_set import TokenBatches, TokenSet, encode_slices
+from slicebook.training import Fit, TrainingSummary, summarise_run, train_labels
+
+TOKENS_NAME = "tokens.safetensors"
+
+
+def train_prior(
+    run: str | Path,
+    settings: Sequence[str] = (),
+    *,
+    out: str | Path | None = None,
+    data: str | Path | None = None,
+    masks: bool = True,
+    device: str = "auto",
+    precision: str = "auto",
+    progress: bool = True,
+) -> TrainingSummary:
+    """Train a prior over the tokens of a trained tokenizer, or go on with the training that `out` holds.
+
+    Where the data have label masks, a tokenizer of masks is trained first (`out`/masks) and the prior draws
+    both. The tokens of all slices are made once and kept beside (`out`/tokens.safetensors).
+
+    Args:
+        run: Folder of the tokenizer's training, or of a demo.
+        settings: `key=value` over the run's recipe; its groups `prior` and `labels` alone.
+        out: Folder of this training; `run`/prior by default.
+        data: The prepared folder, where it is no longer where the tokenizer's training found it.
+        masks: Whether to learn the masks too, where there are any.
+        device: `auto`, `cpu`, `cuda` or `mps`. Under `torchrun` or SLURM all processes train together.
+        precision: `auto` is bf16 where the device multiplies it natively, else float32.
+        progress: Show the progress.
+
+    Raises:
+        CheckpointError: `run` holds no trained tokenizer.
+        DataError: The prepared folder is not there.
+        ConfigError: Other data than the tokenizer's; a level that uses under a quarter of its codes; `out`
+            holds a training with other settings; or the loss left the numbers.
+    """
+    tokenizer = load_tokenizer(run)
+    folder = Path(out) if out is not None else tokenizer.path.parent / "prior"
+    recipe = _chosen(tokenizer.info.recipe, settings)
+    opened = _find_data(tokenizer, data)
+    labelled = None
+    if masks and any(record.label_offset >= 0 for record in opened.split("train").records):
+        train_labels(
+            opened.folder, recipe, folder / "masks", device=device, precision=precision, progress=progress
+        )
+        labelled = load_tokenizer(folder / "masks", kind="label tokenizer")
+    config = recipe.prior.training
+    identity = {
+        "recipe": recipe.model_dump(mode="json", include={"prior"}),
+        "split_hash": opened.split_hash,
+        "book": [one.info.weights_sha256 for one in (tokenizer, labelled) if one],
+    }
+    state = open_run(folder, identity)
+    fabric = launch(device, precision)
+    fabric.seed_everything(config.seed, verbose=False)
+    book = Book(
+        tokenizer.tokenizer.to(fabric.device), labelled.tokenizer.to(fabric.device) if labelled else None
+    )
+    display = Display(folder, shown=progress and fabric.is_global_zero)
+    if fabric.is_global_zero and state is None:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+    train, validation = opened.split("train"), opened.split("validation")
+    with fabric.rank_zero_first():
+        learned, judged = _tokens(folder, book, train, validation, recipe, identity, fabric, display)
+    _refuse_unused(tokenizer, learned)
+    batches = TokenBatches(
+        learned,
+        config.batch_size,
+        shuffle=True,
+        seed=config.seed,
+        rank=fabric.global_rank,
+        world_size=fabric.world_size,
+        drop_last=len(train) >= config.batch_size * fabric.world_size,
+    )
+
+    def keep(path: Path, prior: Prior, reached: Progress, scores: Mapping[str, float]) -> None:
+        made = Provenance(
+            versions=versions(),
+            commit=commit(),
+            device=str(fabric.device),
+            split_hash=opened.split_hash,
+            train_patients=len(train.patients),
+            train_slices=len(train),
+            spacing=opened.info.spacing,
+            epoch=reached.epoch,
+            step=reached.step,
+            seconds=reached.seconds,
+            validation=dict(scores),
+        )
+        info = PriorInfo(
+            schema_version=tokenizer.info.schema_version,
+            kind="prior",
+            recipe=recipe,
+            masks=labelled.info.recipe if labelled else None,
+            slices=_kinds(train),
+            classes=(),
+            tokenizer_provenance=tokenizer.info.provenance,
+            provenance=made,
+            weights_sha256="",
+        )
+        save_prior(path, prior, book, info)
+
+    objective = PriorObjective(Prior(recipe.prior, book.codebooks), config, fabric, keep)
+    fit = Fit(objective, config, folder, identity, fabric)
+    with display:
+        reached = fit(batches, TokenBatches(judged, config.batch_size), state, display)
+    fabric.barrier()
+    return summarise_run(folder, reached)
+
+
+def _chosen(recipe: Recipe, settings: Sequence[str]) -> Recipe:
+    for setting in settings:
+        if setting.split(".")[0] not in ("prior", "labels"):
+            raise ConfigError(
+                f"{setting}: the tokenizer is trained already; wanted settings of prior or labels, such as "
+                "prior.training.minutes=30"
+            )
+    return override(recipe, settings)
+
+
+def _find_data(tokenizer: LoadedTokenizer, data: str | Path | None) -> PreparedData:
+    """Open the data that a tokenizer was trained on."""
+    if data is None:
+        state = tokenizer.path.parent / STATE_NAME
+        known = load_state(state).progress.get("data") if state.is_file() else None
+        if known is None:
+            raise ConfigError(
+                f"{tokenizer.path.parent}: does not say which data it was trained on; give --data DATA, the "
+                "prepared folder"
+            )
+        data = known
+    opened = PreparedData.open(data)
+    if opened.split_hash != tokenizer.info.provenance.split_hash:
+        raise ConfigError(
+            f"{opened.folder}: holds other patients, or another split, than {tokenizer.path} was trained on: "
+            "a test patient might be learned; give --data the same data, prepared with the same split"
+        )
+    return opened
+
+
+def _tokens(
+    folder: Path,
+    book: Book,
+    train: SliceSet,
+    validation: SliceSet,
+    recipe: Recipe,
+    identity: Mapping[str, object],
+    fabric: Fabric,
+    display: Display,
+) -> tuple[list[TokenSet], list[TokenSet]]:
+    """Encode both splits, or read what was encoded before."""
+    config = recipe.prior.training
+    made_from = {
+        "book": identity["book"],
+        "split_hash": identity["split_hash"],
+        "sizes": [
+            hash_tensors({"offsets": torch.tensor([r.offset for r in s.records])})
+            for s in (train, validation)
+        ],
+        "views": [config.views, config.shift, config.seed],
+    }
+    path = folder / TOKENS_NAME
+    kept = _kept(path, made_from)
+    found = []
+    for name, slices, views in (("train", train, config.views), ("validation", validation, 1)):
+        if kept is None:
+            display.say(f"{len(slices)} {name} slices, {views} forms of each, to tokens")
+        sets = encode_slices(
+            book,
+            slices,
+            views=views,
+            shift=config.shift,
+            seed=config.seed,
+            device=fabric.device,
+            known=None if kept is None else kept[name],
+        )
+        found.append(sets)
+    if kept is None and fabric.is_global_zero:
+        tensors = {
+            f"{name}.{index}": one.tokens
+            for name, sets in zip(("train", "validation"), found, strict=True)
+            for index, one in enumerate(sets)
+        }
+        save_state(path, State(tensors, made_from))
+    return found[0], found[1]
+
+
+def _kept(path: Path, made_from: Mapping[str, object]) -> dict[str, list[torch.Tensor]] | None:
+    if not path.is_file():
+        return None
+    try:
+        state = load_state(path)
+    except CheckpointError:
+        return None  # damaged: they are made again
+    if state.progress != made_from:
+        return None
+    found: dict[str, dict[int, torch.Tensor]] = defaultdict(dict)
+    for key, tensor in state.tensors.items():
+        name, _, index = key.partition(".")
+        found[name][int(index)] = tensor
+    return {name: [sets[index] for index in sorted(sets)] for name, sets in found.items()}
+
+
+def _refuse_unused(tokenizer: LoadedTokenizer, sets: Sequence[TokenSet]) -> None:
+    """Refuse a tokenizer of whose codes hardly any are used: its tokens say nothing that could be learned."""
+    for level, size in enumerate(tokenizer.info.recipe.tokenizer.codebook_sizes):
+        count = torch.zeros(size)
+        for one in sets:
+            for index, stage in enumerate(one.layout.stages):
+                if stage.kind == "image" and stage.level == level:
+                    tokens = one.tokens[:, 0, one.layout.part(index)].flatten().long()
+                    count += torch.bincount(tokens, minlength=size)
+        used = usage_of(count).used
+        if used < LOW_USAGE:
+            raise ConfigError(
+                f"{tokenizer.path}: level {level} uses {used:.0%} of its {size} codes, too few to learn "
+                f"from (wanted {LOW_USAGE:.0%}); train the tokenizer with a smaller "
+                f"tokenizer.codebook_sizes[{level}], or longer"
+            )
+
+
+def _kinds(slices: SliceSet) -> tuple[SliceKind, ...]:
+    """Return the sizes of slices, with their usual spacing and intensity."""
+    sizes: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for index, record in enumerate(slices.records):
+        sizes[record.rows, record.columns].append(index)
+    kinds = []
+    for (rows, columns), indices in sizes.items():
+        records = [slices.records[index] for index in indices]
+        kinds.append(
+            SliceKind(
+                rows=rows,
+                columns=columns,
+                row_mm=median(record.row_mm for record in records),
+                column_mm=median(record.column_mm for record in records),
+                low=median(record.low for record in records),
+                high=median(record.high for record in records),
+                slices=len(records),
+            )
+        )
+    return tuple(sorted(kinds, key=lambda kind: -kind.slices))

@@ -26,7 +26,7 @@ class Page:
 
     Attributes:
         images: In [-1, 1].
-        masks: Label values; None where the book has none.
+        masks: Label values; None where the book has none, or where tokens of a mask are unknown.
     """
 
     images: Float[Tensor, "b 1 h w"]
@@ -92,7 +92,12 @@ class Book:
             grids[stage.kind].insert(0, grid)
         images = self.images.decode(grids["image"], size, levels=levels).clamp(-1, 1)
         masks = None
-        if self.masks is not None:
+        known = all(
+            (tokens[:, layout.part(index)] < stage.size).all()
+            for index, stage in enumerate(layout.stages)
+            if stage.kind == "mask"
+        )
+        if self.masks is not None and known:
             logits = self.masks.decode(grids["mask"], size)
             masks = labels_from(logits, self.masks.config.label_values)
         return Page(images, masks)

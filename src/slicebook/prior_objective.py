@@ -26,10 +26,9 @@ class _Pair(nn.Module):
         self.learner = prior
         self.average = copy.deepcopy(prior).requires_grad_(False)
 
-    def forward(self, *given: object, averaged: bool) -> Float[Tensor, "b n"]:
-        """Return the negative log-likelihood of each token, in nats."""
-        found: Tensor = (self.average if averaged else self.learner)(*given)
-        return found
+    def forward(self, ask: Callable[[nn.Module], Tensor], averaged: bool) -> Tensor:
+        """Ask one of the two; as a function, since Fabric would make positions among arguments bf16."""
+        return ask(self.average if averaged else self.learner)
 
 
 class PriorObjective:
@@ -72,7 +71,12 @@ class PriorObjective:
         tokens = withhold_masks(batch.layout, batch.tokens, self.config.mask_dropout, draw)
         heard = mishear(batch.layout, tokens, self.config.corruption, draw)
         conditions = withhold(batch.conditions, self.config.condition_dropout, draw)
-        losses = self.module(batch.layout, tokens, orders, conditions, heard, averaged=False)
+
+        def ask(prior: nn.Module) -> Tensor:
+            found: Tensor = prior(batch.layout, tokens, orders, conditions, heard)
+            return found
+
+        losses = self.module(ask, averaged=False)
         # Each trunk has its own mean: the finest stage, with nearly all the tokens, would drown the others.
         first = batch.layout.starts[-2]
         coarse = losses[:, :first].mean() if first else losses.new_zeros(())
@@ -82,7 +86,12 @@ class PriorObjective:
         """Return the averaged weights' log-likelihood (nats a token), bits a pixel, and nats by stage."""
         draw = torch.Generator().manual_seed(self.config.seed + int(batch.indices[0]))
         orders = draw_orders(batch.layout, len(batch), draw).to(batch.tokens.device)
-        losses = self.module(batch.layout, batch.tokens, orders, batch.conditions, averaged=True)
+
+        def ask(prior: nn.Module) -> Tensor:
+            found: Tensor = prior(batch.layout, batch.tokens, orders, batch.conditions)
+            return found
+
+        losses = self.module(ask, averaged=True)
         images = losses[:, _images_from(batch.layout) :]
         finest = batch.layout.stages[-1]
         pixels = len(finest) * finest.stride**2

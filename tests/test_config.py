@@ -14,8 +14,8 @@ def written(tmp_path, text):
     return path
 
 
-def test_the_recipes_are_these_four():
-    assert recipe_names() == ("comp3710", "compact", "demo", "detail")
+def test_the_recipes_are_these():
+    assert recipe_names() == ("comp3710", "compact", "demo", "detail", "draw")
 
 
 @pytest.mark.parametrize("name", recipe_names())

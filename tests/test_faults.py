@@ -188,7 +188,7 @@ CASES = [
     ("train tokenizer prepared-cut --out new", "images.f32: 100 bytes, wanted .*prepare the data again"),
     ("train tokenizer prepared-newer --out new", "schema version 9, wanted 1; prepare the data again"),
     ("train tokenizer prepared-lacking --out new", "manifest.csv: missing; prepare the data again"),
-    (f"{TRAIN} --recipe grand", "recipe 'grand' not found; known recipes: comp3710, compact, demo, detail"),
+    (f"{TRAIN} --recipe grand", "recipe 'grand' not found; known recipes: comp3710, compact, demo, detail, draw"),
     (f"{TRAIN} training.epoch=3", "unknown setting 'training.epoch'; did you mean 'training.epochs'"),
     (f"{TRAIN} training.epochs=0", "training.epochs: .*greater than or equal to 1"),
     (f"{TRAIN} training.batch_size=9 training.batch_size", "training.batch_size: wanted key=value"),

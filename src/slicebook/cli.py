@@ -114,7 +114,7 @@ def demo(
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Show it all on phantom patients, in five minutes. Run again, it goes on where it stopped."""
+    """Show it all on phantom patients, in eight minutes. Run again, it goes on where it stopped."""
     from slicebook.demo import run_demo
 
     chosen = _recipe(recipe, [], seed)

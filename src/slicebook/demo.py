@@ -1,4 +1,4 @@
-"""The whole in one command: phantom patients, prepared, trained on, reconstructed and scored."""
+"""The whole in one command: phantom patients, prepared, trained on, reconstructed, scored, and generated."""
 
 from __future__ import annotations
 
@@ -17,13 +17,16 @@ from slicebook.dataset import PreparedData
 from slicebook.devices import choose_device
 from slicebook.errors import DataError
 from slicebook.evaluate import EvaluationReport, evaluate
+from slicebook.generate import GenerateSummary, generate
 from slicebook.inference import ReconstructSummary, reconstruct
 from slicebook.preparation import prepare
+from slicebook.prior_training import train_prior
 from slicebook.training import TrainingSummary, train_tokenizer
 from slicebook.volumes import write_nifti
 
 PATIENTS = (20, 4, 6)  # in train, validation and test
 SLICES = 20  # a patient
+SAMPLES = 64
 SHAPE = (256, 128)  # pixels left-right and front-back, as in the HipMRI study
 
 
@@ -35,6 +38,8 @@ class DemoSummary:
     training: TrainingSummary
     reconstruction: ReconstructSummary
     evaluation: EvaluationReport
+    prior: TrainingSummary
+    generation: GenerateSummary
     seconds: float
 
 
@@ -60,16 +65,16 @@ def run_demo(
     data, prepared, run = out / "phantom", out / "prepared", out / "run"
     held_out = out / "held-out.nii.gz"
 
-    say(f"1/5 phantom      {sum(PATIENTS)} patients, {SLICES} slices each → {data}")
+    say(f"1/7 phantom      {sum(PATIENTS)} patients, {SLICES} slices each → {data}")
     _make_patients(data, held_out, seed)
-    say(f"2/5 prepare      → {prepared}")
+    say(f"2/7 prepare      → {prepared}")
     if not (prepared / "dataset.json").is_file():
         prepare(data, prepared)
-    say(f"3/5 train        recipe {recipe.name} → {run}")
+    say(f"3/7 train        recipe {recipe.name} → {run}")
     training = train_tokenizer(prepared, recipe, run, device=device)
-    say(f"4/5 reconstruct  {held_out} → {out / 'reconstruction'}")
+    say(f"4/7 reconstruct  {held_out} → {out / 'reconstruction'}")
     reconstruction = reconstruct(run, held_out, out / "reconstruction", device=device)
-    say(f"5/5 evaluate     {PATIENTS[2]} test patients → {out / 'evaluation'}")
+    say(f"5/7 evaluate     {PATIENTS[2]} test patients → {out / 'evaluation'}")
     evaluation = evaluate(
         load_tokenizer(run),
         PreparedData.open(prepared),
@@ -78,7 +83,13 @@ def run_demo(
         seed=seed,
     )
     (out / "table.txt").write_text(text.table(evaluation.table()) + "\n", encoding="utf-8")
-    return DemoSummary(out, training, reconstruction, evaluation, time.perf_counter() - began)
+    say(f"6/7 prior        of tokens and masks → {run / 'prior'}")
+    prior = train_prior(run, data=prepared, device=device)
+    say(f"7/7 generate     {SAMPLES} slices with masks → {out / 'generated'}")
+    shutil.rmtree(out / "generated", ignore_errors=True)
+    generation = generate(run, out / "generated", count=SAMPLES, seed=seed, device=device)
+    seconds = time.perf_counter() - began
+    return DemoSummary(out, training, reconstruction, evaluation, prior, generation, seconds)
 
 
 def _claim(out: Path, recipe: Recipe) -> None:

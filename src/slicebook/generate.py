@@ -106,8 +106,7 @@ def generate(
     """
     if count < 1:
         raise ConfigError(f"{count} samples: wanted 1 or more")
-    if not 0 <= seed <= LAST_SEED - count:
-        raise ConfigError(f"seed {seed}: wanted a whole number from 0, such that all {count} fit 63 bits")
+    check_seeds(seed, count)
     if position is not None and not 0 <= position <= 1:
         raise ConfigError(f"position {position:g}: wanted a place in the volume, from 0 to 1")
     out, settings = Path(out), settings or SamplingSettings()
@@ -148,6 +147,12 @@ def generate(
         shutil.rmtree(partial, ignore_errors=True)
     mean = sum(one.bits_per_pixel for one in samples) / count
     return GenerateSummary(out, count, (kind.rows, kind.columns), page.masks is not None, mean)
+
+
+def check_seeds(seed: int, count: int) -> None:
+    """Refuse seeds that no generator takes: below 0, or beyond 63 bits."""
+    if not 0 <= seed <= LAST_SEED - count:
+        raise ConfigError(f"seed {seed}: wanted a whole number from 0, such that all {count} fit 63 bits")
 
 
 def draw(

@@ -199,7 +199,12 @@ def test_decoding_the_tokens_equals_reconstructing(run, volume, tmp_path, capsys
 
 
 def test_training_a_prior_tells_how_it_went_and_again_goes_on(run, prepared, capsys):
-    settings = ["labels.training.epochs=1", "labels.tokenizer.width=16", "prior.training.epochs=2"]
+    settings = [
+        "labels.training.epochs=1",
+        "labels.tokenizer.width=16",
+        "labels.tokenizer.codebook_sizes=[16]",
+        "prior.training.epochs=2",
+    ]
     settings += ["prior.training.validate_every=1", "prior.training.views=1", "prior.coarse.layers=1"]
     line = ["train", "prior", run, *settings, "--device", "cpu"]
     first = answer(capsys, *line)

@@ -31,7 +31,7 @@ SMALL = (
 
 @dataclass(frozen=True)
 class Trained:
-    """A tiny trained whole, not to be written to: 32×64 slices of phantoms, with masks.
+    """A tiny trained whole, not to be written to: slices of phantoms, with masks and, but for two, classes.
 
     Attributes:
         raw: The phantoms, one NIfTI file a slice.
@@ -49,14 +49,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """Train a tokenizer, one of masks and a prior over both, for a few steps each."""
     from slicebook.config import load_recipe
     from slicebook.phantom import write_hipmri
-    from slicebook.preparation import prepare
+    from slicebook.preparation import PrepareOptions, prepare
     from slicebook.prior_training import train_prior
     from slicebook.training import train_tokenizer
 
     folder = tmp_path_factory.mktemp("trained")
     made = Trained(folder / "raw", folder / "prepared", folder / "demo" / "run")
     write_hipmri(made.raw, patients=(3, 2, 1), weeks=1, slices=6, seed=1, shape=(64, 32))
-    prepare(made.raw, made.data)
+    prepare(made.raw, made.data, options=PrepareOptions(class_regex=r"slice_([0-3])"))
     train_tokenizer(made.data, load_recipe("compact", SMALL), made.run, **HOW)
     train_prior(made.run, **HOW)
     return made

@@ -245,6 +245,7 @@ CASES = [
     ("generate drawn --out image.nii", "image.nii: holds something already; choose another folder"),
     ("generate drawn --out image.nii/new", "image.nii"),
     ("generate drawn --out new --position 1.5", r"position 1\.5: wanted a place in the volume, from 0 to 1"),
+    ("generate drawn --out new --class T2", "drawn.*: was not trained with class 'T2'; known are 0, 1, 2, 3"),
     ("generate drawn --out new --size 8 8", "drawn.*: was not trained on slices of 8×8; wanted one of 32×64"),
     ("generate drawn --out new --top-p 0", "top_p 0: wanted a share above 0 and at most 1"),
     ("generate drawn --out new --temperature 0", "temperature 0: wanted a number above 0"),

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import nibabel as nib
@@ -186,9 +187,9 @@ def test_other_seeds_give_other_samples(made):
 def test_a_position_may_be_asked_for(trained, tmp_path, monkeypatch):
     asked = []
 
-    def spy(loaded, size, seeds, positions, *rest):
+    def spy(loaded, size, seeds, positions, *rest, **how):
         asked.append(positions)
-        return draw(loaded, size, seeds, positions, *rest)
+        return draw(loaded, size, seeds, positions, *rest, **how)
 
     monkeypatch.setattr(generating, "draw", spy)
     generate(trained.run, tmp_path / "out", count=2, position=0.25, **CPU)
@@ -215,6 +216,15 @@ def test_draw_tells_the_prior_the_positions_it_was_given(loaded):
     _, conditions = draw(loaded, size, [3, 4], [0.0, 1.0], SamplingSettings())
     assert conditions.position.tolist() == [0.0, 1.0]
     assert isinstance(conditions, Conditions)
+
+
+def test_a_class_may_be_asked_for(trained, tmp_path, loaded):
+    summary = generate(trained.run, tmp_path / "out", count=2, group="2", **CPU)
+    assert [line["group"] for line in lines_of(tmp_path / "out")] == ["2", "2"]
+    _, conditions = draw(loaded, summary.size, [0, 1], None, SamplingSettings(), group="2")
+    assert conditions.group.tolist() == [2, 2]
+    _, unasked = draw(loaded, summary.size, [0, 1], None, SamplingSettings())
+    assert unasked.group.tolist() == [-1, -1]
 
 
 def test_pages_of_some_levels_hear_no_finer_tokens(loaded):
@@ -288,7 +298,7 @@ def test_what_is_there_already_stays(kind, trained, tmp_path):
 
 def test_more_samples_than_the_disk_holds_are_refused_before_any_is_drawn(trained, tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=2_000_000))
-    monkeypatch.setattr(generating, "draw", lambda *_: pytest.fail("drawn"))
+    monkeypatch.setattr(generating, "draw", lambda *_, **__: pytest.fail("drawn"))
     wanted = r"out: 1000 samples take about \d+ MB, 2 MB are free; ask for fewer, or choose another disk"
     with pytest.raises(DataError, match=wanted):
         generate(trained.run, tmp_path / "deep" / "out", count=1000, **CPU)
@@ -302,6 +312,9 @@ def test_more_samples_than_the_disk_holds_are_refused_before_any_is_drawn(traine
         ({"position": 1.5}, r"position 1\.5: wanted a place in the volume, from 0 to 1"),
         ({"position": -0.1}, "position -0.1: wanted"),
         ({"position": math.nan}, "position nan: wanted"),
+        ({"group": "9"}, "model.safetensors: was not trained with class '9'; known are 0, 1, 2, 3"),
+        ({"group": "1", "conditional": False}, "class was given and the prior is to be told nothing"),
+        ({"position": 0.5, "conditional": False}, "a position .* was given .*: drop one"),
         ({"size": (8, 8)}, r"was not trained on slices of 8×8; wanted one of \d+×64"),
         ({"seed": -1}, "seed -1: wanted"),
         ({"seed": 2**63 - 1, "count": 2}, f"seed {2**63 - 1}: wanted"),
@@ -311,6 +324,12 @@ def test_a_wish_out_of_range_is_refused(asked, message, trained, tmp_path):
     with pytest.raises(ConfigError, match=message):
         generate(trained.run, tmp_path / "out", **asked, **CPU)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_prior_without_classes_takes_none(loaded):
+    plain = replace(loaded, info=loaded.info.model_copy(update={"classes": ()}))
+    with pytest.raises(ConfigError, match="its data had no classes"):
+        draw(plain, (32, 64), [0], None, SamplingSettings(), group="1")
 
 
 def test_a_seed_that_stands_twice_is_refused(loaded):

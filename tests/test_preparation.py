@@ -256,3 +256,22 @@ def test_preparing_twice_gives_the_same_bytes(tmp_path: Path) -> None:
 def test_a_setting_that_cannot_be_is_named(wrong: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         PrepareOptions(**wrong)  # type: ignore[arg-type]  # wrong on purpose
+
+
+def test_a_class_is_read_from_the_path_and_stands_in_the_manifest_only_where_there_is_one(
+    tmp_path: Path,
+) -> None:
+    for patient in range(4):
+        save(tmp_path / "data" / f"p{patient}_week{patient % 2}.nii.gz", noise(patient))
+    cases = ((None, {""}), (r"week(\d)", {"0", "1"}), ("week(1)", {"", "1"}))
+    for number, (regex, wanted) in enumerate(cases):
+        out = tmp_path / f"out-{number}"
+        prepare(tmp_path / "data", out, WHOSE, PrepareOptions(class_regex=regex))
+        assert {record.group for record in PreparedData.open(out).records} == wanted
+        header = (out / "manifest.csv").read_text(encoding="utf-8").splitlines()[0]
+        assert header.endswith(",class") == (regex is not None)
+
+
+def test_a_class_regex_without_a_group_is_refused() -> None:
+    with pytest.raises(ConfigError, match="--class-regex"):
+        PrepareOptions(class_regex="Week")

@@ -238,6 +238,12 @@ def test_a_prior_knows_the_slices_it_was_trained_on(trained):
         assert min(r.low for r in same) <= kind.low < kind.high <= max(r.high for r in same)
 
 
+def test_a_prior_knows_the_classes_of_its_slices(trained):
+    loaded = load_prior(trained.run)
+    assert loaded.info.classes == ("0", "1", "2", "3")
+    assert loaded.prior.trunks[0].group.num_embeddings == 5  # and one for unknown
+
+
 def test_a_prior_tells_where_it_and_its_tokenizer_come_from(trained):
     info, tokenizer = load_prior(trained.run).info, load_tokenizer(trained.run).info
     assert info.tokenizer_provenance == tokenizer.provenance

@@ -1,5 +1,7 @@
 """Tokens of a split: every form of every slice, and batches of them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -133,6 +135,13 @@ def test_each_size_has_a_set_that_knows_its_slices(book, tmp_path):
         assert (one.conditions.group == -1).all()
         assert one.layout.starts[-1] == one.tokens.shape[-1]
     assert sorted(index for one in found for index in one.indices.tolist()) == list(range(12))
+
+
+def test_a_slice_has_the_number_of_its_class(book, slices):
+    groups = ["b", "", "a", "other"] * 3
+    named = tuple(replace(r, group=group) for r, group in zip(slices.records, groups, strict=True))
+    (found,) = encode_slices(book, SliceSet(slices.folder, named), classes=("a", "b"))
+    assert found.conditions.group.tolist() == [1, -1, 0, -1] * 3
 
 
 def test_known_tokens_are_not_made_again(book, slices, seen):

@@ -197,6 +197,10 @@ def prepare(
             help="Shares of the patients; the layout's own split when not given, else 0.7 0.15 0.15.",
         ),
     ] = None,
+    class_regex: Annotated[
+        str | None,
+        typer.Option(help="Searched in each path; its one group is the class, a condition to generate by."),
+    ] = None,
     seed: Seed = 42,
     as_json: Json = False,
 ) -> None:
@@ -208,7 +212,9 @@ def prepare(
         data,
         out,
         SourceOptions(layout, plane, patient_regex, mask),
-        preparation.PrepareOptions(spacing=spacing, size=size, fractions=fractions, seed=seed),
+        preparation.PrepareOptions(
+            spacing=spacing, size=size, fractions=fractions, seed=seed, class_regex=class_regex
+        ),
         progress=_progress("volume"),
     )
     for path, reason in summary.quarantined:
@@ -288,7 +294,10 @@ def generate(
     position: Annotated[
         float | None, typer.Option(help="Place in the volume, 0 to 1; any, when not given.")
     ] = None,
-    conditional: Annotated[bool, typer.Option(help="Tell the prior a position at all.")] = True,
+    group: Annotated[
+        str | None, typer.Option("--class", help="One of the manifest's classes; any, when not given.")
+    ] = None,
+    conditional: Annotated[bool, typer.Option(help="Tell the prior anything at all.")] = True,
     size: Annotated[
         tuple[int, int] | None, typer.Option(metavar="ROWS COLUMNS", help="The usual one when not given.")
     ] = None,
@@ -309,6 +318,7 @@ def generate(
         count=count,
         seed=seed,
         position=position,
+        group=group,
         conditional=conditional,
         size=size,
         settings=SamplingSettings(temperature, fine_temperature, top_p, guidance),

@@ -80,6 +80,8 @@ def _line(scores: Mapping[str, float]) -> str:
             for name in ("loss", "ssim", "dice")
             if place + name in scores
         ]
+        nats = [f"{scores[name]:.2f}" for name in scores if name.startswith(f"{place}nats_")]
+        found += [f"nats a token {' '.join(nats)}"] if nats else []
         if found:
             parts.append(" ".join([*([place[:-1]] if place else []), *found]))
     usage = [f"{value:.0%}" for name, value in sorted(scores.items()) if name.startswith("usage_")]

@@ -55,6 +55,7 @@ class Sample:
         name: Of its files.
         seed: From which alone it can be drawn again, with the same model and settings.
         position: In the volume, 0 to 1, that it was asked to show.
+        group: Class that it was asked to be of; empty where none was asked for.
         log_likelihood: In nats, of its tokens under the prior; the mean over orders.
         spread: Standard deviation over orders of the same.
         bits_per_pixel: Of the same, image and mask.
@@ -63,6 +64,7 @@ class Sample:
     name: str
     seed: int
     position: float | None
+    group: str
     log_likelihood: float
     spread: float
     bits_per_pixel: float
@@ -75,6 +77,7 @@ def generate(
     count: int = 64,
     seed: int = 0,
     position: float | None = None,
+    group: str | None = None,
     conditional: bool = True,
     size: tuple[int, int] | None = None,
     settings: SamplingSettings | None = None,
@@ -93,7 +96,8 @@ def generate(
         count: Samples; sample i is drawn from seed + i.
         seed: Of the first.
         position: In the volume, 0 to 1, of every sample; drawn uniformly from each sample's seed by default.
-        conditional: Whether the prior is told a position at all.
+        group: Class of every sample; unknown by default.
+        conditional: Whether the prior is told anything at all.
         size: Rows and columns; the most frequent of the training by default.
         settings: How boldly tokens are drawn.
         device: auto, cpu, cuda or mps.
@@ -107,6 +111,8 @@ def generate(
     if count < 1:
         raise ConfigError(f"{count} samples: wanted 1 or more")
     check_seeds(seed, count)
+    if not conditional and (position is not None or group is not None):
+        raise ConfigError("a position or class was given and the prior is to be told nothing: drop one")
     if position is not None and not 0 <= position <= 1:
         raise ConfigError(f"position {position:g}: wanted a place in the volume, from 0 to 1")
     out, settings = Path(out), settings or SamplingSettings()
@@ -115,7 +121,9 @@ def generate(
     _check_room(out, count, kind)
     seeds = [seed + index for index in range(count)]
     positions = [_position(one) if position is None else position for one in seeds] if conditional else None
-    tokens, conditions = draw(loaded, (kind.rows, kind.columns), seeds, positions, settings, progress)
+    tokens, conditions = draw(
+        loaded, (kind.rows, kind.columns), seeds, positions, settings, group=group, progress=progress
+    )
     layout = loaded.book.layout((kind.rows, kind.columns))
     found = likelihood(loaded.prior, layout, tokens, conditions)
     nats = found.nats.sum(1)
@@ -125,6 +133,7 @@ def generate(
             name=f"sample-{one:06}",
             seed=one,
             position=None if positions is None else positions[index],
+            group=group or "",
             log_likelihood=-float(nats[index]),
             spread=float(found.spread[index]),
             bits_per_pixel=float(nats[index]) / math.log(2) / pixels,
@@ -161,15 +170,29 @@ def draw(
     seeds: list[int],
     positions: list[float] | None,
     settings: SamplingSettings,
+    *,
+    group: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Int64[Tensor, "b n"], Conditions]:
     """Return the tokens of a sample a seed, and the conditions it was drawn under."""
     repeated = {one for one in seeds if seeds.count(one) > 1} if len(set(seeds)) < len(seeds) else set()
     if repeated:
         raise ConfigError(f"seed {min(repeated)} stands twice: the same seed gives the same sample again")
+    known = loaded.info.classes
+    if group is not None and group not in known:
+        raise ConfigError(
+            f"{loaded.path}: was not trained with class {group!r}; "
+            + (
+                f"known are {', '.join(known)}"
+                if known
+                else "its data had no classes (prepare --class-regex)"
+            )
+        )
     conditions = Conditions.unknown(len(seeds))
     if positions is not None:
         conditions = Conditions(torch.tensor(positions, dtype=torch.float32), conditions.group)
+    if group is not None:
+        conditions = Conditions(conditions.position, torch.full((len(seeds),), known.index(group)))
     tokens = sample(loaded.prior, loaded.book.layout(size), seeds, conditions, settings, progress=progress)
     return tokens, conditions
 

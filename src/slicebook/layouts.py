@@ -205,7 +205,7 @@ def group_of(pattern: str, option: str) -> re.Pattern[str]:
     if compiled.groups != 1:
         raise ConfigError(
             f"{option} {pattern!r} has {compiled.groups} groups, wanted exactly one, around the part that "
-            "names the patient; example: '(Case\\d+)_t2'"
+            "is meant; example: '(Case\\d+)_t2'"
         )
     return compiled
 

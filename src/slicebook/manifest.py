@@ -83,6 +83,8 @@ class SliceRecord:
         row_mm, column_mm: Distance between rows and between columns.
         low, high: Source intensities that became -1 and 1, the same for the whole volume.
         blank: One intensity throughout: counted, and left out of training.
+        group: Class of the slice, a condition for generating; the column `class`, which stands only where
+            some slice has one. Empty where it is not known.
     """
 
     index: int
@@ -100,9 +102,10 @@ class SliceRecord:
     low: float
     high: float
     blank: bool
+    group: str = ""
 
 
-COLUMNS = [field.name for field in fields(SliceRecord)]
+COLUMNS = [field.name for field in fields(SliceRecord) if field.name != "group"]
 
 
 def read_info(folder: Path) -> DatasetInfo:
@@ -137,7 +140,7 @@ def read_manifest(folder: Path) -> tuple[SliceRecord, ...]:
     """
     path = folder / "manifest.csv"
     whole = {"index", "slice", "rows", "columns", "offset", "label_offset"}
-    text = {"patient", "volume", "split"}
+    text = {"patient", "volume", "split", "group"}
 
     def value(name: str, cell: str) -> str | int | float | bool:
         if name in text:
@@ -147,11 +150,13 @@ def read_manifest(folder: Path) -> tuple[SliceRecord, ...]:
     try:
         with path.open(newline="", encoding="utf-8") as file:
             rows = csv.reader(file)
-            if next(rows, None) != COLUMNS:
+            header = next(rows, None)
+            if header not in (COLUMNS, [*COLUMNS, "class"]):
                 raise DataError(f"{path}: its first line is not {','.join(COLUMNS)}; prepare the data again")
+            names = [*COLUMNS, "group"][: len(header)]
             # `strict`: a line cut short is an error, not a shorter record.
             return tuple(
-                SliceRecord(**{n: value(n, cell) for n, cell in zip(COLUMNS, row, strict=True)})  # type: ignore[arg-type]  # typed by `value`
+                SliceRecord(**{n: value(n, cell) for n, cell in zip(names, row, strict=True)})  # type: ignore[arg-type]  # typed by `value`
                 for row in rows
             )
     except FileNotFoundError as error:
@@ -169,8 +174,13 @@ def write_info(folder: Path, info: DatasetInfo) -> None:
 
 def write_manifest(folder: Path, records: Iterable[SliceRecord]) -> None:
     """Write `manifest.csv`."""
-    rows = ([int(cell) if isinstance(cell, bool) else cell for cell in astuple(record)] for record in records)
-    _write_csv(folder / "manifest.csv", COLUMNS, rows)
+    records = list(records)
+    header = [*COLUMNS, "class"] if any(record.group for record in records) else COLUMNS
+    rows = (
+        [int(cell) if isinstance(cell, bool) else cell for cell in astuple(record)[: len(header)]]
+        for record in records
+    )
+    _write_csv(folder / "manifest.csv", header, rows)
 
 
 def write_quarantine(folder: Path, files: Iterable[Unreadable]) -> None:

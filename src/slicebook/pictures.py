@@ -179,11 +179,26 @@ def levels(
     _save(figure, path)
 
 
-def curves(metrics_csv: Path, path: Path) -> None:
-    """Draw a run's `metrics.csv`: loss, SSIM, codes in use and perplexity over the steps.
+_PANELS = (
+    ("Loss", ("train_loss", "validation_loss"), 1.0),
+    ("SSIM or Dice", ("train_ssim", "train_dice", "validation_ssim", "validation_dice"), 1.0),
+    ("Codes in use, %", ("usage_",), 100.0),
+    ("Perplexity", ("perplexity_",), 1.0),
+)
+_PRIOR_PANELS = (
+    ("Loss", ("train_loss",), 1.0),
+    ("Bits a pixel, validation", ("validation_bits_per_pixel",), 1.0),
+    ("Nats a token, training", ("train_nats_",), 1.0),
+    ("Nats a token, validation", ("validation_nats_",), 1.0),
+)
 
-    Reads the columns `step`, `{train,validation}_{loss,ssim,dice}`, `usage_<level>` and `perplexity_<level>`;
-    an empty cell is a step where that number was not measured.
+
+def curves(metrics_csv: Path, path: Path) -> None:
+    """Draw a run's `metrics.csv` over the steps: of a tokenizer its scores and codes, of a prior its nats.
+
+    Reads the columns `step`, `{train,validation}_{loss,ssim,dice}`, `usage_<level>` and `perplexity_<level>`,
+    or `{train,validation}_nats_<stage>` and `validation_bits_per_pixel`; an empty cell is a step where that
+    number was not measured.
 
     Raises:
         DataError: The file has no row, or no column of steps.
@@ -193,20 +208,16 @@ def curves(metrics_csv: Path, path: Path) -> None:
         columns, rows = list(reader.fieldnames or ()), list(reader)
     if "step" not in columns or not rows:
         raise DataError(f"{metrics_csv}: no rows with a column `step`; train at least one epoch first")
-    score = "Dice" if "validation_dice" in columns else "SSIM"
+    panels = _PRIOR_PANELS if "validation_likelihood" in columns else _PANELS
     room = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12)
     figure = Figure(figsize=(10, 6.4), dpi=_DPI, facecolor=_BACKGROUND, layout=room)
-    axes = figure.subplots(2, 2)
-    for panel, title, prefixes, scale in (
-        (axes[0][0], "Loss", ("train_loss", "validation_loss"), 1.0),
-        (axes[0][1], score, (f"train_{score.lower()}", f"validation_{score.lower()}"), 1.0),
-        (axes[1][0], "Codes in use, %", ("usage_",), 100.0),
-        (axes[1][1], "Perplexity", ("perplexity_",), 1.0),
-    ):
+    for axes, (title, prefixes, scale) in zip(figure.subplots(2, 2).flat, panels, strict=True):
         drawn = [name for name in columns if name.startswith(prefixes)]
-        _plot(panel, title, {name: _series(rows, name, scale) for name in drawn})
-    axes[1][0].set_ylim(0, 105)
-    axes[1][1].set_ylim(bottom=0)
+        _plot(axes, title, {name: _series(rows, name, scale) for name in drawn})
+        if title.endswith("%"):
+            axes.set_ylim(0, 105)
+        elif title == "Perplexity":
+            axes.set_ylim(bottom=0)
     figure.supxlabel("training step", color=_QUIET, fontsize=9)
     _save(figure, path)
 
@@ -225,6 +236,10 @@ def _plot(axes: Axes, title: str, series: dict[str, tuple[list[float], list[floa
     for (name, (steps, values)), colour in zip(series.items(), _COLOURS * len(series), strict=False):
         prefix, _, level = name.rpartition("_")
         label = f"level {level}" if level.isdigit() else prefix
+        if name.endswith("bits_per_pixel"):
+            label = "validation"
+        elif "_nats_" in name:
+            label = name.partition("_nats_")[2].replace("_", " ")
         marker = "o" if len(steps) < 12 else ""  # a single epoch is a dot, not an invisible line
         axes.plot(steps, values, color=colour, linewidth=1.6, label=label, marker=marker, markersize=3)
     if series:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ from slicebook.layouts import (
     Unreadable,
     assign_splits,
     find_sources,
+    group_of,
     refuse_guesses,
 )
 from slicebook.manifest import (
@@ -59,6 +61,8 @@ class PrepareOptions:
         fractions: Share of the patients in train, validation and test; `(0, 0, 1)` puts all in test. If not
             given: the layout's own split where it has one, else 70, 15 and 15 %.
         seed: Of the split.
+        class_regex: Searched in a file's path; its one group is the class of its slices, which is written
+            down as it stands and so must name no patient.
     """
 
     spacing: float | None = None
@@ -66,8 +70,11 @@ class PrepareOptions:
     percentiles: tuple[float, float] = (0.5, 99.5)
     fractions: tuple[float, float, float] | None = None
     seed: int = 42
+    class_regex: str | None = None
 
     def __post_init__(self) -> None:
+        if self.class_regex is not None:
+            group_of(self.class_regex, "--class-regex")
         if self.spacing is not None and not 0 < self.spacing < float("inf"):
             raise ConfigError(f"--spacing {self.spacing}: wanted millimetres above 0")
         if self.size is not None and min(self.size) < 1:
@@ -267,6 +274,7 @@ class _Writer:
         if part.labels is not None:
             self.label_values.update(np.unique(part.labels).tolist())
         shape, row_mm, column_mm = _resampled_shape(part, self.options.spacing)
+        named = self.options.class_regex and re.search(self.options.class_regex, str(part.path))
         for i, native in enumerate(part.images):
             image = mapping.forward(resample(native, shape))
             image = crop_or_pad(image, self.options.size or shape, fill=-1)
@@ -294,6 +302,7 @@ class _Writer:
                 low=mapping.low,
                 high=mapping.high,
                 blank=bool(native.min() == native.max() or image.min() == image.max()),
+                group=(named.group(1) or "") if named else "",
             )
             self.records.append(record)
 

@@ -101,8 +101,9 @@ def train_prior(
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
     train, validation = opened.split("train"), opened.split("validation")
+    classes = tuple(sorted({record.group for record in train.records if record.group}))
     with fabric.rank_zero_first():
-        learned, judged = _tokens(folder, book, train, validation, recipe, identity, fabric, display)
+        learned, judged = _tokens(folder, book, train, validation, recipe, classes, identity, fabric, display)
     _refuse_unused(tokenizer, learned)
     batches = TokenBatches(
         learned,
@@ -134,14 +135,14 @@ def train_prior(
             recipe=recipe,
             masks=labelled.info.recipe if labelled else None,
             slices=_kinds(train),
-            classes=(),
+            classes=classes,
             tokenizer_provenance=tokenizer.info.provenance,
             provenance=made,
             weights_sha256="",
         )
         save_prior(path, prior, book, info)
 
-    objective = PriorObjective(Prior(recipe.prior, book.codebooks), config, fabric, keep)
+    objective = PriorObjective(Prior(recipe.prior, book.codebooks, len(classes)), config, fabric, keep)
     fit = Fit(objective, config, folder, identity, fabric)
     with display:
         reached = fit(batches, TokenBatches(judged, config.batch_size), state, display)
@@ -185,6 +186,7 @@ def _tokens(
     train: SliceSet,
     validation: SliceSet,
     recipe: Recipe,
+    classes: Sequence[str],
     identity: Mapping[str, object],
     fabric: Fabric,
     display: Display,
@@ -213,6 +215,7 @@ def _tokens(
             shift=config.shift,
             seed=config.seed,
             device=fabric.device,
+            classes=classes,
             known=None if kept is None else kept[name],
         )
         found.append(sets)

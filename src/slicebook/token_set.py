@@ -76,6 +76,7 @@ def encode_slices(
     shift: int = 0,
     seed: int = 42,
     device: torch.device | str = "cpu",
+    classes: Sequence[str] = (),
     known: Sequence[Int32[Tensor, "slices forms n"]] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[TokenSet]:
@@ -91,6 +92,7 @@ def encode_slices(
         shift: Pixels by which a form is moved, at most, along each axis.
         seed: Of the moves.
         device: Where the book is.
+        classes: Names of the classes that a condition may name, in the order of their numbers.
         known: The tokens, one tensor a size, where they were made before.
         progress: Called with slices done and all slices.
     """
@@ -122,7 +124,7 @@ def encode_slices(
         records = [slices.records[index] for index in indices]
         conditions = Conditions(
             torch.tensor([record.position for record in records], dtype=torch.float32),
-            torch.full((len(records),), -1),
+            torch.tensor([classes.index(r.group) if r.group in classes else -1 for r in records]),
         )
         tokens = torch.cat(rows) if known is None else known[number]
         found.append(TokenSet(size, layout, tokens, conditions, torch.tensor(indices)))

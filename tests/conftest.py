@@ -1,5 +1,12 @@
-"""Checks every shape and type that `src` promises while the tests run, on one thread a process."""
+"""Checks every shape and type that `src` promises while the tests run, on one thread a process.
 
+Holds the one tiny prior that the tests of generating, inpainting and judging share.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
 import torch
 from beartype import BeartypeConf, beartype
 from jaxtyping import install_import_hook
@@ -9,3 +16,47 @@ checked = beartype(conf=BeartypeConf(is_pep484_tower=True))
 
 install_import_hook("slicebook", f"{__name__}.checked")
 torch.set_num_threads(1)
+
+HOW = {"device": "cpu", "precision": "32-true", "progress": False}
+SMALL = (
+    *("tokenizer.scaling_rates=[8, 2]", "tokenizer.codebook_sizes=[16, 8]", "tokenizer.code_dim=4"),
+    *("tokenizer.width=16", "tokenizer.residual_layers=1", "training.learning_rate=3e-3"),
+    *("training.batch_size=4", "training.epochs=3", "training.augment=null"),
+    *("labels.tokenizer.codebook_sizes=[16]", "labels.tokenizer.width=16", "labels.training.epochs=2"),
+    *("prior.coarse.width=32", "prior.coarse.layers=1", "prior.fine.width=32", "prior.fine.layers=1"),
+    *("prior.embedding=4", "prior.training.batch_size=4", "prior.training.epochs=4"),
+    *("prior.training.validate_every=2", "prior.training.views=3", "prior.training.shift=2"),
+)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A tiny trained whole, not to be written to: slices of phantoms, with masks and, but for two, classes.
+
+    Attributes:
+        raw: The phantoms, one NIfTI file a slice.
+        data: The prepared folder.
+        run: Of the tokenizer; the prior lies in `run`/prior.
+    """
+
+    raw: Path
+    data: Path
+    run: Path
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """Train a tokenizer, one of masks and a prior over both, for a few steps each."""
+    from slicebook.config import load_recipe
+    from slicebook.phantom import write_hipmri
+    from slicebook.preparation import PrepareOptions, prepare
+    from slicebook.prior_training import train_prior
+    from slicebook.training import train_tokenizer
+
+    folder = tmp_path_factory.mktemp("trained")
+    made = Trained(folder / "raw", folder / "prepared", folder / "demo" / "run")
+    write_hipmri(made.raw, patients=(3, 2, 1), weeks=1, slices=6, seed=1, shape=(64, 32))
+    prepare(made.raw, made.data, options=PrepareOptions(class_regex=r"slice_([0-3])"))
+    train_tokenizer(made.data, load_recipe("compact", SMALL), made.run, **HOW)
+    train_prior(made.run, **HOW)
+    return made

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import shutil
 import struct
 
 import pytest
@@ -10,19 +11,24 @@ import torch
 from safetensors.torch import save_file
 
 from slicebook import checkpoint
+from slicebook.book import Book
 from slicebook.checkpoint import (
     MODEL_NAME,
     Provenance,
     State,
     find_model,
+    find_prior,
     hash_tensors,
+    load_prior,
     load_state,
     load_tokenizer,
+    save_prior,
     save_state,
     save_tokenizer,
 )
 from slicebook.config import Recipe, TokenizerConfig
 from slicebook.errors import CheckpointError, DataError
+from slicebook.prior import Prior
 from slicebook.tokenizer import Tokenizer
 
 RECIPE = Recipe(
@@ -267,3 +273,112 @@ def test_the_metadata_is_readable_by_anybody_and_names_no_place(model):
 def test_the_commit_is_that_of_this_tree_or_none():
     found = checkpoint.commit()
     assert found is None or len(found.rstrip("+")) == 40
+
+
+# --- Priors
+
+
+@pytest.fixture
+def prior(trained, tmp_path):
+    """A copy of a prior's file."""
+    return shutil.copy(trained.run / "prior" / MODEL_NAME, tmp_path / "prior.safetensors")
+
+
+def refuse_prior(path, message):
+    with pytest.raises(CheckpointError, match=message) as caught:
+        load_prior(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_prior_comes_back_bit_for_bit_with_its_book_and_settings(prior, tmp_path):
+    first = load_prior(prior)
+    other = tmp_path / "new" / "other.safetensors"
+    save_prior(other, first.prior, first.book, first.info.model_copy(update={"weights_sha256": ""}))
+    again = load_prior(other)
+    assert again.info == first.info
+    assert again.path == other
+    for part in (lambda one: one.prior, lambda one: one.book.images, lambda one: one.book.masks):
+        found, wanted = part(again), part(first)
+        assert hash_tensors(found.state_dict()) == hash_tensors(wanted.state_dict())
+        assert not found.training
+
+
+def test_a_prior_of_slices_alone_comes_back_without_masks(prior, tmp_path):
+    first = load_prior(prior)
+    book = Book(first.book.images)
+    bare = Prior(first.info.recipe.prior, book.codebooks)
+    other = tmp_path / "other.safetensors"
+    save_prior(other, bare, book, first.info.model_copy(update={"masks": None}))
+    found = load_prior(other)
+    assert found.book.masks is None
+    assert hash_tensors(found.prior.state_dict()) == hash_tensors(bare.state_dict())
+
+
+def test_every_flipped_bit_of_a_prior_is_seen(prior):
+    whole = prior.read_bytes()
+    (header,) = struct.unpack("<Q", whole[:8])
+    places = [*range(0, 8 + header, header // 25), *range(8 + header, len(whole), len(whole) // 12)]
+    for number, at in enumerate(places):
+        prior.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << number % 8]) + whole[at + 1 :])
+        refuse_prior(prior, str(prior))
+    prior.write_bytes(whole)
+    load_prior(prior)
+
+
+def test_a_cut_prior_is_refused(prior):
+    prior.write_bytes(prior.read_bytes()[:-1])
+    refuse_prior(prior, "no whole safetensors file.*copy it again")
+
+
+def test_a_prior_whose_weights_do_not_fit_is_refused(prior):
+    _, info = checkpoint._read(prior)
+    info["recipe"]["prior"]["fine"]["layers"] = 2
+    resealed(prior, recipe=info["recipe"])
+    refuse_prior(prior, "its weights do not fit its settings; train it again")
+
+
+def test_a_prior_is_no_tokenizer_and_a_tokenizer_no_prior(prior, model):
+    refuse(prior, "holds a prior, wanted a tokenizer")
+    refuse_prior(model, "holds a tokenizer, wanted a prior; train one first: slicebook train prior ")
+
+
+def test_a_label_tokenizer_is_neither(trained):
+    masks = trained.run / "prior" / "masks"
+    refuse(masks / MODEL_NAME, "holds a label tokenizer, wanted a tokenizer")
+    refuse_prior(masks, "holds a label tokenizer, wanted a prior")
+
+
+@pytest.mark.parametrize("where", [f"run/prior/{MODEL_NAME}", "run/prior", "run", "."])
+def test_a_prior_is_found_by_its_file_its_folder_its_run_and_its_demo(where, trained):
+    assert find_prior(trained.run.parent / where).samefile(trained.run / "prior" / MODEL_NAME)
+
+
+def test_beside_a_prior_the_tokenizer_is_found_as_before(trained):
+    for where in (trained.run, trained.run.parent):
+        assert find_model(where) == trained.run / MODEL_NAME
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        ("empty", "empty: holds no trained model yet; train one first: slicebook train tokenizer"),
+        ("nowhere", "nowhere: does not exist; train one first: slicebook train tokenizer"),
+        (".", r"holds no prior yet; train one first: slicebook train prior .*\(or slicebook demo\)"),
+        ("run", "holds a tokenizer, wanted a prior; train one first: slicebook train prior .*run$"),
+    ],
+)
+def test_before_a_prior_is_trained_the_message_says_what_to_run(where, message, model):
+    (model.parent.parent / "empty").mkdir()
+    refuse_prior(model.parent.parent / where, message)
+
+
+def test_a_save_of_a_prior_that_fails_leaves_the_old_one(prior, monkeypatch):
+    before, loaded = prior.read_bytes(), load_prior(prior)
+
+    def full(*_args, **_kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("slicebook.checkpoint.save_file", full)
+    with pytest.raises(DataError, match="No space left on device"):
+        save_prior(prior, loaded.prior, loaded.book, loaded.info)
+    assert prior.read_bytes() == before

@@ -100,6 +100,10 @@ def test_a_line_that_is_no_command_ends_with_2(line, capsys):
         "decode nowhere in.npz out.nii.gz",
         "evaluate nowhere data --out out",
         "info nowhere",
+        "train prior nowhere",
+        "generate nowhere --out out",
+        "inpaint nowhere in.nii.gz --mask mask.nii.gz --out out",
+        "anomaly nowhere in.nii.gz out",
     ],
 )
 def test_a_mistake_is_one_line_and_ends_with_1(line, tmp_path, monkeypatch, capsys):
@@ -119,7 +123,16 @@ def test_debug_shows_where_an_error_came_from(line, tmp_path, monkeypatch):
         cli.main(line.split())
 
 
-@pytest.mark.parametrize("command", ["reconstruct {} in.nii.gz out", "evaluate {} data --out out", "info {}"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "reconstruct {} in.nii.gz out",
+        "evaluate {} data --out out",
+        "info {}",
+        "train prior {}",
+        "generate {} --out out",
+    ],
+)
 def test_asked_before_any_training_a_command_says_what_to_run(command, tmp_path, capsys):
     assert cli.main(command.format(tmp_path).split()) == 1
     assert "slicebook train tokenizer" in capsys.readouterr().err
@@ -183,6 +196,58 @@ def test_decoding_the_tokens_equals_reconstructing(run, volume, tmp_path, capsys
     (reconstructed,) = out.glob("*.nii.gz")
     np.testing.assert_array_equal(nib.load(decoded).affine, nib.load(volume).affine)
     np.testing.assert_allclose(nib.load(decoded).get_fdata(), nib.load(reconstructed).get_fdata(), rtol=1e-4)
+
+
+def test_training_a_prior_tells_how_it_went_and_again_goes_on(run, prepared, capsys):
+    settings = [
+        "labels.training.epochs=1",
+        "labels.tokenizer.width=16",
+        "labels.tokenizer.codebook_sizes=[16]",
+        "prior.training.epochs=2",
+    ]
+    settings += ["prior.training.validate_every=1", "prior.training.views=1", "prior.coarse.layers=1"]
+    line = ["train", "prior", run, *settings, "--device", "cpu"]
+    first = answer(capsys, *line)
+    assert (first["run"], first["epochs"]) == (str(run / "prior"), 2)
+    assert answer(capsys, *line) == first
+
+
+def test_generate_draws_so_many_samples_from_a_seed_on(trained, tmp_path, capsys):
+    line = ["generate", trained.run.parent, "-n", 2, "--seed", 5, "--size", 36, 64, "--device", "cpu"]
+    summary = answer(capsys, *line, "--out", tmp_path / "out")
+    assert (summary["samples"], summary["size"], summary["with_masks"]) == (2, [36, 64], True)
+    found = sorted(path.name for path in (tmp_path / "out" / "pictures").iterdir())
+    assert found == ["sample-000005.png", "sample-000006.png"]
+
+
+def test_generate_hands_its_options_on(trained, tmp_path, capsys):
+    options = ["--temperature", 0.7, "--fine-temperature", 0.6, "--top-p", 0.5, "--guidance", 1]
+    out = tmp_path / "out"
+    answer(capsys, "generate", trained.run, "-n", 1, "--position", 0.25, *options, "--out", out)
+    assert "0.25" in (out / "manifest.csv").read_text()
+    wanted = {"temperature": 0.7, "fine_temperature": 0.6, "top_p": 0.5, "guidance": 1.0}
+    assert json.loads((out / "generation.json").read_text())["settings"] == wanted
+
+
+def test_inpaint_redraws_a_region_of_a_volume(trained, volume, tmp_path, capsys):
+    image = nib.load(volume)
+    region = np.zeros(image.shape, np.uint8)
+    region[8:20, 6:14, 1] = 1
+    nib.save(nib.Nifti1Image(region, image.affine), tmp_path / "region.nii.gz")
+    line = ["inpaint", trained.run, volume, "--mask", tmp_path / "region.nii.gz", "-n", 2]
+    summary = answer(capsys, *line, "--out", tmp_path / "out", "--device", "cpu")
+    assert (summary["samples"], summary["slices"], summary["pixels"]) == (2, 1, 96)
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.nii.gz")) == [
+        "sample-00.nii.gz",
+        "sample-01.nii.gz",
+    ]
+
+
+def test_anomaly_maps_a_volume(trained, volume, tmp_path, capsys):
+    line = ["anomaly", trained.run, volume, tmp_path / "out", "--orders", 1, "--no-pictures"]
+    summary = answer(capsys, *line, "--device", "cpu")
+    assert (summary["volumes"], summary["slices"]) == (1, 3)
+    assert nib.load(tmp_path / "out" / "volume.nii.gz").shape == nib.load(volume).shape
 
 
 def test_the_demo_makes_everything_and_goes_on_when_repeated(recipe, tmp_path, monkeypatch, capsys):

@@ -4,10 +4,12 @@ import os
 import pickle
 import re
 import shutil
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from test_dicom import pixels_of, save, slice_of
 from test_hostile_files import nifti_bytes
 from test_inference import model_file, volume_file
@@ -15,7 +17,7 @@ from test_token_file import rewritten
 from test_training import poison, prepared_folder, tiny, train
 
 from slicebook import cli
-from slicebook.checkpoint import State, save_state
+from slicebook.checkpoint import State, load_state, load_tokenizer, save_state, save_tokenizer
 from slicebook.inference import encode
 
 FLOATS = np.ones((16, 16, 3), np.float32)
@@ -102,14 +104,32 @@ def _data_sets(here):
 
 
 @pytest.fixture(scope="module")
-def here(tmp_path_factory):
+def here(trained, tmp_path_factory):
     """A folder of everything that can be wrong, and a little that is right."""
     folder = tmp_path_factory.mktemp("faults")
     _volumes(folder)
     _models(folder)
     _data_sets(folder)
     train(folder / "prepared", tiny("training.epochs=1"), folder / "run")
+    _priors(folder, trained)
     return folder
+
+
+def _priors(here, trained):
+    shutil.copytree(trained.run, here / "drawn")
+    shutil.copytree(trained.run, here / "moved", ignore=shutil.ignore_patterns("prior"))
+    state = load_state(here / "moved" / "state.safetensors")
+    nowhere = State(state.tensors, state.progress | {"data": str(here / "gone")})
+    save_state(here / "moved" / "state.safetensors", nowhere)
+    region = np.zeros((16, 12, 3), np.uint8)
+    nifti(here / "image.nii", noise(0))
+    nifti(here / "empty-region.nii", region)
+    region[4:9, 3:8] = 1
+    nifti(here / "region.nii", region)
+    nifti(here / "shifted-region.nii", region, np.diag([1.0, 1, 3, 1]) + np.eye(4, k=3) * 5)
+    nifti(here / "short-region.nii", region[..., :2])
+    content = (here / "drawn" / "prior" / "model.safetensors").read_bytes()
+    (here / "flipped-prior.safetensors").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
 
 
 def contents(folder):
@@ -209,6 +229,56 @@ CASES = [
     ("evaluate run flat --out new", "flat: no dataset.json in it"),
     ("demo --out occupied", "occupied: exists and is no demo; choose another --out"),
     ("demo --out new --recipe grand", "recipe 'grand' not found"),
+    # priors
+    ("info drawn/prior", "drawn/prior/model.safetensors: holds a prior, wanted a tokenizer"),
+    ("reconstruct drawn/prior volume.nii.gz new", "holds a prior, wanted a tokenizer"),
+    ("train prior drawn/prior", "holds a prior, wanted a tokenizer"),
+    (
+        "generate run --out new",
+        "holds a tokenizer, wanted a prior; train one first: slicebook train prior run",
+    ),
+    ("generate drawn/prior/masks --out new", "holds a label tokenizer, wanted a prior"),
+    ("generate state.safetensors --out new", "holds a state, wanted a prior"),
+    ("generate nothing --out new", "nothing: holds no trained model yet; train one first"),
+    ("generate flipped-prior.safetensors --out new", "flipped-prior.safetensors: .*damaged; copy it again"),
+    ("generate drawn --out occupied", "occupied: holds something already; choose another folder"),
+    ("generate drawn --out image.nii", "image.nii: holds something already; choose another folder"),
+    ("generate drawn --out image.nii/new", "image.nii"),
+    ("generate drawn --out new --position 1.5", r"position 1\.5: wanted a place in the volume, from 0 to 1"),
+    ("generate drawn --out new --class T2", "drawn.*: was not trained with class 'T2'; known are 0, 1, 2, 3"),
+    ("generate drawn --out new --size 8 8", "drawn.*: was not trained on slices of 8×8; wanted one of 32×64"),
+    ("generate drawn --out new --top-p 0", "top_p 0: wanted a share above 0 and at most 1"),
+    ("generate drawn --out new --temperature 0", "temperature 0: wanted a number above 0"),
+    ("generate drawn --out new --seed 99999999999999999999", "seed 9+: wanted a whole number from 0"),
+    ("generate drawn --out new --device cuda", "device cuda: .*use --device cpu"),
+    (
+        "inpaint drawn image.nii --mask short-region.nii --out new",
+        r"short-region.nii: its shape is \(16, 12, 2\), that of image.nii \(16, 12, 3\); draw the mask",
+    ),
+    (
+        "inpaint drawn image.nii --mask shifted-region.nii --out new",
+        "shifted-region.nii: lies elsewhere .* than image.nii .*; resample the mask onto the image",
+    ),
+    (
+        "inpaint drawn image.nii --mask empty-region.nii --out new",
+        "empty-region.nii: is 0 everywhere, so there is nothing to redraw; mark the region with 1",
+    ),
+    ("inpaint drawn image.nii --mask image.nii --out new", "image.nii: .*label"),
+    ("inpaint drawn image.nii --mask absent.nii --out new", "absent.nii"),
+    ("inpaint drawn flat --mask region.nii --out new", "flat: holds 4 volumes, wanted one; name one file"),
+    ("inpaint run image.nii --mask region.nii --out new", "holds a tokenizer, wanted a prior"),
+    ("anomaly drawn absent.nii new", "absent.nii: does not exist"),
+    ("anomaly drawn flat flat/new", "the originals lie here.*choose a folder outside flat"),
+    ("anomaly run image.nii new", "holds a tokenizer, wanted a prior"),
+    ("train prior nothing", "nothing: holds no trained model yet; train one first"),
+    (
+        "train prior drawn training.epochs=3",
+        r"training\.epochs=3: .*trained already; wanted settings of prior or labels, such as prior\.training",
+    ),
+    ("train prior drawn prior.training.epoch=3", "unknown setting 'prior.training.epoch'; did you mean"),
+    ("train prior drawn --out occupied --no-masks", "occupied: exists and is no training"),
+    ("train prior drawn --data prepared --out new", "prepared: .*another split, than .*give --data the same"),
+    ("train prior moved --out new", "gone: "),
 ]
 
 
@@ -236,6 +306,30 @@ def test_a_training_that_left_the_numbers_says_so_and_keeps_no_model(here, monke
         "slicebook: poisoned: the loss is no longer a number after step 1; no model was kept yet"
     )
     assert not list((here / "poisoned").glob("*.safetensors"))
+
+
+def test_more_samples_than_the_disk_holds_are_one_line(here, monkeypatch, capfd):
+    monkeypatch.chdir(here)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=5_000_000))
+    assert cli.main(["generate", "drawn", "--out", "new", "-n", "5000"]) == 1
+    error = capfd.readouterr().err
+    assert re.fullmatch(r"slicebook: new: 5000 samples take about \d+ MB, 5 MB are free; ask .*\n", error)
+    assert not (here / "new").exists()
+
+
+def test_a_tokenizer_that_uses_too_few_codes_is_one_line(here, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(here / "moved", tmp_path / "run")
+    loaded = load_tokenizer(tmp_path / "run")
+    codes = loaded.tokenizer.codebook(0)
+    with torch.no_grad():
+        codes.sums[2:] = 1e3 * codes.counts[2:, None]  # too far away to be chosen
+    save_tokenizer(loaded.path, loaded.tokenizer, loaded.info.recipe, loaded.info.provenance)
+    data = load_state(here / "drawn" / "state.safetensors").progress["data"]
+    assert cli.main(["train", "prior", "run", "--no-masks", "--device", "cpu", "--data", data]) == 1
+    last = capfd.readouterr().err.splitlines()[-1]
+    assert re.match(r"slicebook: run/model.safetensors: level 0 uses \d+% of its 16 codes", last)
+    assert not (tmp_path / "run" / "prior" / "model.safetensors").exists()
 
 
 def test_check_lists_every_file_that_cannot_be_used_and_ends_with_1(here, monkeypatch, capfd):

@@ -119,6 +119,20 @@ def test_a_module_imports_only_from_those_above_it(name):
         assert set(imported(path)) <= above, path
 
 
+def test_the_documents_tell_the_same_order():
+    text = (ROOT / "docs" / "how-it-works.md").read_text(encoding="utf-8")
+    block = text.partition("```text\n")[2].partition("```")[0]
+    assert tuple(re.findall(r"\w+", block)) == tuple(name for name in ORDER if name != "__main__")
+
+
+def test_the_documents_say_what_each_module_is_for():
+    text = (ROOT / "docs" / "how-it-works.md").read_text(encoding="utf-8")
+    table = re.findall(r"^\| (`.*?`) \|", text, re.MULTILINE)
+    named = {name for row in table for name in re.findall(r"`(\w+)`", row)}
+    plain = {"errors", "text", "config", "demo", "cli", "__main__"}  # their names say it
+    assert set(ORDER) - named == plain
+
+
 def test_public_names_are_exactly_these():
     assert slicebook.__all__ == [
         "CheckpointError",

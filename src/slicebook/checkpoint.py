@@ -214,9 +214,11 @@ def _load(path: Path, kind: str, record: type[Info]) -> tuple[dict[str, Tensor],
     """Read a file of a kind, its weights verified."""
     tensors, raw = _read(path)
     if raw.get("kind") != kind:
-        raise CheckpointError(
-            f"{path}: holds a {raw.get('kind', 'file of another program')}, wanted a {kind}"
-        )
+        found = raw.get("kind", "file of another program")
+        # In the folder of a tokenizer's run, its own file is what is found until there is a prior.
+        early = (found, kind) == ("tokenizer", "prior")
+        first = f"; train one first: slicebook train prior {path.parent}" if early else ""
+        raise CheckpointError(f"{path}: holds a {found}, wanted a {kind}{first}")
     if raw.get("schema_version") != SCHEMA_VERSION:
         raise CheckpointError(
             f"{path}: written in format {raw.get('schema_version')}, this Slicebook reads {SCHEMA_VERSION}; "

@@ -25,12 +25,13 @@ from slicebook.errors import ConfigError, DataError
 from slicebook.likelihood import likelihood
 from slicebook.preparation import IntensityMap
 from slicebook.prior import Conditions
-from slicebook.sampling import SamplingSettings, sample
+from slicebook.sampling import GROUP, SamplingSettings, sample
 from slicebook.volumes import Volume, from_slices, orientation_of, write_nifti
 
 DESCRIPTION = "SYNTHETIC, drawn by Slicebook: no patient"  # in every file's header
 SHEET = 64  # samples in the contact sheet, at most
 LEVELS_SHOWN = 4  # samples of which it is shown what each level decided
+LAST_SEED = 2**63 - 1
 SLICE_MM = 1.0  # through-plane size of a single synthetic slice, which has no neighbours
 
 
@@ -109,6 +110,7 @@ def generate(
     """
     if count < 1:
         raise ConfigError(f"{count} samples: wanted 1 or more")
+    check_seeds(seed, count)
     if not conditional and (position is not None or group is not None):
         raise ConfigError("a position or class was given and the prior is to be told nothing: drop one")
     if position is not None and not 0 <= position <= 1:
@@ -138,7 +140,8 @@ def generate(
         )
         for index, one in enumerate(seeds)
     ]
-    partial = out.with_name(f".{out.name}.partial")
+    place = out.resolve()  # `.` has no name, and a link to an empty folder stays one
+    partial = place.with_name(f".{place.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
@@ -146,13 +149,19 @@ def generate(
         _write_samples(partial, samples, page, kind)
         _draw_sheets(partial, samples, page, kind, loaded, tokens)
         _write_lists(partial, samples, loaded, settings, kind)
-        if out.is_dir():
-            out.rmdir()
-        os.replace(partial, out)
+        if place.is_dir():
+            place.rmdir()
+        os.replace(partial, place)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     mean = sum(one.bits_per_pixel for one in samples) / count
     return GenerateSummary(out, count, (kind.rows, kind.columns), page.masks is not None, mean)
+
+
+def check_seeds(seed: int, count: int) -> None:
+    """Refuse seeds that no generator takes: below 0, or beyond 63 bits."""
+    if not 0 <= seed <= LAST_SEED - count:
+        raise ConfigError(f"seed {seed}: wanted a whole number from 0, such that all {count} fit 63 bits")
 
 
 def draw(
@@ -191,11 +200,14 @@ def draw(
 def decode_pages(
     loaded: LoadedPrior, tokens: Int64[Tensor, "b n"], size: tuple[int, int], *, levels: int | None = None
 ) -> Page:
-    """Decode tokens batch by batch, onto the CPU."""
-    device = next(loaded.prior.parameters()).device
-    pages = [loaded.book.decode(part.to(device), size, levels=levels) for part in torch.split(tokens, 32)]
+    """Decode tokens batch by batch, onto the CPU; a page is the same alone or among others."""
+    device, count = next(loaded.prior.parameters()).device, len(tokens)
+    # Always as many rows, as in sampling: a batch of another size may round otherwise.
+    tokens = torch.cat([tokens, tokens[-1:].expand(-count % GROUP, -1)])
+    pages = [loaded.book.decode(part.to(device), size, levels=levels) for part in torch.split(tokens, GROUP)]
     masks = [page.masks.cpu() for page in pages if page.masks is not None]
-    return Page(torch.cat([page.images.cpu() for page in pages]), torch.cat(masks) if masks else None)
+    images = torch.cat([page.images.cpu() for page in pages])
+    return Page(images[:count], torch.cat(masks)[:count] if masks else None)
 
 
 def _kind(loaded: LoadedPrior, size: tuple[int, int] | None) -> SliceKind:
@@ -203,7 +215,8 @@ def _kind(loaded: LoadedPrior, size: tuple[int, int] | None) -> SliceKind:
     found = [kind for kind in kinds if size in (None, (kind.rows, kind.columns))]
     if not found:
         known = ", ".join(f"{kind.rows}×{kind.columns}" for kind in kinds)
-        raise ConfigError(f"{loaded.path}: was not trained on slices of {size}; wanted one of {known}")
+        asked = "×".join(map(str, size or ()))
+        raise ConfigError(f"{loaded.path}: was not trained on slices of {asked}; wanted one of {known}")
     return found[0]
 
 
@@ -224,7 +237,7 @@ def _check_room(out: Path, count: int, kind: SliceKind) -> None:
     free = shutil.disk_usage(there).free
     if wanted > free:
         raise DataError(
-            f"{out}: {count} samples take about {wanted / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; "
+            f"{out}: {count} samples take about {wanted / 1e6:,.0f} MB, {free / 1e6:,.0f} MB are free; "
             "ask for fewer, or choose another disk"
         )
 

@@ -19,7 +19,7 @@ from slicebook import sheets
 from slicebook.checkpoint import LoadedPrior, load_prior
 from slicebook.devices import choose_device
 from slicebook.errors import ConfigError, DataError
-from slicebook.generate import DESCRIPTION, decode_pages
+from slicebook.generate import DESCRIPTION, check_seeds, decode_pages
 from slicebook.nifti_file import write_atomically
 from slicebook.prior import Conditions, Layout
 from slicebook.sampling import SamplingSettings, sample
@@ -98,10 +98,12 @@ def inpaint(
 
     Raises:
         CheckpointError: There is no trained prior.
+        ConfigError: A setting out of range.
         DataError: The image is no single volume, or the mask is of another shape or place, or empty.
     """
     if count < 1:
         raise ConfigError(f"{count} drawings: wanted 1 or more")
+    check_seeds(seed, count)
     loaded, folder = load_prior(model, choose_device(device)), Path(out)
     spare_originals(Path(image), folder)
     stack = _read_one(image, plane)
@@ -183,7 +185,7 @@ def _question(
     loaded: LoadedPrior,
     stack: Stack,
     filled: Float32[np.ndarray, "b h w"],
-    region: Bool[np.ndarray, "n h w"],
+    region: Bool[np.ndarray, "slices h w"],
     chosen: list[int],
 ) -> tuple[Int64[Tensor, "b n"], Bool[Tensor, "b n"], Conditions, Layout]:
     """Tokens of the filled slices, which of them to keep, and what is known of the slices."""

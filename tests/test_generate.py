@@ -1,0 +1,344 @@
+"""Generated slices: a data set of its own, whole or not there, each sample from its seed alone."""
+
+import csv
+import json
+import math
+from dataclasses import replace
+from types import SimpleNamespace
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from test_sheets import pixels_of
+
+from slicebook import generate as generating
+from slicebook.checking import check
+from slicebook.checkpoint import load_prior
+from slicebook.dataset import PreparedData
+from slicebook.errors import CheckpointError, ConfigError, DataError
+from slicebook.generate import decode_pages, draw, generate
+from slicebook.layouts import SourceOptions
+from slicebook.likelihood import likelihood
+from slicebook.preparation import PrepareOptions, prepare
+from slicebook.prior import Conditions
+from slicebook.sampling import SamplingSettings
+from slicebook.sheets import GAP
+from slicebook.volumes import read_labels, read_nifti
+
+CPU = {"device": "cpu"}
+OPTIONS = SourceOptions(layout="nifti", patient_regex=r"(sample-\d+)", mask="_mask")
+
+
+@pytest.fixture(scope="module")
+def made(trained, tmp_path_factory):
+    """Three samples, from seeds 5, 6 and 7."""
+    out = tmp_path_factory.mktemp("generated") / "set"
+    summary = generate(trained.run, out, count=3, seed=5, **CPU)
+    return SimpleNamespace(out=out, summary=summary)
+
+
+@pytest.fixture(scope="module")
+def loaded(trained):
+    return load_prior(trained.run)
+
+
+def contents(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def lines_of(out):
+    with (out / "manifest.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def image_of(out, seed):
+    return read_nifti(out / "images" / f"sample-{seed:06}.nii.gz")
+
+
+# --- What is written
+
+
+def test_a_set_holds_images_masks_pictures_sheets_and_lists(made):
+    names = [f"sample-{seed:06}" for seed in (5, 6, 7)]
+    wanted = {f"images/{name}{end}" for name in names for end in (".nii.gz", "_mask.nii.gz")}
+    wanted |= {f"pictures/{name}.png" for name in names}
+    wanted |= {"sheet.png", "sheet-masks.png", "levels.png", "manifest.csv", "generation.json"}
+    assert contents(made.out).keys() == wanted
+    assert {item.name for item in made.out.parent.iterdir()} == {"set"}
+
+
+def test_every_file_says_that_it_is_synthetic(made):
+    files = list((made.out / "images").iterdir())
+    assert len(files) == 6
+    for path in files:
+        assert bytes(nib.load(path).header["descrip"]).startswith(b"SYNTHETIC")
+    assert json.loads((made.out / "generation.json").read_text())["synthetic"] is True
+
+
+def test_samples_lie_as_the_slices_of_the_training_do(made, loaded):
+    kind = loaded.info.slices[0]
+    for path in (made.out / "images").iterdir():
+        image = nib.load(path)
+        assert image.shape == (kind.columns, kind.rows, 1)
+        assert image.header.get_zooms()[:2] == pytest.approx((kind.column_mm, kind.row_mm))
+        middle = image.affine @ [(kind.columns - 1) / 2, (kind.rows - 1) / 2, 0, 1]
+        assert middle[:3].tolist() == pytest.approx([0, 0, 0], abs=1e-4)
+
+
+def test_samples_have_the_intensity_of_the_training(made, loaded):
+    kind = loaded.info.slices[0]
+    for seed in (5, 6, 7):
+        array = image_of(made.out, seed).array
+        assert kind.low - 1e-3 <= array.min() < array.max() <= kind.high + 1e-3
+
+
+def test_files_hold_what_the_tokens_decode_to(made, loaded):
+    kind = loaded.info.slices[0]
+    size = (kind.rows, kind.columns)
+    positions = [float(line["position"]) for line in lines_of(made.out)]
+    tokens, _ = draw(loaded, size, [5, 6, 7], positions, SamplingSettings())
+    page = decode_pages(loaded, tokens, size)
+    data = made.out / "images"
+    for index, seed in enumerate((5, 6, 7)):
+        # Radiological: as displayed, the rows go backwards (to the back) and the columns too (to the left).
+        image = image_of(made.out, seed).array[::-1, ::-1, 0].T
+        shown = (image - kind.low) / (kind.high - kind.low) * 2 - 1
+        np.testing.assert_allclose(shown, page.images[index, 0], atol=1e-4)
+        mask = read_labels(data / f"sample-{seed:06}_mask.nii.gz").array[::-1, ::-1, 0].T
+        np.testing.assert_array_equal(mask, page.masks[index])
+
+
+def test_the_list_tells_seed_condition_and_likelihood_of_each_sample(made, loaded):
+    kind, lines = loaded.info.slices[0], lines_of(made.out)
+    size = (kind.rows, kind.columns)
+    assert [(line["name"], line["seed"]) for line in lines] == [(f"sample-{s:06}", str(s)) for s in (5, 6, 7)]
+    positions = [float(line["position"]) for line in lines]
+    assert len(set(positions)) == 3
+    assert all(0 <= position <= 1 for position in positions)
+    tokens, conditions = draw(loaded, size, [5, 6, 7], positions, SamplingSettings())
+    found = likelihood(loaded.prior, loaded.book.layout(size), tokens, conditions)
+    nats = found.nats.sum(1).tolist()
+    assert [-float(line["log_likelihood"]) for line in lines] == pytest.approx(nats, rel=1e-4)
+    assert [float(line["spread"]) for line in lines] == pytest.approx(found.spread.tolist(), abs=1e-3)
+    bits = [one / math.log(2) / (size[0] * size[1]) for one in nats]
+    assert [float(line["bits_per_pixel"]) for line in lines] == pytest.approx(bits, rel=1e-4)
+    assert made.summary.bits_per_pixel == pytest.approx(sum(bits) / 3, rel=1e-4)
+
+
+def test_the_summary_tells_what_was_written(made, loaded):
+    kind = loaded.info.slices[0]
+    assert (made.summary.out, made.summary.samples) == (made.out, 3)
+    assert made.summary.size == (kind.rows, kind.columns)
+    assert made.summary.with_masks is True
+
+
+def test_a_set_tells_the_model_and_the_settings_it_came_from(made, loaded):
+    found = json.loads((made.out / "generation.json").read_text())
+    assert found["model_sha256"] == loaded.info.weights_sha256
+    assert found["settings"] == {"temperature": 1.0, "fine_temperature": 0.9, "top_p": 0.98, "guidance": 0.0}
+    assert found["label_values"] == list(loaded.info.masks.tokenizer.label_values)
+
+
+def test_the_contact_sheet_holds_no_more_than_its_share(trained, tmp_path, loaded, monkeypatch):
+    monkeypatch.setattr(generating, "SHEET", 1)
+    generate(trained.run, tmp_path / "out", count=2, **CPU)
+    kind = loaded.info.slices[0]
+    high = round(kind.rows * kind.row_mm / kind.column_mm)
+    assert pixels_of(tmp_path / "out" / "sheet.png").shape == (high, kind.columns, 3)
+    picture = pixels_of(tmp_path / "out" / "pictures" / "sample-000000.png")
+    assert picture.shape == (high, 2 * kind.columns + GAP, 3)
+
+
+def test_check_and_prepare_read_a_set(made, tmp_path):
+    report = check(made.out, OPTIONS)
+    assert (report.slices, report.unreadable, report.misfits) == (3, (), ())
+    prepare(made.out, tmp_path / "prepared", OPTIONS, PrepareOptions(fractions=(0.34, 0.33, 0.33)))
+    data = PreparedData.open(tmp_path / "prepared")
+    assert {count.patients for count in data.info.counts.values()} == {1}
+    assert all(record.label_offset >= 0 for record in data.records)
+
+
+# --- From seeds
+
+
+def test_the_same_command_gives_the_same_files(made, trained, tmp_path):
+    generate(trained.run, tmp_path / "again", count=3, seed=5, **CPU)
+    assert contents(tmp_path / "again") == contents(made.out)
+
+
+def test_a_sample_depends_on_its_own_seed_alone(made, trained, tmp_path):
+    generate(trained.run, tmp_path / "alone", count=1, seed=7, **CPU)
+    for name, content in contents(tmp_path / "alone").items():
+        if name.startswith(("images", "pictures")):
+            assert content == contents(made.out)[name], name
+    found, wanted = lines_of(tmp_path / "alone")[0], lines_of(made.out)[2]
+    for name in ("name", "seed", "position"):
+        assert found[name] == wanted[name]
+    assert float(found["log_likelihood"]) == pytest.approx(float(wanted["log_likelihood"]), rel=1e-5)
+
+
+def test_other_seeds_give_other_samples(made):
+    arrays = [image_of(made.out, seed).array for seed in (5, 6, 7)]
+    assert not np.array_equal(arrays[0], arrays[1])
+    assert not np.array_equal(arrays[1], arrays[2])
+
+
+def test_a_position_may_be_asked_for(trained, tmp_path, monkeypatch):
+    asked = []
+
+    def spy(loaded, size, seeds, positions, *rest, **how):
+        asked.append(positions)
+        return draw(loaded, size, seeds, positions, *rest, **how)
+
+    monkeypatch.setattr(generating, "draw", spy)
+    generate(trained.run, tmp_path / "out", count=2, position=0.25, **CPU)
+    assert asked == [[0.25, 0.25]]
+    assert [line["position"] for line in lines_of(tmp_path / "out")] == ["0.25", "0.25"]
+
+
+def test_the_position_drawn_is_the_samples_own(made, trained, tmp_path):
+    """A sample asked for at the position it would have drawn is that sample."""
+    line = lines_of(made.out)[1]
+    generate(trained.run, tmp_path / "out", count=1, seed=6, position=float(line["position"]), **CPU)
+    assert np.array_equal(image_of(tmp_path / "out", 6).array, image_of(made.out, 6).array)
+
+
+def test_without_conditions_the_prior_is_told_no_position(trained, tmp_path, loaded):
+    summary = generate(trained.run, tmp_path / "out", count=1, conditional=False, **CPU)
+    assert lines_of(tmp_path / "out")[0]["position"] == ""
+    _, conditions = draw(loaded, summary.size, [0], None, SamplingSettings())
+    assert conditions.position.isnan().all()
+
+
+def test_draw_tells_the_prior_the_positions_it_was_given(loaded):
+    size = (loaded.info.slices[0].rows, loaded.info.slices[0].columns)
+    _, conditions = draw(loaded, size, [3, 4], [0.0, 1.0], SamplingSettings())
+    assert conditions.position.tolist() == [0.0, 1.0]
+    assert isinstance(conditions, Conditions)
+
+
+def test_a_class_may_be_asked_for(trained, tmp_path, loaded):
+    summary = generate(trained.run, tmp_path / "out", count=2, group="2", **CPU)
+    assert [line["group"] for line in lines_of(tmp_path / "out")] == ["2", "2"]
+    _, conditions = draw(loaded, summary.size, [0, 1], None, SamplingSettings(), group="2")
+    assert conditions.group.tolist() == [2, 2]
+    _, unasked = draw(loaded, summary.size, [0, 1], None, SamplingSettings())
+    assert unasked.group.tolist() == [-1, -1]
+
+
+def test_pages_of_some_levels_hear_no_finer_tokens(loaded):
+    size = (loaded.info.slices[0].rows, loaded.info.slices[0].columns)
+    layout = loaded.book.layout(size)
+    tokens, _ = draw(loaded, size, [1, 2], None, SamplingSettings())
+    other = tokens.clone()
+    other[:, layout.starts[-2] :] = (other[:, layout.starts[-2] :] + 1) % 16
+    found = [decode_pages(loaded, one, size, levels=1).images for one in (tokens, other)]
+    assert found[0].equal(found[1])
+    whole = [decode_pages(loaded, one, size).images for one in (tokens, other)]
+    assert not torch.allclose(whole[0], whole[1], atol=1e-4)
+
+
+def test_progress_counts_samples(trained, tmp_path):
+    told = []
+    generate(trained.run, tmp_path / "out", count=2, progress=lambda *one: told.append(one), **CPU)
+    assert told == [(2, 2)]
+
+
+# --- Whole or not at all
+
+
+@pytest.mark.parametrize("stage", ["_write_samples", "_draw_sheets", "_write_lists", "os.replace"])
+@pytest.mark.parametrize("fault", [OSError, KeyboardInterrupt])
+def test_a_set_that_is_not_finished_leaves_nothing(stage, fault, trained, tmp_path, monkeypatch):
+    whole = generating._write_samples
+
+    def fail(*arguments):
+        if stage == "_write_samples":
+            whole(*arguments)
+        raise fault
+
+    monkeypatch.setattr(f"slicebook.generate.{stage}", fail)
+    with pytest.raises((fault, DataError)):
+        generate(trained.run, tmp_path / "out", count=1, **CPU)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_command_left_does_not_come_into_a_set(trained, tmp_path):
+    left = tmp_path / ".out.partial" / "images"
+    left.mkdir(parents=True)
+    (left / "sample-000009.nii.gz").write_bytes(b"half")
+    generate(trained.run, tmp_path / "out", count=1, **CPU)
+    assert not (tmp_path / "out" / "images" / "sample-000009.nii.gz").exists()
+    assert [item.name for item in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("way", ["empty", "link", "here"])
+def test_an_empty_folder_may_be_filled(way, trained, tmp_path, monkeypatch):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    monkeypatch.chdir(tmp_path / "empty")
+    generate(trained.run, "." if way == "here" else tmp_path / way, count=1, **CPU)
+    assert (tmp_path / "empty" / "manifest.csv").is_file()
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_what_is_there_already_stays(kind, trained, tmp_path):
+    out = tmp_path / "out"
+    thesis = out if kind == "file" else out / "thesis.txt"
+    thesis.parent.mkdir(exist_ok=True)
+    thesis.write_text("years of work")
+    with pytest.raises(DataError, match="out: holds something already; choose another folder"):
+        generate(trained.run, out, count=1, **CPU)
+    assert thesis.read_text() == "years of work"
+
+
+# --- What is refused
+
+
+def test_more_samples_than_the_disk_holds_are_refused_before_any_is_drawn(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=2_000_000))
+    monkeypatch.setattr(generating, "draw", lambda *_, **__: pytest.fail("drawn"))
+    wanted = r"out: 1000 samples take about \d+ MB, 2 MB are free; ask for fewer, or choose another disk"
+    with pytest.raises(DataError, match=wanted):
+        generate(trained.run, tmp_path / "deep" / "out", count=1000, **CPU)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"count": 0}, "0 samples: wanted 1 or more"),
+        ({"position": 1.5}, r"position 1\.5: wanted a place in the volume, from 0 to 1"),
+        ({"position": -0.1}, "position -0.1: wanted"),
+        ({"position": math.nan}, "position nan: wanted"),
+        ({"group": "9"}, "model.safetensors: was not trained with class '9'; known are 0, 1, 2, 3"),
+        ({"group": "1", "conditional": False}, "class was given and the prior is to be told nothing"),
+        ({"position": 0.5, "conditional": False}, "a position .* was given .*: drop one"),
+        ({"size": (8, 8)}, r"was not trained on slices of 8×8; wanted one of \d+×64"),
+        ({"seed": -1}, "seed -1: wanted"),
+        ({"seed": 2**63 - 1, "count": 2}, f"seed {2**63 - 1}: wanted"),
+    ],
+)
+def test_a_wish_out_of_range_is_refused(asked, message, trained, tmp_path):
+    with pytest.raises(ConfigError, match=message):
+        generate(trained.run, tmp_path / "out", **asked, **CPU)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_prior_without_classes_takes_none(loaded):
+    plain = replace(loaded, info=loaded.info.model_copy(update={"classes": ()}))
+    with pytest.raises(ConfigError, match="its data had no classes"):
+        draw(plain, (32, 64), [0], None, SamplingSettings(), group="1")
+
+
+def test_a_seed_that_stands_twice_is_refused(loaded):
+    size = (loaded.info.slices[0].rows, loaded.info.slices[0].columns)
+    with pytest.raises(ConfigError, match="seed 3 stands twice: the same seed gives the same sample again"):
+        draw(loaded, size, [9, 3, 4, 3, 9], None, SamplingSettings())
+
+
+def test_without_a_prior_nothing_is_written(tmp_path):
+    with pytest.raises(CheckpointError, match="train one first"):
+        generate(tmp_path / "nowhere", tmp_path / "out", **CPU)
+    assert list(tmp_path.iterdir()) == []

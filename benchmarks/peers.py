@@ -1,4 +1,4 @@
-"""What `speed.py` times: one training step of each library's quantiser, and one-stage networks beside ours.
+"""What `speed.py` times: each library's quantiser, one-stage networks beside ours, and a peer that samples.
 
 Every quantiser has running averages on (decay 0.99) and commitment weight 1, neither k-means nor revival in
 the step, and its vectors in the layout that it asks for. The gradient goes straight through in all.
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from slicebook.config import load_recipe
+from slicebook.prior import HEAD_DIM
 from slicebook.quantizer import BLOCK_ELEMENTS, Quantizer
 from slicebook.tokenizer import Tokenizer
 
@@ -146,6 +147,60 @@ def encoding(module: nn.Module, images: Tensor, precision: str) -> Step:
             encode(images)
 
     return step
+
+
+class MonaiTransformer:
+    """MONAI's transformer with about as many parameters as wanted, sampled by MONAI's own inferer."""
+
+    def __init__(self, parameters: int, codes: int, tokens: int, width: int) -> None:
+        nets = importlib.import_module("monai.networks.nets.transformer")
+        inferers = importlib.import_module("monai.inferers")
+
+        def build(layers: int) -> nn.Module:
+            module: nn.Module = nets.DecoderOnlyTransformer(
+                num_tokens=codes + 1,  # one says: begin
+                max_seq_len=tokens,
+                attn_layers_dim=width,
+                attn_layers_depth=layers,
+                attn_layers_heads=width // HEAD_DIM,
+                use_flash_attention=True,  # half the time of its default
+            )
+            return module.eval()
+
+        one, two = (_parameters(build(layers)) for layers in (1, 2))
+        self.module = build(max(1, 1 + round((parameters - one) / (two - one))))
+        self.parameters = _parameters(self.module)
+        self.codes = codes
+        self.inferer = inferers.VQVAETransformerInferer()
+        # One token is asked for at a time, and none decoded: what stays is the sampler's own step.
+        self.stage_one = types.SimpleNamespace(num_embeddings=codes, decode_samples=lambda tokens: tokens)
+        self.order = types.SimpleNamespace(get_revert_sequence_ordering=lambda: [0])
+
+    def step(self, before: int, batch: int) -> Step:
+        """Return the inferer's way to one more token of each sample, after so many (the beginning counts)."""
+        drawn = torch.cat(
+            [torch.full((batch, 1), self.codes), torch.randint(self.codes, (batch, before - 1))], 1
+        )
+
+        def draw() -> None:
+            self.inferer.sample(
+                latent_spatial_dim=(1, 1),
+                starting_tokens=drawn,
+                vqvae_model=self.stage_one,
+                transformer_model=self.module,
+                ordering=self.order,
+                verbose=False,
+            )
+
+        return draw
+
+
+SAMPLERS: dict[str, Callable[[int, int, int, int], MonaiTransformer]] = {"monai": MonaiTransformer}
+"""Given parameters, codes, tokens of a slice and width."""
+
+
+def _parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def _step(module: nn.Module, vectors: Tensor, outputs: Callable[[Any], tuple[Tensor, Tensor]]) -> Step:

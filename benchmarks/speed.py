@@ -1,4 +1,4 @@
-"""Time Slicebook beside its peers in one run: quantiser steps, networks, the data path, the command line.
+"""Time Slicebook beside its peers in one run: quantiser steps, networks, sampling, data path, command line.
 
     python benchmarks/speed.py --threads 2
 
@@ -25,12 +25,17 @@ from typing import Any
 
 import machine
 import torch
-from peers import FLOOR, NETWORKS, OURS, QUANTIZERS, Step, encoding, training_step
+from peers import FLOOR, NETWORKS, OURS, QUANTIZERS, SAMPLERS, Step, encoding, training_step
+from scipy.integrate import simpson
 
 from slicebook import phantom
-from slicebook.config import AugmentConfig
+from slicebook.book import Book
+from slicebook.config import AugmentConfig, load_recipe
 from slicebook.dataset import PreparedData, SliceBatches, augment, draw_augmentation
 from slicebook.preparation import prepare
+from slicebook.prior import Conditions, Prior
+from slicebook.sampling import sample
+from slicebook.tokenizer import Tokenizer
 
 SEED = 42
 VECTORS = 16_384
@@ -41,6 +46,8 @@ BATCH = 16
 PATIENTS, SLICES = (6, 1, 1), 30  # of the phantom
 FEWEST_TURNS = 3
 STARTS = 7  # of the command line
+SLICE, LABELS = (256, 128), 6  # pixels, and values of its mask
+PREFIXES = (0.0, 0.25, 0.5, 0.75, 1.0)  # of a slice's tokens
 
 # Small freed blocks would stay with the process and hide in the next measurement.
 EAGER_MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
@@ -83,6 +90,76 @@ def networks(seconds: float, precision: str) -> dict[str, Any]:
             _say(settings[-1])
     parameters = {name: sum(p.numel() for p in module.parameters()) for name, module in modules.items()}
     return {"batch_size": BATCH, "missing": missing, "parameters": parameters, "settings": settings}
+
+
+def generation(seconds: float) -> dict[str, Any]:
+    """Time the drawing of a slice's tokens, and a peer's of as many tokens and about as many parameters.
+
+    The peer keeps no cache, so that its later tokens cost more and a whole slice takes minutes: its sampler
+    is timed for one token after prefixes of evenly spaced lengths, and the sum over all lengths is Simpson's,
+    exact for a cost of first and second powers of the length.
+    """
+    recipe = load_recipe("compact")
+    labels = recipe.for_labels(range(LABELS)).tokenizer
+    book = Book(Tokenizer(recipe.tokenizer).eval(), Tokenizer(labels).eval())
+    layout = book.layout(SLICE)
+    prior = Prior(recipe.prior, book.codebooks).eval()
+    parameters = sum(parameter.numel() for parameter in prior.parameters())
+    conditions = Conditions(torch.linspace(0, 1, BATCH), torch.full((BATCH,), -1))
+    count, codes = layout.starts[-1], max(stage.size for stage in layout.stages)
+
+    def draw() -> None:
+        sample(prior, layout, range(BATCH), conditions)
+
+    def decode() -> None:
+        book.decode(torch.zeros(BATCH, count, dtype=torch.int64), SLICE)
+
+    peers, missing = _build(SAMPLERS, parameters, codes, count, recipe.prior.coarse.width)
+    lengths = [round(1 + share * (count - 1)) for share in PREFIXES]
+    steps = {OURS: draw, "decoding": decode}
+    steps |= {
+        f"{name} after {length}": one.step(length, BATCH) for name, one in peers.items() for length in lengths
+    }
+    found = take_turns(steps, seconds)
+    ours = found[OURS]["seconds"]
+    contenders = {
+        OURS: {"seconds_a_slice": ours / BATCH, "parameters": parameters, "turns": found[OURS]["turns"]}
+    }
+    for name, one in peers.items():
+        taken = [found[f"{name} after {length}"]["seconds"] for length in lengths]
+        whole = _sum_over_lengths(lengths, taken)
+        contenders[name] = {
+            "seconds_a_slice": whole / BATCH,
+            "parameters": one.parameters,
+            "turns": found[OURS]["turns"],
+            "ratio": whole / ours,
+            "prefixes": lengths,
+            "seconds_a_token": taken,
+        }
+    _say(
+        {
+            "task": "sampling",
+            "contenders": {n: {"seconds": o["seconds_a_slice"]} for n, o in contenders.items()},
+        }
+    )
+    return {
+        "rows": SLICE[0],
+        "columns": SLICE[1],
+        "batch_size": BATCH,
+        "precision": "32-true",
+        "tokens": {stage.name: len(stage) for stage in layout.stages},
+        "prior": recipe.prior.model_dump(mode="json", include={"coarse", "fine", "embedding"}),
+        "decoding_seconds_a_slice": found["decoding"]["seconds"] / BATCH,
+        "peer": "one token of its own inferer after each prefix; all tokens by Simpson's rule",
+        "missing": missing,
+        "contenders": contenders,
+    }
+
+
+def _sum_over_lengths(lengths: Sequence[int], seconds: Sequence[float]) -> float:
+    """Return the seconds of one step at each length from the first to the last."""
+    mean = float(simpson(seconds, x=lengths)) / (lengths[-1] - lengths[0])
+    return mean * (lengths[-1] - lengths[0] + 1)
 
 
 def data_path(seconds: float) -> dict[str, Any]:
@@ -230,6 +307,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     }
     result |= {"quantizers": quantizers(asked.seconds, asked.threads)}
     result |= {"networks": networks(asked.seconds, result["precision"])}
+    result |= {"generation": generation(asked.seconds)}
     result |= {"data_path": data_path(asked.seconds), "command_line": command_line()}
     machine.write(asked.results / "speed.json", result)
     print(json.dumps(result["command_line"]))

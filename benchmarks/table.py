@@ -194,6 +194,85 @@ def networks(results: Results) -> str:
     return _table(head, rows) + f"\nBatches of {found['batch_size']}. Parameters: {sizes}.{missing}"
 
 
+def generation(results: Results) -> str:
+    """What priors draw, beside what real patients score against each other: one column a data set."""
+    found = _generated(results)
+    if not found:
+        return NOT_MEASURED
+    rows = [[what, *cells] for what, cells in _generation_rows(found)]
+    made = "".join(
+        f"\n{one['title']}: {one['samples']} samples of {one['rows']}×{one['columns']} beside "
+        f"{one['test']['slices']} slices of {one['test']['patients']} test patients; tokenizer trained for "
+        f"{one['tokenizer_seconds'] / 60:.0f} minutes, prior of {one['sampling']['parameters'] / 1e6:.1f} M "
+        f"parameters for {one['provenance']['seconds'] / 60:.0f}, on {one['provenance']['train_patients']} "
+        f"patients. {_where(one)}"
+        for one in found
+    )
+    return _table(["", *(one["title"] for one in found)], rows) + made
+
+
+def _generated(results: Results) -> list[Any]:
+    return [one for name, one in results.items() if name.startswith("generation-")]
+
+
+def _generation_rows(found: Sequence[Any]) -> Iterable[tuple[str, list[str]]]:
+    names = {"kernel_distance": "kernel distance", "frechet_distance": "Fréchet distance"}
+    for name, title in names.items():
+        whose = [one["texture"][name] for one in found]
+        yield f"{title}, samples", [f"{one['generated']:.3g}" for one in whose]
+        yield f"{title}, real patients, 95th percentile", [f"{one['real_range'][1]:.3g}" for one in whose]
+    alone = [f"{one['tokenizer_alone']['kernel_distance']:.3g}" for one in found]
+    yield "kernel distance, reconstructions of the real slices", alone
+    for name in ("coverage", "density", "precision", "recall"):
+        whose = [one["texture"][name] for one in found]
+        cells = ["–" if one is None else f"{one['generated']:.2f} of {one['real']:.2f}" for one in whose]
+        yield f"{name}, samples of real patients'", cells
+    rules = [one["anatomy"] for one in found]
+    cells = ["–" if one is None else f"{one['generated']:.1%} of {one['real']:.1%}" for one in rules]
+    yield "masks that meet the rules of anatomy, samples of real ones'", cells
+    taught = [one["segmenter"] for one in found]
+    cells = [
+        "–" if one is None else f"{one['generated']['mean']:.3f} of {one['training_set']['mean']:.3f}"
+        for one in taught
+    ]
+    yield "Dice of a segmenter taught by samples, of one taught by patients", cells
+    for label in sorted({label for one in taught if one for label in one["generated"]["labels"]}):
+        yield f"label {label}", [_two_dice(one, label) for one in taught]
+    yield "seconds a slice to sample", [f"{one['sampling']['seconds_a_slice']:.2f}" for one in found]
+
+
+def _two_dice(taught: Any, label: str) -> str:
+    if taught is None or label not in taught["generated"]["labels"]:
+        return "–"
+    sides = (taught[side]["labels"][label]["mean_of_patients"] for side in ("generated", "training_set"))
+    return " of ".join("–" if mean is None else f"{mean:.3f}" for mean in sides)
+
+
+def sampling(results: Results) -> str:
+    """How long a slice's tokens take to draw, beside MONAI's transformer."""
+    found = results["speed"].get("generation")
+    if found is None:
+        return NOT_MEASURED
+    rows = [
+        [
+            name,
+            f"{one['parameters'] / 1e6:.2f} M",
+            f"{one['seconds_a_slice']:.2f}",
+            f"{one.get('ratio', 1):.1f}",
+        ]
+        for name, one in found["contenders"].items()
+    ]
+    rows += [[name, why, "", ""] for name, why in found["missing"].items()]
+    tokens = ", ".join(f"{name} {count}" for name, count in found["tokens"].items())
+    return (
+        _table(["", "parameters", "seconds a slice", "over ours"], rows)
+        + f"\nA slice of {found['rows']}×{found['columns']} at batch {found['batch_size']}, "
+        f"{found['precision']}; tokens: {tokens}. Decoding them takes "
+        f"{found['decoding_seconds_a_slice']:.3f} s more. The peer: {found['peer']}.\n"
+        + _where(results["speed"])
+    )
+
+
 def other_speed(results: Results) -> str:
     """The data path and the command line."""
     path, line = results["speed"]["data_path"], results["speed"]["command_line"]
@@ -211,10 +290,12 @@ def targets(results: Results) -> str:
     for wanted, found, met in (
         *_quality_targets(results),
         *_speed_targets(results),
+        *_generation_targets(results),
         *_founding_target(results),
     ):
         rows.append([wanted, found, "**yes**" if met else "**no**"])
     missing = [name for name in ("quality", "speed", "founding") if name not in results]
+    missing += [] if _generated(results) else ["generation"]
     note = f"\nNot measured yet: {', '.join(missing)}." if missing else ""
     return _table(["wanted", "found", "met"], rows) + note
 
@@ -274,6 +355,37 @@ def _speed_targets(results: Results) -> Iterable[Target]:
     yield "`slicebook --help` in under 0.5 s", f"{seconds:.2f} s", seconds < 0.5
 
 
+def _generation_targets(results: Results) -> Iterable[Target]:
+    for one in _generated(results):
+        title, kernel = one["title"], one["texture"]["kernel_distance"]
+        yield (
+            f"{title}: kernel distance of samples at most the 95th percentile of real patients'",
+            f"{kernel['generated']:.3g}, {kernel['real_range'][1]:.3g}",
+            one["texture"]["as_near_as_real"],
+        )
+        shares = {
+            "coverage of samples over that of real patients: 80 % or more": (one["texture"]["coverage"], 0.8),
+            "anatomy rules met by samples over real ones: 90 % or more": (one["anatomy"], 0.9),
+            "Dice of a segmenter taught by samples over patients: 90 % or more": (one["segmenter"], 0.9),
+        }
+        for what, (measured, least) in shares.items():
+            share = None if measured is None else measured.get("share", measured.get("ratio"))
+            if share is not None:
+                yield f"{title}: {what}", f"{share:.1%}", share >= least
+    drawn = results.get("speed", {}).get("generation")
+    if drawn is not None:
+        seconds = drawn["contenders"]["slicebook"]["seconds_a_slice"]
+        yield "tokens of a 256×128 slice drawn in 1 s or less, batch 16", f"{seconds:.2f} s", seconds <= 1
+        peers = {name: one["ratio"] for name, one in drawn["contenders"].items() if "ratio" in one}
+        absent = [f"{name} {why}" for name, why in drawn["missing"].items()]
+        found = ", ".join([*(f"{name} {ratio:.0f}" for name, ratio in peers.items()), *absent])
+        yield (
+            "each peer's seconds to draw it over ours: 20 or more",
+            found,
+            bool(peers) and min(peers.values()) >= 20,
+        )
+
+
 def _quantizer_targets(setting: Mapping[str, Any], missing: Mapping[str, str]) -> Iterable[Target]:
     of, which = setting["contenders"], f"K {setting['codes']:,}, D 64"
     ours = of["slicebook"]
@@ -312,6 +424,8 @@ TABLES: dict[str, tuple[Callable[[Results], str], tuple[str, ...]]] = {
     "founding": (founding, ("founding",)),
     "quantizers": (quantizers, ("speed",)),
     "networks": (networks, ("speed",)),
+    "generation": (generation, ()),
+    "sampling": (sampling, ("speed",)),
     "other-speed": (other_speed, ("speed",)),
     "targets": (targets, ()),
 }

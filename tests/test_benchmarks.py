@@ -5,11 +5,14 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from slicebook import phantom
 from slicebook.config import load_recipe
 from slicebook.preparation import prepare
+from slicebook.prior_training import train_prior
 
 ROOT = Path(__file__).parent.parent
 SMALL = (
@@ -29,11 +32,14 @@ def scripts():
         patch.syspath_prepend(ROOT / "benchmarks")
         for place in ("pictures.batch", "pictures.curves", "evaluate._draw"):
             patch.setattr(f"slicebook.{place}", lambda *_, **__: None)
+        import generation
         import quality
+        import segmenter
         import speed
         import table
 
-        yield {"quality": quality, "speed": speed, "table": table}
+        found = (generation, quality, segmenter, speed, table)
+        yield {script.__name__: script for script in found}
 
 
 def measure(scripts, folder, *more):
@@ -169,6 +175,84 @@ def with_recipe(loaded, recipe):
     return type(loaded)(loaded.tokenizer, info, loaded.path)
 
 
+# --- generation.py
+
+
+@pytest.fixture(scope="module")
+def generated(scripts, measured):
+    """`generation.py` on a prior over the tokens of the small `compact`; its result beside the others."""
+    trunk = {"width": 32, "layers": 1}
+    settings = [f"prior.{name}.{key}={value}" for name in ("coarse", "fine") for key, value in trunk.items()]
+    settings += ["prior.training.epochs=1", "prior.training.batch_size=4", "prior.training.views=1"]
+    settings += [
+        "labels.training.epochs=1",
+        "labels.tokenizer.width=16",
+        "labels.tokenizer.codebook_sizes=[8]",
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("slicebook.prior_training.LOW_USAGE", 0)
+        train_prior(measured / "work" / "compact", settings, device="cpu", progress=False)
+    assert draw_samples(scripts, measured) == 0
+    return result(measured, "generation-small")
+
+
+def draw_samples(scripts, folder, *more):
+    words = [folder / "work" / "compact", folder / "data", "--name", "small", "-n", 6, "--steps", 2]
+    words += ["--threads", 1, "--results", folder / "results", "--sheets", folder / "sheets", *more]
+    return scripts["generation"].main([str(word) for word in words])
+
+
+def test_samples_are_judged_beside_test_patients(generated, measured):
+    assert generated["test"] == {"patients": 2, "slices": 8}
+    assert generated["texture"]["kernel_distance"]["real_range"][1] is not None
+    assert set(generated["anatomy"]["by_rule"]) == set(generated["anatomy"]["rules"])
+    assert generated["segmenter"]["generated"]["pairs"] == 6
+    assert generated["segmenter"]["training_set"]["pairs"] == 4  # the other 4 are of another size
+    assert set(generated["segmenter"]["generated"]["labels"]) == set("12345")
+    assert {path.name for path in (measured / "sheets").iterdir()} == {"sheet.png", "sheet-masks.png"}
+
+
+def test_a_generation_says_how_it_was_made_and_names_no_person_or_place(generated, measured):
+    text = (measured / "results" / "generation-small.json").read_text(encoding="utf-8")
+    wanted = {"date", "commit", "hardware", "versions", "recipe", "provenance", "seeds", "settings"}
+    assert wanted <= set(generated)
+    assert generated["data"]["split_hash"] == generated["provenance"]["split_hash"]
+    for secret in (str(measured), "patient-0", "case_0", "Case_0"):
+        assert secret not in text
+
+
+def test_samples_beside_other_patients_are_refused(scripts, generated, measured, capsys):
+    assert draw_samples(scripts, measured, "--results", measured / "nowhere", "--top-p", "2") == 1
+    assert "top_p" in capsys.readouterr().err
+    words = [
+        str(measured / "work" / "compact"),
+        str(measured / "other"),
+        "--results",
+        str(measured / "nowhere"),
+    ]
+    assert scripts["generation"].main(words) == 1
+    assert "other patients" in capsys.readouterr().err
+    assert not (measured / "nowhere").exists()
+
+
+def test_the_segmenter_learns_what_it_is_shown(scripts):
+    masks = torch.zeros(16, 19, 24, dtype=torch.uint8)
+    for row in range(16):
+        masks[row, 4:14, row // 2 : row // 2 + 8] = 3
+    images = (masks[:, None].float() - 1.5) / 2
+    network = scripts["segmenter"].train(images, masks, (0, 3), steps=40, seed=0)
+    found = scripts["segmenter"].segment(network, images, (0, 3))
+    assert (found == masks).float().mean() > 0.98
+    again = scripts["segmenter"].train(images, masks, (0, 3), steps=40, seed=0)
+    assert torch.equal(scripts["segmenter"].segment(again, images, (0, 3)), found)
+
+
+def test_samples_stand_left_of_real_slices(scripts):
+    left, right = ([np.full((2, 2, 3), value, np.uint8) for _ in range(9)] for value in (1, 2))
+    page = scripts["generation"]._side_by_side(left, right)
+    assert [int(one.max()) for one in page] == [*[1] * 8, 0, *[2] * 8, 1, *[0] * 8, 2, *[0] * 7]
+
+
 # --- speed.py
 
 
@@ -178,13 +262,15 @@ def timed(scripts, measured):
     script = scripts["speed"]
     small = {
         "VECTORS": 1024, "CODES": (64,), "DIMENSIONS": (64,), "SIDES": (64,), "BATCH": 2,
-        "FEWEST_TURNS": 1, "STARTS": 1, "PATIENTS": (1, 1, 1), "SLICES": 4,
+        "FEWEST_TURNS": 1, "STARTS": 1, "SLICE": (32, 16), "LABELS": 2, "PATIENTS": (1, 1, 1), "SLICES": 4,
     }  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         for name, value in small.items():
             patch.setattr(script, name, value)
         patch.setattr(script, "_extra_memory", lambda *_: 1.0)  # a process of its own each: slow to start
         patch.setattr(script, "QUANTIZERS", script.QUANTIZERS | {"nobody's": import_nothing})
+        samplers = {"monai": FakeSampler, "nobody's": import_nothing}
+        patch.setattr(script, "SAMPLERS", samplers)
         assert script.main(["--threads", "1", "--seconds", "0", "--results", str(measured / "results")]) == 0
     return result(measured, "speed")
 
@@ -193,13 +279,29 @@ def import_nothing(*_):
     raise ModuleNotFoundError("No module named 'nobodys'", name="nobodys")
 
 
+class FakeSampler:
+    """A peer whose tokens take no time."""
+
+    def __init__(self, parameters, codes, tokens, width):
+        assert parameters > 0 < codes < 2000
+        assert tokens >= 1 < width
+        self.parameters = parameters
+
+    def step(self, before, batch):
+        """Do nothing."""
+        return lambda: None
+
+
 def test_a_peer_that_is_not_installed_is_named(timed):
+    assert timed["generation"]["missing"]["nobody's"] == "not installed: nobodys"
     assert timed["quantizers"]["missing"]["nobody's"] == "not installed: nobodys"
     assert {"slicebook", "matrix product"} <= set(timed["quantizers"]["settings"][0]["contenders"])
 
 
 def test_all_parts_are_timed(timed):
     assert timed["networks"]["settings"][0]["contenders"]["ladder"]["ratio"] == 1
+    assert timed["generation"]["contenders"]["slicebook"]["seconds_a_slice"] > 0
+    assert timed["generation"]["contenders"]["monai"]["ratio"] >= 0
     assert timed["data_path"]["slices_a_second"]["augmented"] > 0
     assert timed["command_line"]["slicebook --help"] > 0
 
@@ -211,6 +313,13 @@ def test_contenders_take_turns_and_ratios_are_turn_by_turn(scripts):
     assert order == [*"abc", *"bca", *"cab", *"abc"]
     assert [one["turns"] for one in found.values()] == [3, 3, 3]
     assert found["a"]["ratio"] == 1
+
+
+def test_a_whole_slice_of_the_peer_is_the_sum_over_its_lengths(scripts):
+    cost = [2 + 3 * length + 0.5 * length**2 for length in range(1, 682)]
+    lengths = (1, 171, 341, 511, 681)
+    found = scripts["speed"]._sum_over_lengths(lengths, [cost[length - 1] for length in lengths])
+    assert found == pytest.approx(sum(cost), rel=2e-3)
 
 
 def test_extra_memory_sees_what_a_step_takes_and_gives_back(scripts, monkeypatch):
@@ -234,7 +343,7 @@ def test_the_pages_hold_what_was_measured(scripts, capsys):
 
 
 @pytest.fixture
-def pages(scripts, measured, timed, tmp_path):
+def pages(scripts, measured, timed, generated, tmp_path):
     """A copy of the pages with tables of the small measurements."""
     for name in scripts["table"].PAGES:
         (tmp_path / name).parent.mkdir(exist_ok=True)

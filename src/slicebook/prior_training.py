@@ -77,7 +77,7 @@ def train_prior(
     tokenizer = load_tokenizer(run)
     folder = Path(out) if out is not None else tokenizer.path.parent / "prior"
     recipe = _chosen(tokenizer.info.recipe, settings)
-    opened = _find_data(tokenizer, data)
+    opened = find_data(tokenizer, data)
     labelled = None
     if masks and any(record.label_offset >= 0 for record in opened.split("train").records):
         train_labels(
@@ -160,7 +160,7 @@ def _chosen(recipe: Recipe, settings: Sequence[str]) -> Recipe:
     return override(recipe, settings)
 
 
-def _find_data(tokenizer: LoadedTokenizer, data: str | Path | None) -> PreparedData:
+def find_data(tokenizer: LoadedTokenizer, data: str | Path | None) -> PreparedData:
     """Open the data that a tokenizer was trained on."""
     if data is None:
         state = tokenizer.path.parent / STATE_NAME

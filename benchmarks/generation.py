@@ -30,7 +30,7 @@ from slicebook import sheets
 from slicebook.checkpoint import LoadedPrior, SliceKind, load_prior
 from slicebook.dataset import PreparedData, SliceSet
 from slicebook.errors import ConfigError, DataError, SlicebookError
-from slicebook.generate import decode_pages, draw
+from slicebook.generating import decode_pages, draw
 from slicebook.metrics import masks
 from slicebook.metrics.generation import Beside, Comparison, compare
 from slicebook.metrics.texture import CONVENTION, texture_features

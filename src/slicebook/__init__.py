@@ -9,12 +9,16 @@ from typing import TYPE_CHECKING, Any
 from slicebook.errors import CheckpointError, ConfigError, DataError, ShapeError, SlicebookError
 
 if TYPE_CHECKING:
+    from slicebook.anomalies import anomaly
     from slicebook.checking import check
-    from slicebook.checkpoint import LoadedTokenizer, load_tokenizer
+    from slicebook.checkpoint import LoadedPrior, LoadedTokenizer, load_prior, load_tokenizer
     from slicebook.config import Recipe, load_recipe, recipe_names
     from slicebook.dataset import PreparedData
+    from slicebook.generating import generate
     from slicebook.inference import decode, encode, reconstruct
+    from slicebook.inpainting import inpaint
     from slicebook.preparation import prepare
+    from slicebook.prior_training import train_prior
     from slicebook.tokenizer import Tokenizer
     from slicebook.training import train_tokenizer
     from slicebook.volumes import Volume, read_nifti, write_nifti
@@ -25,6 +29,7 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "DataError",
+    "LoadedPrior",
     "LoadedTokenizer",
     "PreparedData",
     "Recipe",
@@ -33,26 +38,35 @@ __all__ = [
     "Tokenizer",
     "Volume",
     "__version__",
+    "anomaly",
     "check",
     "decode",
     "encode",
+    "generate",
+    "inpaint",
+    "load_prior",
     "load_recipe",
     "load_tokenizer",
     "prepare",
     "read_nifti",
     "recipe_names",
     "reconstruct",
+    "train_prior",
     "train_tokenizer",
     "write_nifti",
 ]
 
 _HOMES = {
+    "anomalies": ("anomaly",),
     "checking": ("check",),
-    "checkpoint": ("LoadedTokenizer", "load_tokenizer"),
+    "checkpoint": ("LoadedPrior", "LoadedTokenizer", "load_prior", "load_tokenizer"),
     "config": ("Recipe", "load_recipe", "recipe_names"),
     "dataset": ("PreparedData",),
+    "generating": ("generate",),
+    "inpainting": ("inpaint",),
     "inference": ("decode", "encode", "reconstruct"),
     "preparation": ("prepare",),
+    "prior_training": ("train_prior",),
     "tokenizer": ("Tokenizer",),
     "training": ("train_tokenizer",),
     "volumes": ("Volume", "read_nifti", "write_nifti"),

@@ -309,7 +309,7 @@ def generate(
     as_json: Json = False,
 ) -> None:
     """Draw new slices with their masks, as a data set of its own."""
-    from slicebook import generate as generating
+    from slicebook import generating
     from slicebook.sampling import SamplingSettings
 
     summary = generating.generate(
@@ -345,7 +345,7 @@ def inpaint(
     as_json: Json = False,
 ) -> None:
     """Redraw a region of a volume. Every pixel outside it stays as it was."""
-    from slicebook import inpaint as inpainting
+    from slicebook import inpainting
     from slicebook.sampling import SamplingSettings
 
     summary = inpainting.inpaint(
@@ -376,9 +376,9 @@ def anomaly(
     as_json: Json = False,
 ) -> None:
     """Map how unlikely each part of a volume is under a prior."""
-    from slicebook import anomaly as judging
+    from slicebook import anomalies
 
-    summary = judging.anomaly(
+    summary = anomalies.anomaly(
         model,
         source,
         out,

@@ -17,7 +17,7 @@ from slicebook.dataset import PreparedData
 from slicebook.devices import choose_device
 from slicebook.errors import DataError
 from slicebook.evaluate import EvaluationReport, evaluate
-from slicebook.generate import GenerateSummary, generate
+from slicebook.generating import GenerateSummary, generate
 from slicebook.inference import ReconstructSummary, reconstruct
 from slicebook.preparation import prepare
 from slicebook.prior_training import train_prior

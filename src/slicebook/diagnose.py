@@ -21,7 +21,7 @@ from slicebook.config import PriorConfig
 from slicebook.dataset import PreparedData, SliceSet
 from slicebook.devices import choose_device
 from slicebook.errors import ConfigError, DataError
-from slicebook.generate import decode_pages, draw
+from slicebook.generating import decode_pages, draw
 from slicebook.layouts import Split
 from slicebook.likelihood import likelihood
 from slicebook.manifest import SliceRecord

@@ -12,12 +12,12 @@ import pytest
 import torch
 from test_sheets import pixels_of
 
-from slicebook import generate as generating
+from slicebook import generating
 from slicebook.checking import check
 from slicebook.checkpoint import load_prior
 from slicebook.dataset import PreparedData
 from slicebook.errors import CheckpointError, ConfigError, DataError
-from slicebook.generate import decode_pages, draw, generate
+from slicebook.generating import decode_pages, draw, generate
 from slicebook.layouts import SourceOptions
 from slicebook.likelihood import likelihood
 from slicebook.preparation import PrepareOptions, prepare
@@ -258,7 +258,7 @@ def test_a_set_that_is_not_finished_leaves_nothing(stage, fault, trained, tmp_pa
             whole(*arguments)
         raise fault
 
-    monkeypatch.setattr(f"slicebook.generate.{stage}", fail)
+    monkeypatch.setattr(f"slicebook.generating.{stage}", fail)
     with pytest.raises((fault, DataError)):
         generate(trained.run, tmp_path / "out", count=1, **CPU)
     assert list(tmp_path.iterdir()) == []

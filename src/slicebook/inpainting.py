@@ -19,7 +19,7 @@ from slicebook import sheets
 from slicebook.checkpoint import LoadedPrior, load_prior
 from slicebook.devices import choose_device
 from slicebook.errors import ConfigError, DataError
-from slicebook.generate import DESCRIPTION, check_seeds, decode_pages
+from slicebook.generating import DESCRIPTION, check_seeds, decode_pages
 from slicebook.nifti_file import write_atomically
 from slicebook.prior import Conditions, Layout
 from slicebook.sampling import SamplingSettings, sample

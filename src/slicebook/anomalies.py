@@ -17,7 +17,7 @@ from torch import Tensor
 from slicebook import sheets
 from slicebook.checkpoint import LoadedPrior, load_prior
 from slicebook.devices import choose_device
-from slicebook.inpaint import positions
+from slicebook.inpainting import positions
 from slicebook.likelihood import likelihood
 from slicebook.nifti_file import write_atomically
 from slicebook.prior import Conditions, Layout

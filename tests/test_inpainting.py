@@ -10,10 +10,10 @@ import torch
 from test_inference import oblique, volume_file
 from test_prior import LAYOUT
 
-from slicebook import inpaint as inpainting
+from slicebook import inpainting
 from slicebook.checkpoint import load_prior
 from slicebook.errors import CheckpointError, ConfigError, DataError
-from slicebook.inpaint import FEATHER, _seam, blend, fill, inpaint, positions, redrawn_tokens, slice_seed
+from slicebook.inpainting import FEATHER, _seam, blend, fill, inpaint, positions, redrawn_tokens, slice_seed
 from slicebook.volumes import read_nifti
 
 CPU = {"device": "cpu"}

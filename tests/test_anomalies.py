@@ -9,7 +9,7 @@ import torch
 from matplotlib.image import imread
 from test_inference import oblique, volume_file
 
-from slicebook.anomaly import _spread, anomaly, surprise
+from slicebook.anomalies import _spread, anomaly, surprise
 from slicebook.checkpoint import load_prior
 from slicebook.errors import CheckpointError, DataError
 from slicebook.likelihood import likelihood

@@ -165,6 +165,8 @@ class PriorTrainingConfig(LoopConfig):
 
     learning_rate: Positive = 1e-3
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.05
+    batch_size: Count = 4
+    """Steps count more than slices in a short training; a GPU wants 64 or more."""
     validate_every: Count = 5
     patience: Annotated[int, Field(ge=0)] = 10
     views: Count = 8

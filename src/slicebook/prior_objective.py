@@ -156,10 +156,12 @@ def withhold_masks(
 
 
 def _by_stage(layout: Layout, losses: Float[Tensor, "b n"]) -> dict[str, Tensor]:
-    return {
-        f"nats_{stage.name}": losses[:, layout.part(index)].mean()
-        for index, stage in enumerate(layout.stages)
-    }
+    """Mean nats a token of each stage; unknown tokens, which cost exactly nothing, do not count."""
+    found = {}
+    for index, stage in enumerate(layout.stages):
+        part = losses[:, layout.part(index)]
+        found[f"nats_{stage.name}"] = part.sum() / (part != 0).sum().clamp(min=1)
+    return found
 
 
 def _images_from(layout: Layout) -> int:

@@ -13,6 +13,11 @@ TINY = """
 name: tiny
 tokenizer: {scaling_rates: [8, 2], codebook_sizes: [16, 8], code_dim: 4, width: 16, residual_layers: 1}
 training: {epochs: 1, batch_size: 4, augment: null}
+labels: {tokenizer: {codebook_sizes: [8], width: 16}, training: {epochs: 1}}
+prior:
+  coarse: {width: 32, layers: 1}
+  fine: {width: 32, layers: 1}
+  training: {epochs: 2, validate_every: 1, views: 1}
 """
 
 
@@ -199,16 +204,9 @@ def test_decoding_the_tokens_equals_reconstructing(run, volume, tmp_path, capsys
 
 
 def test_training_a_prior_tells_how_it_went_and_again_goes_on(run, prepared, capsys):
-    settings = [
-        "labels.training.epochs=1",
-        "labels.tokenizer.width=16",
-        "labels.tokenizer.codebook_sizes=[16]",
-        "prior.training.epochs=2",
-    ]
-    settings += ["prior.training.validate_every=1", "prior.training.views=1", "prior.coarse.layers=1"]
-    line = ["train", "prior", run, *settings, "--device", "cpu"]
+    line = ["train", "prior", run, "prior.training.epochs=3", "--device", "cpu"]
     first = answer(capsys, *line)
-    assert (first["run"], first["epochs"]) == (str(run / "prior"), 2)
+    assert (first["run"], first["epochs"]) == (str(run / "prior"), 3)
     assert answer(capsys, *line) == first
 
 

@@ -131,6 +131,16 @@ def test_the_loss_weighs_both_trunks_alike():
     assert float(found["loss"].detach()) == pytest.approx(float(coarse + found["nats_image_0"]), rel=1e-5)
 
 
+def test_nats_of_a_stage_are_those_of_its_known_tokens():
+    made, one = objective(), batch()
+    made.module.eval()
+    one.tokens[2:, LAYOUT.part(0)] = SIZES[0]
+    found = made.step(one, 0, 0.0)["nats_mask_0"]
+    one.tokens[:2, LAYOUT.part(0)] = SIZES[0]
+    assert float(found) > 0.5
+    assert float(made.step(one, 0, 0.0)["nats_mask_0"]) == 0
+
+
 @pytest.mark.parametrize(
     "setting", ["corruption", "condition_dropout", "mask_dropout"], ids=lambda name: name
 )

@@ -61,8 +61,8 @@ class PrepareOptions:
         fractions: Share of the patients in train, validation and test; `(0, 0, 1)` puts all in test. If not
             given: the layout's own split where it has one, else 70, 15 and 15 %.
         seed: Of the split.
-        class_regex: Searched in a file's path; its one group is the class of its slices, which is written
-            down as it stands and so must name no patient.
+        class_regex: Searched in a file's path below the folder; its one group is the class of its slices. It
+            is written down as it stands, and so must name no patient.
     """
 
     spacing: float | None = None
@@ -171,7 +171,7 @@ def prepare(
     partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
     try:
         partial.mkdir(parents=True)
-        with _Writer(partial, found, source.plane, options, splits) as writer:
+        with _Writer(partial, data, found, source.plane, options, splits) as writer:
             for done, one in enumerate(found.sources):
                 writer.add(one)
                 if progress is not None:
@@ -194,12 +194,14 @@ class _Writer:
     def __init__(
         self,
         folder: Path,
+        data: Path,
         found: Found,
         plane: Plane | None,
         options: PrepareOptions,
         splits: dict[str, Split],
     ) -> None:
-        self.folder, self.found, self.plane, self.options, self.splits = folder, found, plane, options, splits
+        self.folder, self.data, self.found, self.plane = folder, data, found, plane
+        self.options, self.splits = options, splits
         self.pseudonyms = {raw: f"patient-{n:04}" for n, raw in enumerate(sorted(splits), start=1)}
         self.records: list[SliceRecord] = []
         self.unreadable: list[Unreadable] = []
@@ -274,7 +276,9 @@ class _Writer:
         if part.labels is not None:
             self.label_values.update(np.unique(part.labels).tolist())
         shape, row_mm, column_mm = _resampled_shape(part, self.options.spacing)
-        named = self.options.class_regex and re.search(self.options.class_regex, str(part.path))
+        named = self.options.class_regex and re.search(
+            self.options.class_regex, str(part.path.relative_to(self.data))
+        )
         for i, native in enumerate(part.images):
             image = mapping.forward(resample(native, shape))
             image = crop_or_pad(image, self.options.size or shape, fill=-1)

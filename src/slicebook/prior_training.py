@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 from lightning_fabric import Fabric
@@ -40,6 +41,7 @@ from slicebook.token_set import TokenBatches, TokenSet, encode_slices
 from slicebook.training import Fit, TrainingSummary, summarise_run, train_labels
 
 TOKENS_NAME = "tokens.safetensors"
+JUDGED = 512  # training slices, about, whose tokens tell which codes are used
 
 
 def train_prior(
@@ -78,18 +80,21 @@ def train_prior(
     folder = Path(out) if out is not None else tokenizer.path.parent / "prior"
     recipe = _chosen(tokenizer.info.recipe, settings)
     opened = find_data(tokenizer, data)
+    train, validation = opened.split("train"), opened.split("validation")
+    config = recipe.prior.training
+    identity: dict[str, Any] = {
+        "recipe": recipe.model_dump(mode="json", include={"prior"}),
+        "split_hash": opened.split_hash,
+    }
+    open_run(folder, identity)  # refuses before anything is trained
+    _refuse_unused(tokenizer, train)
     labelled = None
-    if masks and any(record.label_offset >= 0 for record in opened.split("train").records):
+    if masks and any(record.label_offset >= 0 for record in train.records):
         train_labels(
             opened.folder, recipe, folder / "masks", device=device, precision=precision, progress=progress
         )
         labelled = load_tokenizer(folder / "masks", kind="label tokenizer")
-    config = recipe.prior.training
-    identity = {
-        "recipe": recipe.model_dump(mode="json", include={"prior"}),
-        "split_hash": opened.split_hash,
-        "book": [one.info.weights_sha256 for one in (tokenizer, labelled) if one],
-    }
+    identity["book"] = [one.info.weights_sha256 for one in (tokenizer, labelled) if one]
     state = open_run(folder, identity)
     fabric = launch(device, precision)
     fabric.seed_everything(config.seed, verbose=False)
@@ -100,11 +105,9 @@ def train_prior(
     if fabric.is_global_zero and state is None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
-    train, validation = opened.split("train"), opened.split("validation")
     classes = tuple(sorted({record.group for record in train.records if record.group}))
     with fabric.rank_zero_first():
         learned, judged = _tokens(folder, book, train, validation, recipe, classes, identity, fabric, display)
-    _refuse_unused(tokenizer, learned)
     batches = TokenBatches(
         learned,
         config.batch_size,
@@ -245,15 +248,16 @@ def _kept(path: Path, made_from: Mapping[str, object]) -> dict[str, list[torch.T
     return {name: [sets[index] for index in sorted(sets)] for name, sets in found.items()}
 
 
-def _refuse_unused(tokenizer: LoadedTokenizer, sets: Sequence[TokenSet]) -> None:
+def _refuse_unused(tokenizer: LoadedTokenizer, train: SliceSet) -> None:
     """Refuse a tokenizer of whose codes hardly any are used: its tokens say nothing that could be learned."""
+    some = SliceSet(train.folder, train.records[:: max(1, len(train) // JUDGED)])
+    sets = encode_slices(Book(tokenizer.tokenizer), some)
     for level, size in enumerate(tokenizer.info.recipe.tokenizer.codebook_sizes):
         count = torch.zeros(size)
         for one in sets:
-            for index, stage in enumerate(one.layout.stages):
-                if stage.kind == "image" and stage.level == level:
-                    tokens = one.tokens[:, 0, one.layout.part(index)].flatten().long()
-                    count += torch.bincount(tokens, minlength=size)
+            index = len(one.layout.stages) - 1 - level
+            tokens = one.tokens[:, 0, one.layout.part(index)].flatten().long()
+            count += torch.bincount(tokens, minlength=size)
         used = usage_of(count).used
         if used < LOW_USAGE:
             raise ConfigError(

@@ -46,7 +46,7 @@ def open_run(run: Path, identity: Mapping[str, Any]) -> State | None:
         state = load_state(run / STATE_NAME)
         if state.progress["split_hash"] != identity["split_hash"]:
             raise ConfigError(f"{run}: was trained on other data or another split; use another --out")
-        if state.progress.get("book") != identity.get("book"):
+        if "book" in identity and state.progress.get("book") != identity["book"]:
             raise ConfigError(f"{run}: was trained on the tokens of another tokenizer; use another --out")
         # Read anew, so that settings which that version did not know have their defaults.
         before = validate(Recipe, state.progress["recipe"], str(run)).model_dump(mode="json")

@@ -78,7 +78,7 @@ def measure(
     print(f"{count} samples of {kind.rows}×{kind.columns}", file=sys.stderr)
     seeds = [FIRST_SAMPLE + index for index in range(count)]
     began = time.perf_counter()
-    tokens, _ = draw(loaded, (kind.rows, kind.columns), seeds, positions, settings, _count)
+    tokens, _ = draw(loaded, (kind.rows, kind.columns), seeds, positions, settings, progress=_count)
     seconds = time.perf_counter() - began
     page = decode_pages(loaded, tokens, (kind.rows, kind.columns))
     spacing = (kind.row_mm, kind.column_mm)

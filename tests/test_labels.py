@@ -361,7 +361,8 @@ def test_a_tokenizer_of_slices_is_refused_where_masks_are_wanted(slices_run):
 
 def test_a_training_begun_before_masks_goes_on_whatever_their_settings(data, slices_run):
     state = load_state(slices_run / STATE_NAME)
-    del state.progress["recipe"]["labels"], state.progress["recipe"]["tokenizer"]["label_values"]
+    assert "labels" not in state.progress["recipe"]  # no setting of another training is remembered
+    del state.progress["recipe"]["tokenizer"]["label_values"]
     save_state(slices_run / STATE_NAME, state)
     recipe = tiny("training.epochs=1", "labels.training.epochs=7")
     assert train_tokenizer(data, recipe, slices_run, **HOW).steps == 3

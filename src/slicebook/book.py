@@ -7,7 +7,6 @@ fine.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -102,5 +101,8 @@ class Book:
             masks = labels_from(logits, self.masks.config.label_values)
         return Page(images, masks)
 
-    def _parts(self) -> Sequence[tuple[Literal["mask", "image"], Tokenizer]]:
-        return [*([] if self.masks is None else [("mask", self.masks)]), ("image", self.images)]  # type: ignore[list-item]
+    def _parts(self) -> list[tuple[Literal["mask", "image"], Tokenizer]]:
+        parts: list[tuple[Literal["mask", "image"], Tokenizer]] = [("image", self.images)]
+        if self.masks is not None:
+            parts.insert(0, ("mask", self.masks))
+        return parts

@@ -15,8 +15,8 @@ tokenizer: {scaling_rates: [8, 2], codebook_sizes: [16, 8], code_dim: 4, width: 
 training: {epochs: 1, batch_size: 4, augment: null}
 labels: {tokenizer: {codebook_sizes: [8], width: 16}, training: {epochs: 1}}
 prior:
-  coarse: {width: 32, layers: 1}
-  fine: {width: 32, layers: 1}
+  coarse: {width: 64, layers: 1}
+  fine: {width: 64, layers: 1}
   training: {epochs: 2, validate_every: 1, views: 1}
 """
 

@@ -25,7 +25,7 @@ from slicebook.training import train_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore:level")  # few codes are in use after a second of training
 
-SMALL = TrunkConfig(width=32, layers=1)
+SMALL = TrunkConfig(width=64, layers=1)
 
 
 def tokenizer(seed=0):
@@ -215,8 +215,8 @@ def recipe():
                 "training": {"epochs": 1},
             },
             "prior": {
-                "coarse": {"width": 32, "layers": 1},
-                "fine": {"width": 32, "layers": 1},
+                "coarse": {"width": 64, "layers": 1},
+                "fine": {"width": 64, "layers": 1},
                 "embedding": 4,
                 "training": {"epochs": 2, "validate_every": 1, "batch_size": 4, "views": 2},
             },

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from slicebook.config import PriorConfig, TrunkConfig
-from slicebook.prior import Conditions, Prior, Stage, draw_orders, lay_out
+from slicebook.prior import HEAD_DIM, Conditions, Prior, Stage, _attention, draw_orders, lay_out
 
 SIZES = (3, 4, 5)
 STAGES = (
@@ -21,13 +21,13 @@ COUNT = LAYOUT.starts[-1]
 def tiny(seed=0, groups=0):
     """A prior whose answers differ from step to step: its heads do not start at zero."""
     torch.manual_seed(seed)
-    small = TrunkConfig(width=32, layers=2)
+    small = TrunkConfig(width=64, layers=2)
     prior = Prior(
         PriorConfig(coarse=small, fine=small, embedding=4), [torch.randn(k, 3) for k in SIZES], groups
     )
     for trunk in prior.trunks:
         for head in trunk.heads:
-            torch.nn.init.normal_(head.weight)
+            torch.nn.init.normal_(head.weight, std=0.5)
     return prior.eval()
 
 
@@ -143,6 +143,18 @@ def test_slices_of_a_batch_do_not_touch_each_other():
     assert torch.allclose(nats(prior, tokens[1:2], order[1:2]), whole[1:2], atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_attention_on_a_cpu_is_the_fused_one(dtype):
+    torch.manual_seed(0)
+    queries, keys, values = torch.randn(3, 2, 3, 7, HEAD_DIM).to(dtype)
+    wanted = torch.nn.functional.scaled_dot_product_attention(
+        queries.double(), keys.double(), values.double(), is_causal=True
+    )
+    found = _attention(queries, keys, values, causal=True)
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.double(), wanted, rtol=2e-2, atol=2e-2)
+
+
 def test_an_untrained_prior_finds_every_code_equally_likely():
     torch.manual_seed(0)
     prior = Prior(PriorConfig(), [torch.randn(k, 3) for k in SIZES]).eval()
@@ -156,7 +168,7 @@ def test_a_prior_learns_rows_by_heart_in_any_order():
     prior.train()
     optimiser = torch.optim.AdamW(prior.parameters(), lr=3e-3)
     conditions = Conditions(torch.tensor([0.0, 0.3, 0.6, 1.0]), torch.full((4,), -1))
-    for step in range(150):
+    for step in range(250):
         loss = prior(LAYOUT, tokens, orders(4, seed=step), conditions).mean()
         optimiser.zero_grad()
         loss.backward()

@@ -155,8 +155,8 @@ class TrainingConfig(LoopConfig):
 class TrunkConfig(Record):
     """Size of one transformer."""
 
-    width: Annotated[int, Field(ge=32, multiple_of=32)] = 192
-    """Channels; each attention head has 32."""
+    width: Annotated[int, Field(ge=64, multiple_of=64)] = 192
+    """Channels; each attention head has 64."""
     layers: Count = 6
 
 

@@ -30,7 +30,7 @@ from slicebook import sheets
 from slicebook.checkpoint import LoadedPrior, SliceKind, load_prior
 from slicebook.dataset import PreparedData, SliceSet
 from slicebook.errors import ConfigError, DataError, SlicebookError
-from slicebook.generating import decode_pages, draw
+from slicebook.generating import decode_pages, draw, noise_levels, put_noise_back
 from slicebook.metrics import masks
 from slicebook.metrics.generation import Beside, Comparison, compare
 from slicebook.metrics.texture import CONVENTION, texture_features
@@ -60,6 +60,7 @@ def measure(
     count: int,
     settings: SamplingSettings,
     steps: int,
+    grain: bool,
     sheets_to: Path,
 ) -> dict[str, Any]:
     """Draw samples and judge them; write the contact sheets.
@@ -82,7 +83,9 @@ def measure(
     seconds = time.perf_counter() - began
     page = decode_pages(loaded, tokens, (kind.rows, kind.columns))
     spacing = (kind.row_mm, kind.column_mm)
-    ours = Side(page.images, page.masks, ("",) * count, (spacing,) * count)
+    noise = noise_levels(loaded, seeds) if grain else [0.0] * count
+    images = put_noise_back(loaded, page.images, noise, seeds)
+    ours = Side(images, page.masks, ("",) * count, (spacing,) * count)
     _draw_sheets(ours, real, kind, sheets_to)
     drawn = _textures(ours.images)
     beside = compare(drawn, _textures(real.images), real.patients, seed=SEED)
@@ -90,6 +93,7 @@ def measure(
     found = {
         "samples": count,
         "settings": asdict(settings),
+        "noise_put_back": float(np.mean(noise)),
         "seeds": {"first_sample": FIRST_SAMPLE, "all_else": SEED},
         "rows": kind.rows,
         "columns": kind.columns,
@@ -101,7 +105,7 @@ def measure(
             "parameters": sum(p.numel() for p in loaded.prior.parameters()),
         },
         "texture": _texture(beside),
-        "tokenizer_alone": _tokenizer_alone(loaded, data, kind, real),
+        "tokenizer_alone": _tokenizer_alone(loaded, data, kind, real, grain),
         "anatomy": None,
         "segmenter": None,
     }
@@ -151,11 +155,14 @@ def _textures(images: Tensor) -> Any:
 
 
 def _tokenizer_alone(
-    loaded: LoadedPrior, data: PreparedData, kind: SliceKind, real: Side
+    loaded: LoadedPrior, data: PreparedData, kind: SliceKind, real: Side, grain: bool
 ) -> dict[str, float]:
     """Return how far the real slices' own reconstructions are: nearer no prior over these tokens comes."""
     tokens = encode_slices(loaded.book, _of_size(data, "test", kind))[0].tokens[:, 0].long()
     again = decode_pages(loaded, tokens, (kind.rows, kind.columns)).images
+    if grain:
+        seeds = list(range(len(again)))
+        again = put_noise_back(loaded, again, noise_levels(loaded, seeds), seeds)
     beside = compare(_textures(again), _textures(real.images), real.patients, seed=SEED)
     return {
         "kernel_distance": beside.kernel_distance.generated,
@@ -257,6 +264,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--sheets", metavar="DIR", type=Path, default=Path("runs/generation"))
     parser.add_argument("-n", type=int, default=256, help="samples")
     parser.add_argument("--steps", type=int, default=600, help="of each segmenter's training")
+    parser.add_argument("--grain", action=argparse.BooleanOptionalAction, default=True, help="put noise back")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--results", metavar="DIR", type=Path, default=machine.RESULTS)
     usual = SamplingSettings()
@@ -270,7 +278,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         settings = SamplingSettings(**{name: getattr(asked, name) for name in asdict(usual)})
         loaded, data = load_prior(asked.run), PreparedData.open(asked.data)
         found = measure(
-            loaded, data, count=asked.n, settings=settings, steps=asked.steps, sheets_to=asked.sheets
+            loaded,
+            data,
+            count=asked.n,
+            settings=settings,
+            steps=asked.steps,
+            grain=asked.grain,
+            sheets_to=asked.sheets,
         )
     except SlicebookError as error:
         print(f"generation: {error}", file=sys.stderr)

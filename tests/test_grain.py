@@ -2,10 +2,12 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter
 
-from slicebook.grain import SMALLEST, noise_level, smooth
+from slicebook.grain import REACH, SMALLEST, learn_grain, noise_level, smooth
 
 
 def noise(sigma, shape=(1, 1, 96, 128), seed=0):
@@ -93,3 +95,60 @@ def test_a_window_is_the_guided_filters():
             offsets.append(float(window.mean() * (1 - slope)))
     wanted = math.fsum(slopes) / 25 * float(plane[7, 7]) + math.fsum(offsets) / 25
     assert float(smooth(image, 1.0)[0, 0, 7, 7]) == pytest.approx(wanted, abs=1e-5)
+
+
+def bright_noise():
+    """Slices dark on the left and bright on the right, where the noise is twice as strong."""
+    level = torch.full((96, 128), 0.02)
+    level[:, 64:] = 0.04
+    return [torch.where(level > 0.03, 0.5, -0.5)[None, None] + level * noise(1.0, seed=s) for s in range(6)]
+
+
+def test_grain_learns_how_strong_noise_is_where():
+    grain = learn_grain(bright_noise(), 2.0)
+    dark, bright = (np.interp(at, np.linspace(-1, 1, len(grain.spread)), grain.spread) for at in (-0.5, 0.5))
+    assert bright / dark == pytest.approx(2, rel=0.1)
+    assert bright * np.mean(grain.levels) == pytest.approx(0.04, rel=0.15)
+    assert grain.levels == tuple(sorted(grain.levels))
+
+
+def test_noise_put_back_is_like_the_noise_learnt():
+    grain = learn_grain(bright_noise(), 2.0)
+    flat = np.full((96, 128), -0.5, dtype=np.float32)
+    flat[:, 64:] = 0.5
+    noisy = grain.put_back(flat, grain.level(3), 3) - flat
+    assert noisy[:, :64].std() == pytest.approx(0.02, rel=0.2)
+    assert noisy[:, 64:].std() == pytest.approx(0.04, rel=0.2)
+    assert abs(noisy.mean()) < 0.003
+
+
+def test_coarse_noise_comes_back_coarse():
+    draw = np.random.default_rng(0)
+    slices = [
+        torch.from_numpy(gaussian_filter(draw.normal(0, 0.2, (96, 96)), 0.8))[None, None] for _ in "abcd"
+    ]
+    grain = learn_grain(slices, 4.0)
+    beside = grain.correlation[REACH][REACH + 1]
+    assert beside > 0.3
+    noisy = grain.put_back(np.zeros((200, 200), dtype=np.float32), 0.05, 0)
+    assert np.corrcoef(noisy[:, 1:].ravel(), noisy[:, :-1].ravel())[0, 1] == pytest.approx(beside, abs=0.1)
+
+
+def test_noise_hangs_on_its_seed_alone():
+    grain = learn_grain(bright_noise(), 2.0)
+    image = np.zeros((40, 24), dtype=np.float32)
+    assert np.array_equal(grain.put_back(image, 0.1, 5), grain.put_back(image, 0.1, 5))
+    assert not np.array_equal(grain.put_back(image, 0.1, 5), grain.put_back(image, 0.1, 6))
+    assert grain.level(5) == grain.level(5) != grain.level(6)
+
+
+def test_no_noise_level_leaves_a_slice_as_it_is_and_a_high_one_leaves_no_bounds():
+    grain = learn_grain(bright_noise(), 2.0)
+    image = np.linspace(-1, 1, 30, dtype=np.float32).reshape(5, 6)  # smaller than the correlation's window
+    assert np.array_equal(grain.put_back(image, 0.0, 1), image)
+    assert np.abs(grain.put_back(image, 5.0, 1)).max() == 1
+
+
+def test_blank_slices_have_grain_that_is_nothing():
+    grain = learn_grain([torch.zeros(2, 1, 16, 16)], 2.0)
+    assert not grain.put_back(np.zeros((16, 16), dtype=np.float32), grain.level(0), 0).any()

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from slicebook.book import Book
 from slicebook.config import Recipe, Record
 from slicebook.errors import CheckpointError, DataError
+from slicebook.grain import Grain
 from slicebook.prior import Prior
 from slicebook.tokenizer import Tokenizer
 
@@ -114,6 +115,8 @@ class PriorInfo(Record):
     """Most frequent first."""
     classes: tuple[str, ...]
     """Names of the classes that the manifest gave its slices."""
+    grain: Grain | None
+    """The noise that its tokenizer was taught to leave out; generation puts its like back."""
     tokenizer_provenance: Provenance
     provenance: Provenance
     weights_sha256: str

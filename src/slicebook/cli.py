@@ -305,6 +305,7 @@ def generate(
     fine_temperature: FineTemperature = 0.9,
     top_p: TopP = 0.98,
     guidance: Guidance = 0.0,
+    grain: Annotated[bool, typer.Option(help="Put noise like the training set's back.")] = True,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
@@ -322,6 +323,7 @@ def generate(
         conditional=conditional,
         size=size,
         settings=SamplingSettings(temperature, fine_temperature, top_p, guidance),
+        grain=grain,
         device=device,
         progress=_progress("sample"),
     )

@@ -8,13 +8,13 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Int64
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from slicebook import __version__, pictures, sheets
@@ -59,6 +59,7 @@ class Sample:
         log_likelihood: In nats, of its tokens under the prior; the mean over orders.
         spread: Standard deviation over orders of the same.
         bits_per_pixel: Of the same, image and mask.
+        noise: Standard deviation, on [-1, 1], of the noise put back; 0 where none was.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Sample:
     log_likelihood: float
     spread: float
     bits_per_pixel: float
+    noise: float
 
 
 def generate(
@@ -81,6 +83,7 @@ def generate(
     conditional: bool = True,
     size: tuple[int, int] | None = None,
     settings: SamplingSettings | None = None,
+    grain: bool = True,
     device: str = "auto",
     progress: Callable[[int, int], None] | None = None,
 ) -> GenerateSummary:
@@ -100,6 +103,7 @@ def generate(
         conditional: Whether the prior is told anything at all.
         size: Rows and columns; the most frequent of the training by default.
         settings: How boldly tokens are drawn.
+        grain: Whether to put back noise like the training set's, if the tokenizer was taught to leave it out.
         device: auto, cpu, cuda or mps.
         progress: Called with samples done and all samples.
 
@@ -128,6 +132,7 @@ def generate(
     found = likelihood(loaded.prior, layout, tokens, conditions)
     nats = found.nats.sum(1)
     pixels = kind.rows * kind.columns
+    noise = noise_levels(loaded, seeds) if grain else [0.0] * count
     samples = [
         Sample(
             name=f"sample-{one:06}",
@@ -137,6 +142,7 @@ def generate(
             log_likelihood=-float(nats[index]),
             spread=float(found.spread[index]),
             bits_per_pixel=float(nats[index]) / math.log(2) / pixels,
+            noise=noise[index],
         )
         for index, one in enumerate(seeds)
     ]
@@ -146,6 +152,7 @@ def generate(
     partial.mkdir(parents=True)
     try:
         page = decode_pages(loaded, tokens, (kind.rows, kind.columns))
+        page = Page(put_noise_back(loaded, page.images, noise, seeds), page.masks)
         _write_samples(partial, samples, page, kind)
         _draw_sheets(partial, samples, page, kind, loaded, tokens)
         _write_lists(partial, samples, loaded, settings, kind)
@@ -208,6 +215,26 @@ def decode_pages(
     masks = [page.masks.cpu() for page in pages if page.masks is not None]
     images = torch.cat([page.images.cpu() for page in pages])
     return Page(images[:count], torch.cat(masks)[:count] if masks else None)
+
+
+def noise_levels(loaded: LoadedPrior, seeds: Sequence[int]) -> list[float]:
+    """Draw how noisy each sample is, as training slices are; 0 where the tokenizer itself keeps noise."""
+    grain = loaded.info.grain
+    return [0.0 if grain is None else grain.level(seed) for seed in seeds]
+
+
+def put_noise_back(
+    loaded: LoadedPrior, images: Float[Tensor, "b 1 h w"], levels: Sequence[float], seeds: Sequence[int]
+) -> Float[Tensor, "b 1 h w"]:
+    """Return decoded slices with noise of these levels."""
+    grain = loaded.info.grain
+    if grain is None:
+        return images
+    noisy = [
+        grain.put_back(image.numpy(), level, seed)
+        for image, level, seed in zip(images[:, 0], levels, seeds, strict=True)
+    ]
+    return torch.from_numpy(np.stack(noisy))[:, None]
 
 
 def _kind(loaded: LoadedPrior, size: tuple[int, int] | None) -> SliceKind:

@@ -6,14 +6,21 @@ A tokenizer that must rebuild noise spends its tokens on it, and no prior can fo
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float32
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 from torch.nn import functional
 
 RADIUS = 2  # of the filter's windows, in pixels
 SMALLEST = 1e-3  # noise level below which a slice counts as free of it, on [-1, 1]
+REACH = 3  # pixels over which noise is taken to hang together
+INTENSITIES = 17  # from -1 to 1, at which the noise is measured
+QUANTILES = 21
+ENOUGH = 1e-3  # share of all flat places that makes an intensity's noise worth measuring
 
 
 def noise_level(images: Float[Tensor, "b 1 h w"]) -> Float[Tensor, " b"]:
@@ -36,10 +43,94 @@ def smooth(images: Float[Tensor, "b 1 h w"], strength: float) -> Float[Tensor, "
     """
     images = images.float()
     level = (strength * noise_level(images)).clamp(min=SMALLEST).square()[:, None, None, None]
-    mean = _box(images)
-    variance = (_box(images * images) - mean * mean).clamp(min=0)
+    mean, variance = _moments(images)
     slope = variance / (variance + level)
     return _box(slope) * images + _box(mean - slope * mean)
+
+
+class Grain(BaseModel):
+    """The noise of a set of slices, so that its like can be made: how strong, where, how fine."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    levels: tuple[float, ...]
+    """Quantiles of the slices' noise levels, evenly spaced from the least to the greatest."""
+    spread: tuple[float, ...]
+    """Standard deviation over a slice's level, at intensities evenly spaced from -1 to 1: air has less."""
+    correlation: tuple[tuple[float, ...], ...]
+    """Between pixels, by rows and columns from -REACH to REACH."""
+
+    def level(self, seed: int) -> float:
+        """Draw a slice's noise level."""
+        share = _generator(seed).random()
+        return float(np.interp(share, np.linspace(0, 1, len(self.levels)), self.levels))
+
+    def put_back(
+        self, image: Float32[np.ndarray, "h w"], level: float, seed: int
+    ) -> Float32[np.ndarray, "h w"]:
+        """Return a slice with noise of a level, clipped to [-1, 1]."""
+        rows, columns = image.shape
+        wide = np.zeros((max(rows, 2 * REACH + 1), max(columns, 2 * REACH + 1)))
+        wide[: 2 * REACH + 1, : 2 * REACH + 1] = self.correlation
+        power = np.fft.fft2(np.roll(wide, (-REACH, -REACH), (0, 1))).real.clip(min=0)
+        draw = _generator(seed)
+        draw.random()  # that of the level
+        white = np.fft.fft2(draw.standard_normal(wide.shape))
+        field = np.fft.ifft2(white * np.sqrt(power / power.mean())).real[:rows, :columns]
+        spread = np.interp(image, np.linspace(-1, 1, len(self.spread)), self.spread)
+        return np.clip(image + level * spread * field, -1, 1).astype(np.float32)
+
+
+def learn_grain(batches: Iterable[Float[Tensor, "b 1 h w"]], strength: float) -> Grain:
+    """Measure the noise that `smooth` takes from slices, where they are flat.
+
+    Args:
+        batches: Slices in [-1, 1]; at least one.
+        strength: As in `smooth`; a window is flat if it varies by less than so many times the noise.
+    """
+    levels: list[Tensor] = []
+    power, places = torch.zeros(INTENSITIES), torch.zeros(INTENSITIES)
+    side = 2 * REACH + 1
+    products, pairs = torch.zeros(side, side), torch.zeros(side, side)
+    for images in batches:
+        images = images.float()
+        level = noise_level(images)
+        levels.append(level)
+        scale = level.clamp(min=SMALLEST)[:, None, None, None]
+        mean, variance = _moments(images)
+        flat = (variance < (strength * scale).square()).float()
+        noise = (images - mean) / scale * flat
+        at = ((mean + 1) / 2 * (INTENSITIES - 1)).round().long().clamp(0, INTENSITIES - 1).flatten()
+        power.index_add_(0, at, noise.square().flatten())
+        places.index_add_(0, at, flat.flatten())
+        for down in range(side):
+            for right in range(side):
+                moved = (down - REACH, right - REACH)
+                products[down, right] += (noise * noise.roll(moved, (-2, -1))).sum()
+                pairs[down, right] += (flat * flat.roll(moved, (-2, -1))).sum()
+    known = (places > ENOUGH * places.sum()).numpy()
+    shares = np.sqrt((power / places.clamp(min=1)).numpy())
+    intensities = np.arange(INTENSITIES)
+    spread = np.interp(intensities, intensities[known], shares[known]) if known.any() else shares
+    covariance = products / pairs.clamp(min=1)
+    correlation = covariance / covariance[REACH, REACH].clamp(min=1e-12)
+    correlation[REACH, REACH] = 1  # also where there is no noise at all
+    return Grain(
+        levels=tuple(torch.cat(levels).quantile(torch.linspace(0, 1, QUANTILES)).tolist()),
+        spread=tuple(spread.tolist()),
+        correlation=tuple(tuple(row) for row in correlation.tolist()),
+    )
+
+
+def _generator(seed: int) -> np.random.Generator:
+    # Another stream than those of the tokens and of the position.
+    return np.random.default_rng([seed, 2])
+
+
+def _moments(images: Float[Tensor, "b 1 h w"]) -> tuple[Tensor, Tensor]:
+    """Mean and variance of the window around each pixel."""
+    mean = _box(images)
+    return mean, (_box(images * images) - mean * mean).clamp(min=0)
 
 
 def _box(images: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b 1 h w"]:

@@ -19,7 +19,8 @@ from slicebook import sheets
 from slicebook.checkpoint import LoadedPrior, load_prior
 from slicebook.devices import choose_device
 from slicebook.errors import ConfigError, DataError
-from slicebook.generating import DESCRIPTION, check_seeds, decode_pages
+from slicebook.generating import DESCRIPTION, check_seeds, decode_pages, put_noise_back
+from slicebook.grain import noise_level
 from slicebook.nifti_file import write_atomically
 from slicebook.prior import Conditions, Layout
 from slicebook.sampling import SamplingSettings, sample
@@ -111,6 +112,7 @@ def inpaint(
     chosen = [index for index in range(len(region)) if region[index].any()]
     filled = np.stack([fill(stack.slices[index], region[index]) for index in chosen])
     tokens, keep, conditions, layout = _question(loaded, stack, filled, region, chosen)
+    noise = noise_level(torch.from_numpy(stack.slices[chosen])[:, None]).tolist()
     folder.mkdir(parents=True, exist_ok=True)
     seams: list[Seam] = []
     for number in range(count):
@@ -118,7 +120,8 @@ def inpaint(
         drawn = sample(
             loaded.prior, layout, seeds, conditions, settings, given=tokens, keep=keep, progress=progress
         )
-        images = decode_pages(loaded, drawn, stack.size).images[:, 0].numpy()
+        decoded = decode_pages(loaded, drawn, stack.size).images
+        images = put_noise_back(loaded, decoded, noise, seeds)[:, 0].numpy()
         after = stack.slices.copy()
         for place, index in enumerate(chosen):
             after[index] = blend(stack.slices[index], filled[place], images[place], region[index])

@@ -160,7 +160,7 @@ def _waves(values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape waves"]:
 
 
 def _rotation(centres: Float[Tensor, "b n 2"]) -> Complex[Tensor, "b 1 n half"]:
-    """Each place's rotary angles, as numbers on the unit circle: half of a head for rows, half for columns."""
+    """Rotary angles of places as unit complex numbers: half of a head for rows, half for columns."""
     count = HEAD_DIM // 4
     octaves = torch.linspace(math.log(NEAREST_WAVE), math.log(FARTHEST_WAVE), count, device=centres.device)
     angles = (centres[..., None] / octaves.exp()).flatten(-2)[:, None]

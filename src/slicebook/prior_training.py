@@ -32,6 +32,7 @@ from slicebook.dataset import PreparedData, SliceSet
 from slicebook.devices import launch
 from slicebook.display import Display
 from slicebook.errors import CheckpointError, ConfigError
+from slicebook.grain import Grain, learn_grain
 from slicebook.objectives import LOW_USAGE, Progress
 from slicebook.prior import Prior
 from slicebook.prior_objective import PriorObjective
@@ -41,7 +42,7 @@ from slicebook.token_set import TokenBatches, TokenSet, encode_slices
 from slicebook.training import Fit, TrainingSummary, summarise_run, train_labels
 
 TOKENS_NAME = "tokens.safetensors"
-JUDGED = 512  # training slices, about, whose tokens tell which codes are used
+JUDGED = 512  # training slices, about, that tell which codes are used, and the noise
 
 
 def train_prior(
@@ -106,6 +107,7 @@ def train_prior(
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
     classes = tuple(sorted({record.group for record in train.records if record.group}))
+    grain = _grain(tokenizer, train)
     with fabric.rank_zero_first():
         learned, judged = _tokens(folder, book, train, validation, recipe, classes, identity, fabric, display)
     batches = TokenBatches(
@@ -139,6 +141,7 @@ def train_prior(
             masks=labelled.info.recipe if labelled else None,
             slices=_kinds(train),
             classes=classes,
+            grain=grain,
             tokenizer_provenance=tokenizer.info.provenance,
             provenance=made,
             weights_sha256="",
@@ -250,7 +253,7 @@ def _kept(path: Path, made_from: Mapping[str, object]) -> dict[str, list[torch.T
 
 def _refuse_unused(tokenizer: LoadedTokenizer, train: SliceSet) -> None:
     """Refuse a tokenizer of whose codes hardly any are used: its tokens say nothing that could be learned."""
-    some = SliceSet(train.folder, train.records[:: max(1, len(train) // JUDGED)])
+    some = _some(train)
     sets = encode_slices(Book(tokenizer.tokenizer), some)
     for level, size in enumerate(tokenizer.info.recipe.tokenizer.codebook_sizes):
         count = torch.zeros(size)
@@ -265,6 +268,17 @@ def _refuse_unused(tokenizer: LoadedTokenizer, train: SliceSet) -> None:
                 f"from (wanted {LOW_USAGE:.0%}); train the tokenizer with a smaller "
                 f"tokenizer.codebook_sizes[{level}], or longer"
             )
+
+
+def _some(slices: SliceSet) -> SliceSet:
+    return SliceSet(slices.folder, slices.records[:: max(1, len(slices) // JUDGED)])
+
+
+def _grain(tokenizer: LoadedTokenizer, train: SliceSet) -> Grain | None:
+    """Measure the noise that the tokenizer was taught to leave out."""
+    strength = tokenizer.info.recipe.training.loss.smooth
+    some = _some(train)
+    return learn_grain((some[index][None] for index in range(len(some))), strength) if strength else None
 
 
 def _kinds(slices: SliceSet) -> tuple[SliceKind, ...]:

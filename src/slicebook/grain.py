@@ -78,7 +78,8 @@ class Grain(BaseModel):
         white = np.fft.fft2(draw.standard_normal(wide.shape))
         field = np.fft.ifft2(white * np.sqrt(power / power.mean())).real[:rows, :columns]
         spread = np.interp(image, np.linspace(-1, 1, len(self.spread)), self.spread)
-        return np.clip(image + level * spread * field, -1, 1).astype(np.float32)
+        noisy: Float32[np.ndarray, "h w"] = np.clip(image + level * spread * field, -1, 1).astype(np.float32)
+        return noisy
 
 
 def learn_grain(batches: Iterable[Float[Tensor, "b 1 h w"]], strength: float) -> Grain:

@@ -169,7 +169,7 @@ def _rotation(centres: Float[Tensor, "b n 2"]) -> Complex[Tensor, "b 1 n half"]:
 
 def _rotate(x: Float[Tensor, "b heads n dim"], by: Complex[Tensor, "b 1 n half"]) -> Tensor:
     """Rotate pairs of channels (Su et al. 2021, eq. 34, https://arxiv.org/abs/2104.09864)."""
-    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
+    pairs = torch.view_as_complex(x.float().reshape(*x.shape[:-1], -1, 2))
     return torch.view_as_real(pairs * by).flatten(-2).to(x)
 
 
@@ -182,7 +182,8 @@ def _attention(queries: Tensor, keys: Tensor, values: Tensor, *, causal: bool) -
         return functional.scaled_dot_product_attention(queries, keys, values, is_causal=causal)
     steps = queries.shape[2]
     later = torch.full((steps, steps), -math.inf, dtype=queries.dtype).triu(1)
-    return ((queries * HEAD_DIM**-0.5) @ keys.transpose(-1, -2) + later).softmax(-1) @ values
+    weights: Tensor = ((queries * HEAD_DIM**-0.5) @ keys.transpose(-1, -2) + later).softmax(-1)
+    return weights @ values
 
 
 class Cache:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float
+from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from slicebook import sheets
@@ -53,7 +54,8 @@ def anomaly(
     """Map how unlikely each part of a slice is under a prior.
 
     `out` receives for each volume `<name>.nii.gz` (nats a pixel, in the volume's geometry), `<name>.csv`
-    (nats and bits a pixel of each slice, with the spread over orders) and `<name>/slice-000.png`.
+    (of each slice its nats and their spread over orders, bits a pixel, and the map's peak) and
+    `<name>/slice-000.png`. A small lesion moves the peak, where it drowns in the nats of all the slice.
 
     Args:
         model: A prior's file, or the folder of a run or demo that holds one.
@@ -122,7 +124,8 @@ def surprise(
 ) -> Surprise:
     """Return how unlikely slices in [-1, 1] are, where and in all. Their masks count as unknown.
 
-    A token's nats are spread evenly over its pixels, and the levels added.
+    A token's nats are spread evenly over its pixels, the levels added, and the steps between the finest
+    tokens smoothed; what is added over the map stays the same.
     """
     device = next(loaded.prior.parameters()).device
     size = (images.shape[-2], images.shape[-1])
@@ -149,15 +152,16 @@ def _spread(
         if stage.kind == "image":
             grid = nats[:, layout.part(index)].view(-1, 1, stage.rows, stage.columns) / stage.stride**2
             found += grid.repeat_interleave(stage.stride, 2).repeat_interleave(stage.stride, 3)
+    sigma = finest.stride / 2
+    found = torch.from_numpy(gaussian_filter(found.numpy(), (0, 0, sigma, sigma), mode="reflect"))
     return loaded.book.images.leave(found, size)[:, 0]
 
 
 def _write_scores(path: Path, found: Surprise, bits: list[float]) -> None:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["slice", "nats", "spread", "bits_per_pixel"])
-    for index, rate in enumerate(bits):
-        writer.writerow(
-            [index, f"{float(found.nats[index]):.6g}", f"{float(found.spread[index]):.6g}", f"{rate:.6g}"]
-        )
+    writer.writerow(["slice", "nats", "spread", "bits_per_pixel", "peak"])
+    columns = (found.nats.tolist(), found.spread.tolist(), bits, found.maps.amax((1, 2)).tolist())
+    for index, row in enumerate(zip(*columns, strict=True)):
+        writer.writerow([index, *(f"{value:.6g}" for value in row)])
     write_atomically(path, text.getvalue().encode())

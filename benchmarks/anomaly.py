@@ -2,10 +2,11 @@
 
     python benchmarks/anomaly.py RUN DATA --name phantom --title 'Phantom, 256×128' --sheets runs/anomaly
 
-RUN is a tokenizer's run with its prior, DATA the prepared folder of both, with masks. Lesions are planted into
-the body of *test* slices, brighter and darker than what they replace; then each organ is filled from around it,
-with noise like the slice's own. Asked is how well the map tells the changed pixels from the others of the same
-slices, and how well its peak and its sum tell a changed slice from itself as it was, patient by patient.
+RUN is a tokenizer's run with its prior, DATA the prepared folder of both, with masks. Lesions are planted
+into the body of *test* slices, brighter and darker than what they replace; then each organ is filled from
+around it, with noise like the slice's own. Asked is how well the map tells the changed pixels from the others
+of the same slices, and how well its peak and its sum tell a changed slice from itself as it was, patient by
+patient.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ def measure(
         images, places = [one for one, _ in changed], np.stack([place for _, place in changed])
         after = _map(loaded, slices, chosen, images, orders)
         found[title] = _judge(slices, chosen, places, before, after)
-        print(title, {key: one["mean_of_patients"] for key, one in found[title].items()}, file=sys.stderr)
+        print(title, {key: found[title][key]["mean_of_patients"] for key in ABOUT}, file=sys.stderr)
         panels += _panels(slices, images, places, after)
     sheets.write_sheet(panels, sheets_to / "anomaly.png", columns=2 * SHOWN)
     return {
@@ -184,10 +185,8 @@ def _judge(
         marked = np.repeat([False, True], mine.sum())
         for key, (old, new) in (("peak", peaks), ("sum", sums)):
             found[key].append(auroc(np.concatenate([old[chosen][mine], new[mine]]), marked))
-    return {
-        key: summarise_one(ABOUT[key], values, names, SEED).model_dump(mode="json")
-        for key, values in found.items()
-    } | {"slices": len(chosen)}
+    scores = {key: summarise_one(ABOUT[key], values, names, SEED) for key, values in found.items()}
+    return {"slices": len(chosen)} | {key: one.model_dump(mode="json") for key, one in scores.items()}
 
 
 def _panels(

@@ -26,7 +26,7 @@ from jaxtyping import Bool, Float32, UInt8
 from scipy.ndimage import binary_dilation, gaussian_filter
 
 from slicebook import sheets
-from slicebook.anomalies import Surprise, surprise
+from slicebook.anomalies import Surprise, heat, surprise
 from slicebook.checkpoint import LoadedPrior, load_prior
 from slicebook.dataset import PreparedData, SliceSet
 from slicebook.errors import DataError, SlicebookError
@@ -194,12 +194,11 @@ def _panels(
 ) -> list[Any]:
     """Return changed slices with the place marked, each beside its map."""
     chosen = np.random.default_rng(SEED).permutation(len(images))[:SHOWN]
-    top = float(np.quantile(after.maps.numpy(), 0.995))
+    warm = heat(after.maps.numpy())
     panels = []
     for index in chosen:
         panels.append(sheets.tinted(images[index], places[index].astype(np.uint8), slices.aspect))
-        heat = (after.maps[index].numpy() / top).clip(0, 1)
-        panels.append(sheets.hot(images[index], heat, slices.aspect))
+        panels.append(sheets.hot(images[index], warm[index], slices.aspect))
     return panels + [np.zeros_like(panels[0])] * (2 * SHOWN - len(panels))
 
 

@@ -38,6 +38,7 @@ ORDER = (
     "grain",
     "tokenizer",
     "labels",
+    "stages",
     "prior",
     "book",
     "token_set",
@@ -66,6 +67,7 @@ ORDER = (
     "diagnose",
     "evaluate",
     "demo",
+    "commands",
     "cli",
     "__main__",
 )

@@ -5,7 +5,8 @@ import torch
 from test_prior import COUNT, LAYOUT, SIZES, nats, rows, tiny
 
 from slicebook.likelihood import BATCH, likelihood
-from slicebook.prior import Conditions, draw_orders
+from slicebook.prior import Conditions
+from slicebook.stages import draw_orders
 
 
 def judged(tokens, **how):

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from slicebook.config import PriorConfig, TrunkConfig
-from slicebook.prior import HEAD_DIM, Conditions, Prior, Stage, _attention, draw_orders, lay_out
+from slicebook.prior import HEAD_DIM, Conditions, Prior, _attention
+from slicebook.stages import Stage, draw_orders, lay_out
 
 SIZES = (3, 4, 5)
 STAGES = (

@@ -26,9 +26,10 @@ from slicebook.config import PriorTrainingConfig, load_recipe
 from slicebook.dataset import PreparedData
 from slicebook.errors import CheckpointError, ConfigError, DataError
 from slicebook.objectives import Progress
-from slicebook.prior import Conditions, draw_orders
+from slicebook.prior import Conditions
 from slicebook.prior_objective import PriorObjective, mishear, withhold, withhold_masks
 from slicebook.prior_training import TOKENS_NAME, train_prior
+from slicebook.stages import draw_orders
 from slicebook.token_set import TokenBatch, encode_slices
 from slicebook.training import train_tokenizer
 

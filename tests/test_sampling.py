@@ -5,8 +5,9 @@ import torch
 from test_prior import COUNT, LAYOUT, SIZES, STAGES, nats, rows, tiny
 
 from slicebook.errors import ConfigError
-from slicebook.prior import Conditions, draw_orders
+from slicebook.prior import Conditions
 from slicebook.sampling import GROUP, SamplingSettings, _pick, sample
+from slicebook.stages import draw_orders
 
 BOLD = SamplingSettings(temperature=1, fine_temperature=1, top_p=1)
 

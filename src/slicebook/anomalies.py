@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float32
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
@@ -21,11 +21,12 @@ from slicebook.devices import choose_device
 from slicebook.inpainting import positions
 from slicebook.likelihood import likelihood
 from slicebook.nifti_file import write_atomically
-from slicebook.prior import Conditions, Layout
+from slicebook.prior import Conditions
 from slicebook.stack import Stack, read_volumes, spare_originals
+from slicebook.stages import Layout
 from slicebook.volumes import Plane
 
-HOTTEST = 0.995  # quantile of a volume's map that is drawn as full heat
+COLDEST, HOTTEST = 0.8, 0.998  # quantiles of a volume's map between which heat is drawn: most of it is none
 
 
 @dataclass(frozen=True)
@@ -87,12 +88,8 @@ def anomaly(
         bits = (found.nats / math.log(2) / pixels).tolist()
         _write_scores(folder / f"{name}.csv", found, bits)
         if pictures:
-            top = max(float(np.quantile(maps, HOTTEST)), 1e-9)
-            for index, (image, heat) in enumerate(zip(stack.slices, maps, strict=True)):
-                panels = [
-                    sheets.gray(image, stack.aspect),
-                    sheets.hot(image, (heat / top).clip(0, 1), stack.aspect),
-                ]
+            for index, (image, warm) in enumerate(zip(stack.slices, heat(maps), strict=True)):
+                panels = [sheets.gray(image, stack.aspect), sheets.hot(image, warm, stack.aspect)]
                 sheets.write_sheet(panels, folder / name / f"slice-{index:03}.png", columns=2)
         rates += bits
         volumes += 1
@@ -140,6 +137,13 @@ def surprise(
         if progress:
             progress(int(rows[-1]) + 1, len(images))
     return Surprise(torch.cat(maps), torch.cat(nats), torch.cat(spread))
+
+
+def heat(maps: Float32[np.ndarray, "b h w"]) -> Float32[np.ndarray, "b h w"]:
+    """Scale maps for a picture: 0 for the most of them, 1 for their peaks."""
+    low, high = np.quantile(maps, [COLDEST, HOTTEST])
+    warm: Float32[np.ndarray, "b h w"] = ((maps - low) / max(high - low, 1e-9)).clip(0, 1)
+    return warm.astype(np.float32)
 
 
 def _spread(

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from slicebook.labels import labels_from, one_hot
-from slicebook.prior import Layout, Stage, lay_out
+from slicebook.stages import Layout, Stage, lay_out
 from slicebook.tokenizer import Tokenizer
 
 

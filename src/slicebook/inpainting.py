@@ -22,9 +22,10 @@ from slicebook.errors import ConfigError, DataError
 from slicebook.generating import DESCRIPTION, check_seeds, decode_pages, put_noise_back
 from slicebook.grain import noise_level
 from slicebook.nifti_file import write_atomically
-from slicebook.prior import Conditions, Layout
+from slicebook.prior import Conditions
 from slicebook.sampling import SamplingSettings, sample
 from slicebook.stack import Stack, read_volumes, spare_originals
+from slicebook.stages import Layout
 from slicebook.volumes import Plane, from_slices, read_labels, to_slices, write_nifti
 
 FEATHER = 3.0  # pixels inside the region over which its drawing fades in

@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from slicebook.prior import Conditions, Layout, Prior, draw_orders
+from slicebook.prior import Conditions, Prior
+from slicebook.stages import Layout, draw_orders
 
 BATCH = 16
 

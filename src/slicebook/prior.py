@@ -1,6 +1,6 @@
 """The prior: how likely one token is, given those already drawn. Coarse to fine, in any order within a level.
 
-Grids are taken one after another, each a `Stage`: masks before images, coarse before fine. Within a stage the
+Grids are taken one after another, masks before images, coarse before fine: the stages. Within a stage the
 tokens come in any order (σ-GPT, Pannatier et al. 2024, https://arxiv.org/abs/2404.09562), so one network
 draws, fills gaps, and gives an exact likelihood for each order. A step knows the place it is asked about, the
 drawn tokens around that place and those of coarser stages over it; attention over all earlier tokens does
@@ -12,49 +12,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Literal
 
 import torch
-from jaxtyping import Bool, Complex, Float, Int64
+from jaxtyping import Complex, Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional
 
 from slicebook.config import PriorConfig, TrunkConfig
+from slicebook.stages import ABOVE, AROUND, Layout, stage_windows
 
 HEAD_DIM = 64
-AROUND = 2  # places to each side from which drawn tokens of the same stage are read directly
-ABOVE = 1  # the same in coarser stages, around the place over the one asked about
 WAVES = 6  # octaves in which a place in the slice, or a slice in its volume, is told
 NEAREST_WAVE, FARTHEST_WAVE = 4.0, 512.0  # pixels a radian of the rotary positions
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One grid of tokens.
-
-    Attributes:
-        kind: mask or image.
-        level: Of its tokenizer, 0 the finest.
-        rows, columns: Of the grid.
-        stride: Pixels along a side of one token.
-        size: Codes to choose from.
-    """
-
-    kind: Literal["mask", "image"]
-    level: int
-    rows: int
-    columns: int
-    stride: int
-    size: int
-
-    @property
-    def name(self) -> str:
-        """Such as `image_0`."""
-        return f"{self.kind}_{self.level}"
-
-    def __len__(self) -> int:
-        return self.rows * self.columns
 
 
 @dataclass(frozen=True)
@@ -80,77 +49,6 @@ class Conditions:
     def unknown(cls, count: int) -> Conditions:
         """Nothing is known of any slice."""
         return cls(torch.full((count,), math.nan), torch.full((count,), -1))
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where the tokens of one size of slice lie, as tables for indexing.
-
-    Attributes:
-        stages: In the order they are drawn.
-        starts: First token of each stage, and the number of all tokens.
-        centres: Of each token, row and column in pixels.
-        places: The same as fractions of the slice.
-        around: For each stage, its tokens × window: places in the same stage, len(stage) for outside.
-        above: For each stage, and each stage before it, the same in that earlier stage.
-    """
-
-    stages: tuple[Stage, ...]
-    starts: tuple[int, ...]
-    centres: Float[Tensor, "n 2"]
-    places: Float[Tensor, "n 2"]
-    around: tuple[Int64[Tensor, "_ _"], ...]
-    above: tuple[tuple[Int64[Tensor, "_ _"], ...], ...]
-
-    def part(self, stage: int) -> slice:
-        """Where a stage's tokens lie among all."""
-        return slice(self.starts[stage], self.starts[stage + 1])
-
-
-@lru_cache(maxsize=32)
-def lay_out(stages: tuple[Stage, ...]) -> Layout:
-    """Make the tables of a sequence of stages."""
-    starts, centres, places = [0], [], []
-    for stage in stages:
-        starts.append(starts[-1] + len(stage))
-        row, column = (axis.flatten() for axis in _axes(stage))
-        centres.append((torch.stack([row, column], 1) + 0.5) * stage.stride)
-        places.append((torch.stack([row, column], 1) + 0.5) / torch.tensor([stage.rows, stage.columns]))
-    around = tuple(_window(stage, stage, AROUND) for stage in stages)
-    above = tuple(
-        tuple(_window(stage, coarser, ABOVE) for coarser in stages[:index])
-        for index, stage in enumerate(stages)
-    )
-    return Layout(stages, tuple(starts), torch.cat(centres), torch.cat(places), around, above)
-
-
-def _axes(stage: Stage) -> tuple[Tensor, ...]:
-    return torch.meshgrid(torch.arange(stage.rows), torch.arange(stage.columns), indexing="ij")
-
-
-def _window(stage: Stage, of: Stage, radius: int) -> Int64[Tensor, "_ _"]:
-    """For each place of a stage, the places of another around the one that covers it."""
-    row, column = ((axis.flatten() * stage.stride + stage.stride // 2) // of.stride for axis in _axes(stage))
-    steps = torch.arange(-radius, radius + 1)
-    down, right = (axis.flatten() for axis in torch.meshgrid(steps, steps, indexing="ij"))
-    if stage is of:  # a place knows nothing of itself
-        keep = (down != 0) | (right != 0)
-        down, right = down[keep], right[keep]
-    rows, columns = row[:, None] + down, column[:, None] + right
-    inside = (rows >= 0) & (rows < of.rows) & (columns >= 0) & (columns < of.columns)
-    return torch.where(inside, rows * of.columns + columns, len(of))
-
-
-def draw_orders(
-    layout: Layout, count: int, generator: torch.Generator, known: Bool[Tensor, "b n"] | None = None
-) -> Int64[Tensor, "b n"]:
-    """Draw an order of all tokens for each slice: stage by stage, at random within, the known ones first."""
-    keys = torch.rand(count, layout.starts[-1], generator=generator)
-    if known is not None:
-        keys = keys - known.to(keys)
-    for index in range(len(layout.stages)):
-        keys[:, layout.part(index)] += 3 * index
-    return keys.argsort(1)
 
 
 def _waves(values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape waves"]:
@@ -428,38 +326,3 @@ class Prior(nn.Module):
             [sequence[:, :begin], sequence[:, begin : begin + 1], sequence[:, begin : end - 1]], 1
         )
         return trunk.attend(x, sequence, held)[:, begin:]
-
-
-def stage_windows(
-    layout: Layout,
-    stage: int,
-    heard: Int64[Tensor, "b n"],
-    ranks: Int64[Tensor, "b n"] | None,
-    order: Int64[Tensor, "b m"],
-) -> list[Int64[Tensor, "b m _"]]:
-    """Return the tokens around and above places of a stage; what is not drawn yet reads as 'unknown'.
-
-    Args:
-        layout: Of the tokens.
-        stage: Of the places.
-        heard: All tokens, flattened and joined. Without ranks, those to come must read 'unknown' already.
-        ranks: When each token is drawn.
-        order: Places in the stage, in the order wanted.
-    """
-    own = layout.part(stage)
-    table = layout.around[stage].to(heard.device)[order]
-    grid = functional.pad(heard[:, own], (0, 1), value=layout.stages[stage].size)
-    windows = [_pick(grid, table)]
-    if ranks is not None:
-        when = functional.pad(ranks[:, own], (0, 1), value=layout.starts[-1])
-        later = _pick(when, table) >= when.gather(1, order)[..., None]
-        windows[0] = windows[0].masked_fill(later, layout.stages[stage].size)
-    for coarser in range(stage):
-        table = layout.above[stage][coarser].to(heard.device)[order]
-        grid = functional.pad(heard[:, layout.part(coarser)], (0, 1), value=layout.stages[coarser].size)
-        windows.append(_pick(grid, table))
-    return windows
-
-
-def _pick(values: Int64[Tensor, "b n"], table: Int64[Tensor, "b m w"]) -> Int64[Tensor, "b m w"]:
-    return values.gather(1, table.flatten(1)).view(table.shape)

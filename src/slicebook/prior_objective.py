@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from slicebook.config import PriorTrainingConfig
 from slicebook.objectives import Progress
-from slicebook.prior import Conditions, Layout, Prior, draw_orders
+from slicebook.prior import Conditions, Prior
+from slicebook.stages import Layout, draw_orders
 from slicebook.token_set import TokenBatch
 
 

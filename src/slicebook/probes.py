@@ -15,7 +15,8 @@ from torch.nn import functional
 from slicebook.config import PriorConfig
 from slicebook.grain import noise_level
 from slicebook.likelihood import likelihood
-from slicebook.prior import Conditions, Layout, Prior, draw_orders
+from slicebook.prior import Conditions, Prior
+from slicebook.stages import Layout, draw_orders
 from slicebook.symptoms import OVERFITTED, Brittleness, Copies, Hierarchy, Learning, NoiseFlips, Overfit
 from slicebook.tokenizer import Tokenizer
 

@@ -10,7 +10,8 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from slicebook.errors import ConfigError
-from slicebook.prior import Cache, Conditions, Layout, Prior, Trunk, draw_orders, stage_windows
+from slicebook.prior import Cache, Conditions, Prior, Trunk
+from slicebook.stages import Layout, draw_orders, stage_windows
 
 # A matrix product of another height may round otherwise, and one token that falls otherwise changes all after
 # it. So the network always sees this many rows, whatever the batch; the last group is filled up.

@@ -16,7 +16,8 @@ from torch.nn import functional
 
 from slicebook.book import Book
 from slicebook.dataset import BatchOrder, SliceSet
-from slicebook.prior import Conditions, Layout
+from slicebook.prior import Conditions
+from slicebook.stages import Layout
 
 BATCH = 32
 

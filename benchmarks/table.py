@@ -248,6 +248,26 @@ def _two_dice(taught: Any, label: str) -> str:
     return " of ".join("–" if mean is None else f"{mean:.3f}" for mean in sides)
 
 
+def anomaly(results: Results) -> str:
+    """How well a prior's surprise points at what was changed: one block of rows a data set."""
+    found = [one for name, one in results.items() if name.startswith("anomaly-")]
+    if not found:
+        return NOT_MEASURED
+    rows, made = [], ""
+    for one in found:
+        for change, scores in one["changes"].items():
+            cells = [_mean(scores, key) for key in ("pixels", "pixels_in_body", "peak", "sum")]
+            rows.append([one["title"], change, str(scores["slices"]), *cells])
+        radii = "–".join(f"{radius:g}" for radius in one["lesions"]["radii_pixels"])
+        made += (
+            f"\n{one['title']}: {one['slices']} slices of {one['patients']} test patients; {one['convention']}; "
+            f"lesions of contrast {one['lesions']['contrast']:g} on [-1, 1] and half axes of {radii} pixels; "
+            f"{one['orders']} orders. {_where(one)}"
+        )
+    head = ["", "change", "slices", "pixels", "pixels in the body", "slices, by peak", "slices, by sum"]
+    return _table(head, rows) + made
+
+
 def sampling(results: Results) -> str:
     """How long a slice's tokens take to draw, beside MONAI's transformer."""
     found = results["speed"].get("generation")
@@ -425,6 +445,7 @@ TABLES: dict[str, tuple[Callable[[Results], str], tuple[str, ...]]] = {
     "quantizers": (quantizers, ("speed",)),
     "networks": (networks, ("speed",)),
     "generation": (generation, ()),
+    "anomaly": (anomaly, ()),
     "sampling": (sampling, ("speed",)),
     "other-speed": (other_speed, ("speed",)),
     "targets": (targets, ()),

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import binary_dilation
 
 from slicebook import phantom
 from slicebook.config import load_recipe
@@ -32,13 +33,14 @@ def scripts():
         patch.syspath_prepend(ROOT / "benchmarks")
         for place in ("pictures.batch", "pictures.curves", "evaluate._draw"):
             patch.setattr(f"slicebook.{place}", lambda *_, **__: None)
+        import anomaly
         import generation
         import quality
         import segmenter
         import speed
         import table
 
-        found = (generation, quality, segmenter, speed, table)
+        found = (anomaly, generation, quality, segmenter, speed, table)
         yield {script.__name__: script for script in found}
 
 
@@ -246,6 +248,57 @@ def test_samples_stand_left_of_real_slices(scripts):
     left, right = ([np.full((2, 2, 3), value, np.uint8) for _ in range(9)] for value in (1, 2))
     page = scripts["generation"]._side_by_side(left, right)
     assert [int(one.max()) for one in page] == [*[1] * 8, 0, *[2] * 8, 1, *[0] * 8, 2, *[0] * 7]
+
+
+# --- anomaly.py
+
+
+def test_a_prior_is_asked_where_slices_were_changed(scripts, generated, measured):
+    words = [
+        measured / "work" / "compact",
+        measured / "data",
+        "--name",
+        "small",
+        "--orders",
+        1,
+        "--threads",
+        1,
+    ]
+    words += ["--results", measured / "results", "--sheets", measured / "odd"]
+    assert scripts["anomaly"].main([str(word) for word in words]) == 0
+    found = result(measured, "anomaly-small")
+    assert {"bright lesion", "dark lesion", "no rectum"} <= set(found["changes"])
+    lesions = found["changes"]["bright lesion"]
+    assert lesions["slices"] == found["slices"] == 8
+    assert all(0 <= lesions[key]["mean_of_patients"] <= 1 for key in scripts["anomaly"].ABOUT)
+    assert (measured / "odd" / "anomaly.png").stat().st_size > 0
+    table = scripts["table"].anomaly({"anomaly-small": found})
+    assert len([line for line in table.splitlines() if line.startswith("| small")]) == len(found["changes"])
+    assert str(measured) not in json.dumps(found)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_lesion_lies_in_the_body_and_changes_nothing_else(scripts, sign):
+    mask = np.zeros((60, 80), dtype=np.uint8)
+    mask[8:52, 8:72] = 1
+    mask[26:34, 36:44] = 3
+    image = np.linspace(-0.3, 0.3, mask.size, dtype=np.float32).reshape(mask.shape)
+    for seed in range(5):
+        changed, place = scripts["anomaly"].lesion(image, mask, sign, np.random.default_rng(seed))
+        assert 50 < place.sum() < 260
+        assert mask[place].all()
+        assert (sign * (changed - image)[place]).min() > 0.1
+        far = ~binary_dilation(place, iterations=5)
+        assert np.array_equal(changed[far], image[far])
+
+
+def test_a_lesion_of_a_thin_body_lies_in_it_all_the_same(scripts):
+    mask = np.zeros((40, 40), dtype=np.uint8)
+    mask[20, 10:30] = 1
+    _, place = scripts["anomaly"].lesion(
+        np.zeros((40, 40), dtype=np.float32), mask, 1, np.random.default_rng(0)
+    )
+    assert (place & (mask == 1)).any()
 
 
 # --- speed.py

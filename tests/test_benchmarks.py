@@ -253,18 +253,10 @@ def test_samples_stand_left_of_real_slices(scripts):
 # --- anomaly.py
 
 
-def test_a_prior_is_asked_where_slices_were_changed(scripts, generated, measured):
-    words = [
-        measured / "work" / "compact",
-        measured / "data",
-        "--name",
-        "small",
-        "--orders",
-        1,
-        "--threads",
-        1,
-    ]
-    words += ["--results", measured / "results", "--sheets", measured / "odd"]
+def test_a_prior_is_asked_where_slices_were_changed(scripts, generated, measured, monkeypatch):
+    monkeypatch.setattr(scripts["anomaly"], "SMALLEST", 4)
+    words = [measured / "work" / "compact", measured / "data", "--name", "small", "--orders", 1]
+    words += ["--threads", 1, "--results", measured / "results", "--sheets", measured / "odd"]
     assert scripts["anomaly"].main([str(word) for word in words]) == 0
     found = result(measured, "anomaly-small")
     assert {"bright lesion", "dark lesion", "no rectum"} <= set(found["changes"])

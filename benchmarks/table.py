@@ -260,8 +260,8 @@ def anomaly(results: Results) -> str:
             rows.append([one["title"], change, str(scores["slices"]), *cells])
         radii = "–".join(f"{radius:g}" for radius in one["lesions"]["radii_pixels"])
         made += (
-            f"\n{one['title']}: {one['slices']} slices of {one['patients']} test patients. {one['convention']}. "
-            f"Lesions of contrast {one['lesions']['contrast']:g} on [-1, 1], half axes of {radii} pixels; "
+            f"\n{one['title']}: {one['slices']} slices of {one['patients']} test patients. "
+            f"{one['convention']}. Lesions of contrast {one['lesions']['contrast']:g} on [-1, 1], half axes of {radii} pixels; "
             f"{one['orders']} orders. {_where(one)}"
         )
     head = ["", "change", "slices", "pixels", "pixels in the body", "slices, by peak", "slices, by sum"]

@@ -281,7 +281,7 @@ def test_a_lesion_lies_in_the_body_and_changes_nothing_else(scripts, sign):
         assert mask[place].all()
         assert (sign * (changed - image)[place]).min() > 0.1
         far = ~binary_dilation(place, iterations=5)
-        assert np.array_equal(changed[far], image[far])
+        assert np.abs(changed - image)[far].max() < 1e-3
 
 
 def test_a_lesion_of_a_thin_body_lies_in_it_all_the_same(scripts):

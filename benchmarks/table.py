@@ -261,9 +261,8 @@ def anomaly(results: Results) -> str:
         radii = "–".join(f"{radius:g}" for radius in one["lesions"]["radii_pixels"])
         made += (
             f"\n{one['title']}: {one['slices']} slices of {one['patients']} test patients. "
-            f"{one['convention']}. Lesions of contrast {one['lesions']['contrast']:g} on [-1, 1], half axes of "
-            f"{radii} pixels; "
-            f"{one['orders']} orders. {_where(one)}"
+            f"{one['convention']}. Lesions of contrast {one['lesions']['contrast']:g} on [-1, 1], their half "
+            f"axes {radii} pixels; {one['orders']} orders. {_where(one)}"
         )
     head = ["", "change", "slices", "pixels", "pixels in the body", "slices, by peak", "slices, by sum"]
     return _table(head, rows) + made

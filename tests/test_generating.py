@@ -17,7 +17,7 @@ from slicebook.checking import check
 from slicebook.checkpoint import load_prior
 from slicebook.dataset import PreparedData
 from slicebook.errors import CheckpointError, ConfigError, DataError
-from slicebook.generating import decode_pages, draw, generate
+from slicebook.generating import decode_pages, draw, generate, noise_levels, put_noise_back
 from slicebook.layouts import SourceOptions
 from slicebook.likelihood import likelihood
 from slicebook.preparation import PrepareOptions, prepare
@@ -93,20 +93,35 @@ def test_samples_have_the_intensity_of_the_training(made, loaded):
         assert kind.low - 1e-3 <= array.min() < array.max() <= kind.high + 1e-3
 
 
-def test_files_hold_what_the_tokens_decode_to(made, loaded):
+def test_files_hold_what_the_tokens_decode_to_with_noise_put_back(made, loaded):
     kind = loaded.info.slices[0]
     size = (kind.rows, kind.columns)
     positions = [float(line["position"]) for line in lines_of(made.out)]
     tokens, _ = draw(loaded, size, [5, 6, 7], positions, SamplingSettings())
     page = decode_pages(loaded, tokens, size)
+    levels = [float(line["noise"]) for line in lines_of(made.out)]
+    assert levels == pytest.approx([loaded.info.grain.level(seed) for seed in (5, 6, 7)])
+    noisy = put_noise_back(loaded, page.images, levels, [5, 6, 7])
+    assert (noisy - page.images).abs().mean() > min(levels) / 4
     data = made.out / "images"
     for index, seed in enumerate((5, 6, 7)):
         # Radiological: as displayed, the rows go backwards (to the back) and the columns too (to the left).
         image = image_of(made.out, seed).array[::-1, ::-1, 0].T
         shown = (image - kind.low) / (kind.high - kind.low) * 2 - 1
-        np.testing.assert_allclose(shown, page.images[index, 0], atol=1e-4)
+        np.testing.assert_allclose(shown, noisy[index, 0], atol=1e-4)
         mask = read_labels(data / f"sample-{seed:06}_mask.nii.gz").array[::-1, ::-1, 0].T
         np.testing.assert_array_equal(mask, page.masks[index])
+
+
+def test_noise_is_left_out_where_asked_and_where_the_tokenizer_keeps_it(trained, loaded, made, tmp_path):
+    generate(trained.run, tmp_path / "smooth", count=3, seed=5, grain=False, **CPU)
+    assert {line["noise"] for line in lines_of(tmp_path / "smooth")} == {"0.0"}
+    plain, noisy = (image_of(out, 6).array for out in (tmp_path / "smooth", made.out))
+    assert np.abs(plain - noisy).max() > 0
+    bare = replace(loaded, info=loaded.info.model_copy(update={"grain": None}))
+    images = torch.zeros(2, 1, 8, 8)
+    assert noise_levels(bare, [1, 2]) == [0, 0]
+    assert torch.equal(put_noise_back(bare, images, [0.5, 0.5], [1, 2]), images)
 
 
 def test_the_list_tells_seed_condition_and_likelihood_of_each_sample(made, loaded):

@@ -45,6 +45,16 @@ def test_noise_on_a_slice_is_told_from_the_slice():
     assert float(noise_level(step(side=128) + noise(0.05, (1, 1, 128, 128)))) == pytest.approx(0.05, rel=0.05)
 
 
+def test_a_level_can_be_that_of_a_part():
+    pair = torch.cat([noise(0.1), noise(0.3, seed=1)], -1)
+    left = torch.zeros(pair.shape, dtype=torch.bool)
+    left[..., :128] = True
+    assert float(noise_level(pair, left)) == pytest.approx(0.1, rel=0.05)
+    assert float(noise_level(pair, ~left)) == pytest.approx(0.3, rel=0.05)
+    assert torch.equal(noise_level(pair, torch.ones_like(left)), noise_level(pair))
+    assert float(noise_level(pair, torch.zeros_like(left))) == 0
+
+
 def test_each_slice_has_a_level_of_its_own():
     found = noise_level(torch.cat([noise(0.1), noise(0.3, seed=1)]))
     assert found.tolist() == pytest.approx([0.1, 0.3], rel=0.05)

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32
+from jaxtyping import Bool, Float, Float32
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 from torch.nn import functional
@@ -23,16 +23,27 @@ QUANTILES = 21
 ENOUGH = 1e-3  # share of all flat places that makes an intensity's noise worth measuring
 
 
-def noise_level(images: Float[Tensor, "b 1 h w"]) -> Float[Tensor, " b"]:
+def noise_level(
+    images: Float[Tensor, "b 1 h w"], where: Bool[Tensor, "b 1 h w"] | None = None
+) -> Float[Tensor, " b"]:
     """Return the standard deviation of each slice's noise, in units of its intensity.
 
     From the mean response to a mask that no smooth surface and no straight edge excites (Immerkær 1996,
     https://doi.org/10.1006/cviu.1996.0060, eq. 4).
+
+    Args:
+        images: Slices.
+        where: Pixels to look at; all by default. A slice without any has no noise.
     """
     line = torch.tensor([1.0, -2.0, 1.0], device=images.device)
     mask = torch.outer(line, line)[None, None]
-    response = functional.conv2d(images.float(), mask).abs().mean((1, 2, 3))
-    return math.sqrt(math.pi / 2) / 6 * response
+    response = functional.conv2d(images.float(), mask).abs()
+    if where is None:
+        mean = response.mean((1, 2, 3))
+    else:
+        whole = 1 - functional.max_pool2d((~where).float(), 3, stride=1)
+        mean = (response * whole).sum((1, 2, 3)) / whole.sum((1, 2, 3)).clamp(min=1)
+    return math.sqrt(math.pi / 2) / 6 * mean
 
 
 def smooth(images: Float[Tensor, "b 1 h w"], strength: float) -> Float[Tensor, "b 1 h w"]:

@@ -82,7 +82,8 @@ def inpaint(
     """Redraw where a mask is not 0. Every pixel outside keeps its value, bit for bit.
 
     The region is filled from around it before it is encoded, so no token has seen what is replaced. Tokens
-    of the finest level that touch the region are drawn anew, and coarser ones that lie in it by half.
+    of the finest level that touch the region are drawn anew, and coarser ones that lie in it by half. Where
+    the tokenizer was taught to leave noise out, the drawing gets noise as strong as that outside.
 
     `out` receives `sample-00.nii.gz`, `sample-00/slice-000.png` (before | region | after) and `seams.csv`.
 
@@ -113,7 +114,8 @@ def inpaint(
     chosen = [index for index in range(len(region)) if region[index].any()]
     filled = np.stack([fill(stack.slices[index], region[index]) for index in chosen])
     tokens, keep, conditions, layout = _question(loaded, stack, filled, region, chosen)
-    noise = noise_level(torch.from_numpy(stack.slices[chosen])[:, None]).tolist()
+    outside = torch.from_numpy(~region[chosen])[:, None]
+    noise = noise_level(torch.from_numpy(filled)[:, None], outside).tolist()
     folder.mkdir(parents=True, exist_ok=True)
     seams: list[Seam] = []
     for number in range(count):

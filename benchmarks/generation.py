@@ -83,7 +83,7 @@ def measure(
     seconds = time.perf_counter() - began
     page = decode_pages(loaded, tokens, (kind.rows, kind.columns))
     spacing = (kind.row_mm, kind.column_mm)
-    noise = noise_levels(loaded, seeds) if grain else [0.0] * count
+    noise = noise_levels(loaded, page.images, seeds) if grain else [0.0] * count
     images = put_noise_back(loaded, page.images, noise, seeds)
     ours = Side(images, page.masks, ("",) * count, (spacing,) * count)
     _draw_sheets(ours, real, kind, sheets_to)
@@ -162,7 +162,7 @@ def _tokenizer_alone(
     again = decode_pages(loaded, tokens, (kind.rows, kind.columns)).images
     if grain:
         seeds = list(range(len(again)))
-        again = put_noise_back(loaded, again, noise_levels(loaded, seeds), seeds)
+        again = put_noise_back(loaded, again, noise_levels(loaded, again, seeds), seeds)
     beside = compare(_textures(again), _textures(real.images), real.patients, seed=SEED)
     return {
         "kernel_distance": beside.kernel_distance.generated,

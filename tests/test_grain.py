@@ -107,26 +107,46 @@ def test_a_window_is_the_guided_filters():
     assert float(smooth(image, 1.0)[0, 0, 7, 7]) == pytest.approx(wanted, abs=1e-5)
 
 
+def halves():
+    """A slice dark on the left and bright on the right."""
+    flat = torch.full((1, 1, 96, 128), -0.5)
+    flat[..., 64:] = 0.5
+    return flat
+
+
 def bright_noise():
-    """Slices dark on the left and bright on the right, where the noise is twice as strong."""
-    level = torch.full((96, 128), 0.02)
-    level[:, 64:] = 0.04
-    return [torch.where(level > 0.03, 0.5, -0.5)[None, None] + level * noise(1.0, seed=s) for s in range(6)]
+    """Slices, twice as noisy where they are bright, and the same without their noise."""
+    flat = halves()
+    return [(flat + (0.03 + 0.02 * flat) * noise(1.0, seed=seed), flat) for seed in range(6)]
+
+
+def array(image):
+    return image[0, 0].numpy()
 
 
 def test_grain_learns_how_strong_noise_is_where():
     grain = learn_grain(bright_noise(), 2.0)
     dark, bright = (np.interp(at, np.linspace(-1, 1, len(grain.spread)), grain.spread) for at in (-0.5, 0.5))
     assert bright / dark == pytest.approx(2, rel=0.1)
-    assert bright * np.mean(grain.levels) == pytest.approx(0.04, rel=0.15)
-    assert grain.levels == tuple(sorted(grain.levels))
+    assert bright * grain.level(array(halves()), 3) == pytest.approx(0.04, rel=0.15)
+    assert grain.deviations == tuple(sorted(grain.deviations))
+
+
+def test_a_slice_with_more_detail_gets_more_noise_where_training_slices_did():
+    pairs = [
+        (0.5 + noise(4 * own, seed=own_seed), 0.5 + noise(own, seed=9))
+        for own_seed, own in enumerate((0.01, 0.02, 0.03, 0.04))
+    ]
+    grain = learn_grain(pairs, 2.0)
+    assert grain.slope == pytest.approx(1, abs=0.1)
+    for own in (0.015, 0.035):
+        assert grain.level(array(noise(own, seed=9)), 0) == pytest.approx(4 * own, rel=0.15)
 
 
 def test_noise_put_back_is_like_the_noise_learnt():
     grain = learn_grain(bright_noise(), 2.0)
-    flat = np.full((96, 128), -0.5, dtype=np.float32)
-    flat[:, 64:] = 0.5
-    noisy = grain.put_back(flat, grain.level(3), 3) - flat
+    flat = array(halves())
+    noisy = grain.put_back(flat, grain.level(flat, 3), 3) - flat
     assert noisy[:, :64].std() == pytest.approx(0.02, rel=0.2)
     assert noisy[:, 64:].std() == pytest.approx(0.04, rel=0.2)
     assert abs(noisy.mean()) < 0.003
@@ -137,7 +157,7 @@ def test_coarse_noise_comes_back_coarse():
     slices = [
         torch.from_numpy(gaussian_filter(draw.normal(0, 0.2, (96, 96)), 0.8))[None, None] for _ in "abcd"
     ]
-    grain = learn_grain(slices, 4.0)
+    grain = learn_grain([(one, torch.zeros_like(one)) for one in slices], 4.0)
     beside = grain.correlation[REACH][REACH + 1]
     assert beside > 0.3
     noisy = grain.put_back(np.zeros((200, 200), dtype=np.float32), 0.05, 0)
@@ -149,7 +169,7 @@ def test_noise_hangs_on_its_seed_alone():
     image = np.zeros((40, 24), dtype=np.float32)
     assert np.array_equal(grain.put_back(image, 0.1, 5), grain.put_back(image, 0.1, 5))
     assert not np.array_equal(grain.put_back(image, 0.1, 5), grain.put_back(image, 0.1, 6))
-    assert grain.level(5) == grain.level(5) != grain.level(6)
+    assert grain.level(image, 5) == grain.level(image, 5) != grain.level(image, 6)
 
 
 def test_no_noise_level_leaves_a_slice_as_it_is_and_a_high_one_leaves_no_bounds():
@@ -160,5 +180,6 @@ def test_no_noise_level_leaves_a_slice_as_it_is_and_a_high_one_leaves_no_bounds(
 
 
 def test_blank_slices_have_grain_that_is_nothing():
-    grain = learn_grain([torch.zeros(2, 1, 16, 16)], 2.0)
-    assert not grain.put_back(np.zeros((16, 16), dtype=np.float32), grain.level(0), 0).any()
+    grain = learn_grain([(torch.zeros(2, 1, 16, 16), torch.zeros(2, 1, 16, 16))], 2.0)
+    blank = np.zeros((16, 16), dtype=np.float32)
+    assert not grain.put_back(blank, grain.level(blank, 0), 0).any()

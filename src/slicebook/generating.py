@@ -132,7 +132,9 @@ def generate(
     found = likelihood(loaded.prior, layout, tokens, conditions)
     nats = found.nats.sum(1)
     pixels = kind.rows * kind.columns
-    noise = noise_levels(loaded, seeds) if grain else [0.0] * count
+    page = decode_pages(loaded, tokens, (kind.rows, kind.columns))
+    noise = noise_levels(loaded, page.images, seeds) if grain else [0.0] * count
+    page = Page(put_noise_back(loaded, page.images, noise, seeds), page.masks)
     samples = [
         Sample(
             name=f"sample-{one:06}",
@@ -151,8 +153,6 @@ def generate(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        page = decode_pages(loaded, tokens, (kind.rows, kind.columns))
-        page = Page(put_noise_back(loaded, page.images, noise, seeds), page.masks)
         _write_samples(partial, samples, page, kind)
         _draw_sheets(partial, samples, page, kind, loaded, tokens)
         _write_lists(partial, samples, loaded, settings, kind)
@@ -217,10 +217,12 @@ def decode_pages(
     return Page(images[:count], torch.cat(masks)[:count] if masks else None)
 
 
-def noise_levels(loaded: LoadedPrior, seeds: Sequence[int]) -> list[float]:
-    """Draw how noisy each sample is, as training slices are; 0 where the tokenizer itself keeps noise."""
+def noise_levels(loaded: LoadedPrior, images: Float[Tensor, "b 1 h w"], seeds: Sequence[int]) -> list[float]:
+    """Draw how noisy each decoded slice is, as training slices are; 0 where the tokenizer keeps noise."""
     grain = loaded.info.grain
-    return [0.0 if grain is None else grain.level(seed) for seed in seeds]
+    if grain is None:
+        return [0.0] * len(seeds)
+    return [grain.level(image.numpy(), seed) for image, seed in zip(images[:, 0], seeds, strict=True)]
 
 
 def put_noise_back(

@@ -64,17 +64,22 @@ class Grain(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    levels: tuple[float, ...]
-    """Quantiles of the slices' noise levels, evenly spaced from the least to the greatest."""
+    base: float
+    slope: float
+    """The logarithm of a slice's noise level is `base` + `slope` times its rebuilt form's, and more."""
+    deviations: tuple[float, ...]
+    """Quantiles of that more, evenly spaced from the least to the greatest."""
     spread: tuple[float, ...]
     """Standard deviation over a slice's level, at intensities evenly spaced from -1 to 1: air has less."""
     correlation: tuple[tuple[float, ...], ...]
     """Between pixels, by rows and columns from -REACH to REACH."""
 
-    def level(self, seed: int) -> float:
-        """Draw a slice's noise level."""
+    def level(self, image: Float32[np.ndarray, "h w"], seed: int) -> float:
+        """Draw the noise level for a slice that came from tokens: one with much detail gets more."""
+        own = max(float(noise_level(torch.from_numpy(image)[None, None])), SMALLEST)
         share = _generator(seed).random()
-        return float(np.interp(share, np.linspace(0, 1, len(self.levels)), self.levels))
+        more = np.interp(share, np.linspace(0, 1, len(self.deviations)), self.deviations)
+        return math.exp(self.base + self.slope * math.log(own) + float(more))
 
     def put_back(
         self, image: Float32[np.ndarray, "h w"], level: float, seed: int
@@ -93,22 +98,26 @@ class Grain(BaseModel):
         return noisy
 
 
-def learn_grain(batches: Iterable[Float[Tensor, "b 1 h w"]], strength: float) -> Grain:
+def learn_grain(
+    batches: Iterable[tuple[Float[Tensor, "b 1 h w"], Float[Tensor, "b 1 h w"]]], strength: float
+) -> Grain:
     """Measure the noise that `smooth` takes from slices, where they are flat.
 
     Args:
-        batches: Slices in [-1, 1]; at least one.
+        batches: Slices in [-1, 1], and the same as the tokenizer rebuilds them; at least one.
         strength: As in `smooth`; a window is flat if it varies by less than so many times the noise.
     """
     levels: list[Tensor] = []
+    owns: list[Tensor] = []
     power, places = torch.zeros(INTENSITIES), torch.zeros(INTENSITIES)
     side = 2 * REACH + 1
     products, pairs = torch.zeros(side, side), torch.zeros(side, side)
-    for images in batches:
+    for images, rebuilt in batches:
         images = images.float()
-        level = noise_level(images)
-        levels.append(level)
-        scale = level.clamp(min=SMALLEST)[:, None, None, None]
+        level = noise_level(images).clamp(min=SMALLEST)
+        levels.append(level.log())
+        owns.append(noise_level(rebuilt).clamp(min=SMALLEST).log())
+        scale = level[:, None, None, None]
         mean, variance = _moments(images)
         flat = (variance < (strength * scale).square()).float()
         noise = (images - mean) / scale * flat
@@ -127,11 +136,22 @@ def learn_grain(batches: Iterable[Float[Tensor, "b 1 h w"]], strength: float) ->
     covariance = products / pairs.clamp(min=1)
     correlation = covariance / covariance[REACH, REACH].clamp(min=1e-12)
     correlation[REACH, REACH] = 1  # also where there is no noise at all
+    base, slope, more = _line(torch.cat(owns), torch.cat(levels))
     return Grain(
-        levels=tuple(torch.cat(levels).quantile(torch.linspace(0, 1, QUANTILES)).tolist()),
+        base=base,
+        slope=slope,
+        deviations=tuple(more.quantile(torch.linspace(0, 1, QUANTILES)).tolist()),
         spread=tuple(spread.tolist()),
         correlation=tuple(tuple(row) for row in correlation.tolist()),
     )
+
+
+def _line(x: Float[Tensor, " n"], y: Float[Tensor, " n"]) -> tuple[float, float, Float[Tensor, " n"]]:
+    """Fit a line by least squares; return where it starts, how it rises, and what it leaves."""
+    rise = x - x.mean()
+    slope = float((rise * y).sum() / rise.square().sum().clamp(min=1e-12))
+    base = float(y.mean()) - slope * float(x.mean())
+    return base, slope, y - base - slope * x
 
 
 def _generator(seed: int) -> np.random.Generator:

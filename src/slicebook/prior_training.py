@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 from lightning_fabric import Fabric
+from torch import Tensor
 
 from slicebook.book import Book
 from slicebook.checkpoint import (
@@ -277,8 +278,16 @@ def _some(slices: SliceSet) -> SliceSet:
 def _grain(tokenizer: LoadedTokenizer, train: SliceSet) -> Grain | None:
     """Measure the noise that the tokenizer was taught to leave out."""
     strength = tokenizer.info.recipe.training.loss.smooth
-    some = _some(train)
-    return learn_grain((some[index][None] for index in range(len(some))), strength) if strength else None
+    if not strength:
+        return None
+    some, book = _some(train), tokenizer.tokenizer.eval()
+
+    def pairs() -> Iterator[tuple[Tensor, Tensor]]:
+        for index in range(len(some)):
+            image = some[index][None]
+            yield image, book.decode(book.encode(image), (image.shape[-2], image.shape[-1]))
+
+    return learn_grain(pairs(), strength)
 
 
 def _kinds(slices: SliceSet) -> tuple[SliceKind, ...]:

@@ -29,7 +29,7 @@ from slicebook import sheets
 from slicebook.anomalies import Surprise, heat, surprise
 from slicebook.checkpoint import LoadedPrior, load_prior
 from slicebook.dataset import PreparedData, SliceSet
-from slicebook.errors import DataError, SlicebookError
+from slicebook.errors import ConfigError, DataError, SlicebookError
 from slicebook.grain import noise_level
 from slicebook.inpainting import fill
 from slicebook.metrics.ranking import CONVENTION, auroc
@@ -45,7 +45,7 @@ CONTRAST = 0.6  # of a lesion, on [-1, 1]
 INWARD = 6.0  # pixels: a lesion keeps about so far from the skin
 SHOWN = 8  # slices a kind in the sheet
 ABOUT = {
-    "pixels": "changed pixels against the others of the changed slices",
+    "pixels": "pixels changed by half the contrast or more against the others of the changed slices",
     "pixels_in_body": "the same, inside the body alone",
     "peak": "changed slices against the same as they were, by the map's greatest value",
     "sum": "the same, by the nats of the whole slice",
@@ -73,8 +73,13 @@ def measure(
     """Change test slices, map them before and after, and return how well the changes are found.
 
     Raises:
+        ConfigError: The prior was trained on other data.
         DataError: The test slices have no masks.
     """
+    if data.split_hash != loaded.info.provenance.split_hash:
+        raise ConfigError(
+            f"{data.folder}: holds other patients, or another split, than {loaded.path} was trained on"
+        )
     slices = _read(loaded, data, every)
     before = _map(loaded, slices, range(len(slices.images)), slices.images, orders)
     panels: list[Any] = []
@@ -99,7 +104,7 @@ def measure(
 def lesion(
     image: Image, mask: UInt8[np.ndarray, "h w"], sign: int, draw: np.random.Generator
 ) -> tuple[Image, Place]:
-    """Brighten or darken an ellipse in the body, its edge as soft as the slice."""
+    """Brighten or darken an ellipse of the body, soft at its edge; return where by half or more."""
     depth = gaussian_filter((mask > 0).astype(np.float64), INWARD)
     within = (mask == BODY) & (depth > 0.95)
     row, column = draw.choice(np.argwhere(within if within.any() else mask == BODY))
@@ -108,8 +113,8 @@ def lesion(
     along = (columns - column) * np.cos(angle) + (rows - row) * np.sin(angle)
     across = (rows - row) * np.cos(angle) - (columns - column) * np.sin(angle)
     place = (along / radii[0]) ** 2 + (across / radii[1]) ** 2 <= 1
-    soft = gaussian_filter(place.astype(np.float32), 1.0)
-    return np.clip(image + sign * CONTRAST * soft, -1, 1), place
+    soft = gaussian_filter(place.astype(np.float32), 1.0) * (mask == BODY)
+    return np.clip(image + sign * CONTRAST * soft, -1, 1), soft > 0.5
 
 
 def without(
@@ -121,7 +126,7 @@ def without(
     if loaded.info.grain is not None:
         level = float(noise_level(torch.from_numpy(image)[None, None]))
         filled = loaded.info.grain.put_back(filled, level, int(draw.integers(2**31)))
-    return np.where(place, filled, image), organ
+    return np.where(place, filled, image), place
 
 
 def _changes(loaded: LoadedPrior, slices: Slices) -> list[tuple[str, Change, list[int]]]:
@@ -217,6 +222,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--results", metavar="DIR", type=Path, default=machine.RESULTS)
     asked = parser.parse_args(arguments)
+    if asked.every < 1 or asked.orders < 1:
+        parser.error("--every and --orders: wanted 1 or more")
     if not re.fullmatch(r"[a-z0-9-]+", asked.name):
         parser.error(f"--name {asked.name}: wanted small letters, digits and dashes, such as phantom-64")
     torch.set_num_threads(asked.threads)

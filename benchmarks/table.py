@@ -223,6 +223,8 @@ def _generation_rows(found: Sequence[Any]) -> Iterable[tuple[str, list[str]]]:
         yield f"{title}, real patients, 95th percentile", [f"{one['real_range'][1]:.3g}" for one in whose]
     alone = [f"{one['tokenizer_alone']['kernel_distance']:.3g}" for one in found]
     yield "kernel distance, reconstructions of the real slices", alone
+    noise = [one.get("noise_put_back") for one in found]
+    yield "noise put back into both, mean level on [-1, 1]", ["–" if n is None else f"{n:.3f}" for n in noise]
     for name in ("coverage", "density", "precision", "recall"):
         whose = [one["texture"][name] for one in found]
         cells = ["–" if one is None else f"{one['generated']:.2f} of {one['real']:.2f}" for one in whose]

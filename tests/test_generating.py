@@ -116,6 +116,8 @@ def test_files_hold_what_the_tokens_decode_to_with_noise_put_back(made, loaded):
 def test_noise_is_left_out_where_asked_and_where_the_tokenizer_keeps_it(trained, loaded, made, tmp_path):
     generate(trained.run, tmp_path / "smooth", count=3, seed=5, grain=False, **CPU)
     assert {line["noise"] for line in lines_of(tmp_path / "smooth")} == {"0.0"}
+    records = [json.loads((out / "generation.json").read_text()) for out in (made.out, tmp_path / "smooth")]
+    assert [record["settings"]["grain"] for record in records] == [True, False]
     plain, noisy = (image_of(out, 6).array for out in (tmp_path / "smooth", made.out))
     assert np.abs(plain - noisy).max() > 0
     bare = replace(loaded, info=loaded.info.model_copy(update={"grain": None}))

@@ -164,6 +164,22 @@ def test_coarse_noise_comes_back_coarse():
     assert np.corrcoef(noisy[:, 1:].ravel(), noisy[:, :-1].ravel())[0, 1] == pytest.approx(beside, abs=0.1)
 
 
+def test_the_line_is_not_followed_beyond_what_was_seen():
+    pairs = [(noise(4 * own, seed=1), noise(own, seed=9)) for own in (0.01, 0.02, 0.03)]
+    grain = learn_grain(pairs, 2.0)
+    most = grain.level(array(noise(0.03, seed=9)), 0)
+    assert grain.level(array(noise(0.3, seed=9)), 0) == pytest.approx(most)
+    assert grain.level(np.zeros((9, 9), dtype=np.float32), 0) == pytest.approx(0.04, rel=0.15)
+
+
+@pytest.mark.parametrize("count", [1, 7])
+def test_reconstructions_all_alike_tell_nothing(count):
+    pairs = [(noise(0.05, seed=seed), torch.zeros(1, 1, 96, 128)) for seed in range(count)]
+    grain = learn_grain(pairs, 2.0)
+    assert grain.slope == 0
+    assert grain.level(array(noise(0.2)), 0) == pytest.approx(0.05, rel=0.1)
+
+
 def test_noise_hangs_on_its_seed_alone():
     grain = learn_grain(bright_noise(), 2.0)
     image = np.zeros((40, 24), dtype=np.float32)

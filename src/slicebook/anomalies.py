@@ -1,4 +1,4 @@
-"""Where a slice surprises the prior: nats a pixel as a map, and a number a slice."""
+"""Where a slice surprises the prior: nats a pixel as a map, its sum and its peak."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def surprise(
     """Return how unlikely slices in [-1, 1] are, where and in all. Their masks count as unknown.
 
     A token's nats are spread evenly over its pixels, the levels added, and the steps between the finest
-    tokens smoothed; what is added over the map stays the same.
+    tokens smoothed. What falls on the padding of a slice is not shown.
     """
     device = next(loaded.prior.parameters()).device
     size = (images.shape[-2], images.shape[-1])

@@ -59,7 +59,7 @@ class Sample:
         log_likelihood: In nats, of its tokens under the prior; the mean over orders.
         spread: Standard deviation over orders of the same.
         bits_per_pixel: Of the same, image and mask.
-        noise: Standard deviation, on [-1, 1], of the noise put back; 0 where none was.
+        noise: Level of the noise put back, on [-1, 1], as `grain.noise_level` measures it; 0 where none was.
     """
 
     name: str
@@ -155,7 +155,7 @@ def generate(
     try:
         _write_samples(partial, samples, page, kind)
         _draw_sheets(partial, samples, page, kind, loaded, tokens)
-        _write_lists(partial, samples, loaded, settings, kind)
+        _write_lists(partial, samples, loaded, settings, kind, grain)
         if place.is_dir():
             place.rmdir()
         os.replace(partial, place)
@@ -325,7 +325,12 @@ def _draw_sheets(
 
 
 def _write_lists(
-    out: Path, samples: list[Sample], loaded: LoadedPrior, settings: SamplingSettings, kind: SliceKind
+    out: Path,
+    samples: list[Sample],
+    loaded: LoadedPrior,
+    settings: SamplingSettings,
+    kind: SliceKind,
+    grain: bool,
 ) -> None:
     text = io.StringIO()
     writer = csv.DictWriter(text, list(asdict(samples[0])), lineterminator="\n")
@@ -337,7 +342,7 @@ def _write_lists(
         "synthetic": True,
         "slicebook_version": __version__,
         "model_sha256": info.weights_sha256,
-        "settings": asdict(settings),
+        "settings": asdict(settings) | {"grain": grain},
         "slices": kind.model_dump(mode="json", exclude={"slices"}),
         "label_values": [] if info.masks is None else list(info.masks.tokenizer.label_values),
         "recipe": info.recipe.model_dump(mode="json"),

@@ -20,6 +20,7 @@ SMALLEST = 1e-3  # noise level below which a slice counts as free of it, on [-1,
 REACH = 3  # pixels over which noise is taken to hang together
 INTENSITIES = 17  # from -1 to 1, at which the noise is measured
 QUANTILES = 21
+ALIKE = 1e-3  # spread of logarithms under which nothing can be told from them
 ENOUGH = 1e-3  # share of all flat places that makes an intensity's noise worth measuring
 
 
@@ -67,6 +68,8 @@ class Grain(BaseModel):
     base: float
     slope: float
     """The logarithm of a slice's noise level is `base` + `slope` times its rebuilt form's, and more."""
+    known: tuple[float, float]
+    """Rebuilt forms' noise levels, logarithms, least and greatest: beyond them the line is not followed."""
     deviations: tuple[float, ...]
     """Quantiles of that more, evenly spaced from the least to the greatest."""
     spread: tuple[float, ...]
@@ -76,10 +79,11 @@ class Grain(BaseModel):
 
     def level(self, image: Float32[np.ndarray, "h w"], seed: int) -> float:
         """Draw the noise level for a slice that came from tokens: one with much detail gets more."""
-        own = max(float(noise_level(torch.from_numpy(image)[None, None])), SMALLEST)
+        own = math.log(max(float(noise_level(torch.from_numpy(image)[None, None])), SMALLEST))
+        own = min(max(own, self.known[0]), self.known[1])
         share = _generator(seed).random()
         more = np.interp(share, np.linspace(0, 1, len(self.deviations)), self.deviations)
-        return math.exp(self.base + self.slope * math.log(own) + float(more))
+        return math.exp(self.base + self.slope * own + float(more))
 
     def put_back(
         self, image: Float32[np.ndarray, "h w"], level: float, seed: int
@@ -109,9 +113,10 @@ def learn_grain(
     """
     levels: list[Tensor] = []
     owns: list[Tensor] = []
-    power, places = torch.zeros(INTENSITIES), torch.zeros(INTENSITIES)
+    # Sums over many millions of pixels: float32 stops counting at 2^24.
+    power, places = torch.zeros(2, INTENSITIES, dtype=torch.float64)
     side = 2 * REACH + 1
-    products, pairs = torch.zeros(side, side), torch.zeros(side, side)
+    products, pairs = torch.zeros(2, side, side, dtype=torch.float64)
     for images, rebuilt in batches:
         images = images.float()
         level = noise_level(images).clamp(min=SMALLEST)
@@ -122,8 +127,8 @@ def learn_grain(
         flat = (variance < (strength * scale).square()).float()
         noise = (images - mean) / scale * flat
         at = ((mean + 1) / 2 * (INTENSITIES - 1)).round().long().clamp(0, INTENSITIES - 1).flatten()
-        power.index_add_(0, at, noise.square().flatten())
-        places.index_add_(0, at, flat.flatten())
+        power.index_add_(0, at, noise.square().flatten().double())
+        places.index_add_(0, at, flat.flatten().double())
         for down in range(side):
             for right in range(side):
                 moved = (down - REACH, right - REACH)
@@ -136,20 +141,22 @@ def learn_grain(
     covariance = products / pairs.clamp(min=1)
     correlation = covariance / covariance[REACH, REACH].clamp(min=1e-12)
     correlation[REACH, REACH] = 1  # also where there is no noise at all
-    base, slope, more = _line(torch.cat(owns), torch.cat(levels))
+    own = torch.cat(owns).double()
+    base, slope, more = _line(own, torch.cat(levels).double())
     return Grain(
         base=base,
         slope=slope,
-        deviations=tuple(more.quantile(torch.linspace(0, 1, QUANTILES)).tolist()),
+        known=(float(own.min()), float(own.max())),
+        deviations=tuple(more.quantile(torch.linspace(0, 1, QUANTILES, dtype=more.dtype)).tolist()),
         spread=tuple(spread.tolist()),
         correlation=tuple(tuple(row) for row in correlation.tolist()),
     )
 
 
 def _line(x: Float[Tensor, " n"], y: Float[Tensor, " n"]) -> tuple[float, float, Float[Tensor, " n"]]:
-    """Fit a line by least squares; return where it starts, how it rises, and what it leaves."""
+    """Fit a line by least squares, level if the x are all alike; return start, slope, and what it leaves."""
     rise = x - x.mean()
-    slope = float((rise * y).sum() / rise.square().sum().clamp(min=1e-12))
+    slope = float((rise * y).sum() / rise.square().sum()) if x.std(correction=0) > ALIKE else 0.0
     base = float(y.mean()) - slope * float(x.mean())
     return base, slope, y - base - slope * x
 

@@ -90,6 +90,7 @@ def train_prior(
     }
     open_run(folder, identity)  # refuses before anything is trained
     _refuse_unused(tokenizer, train)
+    grain = _grain(tokenizer, train)
     labelled = None
     if masks and any(record.label_offset >= 0 for record in train.records):
         train_labels(
@@ -108,7 +109,6 @@ def train_prior(
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
     classes = tuple(sorted({record.group for record in train.records if record.group}))
-    grain = _grain(tokenizer, train)
     with fabric.rank_zero_first():
         learned, judged = _tokens(folder, book, train, validation, recipe, classes, identity, fabric, display)
     batches = TokenBatches(
@@ -280,12 +280,12 @@ def _grain(tokenizer: LoadedTokenizer, train: SliceSet) -> Grain | None:
     strength = tokenizer.info.recipe.training.loss.smooth
     if not strength:
         return None
-    some, book = _some(train), tokenizer.tokenizer.eval()
+    some, book = _some(train), Book(tokenizer.tokenizer)
 
     def pairs() -> Iterator[tuple[Tensor, Tensor]]:
         for index in range(len(some)):
             image = some[index][None]
-            yield image, book.decode(book.encode(image), (image.shape[-2], image.shape[-1]))
+            yield image, book.decode(book.encode(image), (image.shape[-2], image.shape[-1])).images
 
     return learn_grain(pairs(), strength)
 

@@ -107,7 +107,7 @@ def inpaint(
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Redraw a region of a volume. Every pixel outside it stays as it was."""
+    """Redraw a region of a volume, as noisy as the rest. Every pixel outside it stays as it was."""
     from slicebook import inpainting
     from slicebook.sampling import SamplingSettings
 

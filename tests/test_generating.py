@@ -153,7 +153,13 @@ def test_the_summary_tells_what_was_written(made, loaded):
 def test_a_set_tells_the_model_and_the_settings_it_came_from(made, loaded):
     found = json.loads((made.out / "generation.json").read_text())
     assert found["model_sha256"] == loaded.info.weights_sha256
-    assert found["settings"] == {"temperature": 1.0, "fine_temperature": 0.9, "top_p": 0.98, "guidance": 0.0}
+    assert found["settings"] == {
+        "temperature": 1.0,
+        "fine_temperature": 0.9,
+        "top_p": 0.98,
+        "guidance": 0.0,
+        "grain": True,
+    }
     assert found["label_values"] == list(loaded.info.masks.tokenizer.label_values)
 
 

@@ -10,7 +10,7 @@ from matplotlib.image import imread
 from scipy.ndimage import gaussian_filter
 from test_inference import oblique, volume_file
 
-from slicebook.anomalies import _spread, anomaly, surprise
+from slicebook.anomalies import _spread, anomaly, heat, surprise
 from slicebook.checkpoint import load_prior
 from slicebook.errors import CheckpointError, DataError
 from slicebook.likelihood import likelihood
@@ -118,6 +118,8 @@ def test_the_map_of_a_volume_is_that_of_its_slices(judged, loaded):
     assert [line["spread"] for line in lines] == pytest.approx(wanted.spread.tolist(), rel=1e-4)
     bits = (wanted.nats / math.log(2) / (stack.size[0] * stack.size[1])).tolist()
     assert [line["bits_per_pixel"] for line in lines] == pytest.approx(bits, rel=1e-5)
+    peaks = wanted.maps.amax((1, 2)).tolist()
+    assert [line["peak"] for line in lines] == pytest.approx(peaks, rel=1e-5)
 
 
 def test_the_summary_counts_and_averages(judged):
@@ -134,6 +136,17 @@ def test_a_picture_shows_slice_and_heat_beside_each_other(judged):
     left, right = pixels[:, : pixels.shape[1] // 2 - 1], pixels[:, pixels.shape[1] // 2 + 1 :]
     assert (left == left[..., :1]).all()
     assert (right[..., 0] > right[..., 2]).any()
+
+
+def test_heat_shows_the_peaks_and_leaves_the_most_of_a_map_alone():
+    maps = np.zeros((1, 40, 50), dtype=np.float32)
+    maps[0, :20] = np.linspace(0, 0.4, 50)
+    maps[0, 30:33, 10:13] = 2.0
+    warm = heat(maps)
+    assert warm.min() == 0
+    assert (warm[0, 30:33, 10:13] == 1).all()
+    assert 0.7 < (warm == 0).mean() < 0.9
+    assert not heat(np.ones((1, 4, 4), dtype=np.float32)).any()
 
 
 def test_pictures_may_be_left_out(judged, trained, tmp_path):

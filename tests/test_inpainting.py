@@ -143,6 +143,26 @@ def test_what_the_region_held_makes_no_difference(trained, files, drawn, tmp_pat
     np.testing.assert_array_equal(found, read_nifti(drawn[0] / "sample-00.nii.gz").array)
 
 
+def test_a_drawing_is_noisy_where_the_rest_is(trained, tmp_path):
+    """The same slice, calm and noisy outside the region: the region follows."""
+    region = region_file(tmp_path / "region.nii.gz")
+    rough = []
+    for name, strength in (("calm", 0.0), ("noisy", 60.0)):
+        image = volume_file(tmp_path / f"{name}.nii.gz", SHAPE)
+        loaded = nib.load(image)
+        flat = (
+            np.full(SHAPE, 500, np.float32)
+            + np.linspace(-300, 300, SHAPE[0], dtype=np.float32)[:, None, None]
+        )
+        flat += strength * np.random.default_rng(0).normal(size=SHAPE).astype(np.float32)
+        nib.save(nib.Nifti1Image(flat, loaded.affine), image)
+        inpaint(trained.run, image, region, tmp_path / name, seed=4, **CPU)
+        found = read_nifti(tmp_path / name / "sample-00.nii.gz").array
+        curvature = np.abs(np.diff(found, n=2, axis=0))
+        rough.append(curvature[inside(region)[1:-1]].mean())
+    assert rough[1] > 1.3 * rough[0]
+
+
 # --- Tokens
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from slicebook.labels import compare, labels_from
+from slicebook.labels import labels_from
 
 BATCH, WIDTH, DEPTH, RATE = 8, 16, 3, 3e-3
 
@@ -49,21 +49,27 @@ def _convolutions(before: int, after: int) -> nn.Sequential:
 
 
 def train(images: Tensor, masks: Tensor, values: Sequence[int], *, steps: int, seed: int) -> UNet:
-    """Train from scratch on pairs drawn with replacement, half of them mirrored; the rate falls to 0."""
+    """Train from scratch on pairs drawn with replacement, half of them mirrored; the rate falls to 0.
+
+    A label's pixels weigh one over the root of their share: organs of a hundredth of a slice are not learnt
+    in so few steps otherwise.
+    """
     draw = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
     network = UNet(len(values)).to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(network.parameters(), RATE)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps + 1)
+    places = torch.bucketize(masks, torch.tensor(values, dtype=masks.dtype))
+    share = torch.bincount(places.flatten(), minlength=len(values)) / places.numel()
+    weights = share.clamp(min=1e-6).rsqrt()
     for _ in range(steps):
         rows = torch.randint(len(images), (BATCH,), generator=draw)
         ways = [(-1,) if mirrored else () for mirrored in torch.rand(BATCH, generator=draw) < 0.5]
-        pairs = [(images[row].flip(way), masks[row].flip(way)) for row, way in zip(rows, ways, strict=True)]
-        found = compare(
-            network(torch.stack([x for x, _ in pairs])), torch.stack([y for _, y in pairs]), values
-        )
+        pairs = [(images[row].flip(way), places[row].flip(way)) for row, way in zip(rows, ways, strict=True)]
+        logits = network(torch.stack([x for x, _ in pairs]))
+        loss = functional.cross_entropy(logits, torch.stack([y for _, y in pairs]), weights)
         optimizer.zero_grad()
-        (found.cross_entropy + 1 - found.soft_dice).backward()
+        loss.backward()
         optimizer.step()
         schedule.step()
     return network.eval()

@@ -14,6 +14,7 @@ name: tiny
 tokenizer: {scaling_rates: [8, 2], codebook_sizes: [16, 8], code_dim: 4, width: 16, residual_layers: 1}
 training: {epochs: 1, batch_size: 4, augment: null}
 labels: {tokenizer: {codebook_sizes: [8], width: 16}, training: {epochs: 1}}
+decoder: {discriminator_width: 8, training: {epochs: 1}}
 prior:
   coarse: {width: 64, layers: 1}
   fine: {width: 64, layers: 1}

@@ -164,6 +164,26 @@ def test_coarse_noise_comes_back_coarse():
     assert np.corrcoef(noisy[:, 1:].ravel(), noisy[:, :-1].ravel())[0, 1] == pytest.approx(beside, abs=0.1)
 
 
+@pytest.mark.parametrize("own", [0.0, 0.03, 0.06])
+def test_only_what_a_reconstruction_lacks_is_put_back(own):
+    """Variances of independent noise add up to that of the slices, whatever the decoder draws by itself."""
+    images, flat = noise(0.08, (8, 1, 64, 64)), torch.zeros(8, 1, 64, 64)
+    drawn = flat + noise(own, (8, 1, 64, 64), seed=1)
+    grain = learn_grain([(images, drawn)], 3.0)
+    again = [
+        grain.put_back(array(image), grain.level(array(image), seed), seed)
+        for seed, image in enumerate(drawn[:, None])
+    ]
+    assert np.std(again) == pytest.approx(0.08, rel=0.05)
+
+
+def test_a_reconstruction_rougher_than_the_slices_gets_no_noise():
+    grain = learn_grain([(noise(0.02, (8, 1, 64, 64)), noise(0.04, (8, 1, 64, 64), seed=1))], 3.0)
+    assert max(grain.spread) == 0
+    image = np.zeros((32, 32), np.float32)
+    assert (grain.put_back(image, 0.1, 0) == image).all()
+
+
 def test_the_line_is_not_followed_beyond_what_was_seen():
     pairs = [(noise(4 * own, seed=1), noise(own, seed=9)) for own in (0.01, 0.02, 0.03)]
     grain = learn_grain(pairs, 2.0)

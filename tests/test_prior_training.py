@@ -266,7 +266,7 @@ def test_a_prior_tells_where_it_and_its_tokenizer_come_from(trained):
 def test_a_prior_holds_the_tokenizers_it_was_trained_over(trained):
     book = load_prior(trained.run).book
     masks = load_tokenizer(trained.run / "prior" / "masks", kind="label tokenizer").tokenizer
-    images = load_tokenizer(trained.run).tokenizer
+    images = load_tokenizer(trained.run / "prior" / "decoder").tokenizer
     for found, own in ((book.images, images), (book.masks, masks)):
         assert hash_tensors(found.state_dict()) == hash_tensors(own.state_dict())
 
@@ -365,7 +365,9 @@ def test_data_without_masks_need_no_word_about_them(tmp_path):
 
 @pytest.mark.parametrize("setting", ["training.epochs=3", "tokenizer.width=32", "name=x", "priors.dropout=0"])
 def test_settings_of_the_tokenizer_are_refused(setting, trained, tmp_path):
-    with pytest.raises(ConfigError, match=r"wanted settings of prior or labels, such as prior\.training"):
+    with pytest.raises(
+        ConfigError, match=r"wanted settings of prior, labels or decoder, such as prior\.training"
+    ):
         train_prior(trained.run, [setting], out=tmp_path / "new", **HOW)
     assert not (tmp_path / "new").exists()
 

@@ -118,6 +118,8 @@ class PriorInfo(Record):
     grain: Grain | None
     """The noise that its tokenizer was taught to leave out; generation puts its like back."""
     tokenizer_provenance: Provenance
+    decoder_provenance: Provenance | None = None
+    """Of the decoder that was trained for generation; None where it is the tokenizer's own."""
     provenance: Provenance
     weights_sha256: str
 

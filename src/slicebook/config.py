@@ -128,6 +128,8 @@ class LoopConfig(Record):
 
     optimizer: Literal["adamw", "adam"] = "adamw"
     learning_rate: Positive = 1e-3
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    """How far back the optimiser's moments reach."""
     weight_decay: Annotated[float, Field(ge=0.0)] = 1e-4
     schedule: Literal["cosine", "constant"] = "cosine"
     warmup: Fraction = 0.02
@@ -150,6 +152,31 @@ class TrainingConfig(LoopConfig):
 
     loss: LossConfig = LossConfig()
     augment: AugmentConfig | None = AugmentConfig()
+
+
+class DecoderTrainingConfig(LoopConfig):
+    """The training of a decoder for generation. Its weights' running average is kept, the latest one."""
+
+    learning_rate: Positive = 5e-4
+    betas: tuple[Fraction, Fraction] = (0.5, 0.9)
+    """Short moments: a discriminator is a moving target."""
+    batch_size: Count = 8
+    epochs: Count = 20
+    validate_every: Count = 5
+    augment: AugmentConfig | None = AugmentConfig(rotate_degrees=0, scale=0, shift=0, gamma=0, gain=0)
+    """Resampled slices are softer than real ones: only the mirror is on."""
+    adversarial: Annotated[float, Field(ge=0.0)] = 0.5
+    """How strongly the discriminator pulls at the pixels, against the pull of the tokenizer's loss."""
+    ema: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.995
+    """Decay a step of the averaged weights."""
+
+
+class DecoderConfig(Record):
+    """How generation's decoder is made of the tokenizer's: no token changes, but edges become crisp."""
+
+    discriminator_width: Annotated[int, Field(ge=8, multiple_of=8)] = 32
+    """Channels of the discriminator's first layer."""
+    training: DecoderTrainingConfig = DecoderTrainingConfig()
 
 
 class TrunkConfig(Record):
@@ -239,13 +266,15 @@ class LabelsConfig(Record):
 
 
 class Recipe(Record):
-    """A named set of settings: a tokenizer, that of the masks beside it, and the prior over both."""
+    """A named set of settings: tokenizers of slices and of masks, and generation: a decoder, a prior."""
 
     name: str = "custom"
     description: str = ""
     tokenizer: TokenizerConfig = TokenizerConfig()
     training: TrainingConfig = TrainingConfig()
     labels: LabelsConfig = LabelsConfig()
+    decoder: DecoderConfig | None = DecoderConfig()
+    """Null generates with the tokenizer's own decoder."""
     prior: PriorConfig = PriorConfig()
 
     @model_validator(mode="after")

@@ -77,7 +77,7 @@ def _line(scores: Mapping[str, float]) -> str:
     for place in ("", "train_", "validation_"):
         found = [
             f"{name} {scores[place + name]:.4f}"
-            for name in ("loss", "ssim", "dice")
+            for name in ("loss", "ssim", "dice", "sharpness")
             if place + name in scores
         ]
         nats = [f"{scores[name]:.2f}" for name in scores if name.startswith(f"{place}nats_")]

@@ -105,7 +105,9 @@ class Grain(BaseModel):
 def learn_grain(
     batches: Iterable[tuple[Float[Tensor, "b 1 h w"], Float[Tensor, "b 1 h w"]]], strength: float
 ) -> Grain:
-    """Measure the noise that `smooth` takes from slices, where they are flat.
+    """Measure the noise that slices have and their rebuilt forms lack, where the slices are flat.
+
+    A decoder that was taught by a discriminator draws some noise by itself: only what is missing is put back.
 
     Args:
         batches: Slices in [-1, 1], and the same as the tokenizer rebuilds them; at least one.
@@ -126,16 +128,18 @@ def learn_grain(
         mean, variance = _moments(images)
         flat = (variance < (strength * scale).square()).float()
         noise = (images - mean) / scale * flat
+        drawn = (rebuilt - _box(rebuilt)) / scale * flat
         at = ((mean + 1) / 2 * (INTENSITIES - 1)).round().long().clamp(0, INTENSITIES - 1).flatten()
-        power.index_add_(0, at, noise.square().flatten().double())
+        power.index_add_(0, at, (noise.square() - drawn.square()).flatten().double())
         places.index_add_(0, at, flat.flatten().double())
         for down in range(side):
             for right in range(side):
                 moved = (down - REACH, right - REACH)
-                products[down, right] += (noise * noise.roll(moved, (-2, -1))).sum()
+                missing = noise * noise.roll(moved, (-2, -1)) - drawn * drawn.roll(moved, (-2, -1))
+                products[down, right] += missing.sum()
                 pairs[down, right] += (flat * flat.roll(moved, (-2, -1))).sum()
     known = (places > ENOUGH * places.sum()).numpy()
-    shares = np.sqrt((power / places.clamp(min=1)).numpy())
+    shares = np.sqrt((power / places.clamp(min=1)).clamp(min=0).numpy())
     intensities = np.arange(INTENSITIES)
     spread = np.interp(intensities, intensities[known], shares[known]) if known.any() else shares
     covariance = products / pairs.clamp(min=1)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from slicebook.checkpoint import Provenance, commit, save_tokenizer, versions
 from slicebook.config import AugmentConfig, LossConfig, Recipe
-from slicebook.dataset import Batch, PreparedData, augment, augment_labels, draw_augmentation
+from slicebook.dataset import Batch, PreparedData, SliceSet, augment, augment_labels, draw_augmentation
 from slicebook.labels import compare, one_hot
 from slicebook.tokenizer import Tokenizer, draw_silence, loss
 
@@ -75,8 +75,11 @@ class Objective(Protocol[In]):
     """What the loop trains: one module, the loss of a batch, and scores."""
 
     module: nn.Module
-    best: str
-    """The validation score that chooses the model: the higher the better."""
+    best: str | None
+    """The validation score that chooses the model: the higher the better. None keeps the latest."""
+
+    def groups(self) -> list[dict[str, Any]]:
+        """Return the parameters, as an optimiser takes them; `share` is that of the learning rate."""
 
     def start(self, batches: Iterable[In]) -> None:
         """Prepare an untrained module, which is on its device."""
@@ -95,6 +98,47 @@ class Objective(Protocol[In]):
 
     def save(self, path: Path, progress: Progress, scores: Mapping[str, float]) -> None:
         """Write the model to share."""
+
+
+def draw_for(seed: int, step: int, rank: int) -> torch.Generator:
+    """Return the generator of one step, and seed torch's own by it.
+
+    Hangs on (seed, step, rank) alone: a training that goes on draws what it would have drawn.
+    """
+    own = ((seed * 1_000_003 + step) * 4096 + rank) % 2**63
+    torch.manual_seed(own)
+    return torch.Generator().manual_seed(own)
+
+
+@torch.no_grad()
+def follow(average: nn.Module, learner: nn.Module, decay: float, step: int) -> None:
+    """Move a running average of weights a step towards the learner's; buffers are taken as they are."""
+    # Short at first, so that the start is soon forgotten.
+    decay = min(decay, (1 + step) / (10 + step))
+    kept: list[Tensor] = list(average.parameters())
+    new: list[Tensor] = list(learner.parameters())
+    torch._foreach_lerp_(kept, new, 1 - decay)
+    for old, now in zip(average.buffers(), learner.buffers(), strict=True):
+        old.copy_(now)
+
+
+def provenance(
+    data: PreparedData, train: SliceSet, device: torch.device, reached: Progress, scores: Mapping[str, float]
+) -> Provenance:
+    """Say where a model comes from that was trained until now."""
+    return Provenance(
+        versions=versions(),
+        commit=commit(),
+        device=str(device),
+        split_hash=data.split_hash,
+        train_patients=len(train.patients),
+        train_slices=len(train),
+        spacing=data.info.spacing,
+        epoch=reached.epoch,
+        step=reached.step,
+        seconds=reached.seconds,
+        validation=dict(scores),
+    )
 
 
 class _Judged(nn.Module):
@@ -139,7 +183,7 @@ class _JudgedLabels(nn.Module):
 class _Reconstructing(ABC):
     """A tokenizer's training step: augment, reconstruct, compare."""
 
-    best: str
+    best: str | None
     judged: type[nn.Module]
     """The tokenizer with its scores behind it."""
 
@@ -157,6 +201,10 @@ class _Reconstructing(ABC):
     @abstractmethod
     def augmented(self, images: Tensor, config: AugmentConfig, generator: torch.Generator) -> Tensor:
         """Return a batch, changed at random."""
+
+    def groups(self) -> list[dict[str, Any]]:
+        """Return all parameters."""
+        return [{"params": list(self.module.parameters()), "share": 1.0}]
 
     def start(self, batches: Iterable[Batch]) -> None:
         """Start the codebooks by k-means, of as many slices of one shape as the recipe asks for."""
@@ -177,10 +225,7 @@ class _Reconstructing(ABC):
         """Return the scores of augmented slices, the commitment among them."""
         images = batch.images.contiguous(memory_format=torch.channels_last)
         config = self.recipe.training
-        # Hangs on (seed, step, rank) alone: a training that goes on draws what it would have drawn.
-        seed = (config.seed * 1_000_003 + step) * 4096 + self.fabric.global_rank
-        torch.manual_seed(seed % 2**63)
-        draw = torch.Generator().manual_seed(seed % 2**63)
+        draw = draw_for(config.seed, step, self.fabric.global_rank)
         if config.augment:
             images = self.augmented(images, config.augment, draw)
         silent = None
@@ -224,26 +269,14 @@ class _Reconstructing(ABC):
     def save(self, path: Path, progress: Progress, scores: Mapping[str, float]) -> None:
         """Write `model.safetensors`."""
         train = self.data.split("train", labelled=bool(self.recipe.tokenizer.label_values))
-        provenance = Provenance(
-            versions=versions(),
-            commit=commit(),
-            device=str(self.fabric.device),
-            split_hash=self.data.split_hash,
-            train_patients=len(train.patients),
-            train_slices=len(train),
-            spacing=self.data.info.spacing,
-            epoch=progress.epoch,
-            step=progress.step,
-            seconds=progress.seconds,
-            validation=dict(scores),
-        )
-        save_tokenizer(path, self.tokenizer, self.recipe, provenance)
+        made = provenance(self.data, train, self.fabric.device, progress, scores)
+        save_tokenizer(path, self.tokenizer, self.recipe, made)
 
 
 class TokenizerObjective(_Reconstructing):
     """Of slices in [-1, 1], judged by SSIM."""
 
-    best = "ssim"
+    best: str | None = "ssim"
     judged = _Judged
 
     def entering(self, images: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b 1 h w"]:
@@ -260,7 +293,7 @@ class TokenizerObjective(_Reconstructing):
 class LabelObjective(_Reconstructing):
     """Of label masks, judged by Dice."""
 
-    best = "dice"
+    best: str | None = "dice"
     judged = _JudgedLabels
 
     def entering(self, images: UInt8[Tensor, "b 1 h w"]) -> Float[Tensor, "b c h w"]:

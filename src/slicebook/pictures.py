@@ -10,6 +10,7 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 from jaxtyping import Float
@@ -179,26 +180,35 @@ def levels(
     _save(figure, path)
 
 
-_PANELS = (
+_Panels: TypeAlias = tuple[tuple[str, tuple[str, ...], float], ...]
+_PANELS: _Panels = (
     ("Loss", ("train_loss", "validation_loss"), 1.0),
     ("SSIM or Dice", ("train_ssim", "train_dice", "validation_ssim", "validation_dice"), 1.0),
     ("Codes in use, %", ("usage_",), 100.0),
     ("Perplexity", ("perplexity_",), 1.0),
 )
-_PRIOR_PANELS = (
+_PRIOR_PANELS: _Panels = (
     ("Loss", ("train_loss",), 1.0),
     ("Bits a pixel, validation", ("validation_bits_per_pixel",), 1.0),
     ("Nats a token, training", ("train_nats_",), 1.0),
     ("Nats a token, validation", ("validation_nats_",), 1.0),
 )
 
+_DECODER_PANELS: _Panels = (
+    ("Fidelity (a loss)", ("train_fidelity", "validation_fidelity"), 1.0),
+    ("SSIM", ("train_ssim", "validation_ssim"), 1.0),
+    ("Sharpness, 1 is real", ("train_sharpness", "validation_sharpness"), 1.0),
+    ("Discriminator's loss, 2 is undecided", ("train_discriminator",), 1.0),
+)
+
 
 def curves(metrics_csv: Path, path: Path) -> None:
-    """Draw a run's `metrics.csv` over the steps: of a tokenizer its scores and codes, of a prior its nats.
+    """Draw a run's `metrics.csv` over the steps: a tokenizer's scores and codes, a prior's nats.
 
     Reads the columns `step`, `{train,validation}_{loss,ssim,dice}`, `usage_<level>` and `perplexity_<level>`,
-    or `{train,validation}_nats_<stage>` and `validation_bits_per_pixel`; an empty cell is a step where that
-    number was not measured.
+    `{train,validation}_nats_<stage>` and `validation_bits_per_pixel`, or, of a decoder,
+    `{train,validation}_{fidelity,ssim,sharpness}` and `train_discriminator`; an empty cell is a step where
+    that number was not measured.
 
     Raises:
         DataError: The file has no row, or no column of steps.
@@ -208,7 +218,11 @@ def curves(metrics_csv: Path, path: Path) -> None:
         columns, rows = list(reader.fieldnames or ()), list(reader)
     if "step" not in columns or not rows:
         raise DataError(f"{metrics_csv}: no rows with a column `step`; train at least one epoch first")
-    panels = _PRIOR_PANELS if "validation_likelihood" in columns else _PANELS
+    panels = _PANELS
+    if "validation_likelihood" in columns:
+        panels = _PRIOR_PANELS
+    elif "train_discriminator" in columns:
+        panels = _DECODER_PANELS
     room = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12)
     figure = Figure(figsize=(10, 6.4), dpi=_DPI, facecolor=_BACKGROUND, layout=room)
     for axes, (title, prefixes, scale) in zip(figure.subplots(2, 2).flat, panels, strict=True):

@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
@@ -13,7 +14,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from slicebook.config import PriorTrainingConfig
-from slicebook.objectives import Progress
+from slicebook.objectives import Progress, draw_for, follow
 from slicebook.prior import Conditions, Prior
 from slicebook.stages import Layout, draw_orders
 from slicebook.token_set import TokenBatch
@@ -42,7 +43,7 @@ class PriorObjective:
         keep: Writes the model to share, given its path, weights, progress and scores.
     """
 
-    best = "likelihood"
+    best: str | None = "likelihood"
 
     def __init__(
         self,
@@ -57,16 +58,17 @@ class PriorObjective:
         self.fabric = fabric
         self.keep = keep
 
+    def groups(self) -> list[dict[str, Any]]:
+        """Return the learner's parameters."""
+        return [{"params": list(self.pair.learner.parameters()), "share": 1.0}]
+
     def start(self, batches: Iterable[TokenBatch]) -> None:
         """Nothing to prepare."""
 
     def step(self, batch: TokenBatch, step: int, fraction: float) -> dict[str, Tensor]:
         """Return the loss, and the nats a token of each stage."""
-        self._average(step)
-        # Hangs on (seed, step, rank) alone: a training that goes on draws what it would have drawn.
-        seed = ((self.config.seed * 1_000_003 + step) * 4096 + self.fabric.global_rank) % 2**63
-        torch.manual_seed(seed)
-        draw = torch.Generator().manual_seed(seed)
+        follow(self.pair.average, self.pair.learner, self.config.ema, step)
+        draw = draw_for(self.config.seed, step, self.fabric.global_rank)
         device = batch.tokens.device
         orders = draw_orders(batch.layout, len(batch), draw).to(device)
         tokens = withhold_masks(batch.layout, batch.tokens, self.config.mask_dropout, draw)
@@ -113,14 +115,6 @@ class PriorObjective:
     def save(self, path: Path, progress: Progress, scores: Mapping[str, float]) -> None:
         """Write the averaged weights, with the book."""
         self.keep(path, self.pair.average, progress, scores)
-
-    @torch.no_grad()
-    def _average(self, step: int) -> None:
-        # Short at first, so that the start is soon forgotten.
-        decay = min(self.config.ema, (1 + step) / (10 + step))
-        kept: list[Tensor] = list(self.pair.average.parameters())
-        new: list[Tensor] = list(self.pair.learner.parameters())
-        torch._foreach_lerp_(kept, new, 1 - decay)
 
 
 def mishear(

@@ -17,24 +17,22 @@ from slicebook.checkpoint import (
     STATE_NAME,
     LoadedTokenizer,
     PriorInfo,
-    Provenance,
     SliceKind,
     State,
-    commit,
     hash_tensors,
     load_state,
     load_tokenizer,
     save_prior,
     save_state,
-    versions,
 )
 from slicebook.config import Recipe, override
 from slicebook.dataset import PreparedData, SliceSet
+from slicebook.decoder import train_decoder
 from slicebook.devices import launch
 from slicebook.display import Display
 from slicebook.errors import CheckpointError, ConfigError
 from slicebook.grain import Grain, learn_grain
-from slicebook.objectives import LOW_USAGE, Progress
+from slicebook.objectives import LOW_USAGE, Progress, provenance
 from slicebook.prior import Prior
 from slicebook.prior_objective import PriorObjective
 from slicebook.quantizer import usage_of
@@ -59,12 +57,13 @@ def train_prior(
 ) -> TrainingSummary:
     """Train a prior over the tokens of a trained tokenizer, or go on with the training that `out` holds.
 
-    Where the data have label masks, a tokenizer of masks is trained first (`out`/masks) and the prior draws
-    both. The tokens of all slices are made once and kept beside (`out`/tokens.safetensors).
+    First a copy of the tokenizer's last decoder learns to draw crisply (`out`/decoder) and, where the data
+    have label masks, a tokenizer of masks (`out`/masks): the prior then draws both. The tokens of all slices
+    are made once and kept beside (`out`/tokens.safetensors).
 
     Args:
         run: Folder of the tokenizer's training, or of a demo.
-        settings: `key=value` over the run's recipe; its groups `prior` and `labels` alone.
+        settings: `key=value` over the run's recipe; its groups `prior`, `labels` and `decoder` alone.
         out: Folder of this training; `run`/prior by default.
         data: The prepared folder, where it is no longer where the tokenizer's training found it.
         masks: Whether to learn the masks too, where there are any.
@@ -90,19 +89,30 @@ def train_prior(
     }
     open_run(folder, identity)  # refuses before anything is trained
     _refuse_unused(tokenizer, train)
-    grain = _grain(tokenizer, train)
+    drawing = tokenizer
+    if recipe.decoder is not None:
+        drawing = train_decoder(
+            tokenizer,
+            opened,
+            recipe,
+            folder / "decoder",
+            device=device,
+            precision=precision,
+            progress=progress,
+        )
+    grain = _grain(drawing, train)
     labelled = None
     if masks and any(record.label_offset >= 0 for record in train.records):
         train_labels(
             opened.folder, recipe, folder / "masks", device=device, precision=precision, progress=progress
         )
         labelled = load_tokenizer(folder / "masks", kind="label tokenizer")
-    identity["book"] = [one.info.weights_sha256 for one in (tokenizer, labelled) if one]
+    identity["book"] = [one.info.weights_sha256 for one in (drawing, labelled) if one]
     state = open_run(folder, identity)
     fabric = launch(device, precision)
     fabric.seed_everything(config.seed, verbose=False)
     book = Book(
-        tokenizer.tokenizer.to(fabric.device), labelled.tokenizer.to(fabric.device) if labelled else None
+        drawing.tokenizer.to(fabric.device), labelled.tokenizer.to(fabric.device) if labelled else None
     )
     display = Display(folder, shown=progress and fabric.is_global_zero)
     if fabric.is_global_zero and state is None:
@@ -122,19 +132,6 @@ def train_prior(
     )
 
     def keep(path: Path, prior: Prior, reached: Progress, scores: Mapping[str, float]) -> None:
-        made = Provenance(
-            versions=versions(),
-            commit=commit(),
-            device=str(fabric.device),
-            split_hash=opened.split_hash,
-            train_patients=len(train.patients),
-            train_slices=len(train),
-            spacing=opened.info.spacing,
-            epoch=reached.epoch,
-            step=reached.step,
-            seconds=reached.seconds,
-            validation=dict(scores),
-        )
         info = PriorInfo(
             schema_version=tokenizer.info.schema_version,
             kind="prior",
@@ -144,7 +141,8 @@ def train_prior(
             classes=classes,
             grain=grain,
             tokenizer_provenance=tokenizer.info.provenance,
-            provenance=made,
+            decoder_provenance=drawing.info.provenance if drawing is not tokenizer else None,
+            provenance=provenance(opened, train, fabric.device, reached, scores),
             weights_sha256="",
         )
         save_prior(path, prior, book, info)
@@ -159,10 +157,10 @@ def train_prior(
 
 def _chosen(recipe: Recipe, settings: Sequence[str]) -> Recipe:
     for setting in settings:
-        if setting.split(".")[0] not in ("prior", "labels"):
+        if setting.split(".")[0].partition("=")[0] not in ("prior", "labels", "decoder"):
             raise ConfigError(
-                f"{setting}: the tokenizer is trained already; wanted settings of prior or labels, such as "
-                "prior.training.minutes=30"
+                f"{setting}: the tokenizer is trained already; wanted settings of prior, labels or "
+                "decoder, such as prior.training.minutes=30"
             )
     return override(recipe, settings)
 

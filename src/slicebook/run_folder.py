@@ -24,7 +24,7 @@ from slicebook.tokenizer import Tokenizer
 
 # What a training leaves that was killed before its first validation, files in the making included.
 BEGUN = re.compile(
-    r"config\.yaml|masks|tokens\.safetensors|batch\.png|events\.out\..*"
+    r"config\.yaml|masks|decoder|tokens\.safetensors|batch\.png|events\.out\..*"
     r"|\.(batch|model|state|metrics|curves|tokens)\..*"
 )
 TOKENS_PER_CODE = 20

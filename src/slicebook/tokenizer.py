@@ -123,6 +123,10 @@ class Tokenizer(nn.Module):
         """Return the token grids of slices as `forward` takes them, finest first; wants evaluation mode."""
         return tuple(grid for _, grid in self._descend(images))[::-1]
 
+    def last_decoder(self) -> Iterator[nn.Parameter]:
+        """Parameters that no token hangs on: training them alone leaves every token as it was."""
+        return self.network.last_decoder.parameters()
+
     @torch.no_grad()
     def decode(
         self, tokens: Sequence[Int64[Tensor, "b _ _"]], size: tuple[int, int], *, levels: int | None = None
@@ -138,6 +142,12 @@ class Tokenizer(nn.Module):
             ShapeError: Grids that a slice of this size does not have, or a token outside its codebook.
         """
         self._check(tokens, size)
+        return self.draw(tokens, size, levels=levels)
+
+    def draw(
+        self, tokens: Sequence[Int64[Tensor, "b _ _"]], size: tuple[int, int], *, levels: int | None = None
+    ) -> Float[Tensor, "b c h w"]:
+        """Do as `decode`, unchecked and with gradients."""
         heard = self.levels if levels is None else levels
         context: Context = ()
         for level in reversed(range(self.levels)):

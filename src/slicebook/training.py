@@ -191,7 +191,7 @@ class Fit(Generic[P]):
         module = self.objective.module.to(self.fabric.device)
         module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
         self.bare = module
-        self.optimizer: Any = _optimizer(self.config, module)
+        self.optimizer: Any = _optimizer(self.config, self.objective.groups())
         if state is None:
             self.objective.start(training)
         else:
@@ -209,7 +209,7 @@ class Fit(Generic[P]):
             if self.reached.finished or self.reached.epoch % self.config.validate_every == 0:
                 row |= self._validation(validation) | self.objective.report()
                 self._record(row)
-                best = self.reached.best_epoch == self.reached.epoch
+                best = bool(self.objective.best) and self.reached.best_epoch == self.reached.epoch
                 display.validated(self.reached.step, self.reached.history[-1], best=best)
         return self.reached
 
@@ -226,7 +226,7 @@ class Fit(Generic[P]):
                 break
             rate = _learning_rate(self.config, fraction)
             for group in self.optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * group["share"]
             scores = self.objective.step(batch.to(self.fabric.device), self.reached.step, fraction)
             self.optimizer.zero_grad()
             self.fabric.backward(scores["loss"])
@@ -285,7 +285,8 @@ class Fit(Generic[P]):
         reached.history.append(
             {"epoch": reached.epoch, "step": reached.step, "seconds": reached.seconds} | row
         )
-        score = row[f"validation_{self.objective.best}"]
+        best = self.objective.best
+        score = row[f"validation_{best}"] if best else float(reached.epoch)
         better = score > reached.best
         if better:
             reached.best, reached.best_epoch = score, reached.epoch
@@ -315,12 +316,9 @@ class Fit(Generic[P]):
         return min(1.0, fraction)
 
 
-def _optimizer(config: LoopConfig, module: nn.Module) -> torch.optim.Optimizer:
-    if config.optimizer == "adam":
-        return torch.optim.Adam(
-            module.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
-        )
-    return torch.optim.AdamW(module.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+def _optimizer(config: LoopConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
+    return kind(groups, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay)
 
 
 def _learning_rate(config: LoopConfig, fraction: float) -> float:

@@ -28,7 +28,7 @@ def train_prior(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a tokenizer's run, or of a demo.")],
     settings: Annotated[
         list[str] | None,
-        typer.Argument(metavar="KEY=VALUE", help="Over the recipe's: prior.… and labels.… alone."),
+        typer.Argument(metavar="KEY=VALUE", help="Over the recipe's: prior.…, labels.… and decoder.… alone."),
     ] = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="RUN/prior by default.")] = None,
     data: Annotated[

@@ -99,6 +99,11 @@ class Ladder(Network):
         )
         self.asks = nn.ModuleList(nn.Conv2d(width, width, 1) for _ in rates[1:])
 
+    @property
+    def last_decoder(self) -> nn.ModuleList:
+        """What makes pixels of the finest codes and their context."""
+        return nn.ModuleList([self.from_codes[0], self.decoders[0], self.unfolds[0]])
+
     def features(self, images: Float[Tensor, "b c h w"]) -> Sequence[Float[Tensor, "b _ _ _"]]:
         """Encode slices to one map a level, finest first."""
         found, x = [], images

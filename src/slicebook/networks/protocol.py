@@ -16,6 +16,11 @@ Context: TypeAlias = tuple[Tensor, ...]
 class Network(nn.Module, ABC):
     """Features, latents and slices of a hierarchy of levels; level 0 is the finest."""
 
+    @property
+    @abstractmethod
+    def last_decoder(self) -> nn.ModuleList:
+        """What hears the finest level, so that no latents hang on it."""
+
     @abstractmethod
     def features(self, images: Float[Tensor, "b c h w"]) -> Sequence[Float[Tensor, "b _ _ _"]]:
         """Encode slices, whose sides are multiples of the total stride, to one map a level, finest first."""

@@ -86,6 +86,11 @@ class VQVAE2(Network):
         )
         self.decoder = decoder(dim * len(rates), width, rates[0], *residual)
 
+    @property
+    def last_decoder(self) -> nn.ModuleList:
+        """The one decoder."""
+        return nn.ModuleList([self.decoder])
+
     def features(self, images: Float[Tensor, "b 1 h w"]) -> Sequence[Float[Tensor, "b _ _ _"]]:
         """Encode slices to one map a level, finest first."""
         found, x = [], images

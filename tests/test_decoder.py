@@ -1,0 +1,287 @@
+"""The decoder of generation: what it learns, what it leaves alone, and how its training goes on."""
+
+import csv
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import HOW
+from lightning_fabric import Fabric
+from torch import nn
+
+from slicebook import decoder as decoding
+from slicebook.checkpoint import MODEL_NAME, hash_tensors, load_prior, load_tokenizer, save_tokenizer
+from slicebook.config import DecoderTrainingConfig, TokenizerConfig, load_recipe, override
+from slicebook.dataset import Batch, PreparedData
+from slicebook.decoder import DecoderObjective, Discriminator, train_decoder
+from slicebook.errors import ConfigError
+from slicebook.prior_training import train_prior
+from slicebook.tokenizer import Tokenizer
+
+
+@pytest.fixture
+def own(trained):
+    """The trained tokenizer, its data and its recipe."""
+    loaded = load_tokenizer(trained.run)
+    return loaded, PreparedData.open(trained.data), loaded.info.recipe
+
+
+def objective(own, *settings):
+    loaded, data, recipe = own
+    torch.manual_seed(0)
+    chosen = override(recipe, ["decoder.training.augment=null", *settings])
+    made = DecoderObjective(loaded, chosen, data, Fabric(accelerator="cpu", devices=1))
+    made.module.train()
+    return made
+
+
+def batch(own, count=4):
+    slices = own[1].split("train")
+    return Batch(torch.stack([slices[index] for index in range(count)]), torch.arange(count))
+
+
+def gradients(own, *settings, fraction=0.5, change=None):
+    """Return the gradients of a step, and the objective."""
+    made = objective(own, *settings)
+    if change:
+        change(made)
+    made.step(batch(own), 0, fraction)["loss"].backward()
+    return {name: p.grad for name, p in made.studio.named_parameters() if p.grad is not None}, made
+
+
+# --- What is trained
+
+
+@pytest.mark.parametrize("architecture", ["ladder", "vqvae2"])
+def test_no_token_hangs_on_the_last_decoder_and_every_pixel_does(architecture):
+    torch.manual_seed(0)
+    config = TokenizerConfig(
+        architecture=architecture, scaling_rates=(4, 2), codebook_sizes=(16, 16), code_dim=4, width=16
+    )
+    tokenizer, images = Tokenizer(config).eval(), torch.rand(2, 1, 32, 32)
+    tokens = tokenizer.encode(images)
+    before = tokenizer.decode(tokens, (32, 32))
+    with torch.no_grad():
+        for parameter in tokenizer.last_decoder():
+            parameter.add_(torch.randn_like(parameter))
+    assert all(old.equal(new) for old, new in zip(tokens, tokenizer.encode(images), strict=True))
+    assert (tokenizer.decode(tokens, (32, 32)) != before).all()
+
+
+def test_the_last_decoder_and_the_discriminator_learn_and_nothing_else(own):
+    found, made = gradients(own)
+    theirs = {id(p) for p in made.studio.learner.last_decoder()}
+    theirs |= {id(p) for p in made.studio.discriminator.parameters()}
+    parameters = dict(made.studio.named_parameters())
+    assert {id(parameters[name]) for name in found} == theirs
+    assert all(gradient.abs().max() > 0 for name, gradient in found.items() if name.endswith("weight"))
+
+
+def test_the_decoder_teaches_the_discriminator_nothing(own):
+    """What fools the discriminator must not make it easier to fool."""
+    weak, strong = (gradients(own, f"decoder.training.adversarial={w}")[0] for w in (0, 100))
+    for name, gradient in weak.items():
+        same = torch.allclose(gradient, strong[name], rtol=1e-4, atol=1e-7)
+        assert same == name.startswith("discriminator"), name
+
+
+def test_both_judges_pull_at_the_pixels_in_the_proportion_that_is_set(own):
+    found = []
+
+    def watched(made):
+        whole = made.studio.learner.draw
+
+        def draw(*given):
+            drawn = whole(*given)
+            drawn.register_hook(found.append)
+            return drawn
+
+        made.studio.learner.draw = draw
+
+    gradients(own, "decoder.training.adversarial=0.5", change=watched)
+    gradients(own, "decoder.training.adversarial=0", change=watched)
+    # Each step looks at the pull and at the push by themselves, and then at the sum.
+    (pull, _, total), (alone, _, fidelity) = found[:3], found[3:]
+    assert pull.equal(alone)
+    assert torch.allclose(fidelity, pull, atol=1e-9)
+    assert float((total - pull).norm() / pull.norm()) == pytest.approx(0.5, rel=1e-4)
+
+
+def test_the_balance_does_not_hang_on_the_scale_of_the_verdicts(own):
+    def louder(made):
+        with torch.no_grad():
+            made.studio.discriminator.body[-1].weight.mul_(50)
+
+    plain, scaled = gradients(own)[0], gradients(own, change=louder)[0]
+    for name in plain:
+        if not name.startswith("discriminator"):
+            assert torch.allclose(plain[name], scaled[name], rtol=1e-3, atol=1e-6)
+
+
+def test_the_discriminator_learns_alone_at_first(own):
+    alone, silent = gradients(own, fraction=0.04)[0], gradients(own, "decoder.training.adversarial=0")[0]
+    assert all(gradient.equal(silent[name]) for name, gradient in alone.items())
+    heard = gradients(own, fraction=0.2)[0]
+    assert any(not gradient.equal(silent[name]) for name, gradient in heard.items())
+
+
+def test_a_discriminator_learns_to_tell_soft_slices_from_real_ones():
+    torch.manual_seed(0)
+    told = Discriminator(8)
+    optimizer = torch.optim.AdamW(told.parameters(), lr=1e-3)
+    for _ in range(40):
+        real = torch.rand(8, 1, 32, 32)
+        soft = nn.functional.avg_pool2d(real, 3, stride=1, padding=1)
+        loss = (1 - told(real)).relu().mean() + (1 + told(soft)).relu().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert float(loss.detach()) < 0.5  # 2 when nothing is known
+
+
+def test_a_verdict_sees_30_pixels():
+    told = Discriminator(8)
+    for layer in told.modules():
+        if isinstance(layer, nn.GroupNorm):  # it sees the whole slice, to scale by
+            layer.forward = lambda x: x
+    image = torch.zeros(1, 1, 96, 96, requires_grad=True)
+    verdicts = told(image)
+    verdicts[0, 0, verdicts.shape[2] // 2, verdicts.shape[3] // 2].backward()
+    rows, columns = image.grad[0, 0].nonzero().unbind(1)
+    assert int(rows.max() - rows.min()) + 1 == int(columns.max() - columns.min()) + 1 == 30
+
+
+def test_sharpness_is_1_where_neighbours_differ_as_in_real_slices(own):
+    images = torch.rand(2, 1, 32, 32)
+    assert float(decoding._roughness(images) / decoding._roughness(2 * images)) == pytest.approx(0.5)
+    soft = nn.functional.avg_pool2d(images, 3, stride=1)
+    assert float(decoding._roughness(soft)) < 0.5 * float(decoding._roughness(images))
+
+
+def test_a_step_draws_its_mirrors_from_seed_and_step_alone(own):
+    def score(step, *settings):
+        torch.rand(7)  # what was drawn before makes no difference
+        made = objective(own, "decoder.training.augment={shift: 0.3}", *settings)
+        return float(made.step(batch(own), step, 0.0)["ssim"])
+
+    assert score(3) == score(3)
+    assert len({score(3), score(4), score(3, "decoder.training.seed=7")}) == 3
+
+
+# --- A run
+
+
+def train(own, out, *settings):
+    loaded, data, recipe = own
+    return train_decoder(loaded, data, override(recipe, settings), out, **HOW)
+
+
+def test_the_model_keeps_every_token_and_draws_otherwise(trained, own):
+    before, after = own[0].tokenizer, load_tokenizer(trained.run / "prior" / "decoder").tokenizer
+    images = batch(own, 6).images
+    assert all(a.equal(b) for a, b in zip(before.encode(images), after.encode(images), strict=True))
+    last = {id(p) for p in after.last_decoder()}
+    changed = {
+        name
+        for name, parameter in after.named_parameters()
+        if not parameter.equal(before.get_parameter(name))
+    }
+    assert changed == {name for name, parameter in after.named_parameters() if id(parameter) in last}
+
+
+def test_the_tokenizer_that_is_given_stays_as_it_was(own, tmp_path):
+    before = hash_tensors(own[0].tokenizer.state_dict())
+    train(own, tmp_path / "decoder")
+    assert hash_tensors(own[0].tokenizer.state_dict()) == before
+    assert all(parameter.requires_grad for parameter in own[0].tokenizer.parameters())
+
+
+def test_the_latest_average_is_kept(trained, own):
+    with (trained.run / "prior" / "decoder" / "metrics.csv").open(newline="") as file:
+        last = list(csv.DictReader(file))[-1]
+    info = load_tokenizer(trained.run / "prior" / "decoder").info
+    assert info.provenance.epoch == int(last["epoch"]) == 2
+    assert set(info.provenance.validation) >= {"validation_ssim", "validation_sharpness"}
+    assert float(last["validation_sharpness"]) > 0
+
+
+def test_a_training_goes_on_where_it_stopped_bit_for_bit(own, tmp_path, monkeypatch):
+    settings = ("decoder.training.epochs=4", "decoder.training.validate_every=2")
+    wanted = train(own, tmp_path / "whole", *settings)
+    whole = DecoderObjective.step
+
+    def stopped(self, batch, step, fraction):
+        if step == 11:
+            raise KeyboardInterrupt
+        return whole(self, batch, step, fraction)
+
+    monkeypatch.setattr(DecoderObjective, "step", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        train(own, tmp_path / "parts", *settings)
+    assert load_tokenizer(tmp_path / "parts").info.provenance.epoch == 2
+    monkeypatch.setattr(DecoderObjective, "step", whole)
+    assert train(own, tmp_path / "parts", *settings).info.weights_sha256 == wanted.info.weights_sha256
+    monkeypatch.setattr(DecoderObjective, "step", lambda *_: pytest.fail("trained on"))
+    assert train(own, tmp_path / "parts", *settings).info.weights_sha256 == wanted.info.weights_sha256
+
+
+def test_the_founding_architecture_is_trained_too(own, tmp_path):
+    """Its decoder has batch norm, whose running means must reach what is kept."""
+    _, data, recipe = own
+    config = recipe.tokenizer.model_copy(update={"architecture": "vqvae2"})
+    chosen = recipe.model_copy(update={"tokenizer": config})
+    torch.manual_seed(0)
+    tokenizer = Tokenizer(config).eval()
+    save_tokenizer(tmp_path / "run" / MODEL_NAME, tokenizer, chosen, own[0].info.provenance)
+    made = train_decoder(load_tokenizer(tmp_path / "run"), data, chosen, tmp_path / "decoder", **HOW)
+    images = batch(own, 6).images
+    assert all(
+        a.equal(b) for a, b in zip(tokenizer.encode(images), made.tokenizer.encode(images), strict=True)
+    )
+    norms = [one for one in made.tokenizer.network.last_decoder.modules() if isinstance(one, nn.BatchNorm2d)]
+    assert norms
+    steps = made.info.provenance.step
+    assert all(int(norm.num_batches_tracked) == steps - 1 for norm in norms)  # the last comes too late
+
+
+def test_a_prior_draws_with_it(trained):
+    loaded, drawn = load_prior(trained.run), load_tokenizer(trained.run / "prior" / "decoder")
+    assert hash_tensors(loaded.book.images.state_dict()) == hash_tensors(drawn.tokenizer.state_dict())
+    assert loaded.info.decoder_provenance == drawn.info.provenance
+
+
+def test_null_draws_with_the_tokenizers_own_decoder(trained, own, tmp_path):
+    train_prior(trained.run, ["decoder=null", "prior.training.epochs=1"], out=tmp_path, masks=False, **HOW)
+    loaded = load_prior(tmp_path)
+    assert hash_tensors(loaded.book.images.state_dict()) == hash_tensors(own[0].tokenizer.state_dict())
+    assert loaded.info.decoder_provenance is None
+    assert not (tmp_path / "decoder").exists()
+
+
+# --- What is refused
+
+
+def test_other_settings_do_not_go_on_with_a_training(own, trained):
+    with pytest.raises(ConfigError, match=r"training\.adversarial: 0\.5 then, 0\.7 now.*use another --out"):
+        train(own, trained.run / "prior" / "decoder", "decoder.training.adversarial=0.7")
+
+
+def test_the_decoder_of_another_tokenizer_is_refused(own, trained, tmp_path):
+    shutil.copytree(trained.run / "prior" / "decoder", tmp_path / "decoder")
+    loaded, data, recipe = own
+    other = replace(loaded, info=loaded.info.model_copy(update={"weights_sha256": "0" * 64}))
+    with pytest.raises(ConfigError, match="tokens of another tokenizer; use another --out"):
+        train_decoder(other, data, recipe, tmp_path / "decoder", **HOW)
+
+
+def test_no_settings_are_refused(own, tmp_path):
+    with pytest.raises(ConfigError, match="decoder is null, wanted settings"):
+        train(own, tmp_path / "decoder", "decoder=null")
+    assert not (tmp_path / "decoder").exists()
+
+
+def test_a_negative_weight_is_refused():
+    with pytest.raises(ConfigError, match=r"decoder\.training\.adversarial"):
+        load_recipe("draw", ["decoder.training.adversarial=-1"])
+    assert DecoderTrainingConfig().adversarial > 0

@@ -156,8 +156,8 @@ def _textures(images: Tensor) -> Any:
 
 def _tokenizer_alone(
     loaded: LoadedPrior, data: PreparedData, kind: SliceKind, real: Side, grain: bool
-) -> dict[str, float]:
-    """Return how far the real slices' own reconstructions are: nearer no prior over these tokens comes."""
+) -> dict[str, float | None]:
+    """Return how far the real slices' own tokens, drawn anew, are: nearer no prior over them comes."""
     tokens = encode_slices(loaded.book, _of_size(data, "test", kind))[0].tokens[:, 0].long()
     again = decode_pages(loaded, tokens, (kind.rows, kind.columns)).images
     if grain:
@@ -167,6 +167,7 @@ def _tokenizer_alone(
     return {
         "kernel_distance": beside.kernel_distance.generated,
         "percentile_95": beside.kernel_distance.real_range[1],
+        "coverage": beside.coverage.generated if beside.coverage else None,
     }
 
 
@@ -296,6 +297,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "recipe": info.recipe.model_dump(mode="json"),
         "provenance": info.provenance.model_dump(mode="json"),
         "tokenizer_seconds": info.tokenizer_provenance.seconds,
+        "decoder_seconds": info.decoder_provenance.seconds if info.decoder_provenance else None,
         "model_sha256": info.weights_sha256,
     }
     path = asked.results / f"generation-{asked.name}.json"

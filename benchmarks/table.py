@@ -203,12 +203,18 @@ def generation(results: Results) -> str:
     made = "".join(
         f"\n{one['title']}: {one['samples']} samples of {one['rows']}×{one['columns']} beside "
         f"{one['test']['slices']} slices of {one['test']['patients']} test patients; tokenizer trained for "
-        f"{one['tokenizer_seconds'] / 60:.0f} minutes, prior of {one['sampling']['parameters'] / 1e6:.1f} M "
-        f"parameters for {one['provenance']['seconds'] / 60:.0f}, on {one['provenance']['train_patients']} "
-        f"patients. {_where(one)}"
+        f"{one['tokenizer_seconds'] / 60:.0f} minutes, {_decoder(one)}prior of "
+        f"{one['sampling']['parameters'] / 1e6:.1f} M parameters for "
+        f"{one['provenance']['seconds'] / 60:.0f}, on {one['provenance']['train_patients']} patients. "
+        f"{_where(one)}"
         for one in found
     )
     return _table(["", *(one["title"] for one in found)], rows) + made
+
+
+def _decoder(found: Mapping[str, Any]) -> str:
+    seconds = found.get("decoder_seconds")
+    return "" if seconds is None else f"its decoder for generation for {seconds / 60:.0f}, "
 
 
 def _generated(results: Results) -> list[Any]:
@@ -222,7 +228,9 @@ def _generation_rows(found: Sequence[Any]) -> Iterable[tuple[str, list[str]]]:
         yield f"{title}, samples", [f"{one['generated']:.3g}" for one in whose]
         yield f"{title}, real patients, 95th percentile", [f"{one['real_range'][1]:.3g}" for one in whose]
     alone = [f"{one['tokenizer_alone']['kernel_distance']:.3g}" for one in found]
-    yield "kernel distance, reconstructions of the real slices", alone
+    yield "kernel distance, tokens of the real slices drawn anew", alone
+    covered = [one["tokenizer_alone"].get("coverage") for one in found]
+    yield "coverage, the same", ["–" if n is None else f"{n:.2f}" for n in covered]
     noise = [one.get("noise_put_back") for one in found]
     yield "noise put back into both, mean level on [-1, 1]", ["–" if n is None else f"{n:.3f}" for n in noise]
     for name in ("coverage", "density", "precision", "recall"):

@@ -74,6 +74,8 @@ class Grain(BaseModel):
     """Quantiles of that more, evenly spaced from the least to the greatest."""
     spread: tuple[float, ...]
     """Standard deviation over a slice's level, at intensities evenly spaced from -1 to 1: air has less."""
+    drawn: tuple[float, ...]
+    """The same, but in units of intensity, of what rebuilt forms show by themselves."""
     correlation: tuple[tuple[float, ...], ...]
     """Between pixels, by rows and columns from -REACH to REACH."""
 
@@ -97,17 +99,18 @@ class Grain(BaseModel):
         draw.random()  # that of the level
         white = np.fft.fft2(draw.standard_normal(wide.shape))
         field = np.fft.ifft2(white * np.sqrt(power / power.mean())).real[:rows, :columns]
-        spread = np.interp(image, np.linspace(-1, 1, len(self.spread)), self.spread)
-        noisy: Float32[np.ndarray, "h w"] = np.clip(image + level * spread * field, -1, 1).astype(np.float32)
+        at = np.linspace(-1, 1, len(self.spread))
+        wanted = level * np.interp(image, at, self.spread)
+        # Variances add up: only what is missing is put back.
+        missing = np.sqrt((wanted**2 - np.interp(image, at, self.drawn) ** 2).clip(min=0))
+        noisy: Float32[np.ndarray, "h w"] = np.clip(image + missing * field, -1, 1).astype(np.float32)
         return noisy
 
 
 def learn_grain(
     batches: Iterable[tuple[Float[Tensor, "b 1 h w"], Float[Tensor, "b 1 h w"]]], strength: float
 ) -> Grain:
-    """Measure the noise that slices have and their rebuilt forms lack, where the slices are flat.
-
-    A decoder that was taught by a discriminator draws some noise by itself: only what is missing is put back.
+    """Measure the noise that slices have, and what their rebuilt forms show of it, where the slices are flat.
 
     Args:
         batches: Slices in [-1, 1], and the same as the tokenizer rebuilds them; at least one.
@@ -116,7 +119,7 @@ def learn_grain(
     levels: list[Tensor] = []
     owns: list[Tensor] = []
     # Sums over many millions of pixels: float32 stops counting at 2^24.
-    power, places = torch.zeros(2, INTENSITIES, dtype=torch.float64)
+    power, drawn, places = torch.zeros(3, INTENSITIES, dtype=torch.float64)
     side = 2 * REACH + 1
     products, pairs = torch.zeros(2, side, side, dtype=torch.float64)
     for images, rebuilt in batches:
@@ -128,23 +131,29 @@ def learn_grain(
         mean, variance = _moments(images)
         flat = (variance < (strength * scale).square()).float()
         noise = (images - mean) / scale * flat
-        drawn = (rebuilt - _box(rebuilt)) / scale * flat
+        texture = (rebuilt - _box(rebuilt)) * flat
         at = ((mean + 1) / 2 * (INTENSITIES - 1)).round().long().clamp(0, INTENSITIES - 1).flatten()
-        power.index_add_(0, at, (noise.square() - drawn.square()).flatten().double())
+        power.index_add_(0, at, noise.square().flatten().double())
+        drawn.index_add_(0, at, texture.square().flatten().double())
         places.index_add_(0, at, flat.flatten().double())
+        texture = texture / scale
         for down in range(side):
             for right in range(side):
                 moved = (down - REACH, right - REACH)
-                missing = noise * noise.roll(moved, (-2, -1)) - drawn * drawn.roll(moved, (-2, -1))
+                missing = noise * noise.roll(moved, (-2, -1)) - texture * texture.roll(moved, (-2, -1))
                 products[down, right] += missing.sum()
                 pairs[down, right] += (flat * flat.roll(moved, (-2, -1))).sum()
     known = (places > ENOUGH * places.sum()).numpy()
-    shares = np.sqrt((power / places.clamp(min=1)).clamp(min=0).numpy())
     intensities = np.arange(INTENSITIES)
-    spread = np.interp(intensities, intensities[known], shares[known]) if known.any() else shares
+
+    def by_intensity(sums: Tensor) -> tuple[float, ...]:
+        found = np.sqrt((sums / places.clamp(min=1)).numpy())
+        found = np.interp(intensities, intensities[known], found[known]) if known.any() else found
+        return tuple(found.tolist())
+
     covariance = products / pairs.clamp(min=1)
-    correlation = covariance / covariance[REACH, REACH].clamp(min=1e-12)
-    correlation[REACH, REACH] = 1  # also where there is no noise at all
+    correlation = (covariance / covariance[REACH, REACH].clamp(min=1e-12)).clamp(-1, 1)
+    correlation[REACH, REACH] = 1  # also where nothing is missing
     own = torch.cat(owns).double()
     base, slope, more = _line(own, torch.cat(levels).double())
     return Grain(
@@ -152,7 +161,8 @@ def learn_grain(
         slope=slope,
         known=(float(own.min()), float(own.max())),
         deviations=tuple(more.quantile(torch.linspace(0, 1, QUANTILES, dtype=more.dtype)).tolist()),
-        spread=tuple(spread.tolist()),
+        spread=by_intensity(power),
+        drawn=by_intensity(drawn),
         correlation=tuple(tuple(row) for row in correlation.tolist()),
     )
 

@@ -200,8 +200,11 @@ class PriorTrainingConfig(LoopConfig):
     """Forms of each slice that are encoded: as it is, and mirrored and moved ones."""
     shift: Annotated[int, Field(ge=0)] = 8
     """Pixels by which those are moved, at most."""
-    corruption: Probability = 0.1
-    """Share of the tokens that are heard wrongly in training, so that sampling forgives its own errors."""
+    corruption: Probability = 0.02
+    """Share of the tokens that are heard wrongly in training, so that sampling forgives its own errors.
+
+    More makes samples alike: what is heard of the whole slice, such as its brightness, is believed less.
+    """
     condition_dropout: Probability = 0.1
     """Share of the slices whose conditions are withheld, so that generation runs without them too."""
     mask_dropout: Probability = 0.1

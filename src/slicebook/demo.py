@@ -27,7 +27,7 @@ from slicebook.volumes import write_nifti
 PATIENTS = (20, 4, 6)  # in train, validation and test
 SLICES = 20  # a patient
 SAMPLES = 64
-SHAPE = (256, 128)  # pixels left-right and front-back, as in the HipMRI study
+SHAPE = (128, 64)  # pixels left-right and front-back: half the resolution of the HipMRI study
 
 
 @dataclass(frozen=True)

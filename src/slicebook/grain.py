@@ -136,12 +136,10 @@ def learn_grain(
         power.index_add_(0, at, noise.square().flatten().double())
         drawn.index_add_(0, at, texture.square().flatten().double())
         places.index_add_(0, at, flat.flatten().double())
-        texture = texture / scale
         for down in range(side):
             for right in range(side):
                 moved = (down - REACH, right - REACH)
-                missing = noise * noise.roll(moved, (-2, -1)) - texture * texture.roll(moved, (-2, -1))
-                products[down, right] += missing.sum()
+                products[down, right] += (noise * noise.roll(moved, (-2, -1))).sum()
                 pairs[down, right] += (flat * flat.roll(moved, (-2, -1))).sum()
     known = (places > ENOUGH * places.sum()).numpy()
     intensities = np.arange(INTENSITIES)
@@ -152,8 +150,8 @@ def learn_grain(
         return tuple(found.tolist())
 
     covariance = products / pairs.clamp(min=1)
-    correlation = (covariance / covariance[REACH, REACH].clamp(min=1e-12)).clamp(-1, 1)
-    correlation[REACH, REACH] = 1  # also where nothing is missing
+    correlation = covariance / covariance[REACH, REACH].clamp(min=1e-12)
+    correlation[REACH, REACH] = 1  # also where there is no noise at all
     own = torch.cat(owns).double()
     base, slope, more = _line(own, torch.cat(levels).double())
     return Grain(

@@ -190,6 +190,20 @@ def test_the_model_keeps_every_token_and_draws_otherwise(trained, own):
     assert changed == {name for name, parameter in after.named_parameters() if id(parameter) in last}
 
 
+@pytest.mark.parametrize("architecture", ["ladder", "vqvae2"])
+def test_tokens_mean_the_same_to_tokenizers_that_share_all_but_the_last_decoder(architecture):
+    config = TokenizerConfig(architecture=architecture, scaling_rates=(4, 2), codebook_sizes=(8, 8), width=16)
+    tokenizer = Tokenizer(config)
+    before, whole = hash_tensors(tokenizer.token_state()), tokenizer.state_dict()
+    last = {name for name in whole if name not in tokenizer.token_state()}
+    assert 0 < len(last) < len(whole)
+    for name in whole:
+        with torch.no_grad():
+            whole[name].add_(1)
+        assert (hash_tensors(tokenizer.token_state()) == before) == (name in last), name
+        before = hash_tensors(tokenizer.token_state())
+
+
 def test_the_tokenizer_that_is_given_stays_as_it_was(own, tmp_path):
     before = hash_tensors(own[0].tokenizer.state_dict())
     train(own, tmp_path / "decoder")

@@ -54,6 +54,7 @@ ORDER = (
     "prior_objective",
     "run_folder",
     "training",
+    "decoder",
     "prior_training",
     "stack",
     "token_file",

@@ -204,7 +204,6 @@ def train_decoder(
         seed=config.seed,
         rank=fabric.global_rank,
         world_size=fabric.world_size,
-        drop_last=len(train) >= config.batch_size * fabric.world_size,
     )
     display = Display(out, shown=progress and fabric.is_global_zero)
     if state is None and fabric.is_global_zero:

@@ -160,7 +160,7 @@ def diagnose(
     where = choose_device(device)
     tokenizer = load_tokenizer(run, where)
     opened = find_data(tokenizer, data)
-    loaded = _prior(tokenizer.path.parent / "prior", hash_tensors(tokenizer.tokenizer.state_dict()), where)
+    loaded = _prior(tokenizer.path.parent / "prior", hash_tensors(tokenizer.tokenizer.token_state()), where)
     book = loaded.book if loaded else Book(tokenizer.tokenizer)
     tell("slices to tokens")
     judged, learned = (_split(opened, name, book, where) for name in ("validation", "train"))
@@ -239,11 +239,11 @@ def _ask(
     )
 
 
-def _prior(folder: Path, tokenizer_hash: str, device: torch.device) -> LoadedPrior | None:
+def _prior(folder: Path, token_hash: str, device: torch.device) -> LoadedPrior | None:
     if not (folder / MODEL_NAME).is_file():
         return None
     loaded = load_prior(folder, device)
-    if hash_tensors(loaded.book.images.state_dict()) != tokenizer_hash:
+    if hash_tensors(loaded.book.images.token_state()) != token_hash:
         raise ConfigError(
             f"{folder}: its prior was trained on the tokens of another tokenizer than the one beside it; "
             "move it away, or train a prior again"

@@ -127,6 +127,13 @@ class Tokenizer(nn.Module):
         """Parameters that no token hangs on: training them alone leaves every token as it was."""
         return self.network.last_decoder.parameters()
 
+    def token_state(self) -> dict[str, Tensor]:
+        """All weights but those: two tokenizers that share them make and mean the same tokens."""
+        free = {id(tensor) for tensor in self.network.last_decoder.state_dict(keep_vars=True).values()}
+        return {
+            name: tensor for name, tensor in self.state_dict(keep_vars=True).items() if id(tensor) not in free
+        }
+
     @torch.no_grad()
     def decode(
         self, tokens: Sequence[Int64[Tensor, "b _ _"]], size: tuple[int, int], *, levels: int | None = None

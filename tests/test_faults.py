@@ -273,7 +273,7 @@ CASES = [
     ("train prior nothing", "nothing: holds no trained model yet; train one first"),
     (
         "train prior drawn training.epochs=3",
-        r"training\.epochs=3: .*trained already; wanted settings of prior, labels or decoder, such as prior\.",
+        r"training\.epochs=3: .*trained already; wanted settings of prior, labels or decoder, such",
     ),
     ("train prior drawn prior.training.epoch=3", "unknown setting 'prior.training.epoch'; did you mean"),
     ("train prior drawn --out occupied --no-masks", "occupied: exists and is no training"),

@@ -219,7 +219,7 @@ def _maps(side: Side) -> list[Any]:
 
 
 def _draw_sheets(ours: Side, real: Side, kind: SliceKind, folder: Path) -> None:
-    """Write samples left and real test slices right, neither picked; and the same with masks over them."""
+    """Write samples left and real test slices right, none of them picked; the same with masks; a figure."""
     aspect = kind.row_mm / kind.column_mm
     chosen = np.random.default_rng(SEED).permutation(len(real.images))[:SHOWN].tolist()
     pages: dict[str, list[list[Any]]] = {"sheet": [], "sheet-masks": []}
@@ -233,6 +233,10 @@ def _draw_sheets(ours: Side, real: Side, kind: SliceKind, folder: Path) -> None:
     for name, page in pages.items():
         if len(page) == 2:
             sheets.write_sheet(_side_by_side(*page), folder / f"{name}.png", columns=17)
+    if len(pages["sheet-masks"]) == 2:
+        first = [page[0][start : start + 4] for start in (0, 4) for page in pages.values()]
+        rows = [*first, pages["sheet"][1][:4]]  # samples, their masks, and again; then real ones
+        sheets.write_sheet([cell for row in rows for cell in row], folder / "figure.png", columns=4)
 
 
 def _side_by_side(left: list[Any], right: list[Any]) -> list[Any]:

@@ -211,7 +211,11 @@ def test_samples_are_judged_beside_test_patients(generated, measured):
     assert generated["segmenter"]["generated"]["pairs"] == 6
     assert generated["segmenter"]["training_set"]["pairs"] == 4  # the other 4 are of another size
     assert set(generated["segmenter"]["generated"]["labels"]) == set("12345")
-    assert {path.name for path in (measured / "sheets").iterdir()} == {"sheet.png", "sheet-masks.png"}
+    assert {path.name for path in (measured / "sheets").iterdir()} == {
+        "sheet.png",
+        "sheet-masks.png",
+        "figure.png",
+    }
 
 
 def test_a_generation_says_how_it_was_made_and_names_no_person_or_place(generated, measured):

@@ -232,7 +232,10 @@ def _generation_rows(found: Sequence[Any]) -> Iterable[tuple[str, list[str]]]:
     covered = [one["tokenizer_alone"].get("coverage") for one in found]
     yield "coverage, the same", ["–" if n is None else f"{n:.2f}" for n in covered]
     noise = [one.get("noise_put_back") for one in found]
-    yield "noise put back into both, mean level on [-1, 1]", ["–" if n is None else f"{n:.3f}" for n in noise]
+    yield (
+        "noise level that both were brought to, on [-1, 1], mean",
+        ["–" if n is None else f"{n:.3f}" for n in noise],
+    )
     for name in ("coverage", "density", "precision", "recall"):
         whose = [one["texture"][name] for one in found]
         cells = ["–" if one is None else f"{one['generated']:.2f} of {one['real']:.2f}" for one in whose]

@@ -14,8 +14,9 @@ from slicebook import decoder as decoding
 from slicebook.checkpoint import MODEL_NAME, hash_tensors, load_prior, load_tokenizer, save_tokenizer
 from slicebook.config import DecoderTrainingConfig, TokenizerConfig, load_recipe, override
 from slicebook.dataset import Batch, PreparedData
-from slicebook.decoder import DecoderObjective, Discriminator, train_decoder
-from slicebook.errors import ConfigError
+from slicebook.decoder import KIND, DecoderObjective, Discriminator, train_decoder
+from slicebook.errors import CheckpointError, ConfigError
+from slicebook.inference import reconstruct
 from slicebook.prior_training import train_prior
 from slicebook.tokenizer import Tokenizer
 
@@ -47,7 +48,7 @@ def gradients(own, *settings, fraction=0.5, change=None):
     if change:
         change(made)
     made.step(batch(own), 0, fraction)["loss"].backward()
-    return {name: p.grad for name, p in made.studio.named_parameters() if p.grad is not None}, made
+    return {name: p.grad for name, p in made.adversaries.named_parameters() if p.grad is not None}, made
 
 
 # --- What is trained
@@ -71,9 +72,9 @@ def test_no_token_hangs_on_the_last_decoder_and_every_pixel_does(architecture):
 
 def test_the_last_decoder_and_the_discriminator_learn_and_nothing_else(own):
     found, made = gradients(own)
-    theirs = {id(p) for p in made.studio.learner.last_decoder()}
-    theirs |= {id(p) for p in made.studio.discriminator.parameters()}
-    parameters = dict(made.studio.named_parameters())
+    theirs = {id(p) for p in made.adversaries.learner.last_decoder()}
+    theirs |= {id(p) for p in made.adversaries.discriminator.parameters()}
+    parameters = dict(made.adversaries.named_parameters())
     assert {id(parameters[name]) for name in found} == theirs
     assert all(gradient.abs().max() > 0 for name, gradient in found.items() if name.endswith("weight"))
 
@@ -90,14 +91,14 @@ def test_both_judges_pull_at_the_pixels_in_the_proportion_that_is_set(own):
     found = []
 
     def watched(made):
-        whole = made.studio.learner.draw
+        whole = made.adversaries.learner.render
 
-        def draw(*given):
+        def render(*given):
             drawn = whole(*given)
             drawn.register_hook(found.append)
             return drawn
 
-        made.studio.learner.draw = draw
+        made.adversaries.learner.render = render
 
     gradients(own, "decoder.training.adversarial=0.5", change=watched)
     gradients(own, "decoder.training.adversarial=0", change=watched)
@@ -111,7 +112,7 @@ def test_both_judges_pull_at_the_pixels_in_the_proportion_that_is_set(own):
 def test_the_balance_does_not_hang_on_the_scale_of_the_verdicts(own):
     def louder(made):
         with torch.no_grad():
-            made.studio.discriminator.body[-1].weight.mul_(50)
+            made.adversaries.discriminator.body[-1].weight.mul_(50)
 
     plain, scaled = gradients(own)[0], gradients(own, change=louder)[0]
     for name in plain:
@@ -178,7 +179,7 @@ def train(own, out, *settings):
 
 
 def test_the_model_keeps_every_token_and_draws_otherwise(trained, own):
-    before, after = own[0].tokenizer, load_tokenizer(trained.run / "prior" / "decoder").tokenizer
+    before, after = own[0].tokenizer, load_tokenizer(trained.run / "prior" / "decoder", kind=KIND).tokenizer
     images = batch(own, 6).images
     assert all(a.equal(b) for a, b in zip(before.encode(images), after.encode(images), strict=True))
     last = {id(p) for p in after.last_decoder()}
@@ -214,7 +215,7 @@ def test_the_tokenizer_that_is_given_stays_as_it_was(own, tmp_path):
 def test_the_latest_average_is_kept(trained, own):
     with (trained.run / "prior" / "decoder" / "metrics.csv").open(newline="") as file:
         last = list(csv.DictReader(file))[-1]
-    info = load_tokenizer(trained.run / "prior" / "decoder").info
+    info = load_tokenizer(trained.run / "prior" / "decoder", kind=KIND).info
     assert info.provenance.epoch == int(last["epoch"]) == 2
     assert set(info.provenance.validation) >= {"validation_ssim", "validation_sharpness"}
     assert float(last["validation_sharpness"]) > 0
@@ -233,7 +234,7 @@ def test_a_training_goes_on_where_it_stopped_bit_for_bit(own, tmp_path, monkeypa
     monkeypatch.setattr(DecoderObjective, "step", stopped)
     with pytest.raises(KeyboardInterrupt):
         train(own, tmp_path / "parts", *settings)
-    assert load_tokenizer(tmp_path / "parts").info.provenance.epoch == 2
+    assert load_tokenizer(tmp_path / "parts", kind=KIND).info.provenance.epoch == 2
     monkeypatch.setattr(DecoderObjective, "step", whole)
     assert train(own, tmp_path / "parts", *settings).info.weights_sha256 == wanted.info.weights_sha256
     monkeypatch.setattr(DecoderObjective, "step", lambda *_: pytest.fail("trained on"))
@@ -241,26 +242,30 @@ def test_a_training_goes_on_where_it_stopped_bit_for_bit(own, tmp_path, monkeypa
 
 
 def test_the_founding_architecture_is_trained_too(own, tmp_path):
-    """Its decoder has batch norm, whose running means must reach what is kept."""
+    """Its decoder has batch norm: the average's weights would not fit the learner's latest statistics."""
     _, data, recipe = own
     config = recipe.tokenizer.model_copy(update={"architecture": "vqvae2"})
     chosen = recipe.model_copy(update={"tokenizer": config})
     torch.manual_seed(0)
-    tokenizer = Tokenizer(config).eval()
+    tokenizer = Tokenizer(config)
+    for _ in range(20):
+        tokenizer(batch(own, 6).images)
+    tokenizer.eval()
     save_tokenizer(tmp_path / "run" / MODEL_NAME, tokenizer, chosen, own[0].info.provenance)
     made = train_decoder(load_tokenizer(tmp_path / "run"), data, chosen, tmp_path / "decoder", **HOW)
     images = batch(own, 6).images
     assert all(
         a.equal(b) for a, b in zip(tokenizer.encode(images), made.tokenizer.encode(images), strict=True)
     )
-    norms = [one for one in made.tokenizer.network.last_decoder.modules() if isinstance(one, nn.BatchNorm2d)]
-    assert norms
-    steps = made.info.provenance.step
-    assert all(int(norm.num_batches_tracked) == steps - 1 for norm in norms)  # the last comes too late
+    before, after = (one.network.last_decoder.state_dict() for one in (tokenizer, made.tokenizer))
+    means = [name for name in before if name.endswith("running_mean")]
+    assert means
+    assert all(before[name].equal(after[name]) for name in means)
+    assert not all(before[name].equal(after[name]) for name in before)
 
 
 def test_a_prior_draws_with_it(trained):
-    loaded, drawn = load_prior(trained.run), load_tokenizer(trained.run / "prior" / "decoder")
+    loaded, drawn = load_prior(trained.run), load_tokenizer(trained.run / "prior" / "decoder", kind=KIND)
     assert hash_tensors(loaded.book.images.state_dict()) == hash_tensors(drawn.tokenizer.state_dict())
     assert loaded.info.decoder_provenance == drawn.info.provenance
 
@@ -273,7 +278,59 @@ def test_null_draws_with_the_tokenizers_own_decoder(trained, own, tmp_path):
     assert not (tmp_path / "decoder").exists()
 
 
+def test_a_decoder_is_trained_on_training_patients_alone(own, tmp_path, monkeypatch):
+    seen = []
+    whole = DecoderObjective.step
+
+    def watched(self, batch, step, fraction):
+        seen.extend(batch.images)
+        return whole(self, batch, step, fraction)
+
+    monkeypatch.setattr(DecoderObjective, "step", watched)
+    train(own, tmp_path / "decoder", "decoder.training.epochs=1")
+    slices = own[1].split("train")
+    known = {hash_tensors({"": slices[index]}) for index in range(len(slices))}
+    assert {hash_tensors({"": image}) for image in seen} == known
+
+
+def test_a_finished_prior_gets_another_decoder_and_stays(trained, tmp_path):
+    shutil.copytree(trained.run, tmp_path / "run")
+    run, before = tmp_path / "run", load_prior(trained.run)
+    shutil.rmtree(run / "prior" / "decoder")
+    train_prior(run, ["decoder.training.epochs=1", "decoder.training.adversarial=2"], **HOW)
+    after = load_prior(run)
+    assert hash_tensors(after.prior.state_dict()) == hash_tensors(before.prior.state_dict())
+    assert hash_tensors(after.book.masks.state_dict()) == hash_tensors(before.book.masks.state_dict())
+    new = load_tokenizer(run / "prior" / "decoder", kind=KIND)
+    assert hash_tensors(after.book.images.state_dict()) == hash_tensors(new.tokenizer.state_dict())
+    assert after.info.decoder_provenance == new.info.provenance
+    assert after.info.recipe.decoder.training.adversarial == 2
+    assert after.info.provenance == before.info.provenance
+    train_prior(run, ["decoder=null"], **HOW)
+    faithful = load_tokenizer(run).tokenizer
+    assert hash_tensors(load_prior(run).book.images.state_dict()) == hash_tensors(faithful.state_dict())
+
+
+def test_the_mirror_alone_is_on_unless_said(own):
+    settings = override(own[2], ["decoder.training.augment={mirror: 0.3}"]).decoder.training.augment
+    fresh = load_recipe("draw", ["decoder.training.augment.mirror=0.3"]).decoder.training.augment
+    for found in (settings, fresh):
+        assert found.mirror == 0.3
+        assert (found.rotate_degrees, found.scale, found.shift, found.gamma, found.gain) == (0, 0, 0, 0, 0)
+    assert load_recipe("draw", ["decoder.training.augment=null"]).decoder.training.augment is None
+
+
 # --- What is refused
+
+
+def test_reconstruction_refuses_a_decoder_that_invents(trained, tmp_path):
+    with pytest.raises(CheckpointError, match="holds a decoder of generation, wanted a tokenizer"):
+        reconstruct(trained.run / "prior" / "decoder", trained.raw, tmp_path / "out", device="cpu")
+
+
+def test_patience_is_refused_where_nothing_chooses():
+    with pytest.raises(ConfigError, match=r"decoder\.training\.patience"):
+        load_recipe("draw", ["decoder.training.patience=2"])
 
 
 def test_other_settings_do_not_go_on_with_a_training(own, trained):

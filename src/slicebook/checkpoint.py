@@ -37,7 +37,8 @@ MODEL_NAME = "model.safetensors"
 STATE_NAME = "state.safetensors"
 
 
-Kind = Literal["tokenizer", "label tokenizer"]
+Kind = Literal["tokenizer", "label tokenizer", "decoder of generation"]
+"""The last is a tokenizer whose last decoder invents what tokens leave open: not for reconstruction."""
 
 
 class Provenance(Record):
@@ -82,7 +83,7 @@ class LoadedTokenizer:
 
     @property
     def codebook_hash(self) -> str:
-        """SHA-256 of the codebooks and of what decodes them: tokens mean nothing to any other."""
+        """SHA-256 of the codebooks and of what decodes them: token files are read by no other."""
         return hash_tensors(self.tokenizer.state_dict())
 
 
@@ -143,12 +144,14 @@ class State:
     """Counters, history and settings, as plain JSON values."""
 
 
-def save_tokenizer(path: Path, tokenizer: Tokenizer, recipe: Recipe, provenance: Provenance) -> None:
+def save_tokenizer(
+    path: Path, tokenizer: Tokenizer, recipe: Recipe, provenance: Provenance, *, kind: Kind | None = None
+) -> None:
     """Write a tokenizer's weights with all that is needed to use and to explain them."""
     tensors = tokenizer.state_dict()
     info = ModelInfo(
         schema_version=SCHEMA_VERSION,
-        kind="label tokenizer" if tokenizer.config.label_values else "tokenizer",
+        kind=kind or ("label tokenizer" if tokenizer.config.label_values else "tokenizer"),
         recipe=recipe,
         provenance=provenance,
         weights_sha256=hash_tensors(tensors),
@@ -164,7 +167,7 @@ def load_tokenizer(
     Args:
         where: The file or folder.
         device: Where it shall compute.
-        kind: What is wanted: a tokenizer of slices, or of label masks.
+        kind: What is wanted: a tokenizer of slices, of label masks, or one for generation alone.
 
     Raises:
         CheckpointError: Nothing trained there yet, a damaged file, or a file of another kind.

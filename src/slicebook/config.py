@@ -154,6 +154,24 @@ class TrainingConfig(LoopConfig):
     augment: AugmentConfig | None = AugmentConfig()
 
 
+def _over(default: Record) -> BeforeValidator:
+    """Lay plain settings over a record's, so that a setting left out has that record's value."""
+
+    def lay(given: Any, over: Record = default) -> Any:
+        if not isinstance(given, Mapping):
+            return given
+        whole = over.model_dump()
+        for key, value in given.items():
+            inner = getattr(over, key, None)
+            whole[key] = lay(value, inner) if isinstance(inner, Record) else value
+        return whole
+
+    return BeforeValidator(lay)
+
+
+_MIRROR_ALONE = AugmentConfig(rotate_degrees=0, scale=0, shift=0, gamma=0, gain=0)
+
+
 class DecoderTrainingConfig(LoopConfig):
     """The training of a decoder for generation. Its weights' running average is kept, the latest one."""
 
@@ -163,8 +181,10 @@ class DecoderTrainingConfig(LoopConfig):
     batch_size: Count = 8
     epochs: Count = 20
     validate_every: Count = 5
-    augment: AugmentConfig | None = AugmentConfig(rotate_degrees=0, scale=0, shift=0, gamma=0, gain=0)
+    augment: Annotated[AugmentConfig | None, _over(_MIRROR_ALONE)] = _MIRROR_ALONE
     """Resampled slices are softer than real ones: only the mirror is on."""
+    patience: Annotated[int, Field(ge=0, le=0)] = 0
+    """Nothing chooses among epochs."""
     adversarial: Annotated[float, Field(ge=0.0)] = 0.5
     """How strongly the discriminator pulls at the pixels, against the pull of the tokenizer's loss."""
     ema: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.995
@@ -224,21 +244,6 @@ class PriorConfig(Record):
     """Channels in which a token reads its neighbours."""
     dropout: Fraction = 0.1
     training: PriorTrainingConfig = PriorTrainingConfig()
-
-
-def _over(default: Record) -> BeforeValidator:
-    """Lay plain settings over a record's, so that a setting left out has that record's value."""
-
-    def lay(given: Any, over: Record = default) -> Any:
-        if not isinstance(given, Mapping):
-            return given
-        whole = over.model_dump()
-        for key, value in given.items():
-            inner = getattr(over, key, None)
-            whole[key] = lay(value, inner) if isinstance(inner, Record) else value
-        return whole
-
-    return BeforeValidator(lay)
 
 
 _LABEL_TOKENIZER = TokenizerConfig(

@@ -16,28 +16,27 @@ import torch
 from jaxtyping import Float
 from lightning_fabric import Fabric
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from slicebook.checkpoint import LoadedTokenizer, load_tokenizer, save_tokenizer
+from slicebook.checkpoint import Kind, LoadedTokenizer, load_tokenizer, save_tokenizer
 from slicebook.config import DecoderConfig, LossConfig, Recipe
 from slicebook.dataset import Batch, PreparedData, SliceBatches, augment, draw_augmentation
 from slicebook.devices import launch
 from slicebook.display import Display
 from slicebook.errors import ConfigError
 from slicebook.grain import smooth
-from slicebook.objectives import Progress, draw_for, follow, provenance
+from slicebook.objectives import Progress, draw_for, provenance, update_average
 from slicebook.run_folder import open_run
 from slicebook.tokenizer import Reconstruction, Tokenizer, loss
 from slicebook.training import Fit
 
+KIND: Kind = "decoder of generation"
 GROUPS = 8
-ALONE = 0.05  # share of the training after which the decoder begins to hear the discriminator
-HEARD = 0.1  # and from which it hears it in full
-FASTER = 2.0  # the discriminator's learning rate over the decoder's (Heusel et al. 2017, section 2)
+WARMUP = (0.05, 0.1)  # shares of the training between which the adversarial weight rises from 0
+DISCRIMINATOR_LR_SCALE = 2.0  # over the decoder's learning rate (Heusel et al. 2017, section 2)
 
 
 class Discriminator(nn.Module):
-    """Tells real patches from drawn ones: each of its outputs sees 30 pixels a side."""
+    """Tells real patches from drawn ones: each of its outputs sees 30 pixels a side, scaled by group norm."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -56,7 +55,7 @@ class Discriminator(nn.Module):
         return verdicts
 
 
-class _Studio(nn.Module):
+class _Adversaries(nn.Module):
     """A decoder that learns, the average of its weights that is kept, and the discriminator between them."""
 
     def __init__(self, tokenizer: Tokenizer, config: DecoderConfig, judged_by: LossConfig) -> None:
@@ -68,17 +67,18 @@ class _Studio(nn.Module):
         self.discriminator = Discriminator(config.discriminator_width)
         self.loss = judged_by
 
-    def train(self, mode: bool = True) -> _Studio:
-        """Set the mode of all but the average, which makes the tokens."""
+    def train(self, mode: bool = True) -> _Adversaries:
+        """Set the mode of the discriminator alone: both tokenizers keep their batch norm's statistics."""
         super().train(mode)
         self.average.eval()
+        self.learner.eval()
         return self
 
     def forward(self, images: Tensor, weight: float, averaged: bool) -> dict[str, Tensor]:
         """Return the scores of a batch; to learn from, `loss` carries the gradients of both sides."""
         tokens = self.average.encode(images)
         size = (images.shape[-2], images.shape[-1])
-        drawn = (self.average if averaged else self.learner).draw(tokens, size).float()
+        drawn = (self.average if averaged else self.learner).render(tokens, size).float()
         target = smooth(images, self.loss.smooth) if self.loss.smooth else images
         parts = loss(Reconstruction(drawn, tokens, images.new_zeros(())), images, self.loss)
         scores = {
@@ -88,18 +88,17 @@ class _Studio(nn.Module):
         }
         if averaged:
             return scores
-        frozen = {name: value.detach() for name, value in self.discriminator.named_parameters()}
-        fooled = -functional_call(self.discriminator, frozen, (drawn,)).float().mean()
-        (pull,) = torch.autograd.grad(parts.total, drawn, retain_graph=True)
-        (push,) = torch.autograd.grad(fooled, drawn, retain_graph=True)
-        # Both pull as strongly at the pixels, at any size and loss (after Esser et al. 2021, eq. 7).
-        weight = weight * pull.norm() / push.norm().clamp(min=1e-12)
+        # Two gradients at the pixels, of lengths in a fixed proportion (after Esser et al. 2021, eq. 7).
+        (pull,) = torch.autograd.grad(parts.total, drawn)
+        (push,) = torch.autograd.grad(-self.discriminator(drawn).float().mean(), drawn)
+        at_pixels = pull + weight * pull.norm() / push.norm().clamp(min=1e-12) * push
+        carrier = (drawn * at_pixels).sum()  # its gradient is wanted, its value is not
         real, false = self.discriminator(target).float(), self.discriminator(drawn.detach()).float()
         # The hinge loss (Lim & Ye 2017, https://arxiv.org/abs/1705.02894, section 3).
-        told_apart = (1 - real).relu().mean() + (1 + false).relu().mean()
+        discriminator_loss = (1 - real).relu().mean() + (1 + false).relu().mean()
         return scores | {
-            "discriminator": told_apart.detach(),
-            "loss": parts.total + weight * fooled + told_apart,
+            "discriminator": discriminator_loss.detach(),
+            "loss": parts.fidelity + carrier - carrier.detach() + discriminator_loss,
         }
 
 
@@ -113,8 +112,8 @@ class DecoderObjective:
     ) -> None:
         assert recipe.decoder is not None
         self.config = recipe.decoder
-        self.studio = _Studio(tokenizer.tokenizer, self.config, recipe.training.loss)
-        self.module: nn.Module = self.studio  # the loop puts its wrapped form here
+        self.adversaries = _Adversaries(tokenizer.tokenizer, self.config, recipe.training.loss)
+        self.module: nn.Module = self.adversaries  # the loop puts its wrapped form here
         self.recipe = recipe
         self.data = data
         self.fabric = fabric
@@ -122,8 +121,8 @@ class DecoderObjective:
     def groups(self) -> list[dict[str, Any]]:
         """Return the decoder's parameters, and the discriminator's, which learn faster."""
         return [
-            {"params": list(self.studio.learner.last_decoder()), "share": 1.0},
-            {"params": list(self.studio.discriminator.parameters()), "share": FASTER},
+            {"params": list(self.adversaries.learner.last_decoder()), "lr_scale": 1.0},
+            {"params": list(self.adversaries.discriminator.parameters()), "lr_scale": DISCRIMINATOR_LR_SCALE},
         ]
 
     def start(self, batches: Iterable[Batch]) -> None:
@@ -132,13 +131,14 @@ class DecoderObjective:
     def step(self, batch: Batch, step: int, fraction: float) -> dict[str, Tensor]:
         """Return the scores of slices, some mirrored."""
         config = self.config.training
-        follow(self.studio.average, self.studio.learner, config.ema, step)
+        update_average(self.adversaries.average, self.adversaries.learner, config.ema, step)
         draw = draw_for(config.seed, step, self.fabric.global_rank)
         images = batch.images.contiguous(memory_format=torch.channels_last)
         if config.augment:
             images = augment(images, draw_augmentation(config.augment, len(images), draw))
-        heard = min(1.0, max(0.0, (fraction - ALONE) / (HEARD - ALONE)))
-        scores: dict[str, Tensor] = self.module(images, config.adversarial * heard, averaged=False)
+        start, end = WARMUP
+        weight = config.adversarial * min(1.0, max(0.0, (fraction - start) / (end - start)))
+        scores: dict[str, Tensor] = self.module(images, weight, averaged=False)
         return scores
 
     def validate(self, batch: Batch) -> dict[str, Tensor]:
@@ -158,7 +158,7 @@ class DecoderObjective:
         """Write the tokenizer with the averaged decoder."""
         train = self.data.split("train")
         made = provenance(self.data, train, self.fabric.device, progress, scores)
-        save_tokenizer(path, self.studio.average, self.recipe, made)
+        save_tokenizer(path, self.adversaries.average, self.recipe, made, kind=KIND)
 
 
 def train_decoder(
@@ -183,7 +183,8 @@ def train_decoder(
         progress: Show the progress.
 
     Raises:
-        ConfigError: `out` holds a training with other settings, of another tokenizer, or something else.
+        ConfigError: `out` holds a training with other settings, of another tokenizer, or something else; or
+            the loss left the numbers.
     """
     if recipe.decoder is None:
         raise ConfigError(f"recipe {recipe.name}: decoder is null, wanted settings for it")
@@ -213,7 +214,7 @@ def train_decoder(
     with display:
         fit(batches, SliceBatches(validation, config.batch_size), state, display)
     fabric.barrier()
-    return load_tokenizer(out)
+    return load_tokenizer(out, kind=KIND)
 
 
 def _roughness(images: Float[Tensor, "b 1 h w"]) -> Float[Tensor, ""]:

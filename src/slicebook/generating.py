@@ -59,7 +59,8 @@ class Sample:
         log_likelihood: In nats, of its tokens under the prior; the mean over orders.
         spread: Standard deviation over orders of the same.
         bits_per_pixel: Of the same, image and mask.
-        noise: Level of the noise put back, on [-1, 1], as `grain.noise_level` measures it; 0 where none was.
+        noise: Level that the noise was brought to, on [-1, 1], as `grain.noise_level` measures it; 0 where
+            none was put back.
     """
 
     name: str

@@ -79,7 +79,7 @@ class Objective(Protocol[In]):
     """The validation score that chooses the model: the higher the better. None keeps the latest."""
 
     def groups(self) -> list[dict[str, Any]]:
-        """Return the parameters, as an optimiser takes them; `share` is that of the learning rate."""
+        """Return the parameters, as an optimiser takes them; `lr_scale` multiplies the learning rate."""
 
     def start(self, batches: Iterable[In]) -> None:
         """Prepare an untrained module, which is on its device."""
@@ -111,15 +111,13 @@ def draw_for(seed: int, step: int, rank: int) -> torch.Generator:
 
 
 @torch.no_grad()
-def follow(average: nn.Module, learner: nn.Module, decay: float, step: int) -> None:
-    """Move a running average of weights a step towards the learner's; buffers are taken as they are."""
+def update_average(average: nn.Module, learner: nn.Module, decay: float, step: int) -> None:
+    """Move a running average of weights a step towards the learner's."""
     # Short at first, so that the start is soon forgotten.
     decay = min(decay, (1 + step) / (10 + step))
     kept: list[Tensor] = list(average.parameters())
     new: list[Tensor] = list(learner.parameters())
     torch._foreach_lerp_(kept, new, 1 - decay)
-    for old, now in zip(average.buffers(), learner.buffers(), strict=True):
-        old.copy_(now)
 
 
 def provenance(
@@ -204,7 +202,7 @@ class _Reconstructing(ABC):
 
     def groups(self) -> list[dict[str, Any]]:
         """Return all parameters."""
-        return [{"params": list(self.module.parameters()), "share": 1.0}]
+        return [{"params": list(self.module.parameters()), "lr_scale": 1.0}]
 
     def start(self, batches: Iterable[Batch]) -> None:
         """Start the codebooks by k-means, of as many slices of one shape as the recipe asks for."""

@@ -14,7 +14,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from slicebook.config import PriorTrainingConfig
-from slicebook.objectives import Progress, draw_for, follow
+from slicebook.objectives import Progress, draw_for, update_average
 from slicebook.prior import Conditions, Prior
 from slicebook.stages import Layout, draw_orders
 from slicebook.token_set import TokenBatch
@@ -60,14 +60,14 @@ class PriorObjective:
 
     def groups(self) -> list[dict[str, Any]]:
         """Return the learner's parameters."""
-        return [{"params": list(self.pair.learner.parameters()), "share": 1.0}]
+        return [{"params": list(self.pair.learner.parameters()), "lr_scale": 1.0}]
 
     def start(self, batches: Iterable[TokenBatch]) -> None:
         """Nothing to prepare."""
 
     def step(self, batch: TokenBatch, step: int, fraction: float) -> dict[str, Tensor]:
         """Return the loss, and the nats a token of each stage."""
-        follow(self.pair.average, self.pair.learner, self.config.ema, step)
+        update_average(self.pair.average, self.pair.learner, self.config.ema, step)
         draw = draw_for(self.config.seed, step, self.fabric.global_rank)
         device = batch.tokens.device
         orders = draw_orders(batch.layout, len(batch), draw).to(device)

@@ -1,4 +1,4 @@
-"""Train a prior on the tokens of a trained tokenizer: masks' tokenizer first, tokens once, then the loop."""
+"""Train what generates, over a trained tokenizer: its decoder, the tokenizer of masks, and the prior."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ from slicebook.checkpoint import (
     STATE_NAME,
     LoadedTokenizer,
     PriorInfo,
+    Provenance,
     SliceKind,
     State,
     hash_tensors,
+    load_prior,
     load_state,
     load_tokenizer,
     save_prior,
@@ -86,6 +88,7 @@ def train_prior(
     identity: dict[str, Any] = {
         "recipe": recipe.model_dump(mode="json", include={"prior"}),
         "split_hash": opened.split_hash,
+        "book": [hash_tensors(tokenizer.tokenizer.token_state())],
     }
     open_run(folder, identity)  # refuses before anything is trained
     _refuse_unused(tokenizer, train)
@@ -107,7 +110,7 @@ def train_prior(
             opened.folder, recipe, folder / "masks", device=device, precision=precision, progress=progress
         )
         labelled = load_tokenizer(folder / "masks", kind="label tokenizer")
-    identity["book"] = [one.info.weights_sha256 for one in (drawing, labelled) if one]
+        identity["book"].append(labelled.info.weights_sha256)
     state = open_run(folder, identity)
     fabric = launch(device, precision)
     fabric.seed_everything(config.seed, verbose=False)
@@ -141,7 +144,7 @@ def train_prior(
             classes=classes,
             grain=grain,
             tokenizer_provenance=tokenizer.info.provenance,
-            decoder_provenance=drawing.info.provenance if drawing is not tokenizer else None,
+            decoder_provenance=drawing.info.provenance if recipe.decoder else None,
             provenance=provenance(opened, train, fabric.device, reached, scores),
             weights_sha256="",
         )
@@ -151,8 +154,20 @@ def train_prior(
     fit = Fit(objective, config, folder, identity, fabric)
     with display:
         reached = fit(batches, TokenBatches(judged, config.batch_size), state, display)
+    if fabric.is_global_zero:
+        _renew_decoder(folder, book, recipe, grain, drawing.info.provenance if recipe.decoder else None)
     fabric.barrier()
     return summarise_run(folder, reached)
+
+
+def _renew_decoder(
+    folder: Path, book: Book, recipe: Recipe, grain: Grain | None, made: Provenance | None
+) -> None:
+    """Put the decoder into the file of a prior that was finished with another."""
+    kept = load_prior(folder)
+    if hash_tensors(kept.book.images.state_dict()) != hash_tensors(book.images.state_dict()):
+        info = kept.info.model_copy(update={"recipe": recipe, "grain": grain, "decoder_provenance": made})
+        save_prior(kept.path, kept.prior, book, info)
 
 
 def _chosen(recipe: Recipe, settings: Sequence[str]) -> Recipe:

@@ -36,7 +36,7 @@ def open_run(run: Path, identity: Mapping[str, Any]) -> State | None:
     Args:
         run: Folder of the training.
         identity: What a training must share with the one that went before: `recipe` (its settings) and
-            `split_hash`; of a prior, `book` (hashes of its tokenizers).
+            `split_hash`; of what is trained over tokenizers, `book` (hashes of them, those known so far).
 
     Raises:
         ConfigError: The folder is something else, or a training with other settings or data.
@@ -46,14 +46,16 @@ def open_run(run: Path, identity: Mapping[str, Any]) -> State | None:
         state = load_state(run / STATE_NAME)
         if state.progress["split_hash"] != identity["split_hash"]:
             raise ConfigError(f"{run}: was trained on other data or another split; use another --out")
-        if "book" in identity and state.progress.get("book") != identity["book"]:
+        known = identity.get("book", [])
+        if state.progress.get("book", [])[: len(known)] != known:
             raise ConfigError(f"{run}: was trained on the tokens of another tokenizer; use another --out")
         # Read anew, so that settings which that version did not know have their defaults.
         before = validate(Recipe, state.progress["recipe"], str(run)).model_dump(mode="json")
         different = _differences({key: before[key] for key in identity["recipe"]}, identity["recipe"])
         if different:
             raise ConfigError(
-                f"{run}: was begun with other settings ({'; '.join(different)}); use another --out"
+                f"{run}: was begun with other settings ({'; '.join(different)}); use another --out, or "
+                "remove it"
             )
         return state
     if run.exists() and (not run.is_dir() or any(not BEGUN.fullmatch(item.name) for item in run.iterdir())):

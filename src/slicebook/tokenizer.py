@@ -149,9 +149,9 @@ class Tokenizer(nn.Module):
             ShapeError: Grids that a slice of this size does not have, or a token outside its codebook.
         """
         self._check(tokens, size)
-        return self.draw(tokens, size, levels=levels)
+        return self.render(tokens, size, levels=levels)
 
-    def draw(
+    def render(
         self, tokens: Sequence[Int64[Tensor, "b _ _"]], size: tuple[int, int], *, levels: int | None = None
     ) -> Float[Tensor, "b c h w"]:
         """Do as `decode`, unchecked and with gradients."""

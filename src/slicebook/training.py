@@ -226,12 +226,13 @@ class Fit(Generic[P]):
                 break
             rate = _learning_rate(self.config, fraction)
             for group in self.optimizer.param_groups:
-                group["lr"] = rate * group["share"]
+                group["lr"] = rate * group["lr_scale"]
             scores = self.objective.step(batch.to(self.fabric.device), self.reached.step, fraction)
             self.optimizer.zero_grad()
             self.fabric.backward(scores["loss"])
             if self.config.clip_gradient:
-                nn.utils.clip_grad_norm_(self.bare.parameters(), self.config.clip_gradient)
+                for group in self.optimizer.param_groups:
+                    nn.utils.clip_grad_norm_(group["params"], self.config.clip_gradient)
             self.optimizer.step()
             self.reached.step += 1
             steps += 1
@@ -258,10 +259,11 @@ class Fit(Generic[P]):
         """Stop at a loss that is no number, before anything of it is kept."""
         if not all(math.isfinite(value) for value in means.values()):
             kept = self.run / MODEL_NAME
-            good = f"{kept} is the best until then" if kept.exists() else "no model was kept yet"
+            which = "best" if self.objective.best else "latest"
+            good = f"{kept} is the {which} until then" if kept.exists() else "no model was kept yet"
             raise ConfigError(
                 f"{self.run}: the loss is no longer a number after step {self.reached.step}; {good}; train "
-                f"to another --out with a lower training.learning_rate (found {self.config.learning_rate:g})"
+                f"to another --out with a lower learning_rate (found {self.config.learning_rate:g})"
             )
 
     @torch.no_grad()

@@ -39,7 +39,7 @@ def train_prior(
     precision: Precision = "auto",
     as_json: Json = False,
 ) -> None:
-    """Train a prior on the tokens of a trained tokenizer, to generate with. Run again, it goes on."""
+    """Train what generates: a decoder, the masks' tokenizer, a prior. Run again, it goes on."""
     from slicebook import prior_training
 
     summary = prior_training.train_prior(

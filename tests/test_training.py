@@ -437,7 +437,7 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_model(tmp_path):
     ) as caught:
         train(data, tiny(), run)
     assert "\n" not in str(caught.value)
-    assert "lower training.learning_rate" in str(caught.value)
+    assert "lower learning_rate" in str(caught.value)
     assert {name: (run / name).read_bytes() for name in before} == before
     load_tokenizer(run)
 

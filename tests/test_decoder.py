@@ -127,6 +127,12 @@ def test_the_discriminator_learns_alone_at_first(own):
     assert any(not gradient.equal(silent[name]) for name, gradient in heard.items())
 
 
+def test_a_discriminator_hears_how_strong_an_edge_is():
+    torch.manual_seed(0)
+    told, images = Discriminator(8), torch.randn(2, 1, 33, 32)
+    assert torch.allclose(told(2 * images), 2 * told(images), rtol=1e-4, atol=1e-6)
+
+
 def test_a_discriminator_learns_to_tell_soft_slices_from_real_ones():
     torch.manual_seed(0)
     told = Discriminator(8)

@@ -194,7 +194,7 @@ class DecoderTrainingConfig(LoopConfig):
 class DecoderConfig(Record):
     """How generation's decoder is made of the tokenizer's: no token changes, but edges become crisp."""
 
-    discriminator_width: Annotated[int, Field(ge=8, multiple_of=8)] = 32
+    discriminator_width: Count = 32
     """Channels of the discriminator's first layer."""
     training: DecoderTrainingConfig = DecoderTrainingConfig()
 
@@ -210,7 +210,7 @@ class TrunkConfig(Record):
 class PriorTrainingConfig(LoopConfig):
     """The training of a prior."""
 
-    learning_rate: Positive = 1e-3
+    learning_rate: Positive = 4e-3
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.05
     batch_size: Count = 4
     """Steps count more than slices in a short training; a GPU wants 64 or more."""

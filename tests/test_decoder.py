@@ -149,9 +149,6 @@ def test_a_discriminator_learns_to_tell_soft_slices_from_real_ones():
 
 def test_a_verdict_sees_30_pixels():
     told = Discriminator(8)
-    for layer in told.modules():
-        if isinstance(layer, nn.GroupNorm):  # it sees the whole slice, to scale by
-            layer.forward = lambda x: x
     image = torch.zeros(1, 1, 96, 96, requires_grad=True)
     verdicts = told(image)
     verdicts[0, 0, verdicts.shape[2] // 2, verdicts.shape[3] // 2].backward()

@@ -38,7 +38,7 @@ DISCRIMINATOR_LR_SCALE = 2.0  # over the decoder's learning rate (Heusel et al. 
 class Discriminator(nn.Module):
     """Tells real patches from drawn ones: each of its outputs sees 30 pixels a side.
 
-    Without norms: they would take away how strong an edge is, which is most of what there is to see.
+    Without norms: they would take away how strong an edge is.
     """
 
     def __init__(self, width: int) -> None:

@@ -14,10 +14,12 @@ from slicebook import decoder as decoding
 from slicebook.checkpoint import MODEL_NAME, hash_tensors, load_prior, load_tokenizer, save_tokenizer
 from slicebook.config import DecoderTrainingConfig, TokenizerConfig, load_recipe, override
 from slicebook.dataset import Batch, PreparedData
-from slicebook.decoder import KIND, DecoderObjective, Discriminator, train_decoder
+from slicebook.decoder import KIND, DecoderObjective, Discriminator, draw_samples, train_decoder
+from slicebook.display import Display
 from slicebook.errors import CheckpointError, ConfigError
 from slicebook.inference import reconstruct
 from slicebook.prior_training import train_prior
+from slicebook.sampling import sample
 from slicebook.tokenizer import Tokenizer
 
 
@@ -28,11 +30,24 @@ def own(trained):
     return loaded, PreparedData.open(trained.data), loaded.info.recipe
 
 
+def samples_of(tokenizer, count=6):
+    """Return tokens at random, for the sizes of the slices."""
+    draw = torch.Generator().manual_seed(1)
+    return {
+        size: [
+            torch.randint(codes, (count, *grid), generator=draw)
+            for grid, codes in zip(tokenizer.grids(size), tokenizer.config.codebook_sizes, strict=True)
+        ]
+        for size in ((32, 64), (36, 64))
+    }
+
+
 def objective(own, *settings):
     loaded, data, recipe = own
     torch.manual_seed(0)
     chosen = override(recipe, ["decoder.training.augment=null", *settings])
-    made = DecoderObjective(loaded, chosen, data, Fabric(accelerator="cpu", devices=1))
+    fabric = Fabric(accelerator="cpu", devices=1)
+    made = DecoderObjective(loaded, samples_of(loaded.tokenizer), chosen, data, fabric)
     made.module.train()
     return made
 
@@ -87,7 +102,8 @@ def test_the_decoder_teaches_the_discriminator_nothing(own):
         assert same == name.startswith("discriminator"), name
 
 
-def test_both_judges_pull_at_the_pixels_in_the_proportion_that_is_set(own):
+def at_pixels(own, *settings, change=None):
+    """Return gradients at the pixels, rebuilt slices first: the loss's, the discriminator's, and both."""
     found = []
 
     def watched(made):
@@ -99,25 +115,80 @@ def test_both_judges_pull_at_the_pixels_in_the_proportion_that_is_set(own):
             return drawn
 
         made.adversaries.learner.render = render
+        if change:
+            change(made)
 
-    gradients(own, "decoder.training.adversarial=0.5", change=watched)
-    gradients(own, "decoder.training.adversarial=0", change=watched)
-    # Each step looks at the pull and at the push by themselves, and then at the sum.
-    (pull, _, total), (alone, _, fidelity) = found[:3], found[3:]
-    assert pull.equal(alone)
+    gradients(own, *settings, change=watched)
+    return found
+
+
+def test_both_judges_begin_with_pulls_in_the_proportion_that_is_set(own):
+    pull, push, total = at_pixels(own, "decoder.training.adversarial=0.5")
+    _, _, fidelity = at_pixels(own, "decoder.training.adversarial=0")
     assert torch.allclose(fidelity, pull, atol=1e-9)
-    assert float((total - pull).norm() / pull.norm()) == pytest.approx(0.5, rel=1e-4)
+    assert float((total - pull)[:4].norm() / pull.norm()) == pytest.approx(0.5, rel=1e-4)
+    assert torch.allclose((total - pull)[4:] / push[4:], ((total - pull)[0] / push[0]).mean(), rtol=1e-3)
+
+
+def test_samples_are_judged_by_the_discriminator_alone(own):
+    pull, push, _ = at_pixels(own)
+    assert len(pull) == len(push) == 8
+    assert (pull[4:] == 0).all()
+    assert (push != 0).any(dim=(1, 2, 3)).all()
+
+
+def test_the_discriminator_is_taught_that_samples_are_none(own):
+    """Its gradient hangs on what they are."""
+
+    def others(made):
+        made.samples = {
+            size: [1 - grid.clamp(max=1) for grid in grids] for size, grids in made.samples.items()
+        }
+
+    plain, changed = gradients(own)[0], gradients(own, change=others)[0]
+    assert any(
+        not torch.allclose(plain[name], changed[name]) for name in plain if name.startswith("discriminator")
+    )
 
 
 def test_the_balance_does_not_hang_on_the_scale_of_the_verdicts(own):
-    def louder(made):
-        with torch.no_grad():
-            made.adversaries.discriminator.body[-1].weight.mul_(50)
-
-    plain, scaled = gradients(own)[0], gradients(own, change=louder)[0]
+    plain, scaled = gradients(own)[0], gradients(own, change=lambda made: louder(made, 50))[0]
     for name in plain:
         if not name.startswith("discriminator"):
             assert torch.allclose(plain[name], scaled[name], rtol=1e-3, atol=1e-6)
+
+
+def louder(made, times):
+    with torch.no_grad():
+        made.adversaries.discriminator.body[-1].weight.mul_(times)
+
+
+def test_a_discriminator_that_falls_silent_later_is_not_amplified(own):
+    """The balance is measured while it learns alone, and then stays."""
+
+    def heard(quieter):
+        def change(made):
+            made.step(batch(own), 0, 0.0)
+            louder(made, quieter)
+
+        pull, _, total = at_pixels(own, change=change)[-3:]
+        return float((total - pull).norm())
+
+    assert heard(0.01) == pytest.approx(0.01 * heard(1), rel=0.05)
+
+
+def test_the_balance_follows_while_the_discriminator_learns_alone(own):
+    made = objective(own)
+    found = []
+    for step in range(60):
+        made.step(batch(own), step, 0.0)
+        found.append(float(made.adversaries.balance))
+        if step == 0:
+            louder(made, 0.01)
+    assert found[0] > 0
+    assert found[-1] == pytest.approx(100 * found[0], rel=0.5)
+    made.step(batch(own), 60, 0.5)
+    assert float(made.adversaries.balance) == found[-1]
 
 
 def test_the_discriminator_learns_alone_at_first(own):
@@ -178,7 +249,8 @@ def test_a_step_draws_its_mirrors_from_seed_and_step_alone(own):
 
 def train(own, out, *settings):
     loaded, data, recipe = own
-    return train_decoder(loaded, data, override(recipe, settings), out, **HOW)
+    prior = load_prior(loaded.path.parent)
+    return train_decoder(loaded, prior, data, override(recipe, settings), out, **HOW)
 
 
 def test_the_model_keeps_every_token_and_draws_otherwise(trained, own):
@@ -244,9 +316,9 @@ def test_a_training_goes_on_where_it_stopped_bit_for_bit(own, tmp_path, monkeypa
     assert train(own, tmp_path / "parts", *settings).info.weights_sha256 == wanted.info.weights_sha256
 
 
-def test_the_founding_architecture_is_trained_too(own, tmp_path):
+def test_the_founding_architecture_is_trained_too(own, tmp_path, monkeypatch):
     """Its decoder has batch norm: the average's weights would not fit the learner's latest statistics."""
-    _, data, recipe = own
+    before, data, recipe = own
     config = recipe.tokenizer.model_copy(update={"architecture": "vqvae2"})
     chosen = recipe.model_copy(update={"tokenizer": config})
     torch.manual_seed(0)
@@ -255,7 +327,9 @@ def test_the_founding_architecture_is_trained_too(own, tmp_path):
         tokenizer(batch(own, 6).images)
     tokenizer.eval()
     save_tokenizer(tmp_path / "run" / MODEL_NAME, tokenizer, chosen, own[0].info.provenance)
-    made = train_decoder(load_tokenizer(tmp_path / "run"), data, chosen, tmp_path / "decoder", **HOW)
+    monkeypatch.setattr(decoding, "draw_samples", lambda *_, **__: samples_of(tokenizer))
+    prior = load_prior(before.path.parent)
+    made = train_decoder(load_tokenizer(tmp_path / "run"), prior, data, chosen, tmp_path / "decoder", **HOW)
     images = batch(own, 6).images
     assert all(
         a.equal(b) for a, b in zip(tokenizer.encode(images), made.tokenizer.encode(images), strict=True)
@@ -294,6 +368,65 @@ def test_a_decoder_is_trained_on_training_patients_alone(own, tmp_path, monkeypa
     slices = own[1].split("train")
     known = {hash_tensors({"": slices[index]}) for index in range(len(slices))}
     assert {hash_tensors({"": image}) for image in seen} == known
+
+
+def draw(own, path, count=32):
+    loaded, data, _ = own
+    display = Display(path.parent, shown=False)
+    return draw_samples(load_prior(loaded.path.parent), data.split("train"), count, path, display=display)
+
+
+def test_each_size_of_slice_has_its_share_of_samples_and_at_least_a_group(own, tmp_path):
+    kinds = load_prior(own[0].path.parent).info.slices
+    assert sorted(kind.slices for kind in kinds) == [6, 12]
+    found = draw(own, tmp_path / "few.safetensors")
+    assert set(found) == {(kind.rows, kind.columns) for kind in kinds}
+    for kind in kinds:
+        grids = found[kind.rows, kind.columns]
+        share = max(16, round(32 * kind.slices / 18))
+        sides = own[0].tokenizer.grids((kind.rows, kind.columns))
+        assert [tuple(grid.shape) for grid in grids] == [(share, *side) for side in sides]
+
+
+def test_samples_are_drawn_under_conditions_of_training_slices(own, tmp_path, monkeypatch):
+    asked = []
+
+    def watched(prior, layout, seeds, conditions):
+        asked.extend(zip(seeds, conditions.position.tolist(), conditions.group.tolist(), strict=True))
+        return sample(prior, layout, seeds, conditions)
+
+    monkeypatch.setattr(decoding, "sample", watched)
+    draw(own, tmp_path / "samples.safetensors")
+    records = own[1].split("train").records
+    known = {(round(r.position, 6), int(r.group) if r.group else -1) for r in records}
+    assert len({(position, group) for _, position, group in asked}) > len(known) / 2
+    assert {(round(position, 6), group) for _, position, group in asked} <= known
+    assert min(seed for seed, _, _ in asked) == 2**62
+
+
+def test_samples_are_drawn_once_for_a_prior_and_a_count(own, tmp_path, monkeypatch):
+    path = tmp_path / "samples.safetensors"
+    first = draw(own, path)
+    with monkeypatch.context() as patch:
+        patch.setattr(decoding, "sample", lambda *_: pytest.fail("drawn again"))
+        again = draw(own, path)
+    assert all(a.equal(b) for size in first for a, b in zip(first[size], again[size], strict=True))
+    path.write_bytes(path.read_bytes()[:-9])
+    mended = draw(own, path)
+    assert all(a.equal(b) for size in first for a, b in zip(first[size], mended[size], strict=True))
+    assert sum(len(grids[0]) for grids in draw(own, path, 72).values()) == 72
+
+
+def test_the_noise_that_is_put_back_is_what_the_last_drawings_lack(trained, own, tmp_path):
+    shutil.copytree(trained.run, tmp_path / "run")
+    settings = ["decoder.training.epochs=1", "decoder.training.learning_rate=0.01"]
+    shutil.rmtree(tmp_path / "run" / "prior" / "decoder")
+    train_prior(tmp_path / "run", settings, **HOW)
+    rough = load_prior(tmp_path / "run").info.grain
+    train_prior(tmp_path / "run", ["decoder=null"], **HOW)
+    own_drawings = load_prior(tmp_path / "run").info.grain
+    assert rough.spread == own_drawings.spread
+    assert rough.drawn != own_drawings.drawn
 
 
 def test_a_finished_prior_gets_another_decoder_and_stays(trained, tmp_path):
@@ -337,7 +470,7 @@ def test_patience_is_refused_where_nothing_chooses():
 
 
 def test_other_settings_do_not_go_on_with_a_training(own, trained):
-    with pytest.raises(ConfigError, match=r"training\.adversarial: 0\.5 then, 0\.7 now.*use another --out"):
+    with pytest.raises(ConfigError, match=r"training\.adversarial: 1\.0 then, 0\.7 now.*use another --out"):
         train(own, trained.run / "prior" / "decoder", "decoder.training.adversarial=0.7")
 
 
@@ -345,8 +478,20 @@ def test_the_decoder_of_another_tokenizer_is_refused(own, trained, tmp_path):
     shutil.copytree(trained.run / "prior" / "decoder", tmp_path / "decoder")
     loaded, data, recipe = own
     other = replace(loaded, info=loaded.info.model_copy(update={"weights_sha256": "0" * 64}))
-    with pytest.raises(ConfigError, match="tokens of another tokenizer; use another --out"):
-        train_decoder(other, data, recipe, tmp_path / "decoder", **HOW)
+    with pytest.raises(
+        ConfigError, match="tokens of another tokenizer, or of another prior; use another --out"
+    ):
+        train_decoder(other, load_prior(trained.run), data, recipe, tmp_path / "decoder", **HOW)
+
+
+def test_the_decoder_of_another_prior_is_refused(own, trained, tmp_path):
+    shutil.copytree(trained.run / "prior" / "decoder", tmp_path / "decoder")
+    loaded, data, recipe = own
+    prior = load_prior(trained.run)
+    with torch.no_grad():
+        next(prior.prior.parameters()).add_(1)
+    with pytest.raises(ConfigError, match=r"another prior; use another --out, or remove it"):
+        train_decoder(loaded, prior, data, recipe, tmp_path / "decoder", **HOW)
 
 
 def test_no_settings_are_refused(own, tmp_path):

@@ -218,6 +218,15 @@ def begun(run):
     """Take a finished prior back to where only its tokens and masks' tokenizer are there."""
     for name in (MODEL_NAME, STATE_NAME, "metrics.csv", "curves.png"):
         (run / "prior" / name).unlink()
+    shutil.rmtree(run / "prior" / "decoder")
+
+
+def test_a_prior_that_was_removed_alone_is_not_trained_into_what_hangs_on_it(again, monkeypatch):
+    for name in (MODEL_NAME, STATE_NAME):
+        (again / "prior" / name).unlink()
+    monkeypatch.setattr(PriorObjective, "step", lambda *_: pytest.fail("trained"))
+    with pytest.raises(ConfigError, match="prior: exists and is no training to go on with; use another --out"):
+        train_prior(again, **HOW)
 
 
 def test_the_model_on_disk_is_the_average(trained):
@@ -382,7 +391,7 @@ def test_the_tokens_of_another_tokenizer_are_refused(again):
     with torch.no_grad():
         next(loaded.tokenizer.parameters()).add_(0.1)
     save_tokenizer(again / MODEL_NAME, loaded.tokenizer, loaded.info.recipe, loaded.info.provenance)
-    with pytest.raises(ConfigError, match="tokens of another tokenizer; use another --out"):
+    with pytest.raises(ConfigError, match="tokens of another tokenizer, or of another prior; use another"):
         train_prior(again, **HOW)
 
 

@@ -84,22 +84,26 @@ class Book:
         self, tokens: Int64[Tensor, "b n"], size: tuple[int, int], *, levels: int | None = None
     ) -> Page:
         """Draw slices and masks of `size` pixels; of the slices only so many coarsest levels, if said."""
+        grids = self.grids(tokens, size)
+        images = self.images.decode(grids["image"], size, levels=levels).clamp(-1, 1)
+        masks = None
+        if self.masks is not None:
+            sizes = self.masks.config.codebook_sizes
+            if all((grid < count).all() for grid, count in zip(grids["mask"], sizes, strict=True)):
+                logits = self.masks.decode(grids["mask"], size)
+                masks = labels_from(logits, self.masks.config.label_values)
+        return Page(images, masks)
+
+    def grids(
+        self, tokens: Int64[Tensor, "b n"], size: tuple[int, int]
+    ) -> dict[Literal["mask", "image"], list[Int64[Tensor, "b _ _"]]]:
+        """Return the token grids of rows, as their tokenizers take them: finest first."""
         layout = self.layout(size)
-        grids: dict[str, list[Tensor]] = {"mask": [], "image": []}
+        grids: dict[Literal["mask", "image"], list[Tensor]] = {"mask": [], "image": []}
         for index, stage in enumerate(layout.stages):
             grid = tokens[:, layout.part(index)].reshape(-1, stage.rows, stage.columns)
             grids[stage.kind].insert(0, grid)
-        images = self.images.decode(grids["image"], size, levels=levels).clamp(-1, 1)
-        masks = None
-        known = all(
-            (tokens[:, layout.part(index)] < stage.size).all()
-            for index, stage in enumerate(layout.stages)
-            if stage.kind == "mask"
-        )
-        if self.masks is not None and known:
-            logits = self.masks.decode(grids["mask"], size)
-            masks = labels_from(logits, self.masks.config.label_values)
-        return Page(images, masks)
+        return grids
 
     def _parts(self) -> list[tuple[Literal["mask", "image"], Tokenizer]]:
         parts: list[tuple[Literal["mask", "image"], Tokenizer]] = [("image", self.images)]

@@ -185,8 +185,8 @@ class DecoderTrainingConfig(LoopConfig):
     """Resampled slices are softer than real ones: only the mirror is on."""
     patience: Annotated[int, Field(ge=0, le=0)] = 0
     """Nothing chooses among epochs."""
-    adversarial: Annotated[float, Field(ge=0.0)] = 0.5
-    """How strongly the discriminator pulls at the pixels, against the pull of the tokenizer's loss."""
+    adversarial: Annotated[float, Field(ge=0.0)] = 1.0
+    """How strongly the discriminator pulls; at 1 it begins as strongly as the tokenizer's loss does."""
     ema: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.995
     """Decay a step of the averaged weights."""
 
@@ -194,6 +194,8 @@ class DecoderTrainingConfig(LoopConfig):
 class DecoderConfig(Record):
     """How generation's decoder is made of the tokenizer's: no token changes, but edges become crisp."""
 
+    samples: Count = 512
+    """Of the prior, drawings of which the discriminator judges too; at least 16 of each size of slice."""
     discriminator_width: Count = 32
     """Channels of the discriminator's first layer."""
     training: DecoderTrainingConfig = DecoderTrainingConfig()
@@ -274,7 +276,7 @@ class LabelsConfig(Record):
 
 
 class Recipe(Record):
-    """A named set of settings: tokenizers of slices and of masks, and generation: a decoder, a prior."""
+    """A named set of settings: tokenizers of slices and of masks, and generation: a prior, a decoder."""
 
     name: str = "custom"
     description: str = ""

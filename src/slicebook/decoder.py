@@ -1,38 +1,58 @@
 """Teach a trained tokenizer's last decoder to draw crisply, for generation. No token changes.
 
 The loss that a tokenizer learns from is least for a soft edge wherever the tokens leave its place open:
-faithful, but no real slice looks so. Here a copy of the last decoder goes on with a discriminator (Isola et
-al. 2017, https://arxiv.org/abs/1611.07004, section 3.2.2). Reconstruction keeps the faithful one.
+faithful, but no real slice looks so, and least of all one drawn from tokens that a prior sampled. Here a copy
+of the last decoder goes on with a discriminator (Isola et al. 2017, https://arxiv.org/abs/1611.07004, section
+3.2.2), which judges drawings of both kinds of tokens. Reconstruction keeps the faithful decoder.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from slicebook.checkpoint import Kind, LoadedTokenizer, load_tokenizer, save_tokenizer
+from slicebook.checkpoint import (
+    Kind,
+    LoadedPrior,
+    LoadedTokenizer,
+    State,
+    hash_tensors,
+    load_state,
+    load_tokenizer,
+    save_state,
+    save_tokenizer,
+)
 from slicebook.config import DecoderConfig, LossConfig, Recipe
-from slicebook.dataset import Batch, PreparedData, SliceBatches, augment, draw_augmentation
+from slicebook.dataset import Batch, PreparedData, SliceBatches, SliceSet, augment, draw_augmentation
 from slicebook.devices import launch
 from slicebook.display import Display
-from slicebook.errors import ConfigError
+from slicebook.errors import CheckpointError, ConfigError
 from slicebook.grain import smooth
 from slicebook.objectives import Progress, draw_for, provenance, update_average
 from slicebook.run_folder import open_run
+from slicebook.sampling import GROUP, sample
+from slicebook.token_set import conditions_of
 from slicebook.tokenizer import Reconstruction, Tokenizer, loss
 from slicebook.training import Fit
 
 KIND: Kind = "decoder of generation"
+SAMPLES_NAME = "samples.safetensors"
+FIRST_SEED = 2**62  # of the samples that are learned from: no user starts so high, so none is drawn again
 SLOPE = 0.2  # of the leaky rectifiers
 WARMUP = (0.05, 0.1)  # shares of the training between which the adversarial weight rises from 0
 DISCRIMINATOR_LR_SCALE = 2.0  # over the decoder's learning rate (Heusel et al. 2017, section 2)
+SETTLING = 0.1  # share that a step has in the running mean of the pulls' proportion
+
+Samples = Mapping[tuple[int, int], Sequence[Int64[Tensor, "n _ _"]]]
+"""Of each size of slice, the token grids that a prior drew, finest first."""
 
 
 class Discriminator(nn.Module):
@@ -71,6 +91,8 @@ class _Adversaries(nn.Module):
         for parameter in self.learner.last_decoder():
             parameter.requires_grad_(True)
         self.discriminator = Discriminator(config.discriminator_width)
+        self.balance: Tensor
+        self.register_buffer("balance", torch.zeros(()))  # not known yet
         self.loss = judged_by
 
     def train(self, mode: bool = True) -> _Adversaries:
@@ -80,24 +102,35 @@ class _Adversaries(nn.Module):
         self.learner.eval()
         return self
 
-    def forward(self, images: Tensor, weight: float, averaged: bool) -> dict[str, Tensor]:
-        """Return the scores of a batch; to learn from, `loss` carries the gradients of both sides."""
+    def forward(
+        self, images: Tensor, sampled: Sequence[Tensor], weight: float, averaged: bool
+    ) -> dict[str, Tensor]:
+        """Return the scores of a batch; to learn from, `loss` carries the gradients of both sides.
+
+        `sampled` are token grids that a prior drew: what is drawn from them has no original, so that the
+        discriminator alone judges it.
+        """
         tokens = self.average.encode(images)
-        size = (images.shape[-2], images.shape[-1])
-        drawn = (self.average if averaged else self.learner).render(tokens, size).float()
+        size, count = (images.shape[-2], images.shape[-1]), len(images)
+        if not averaged:
+            both = [torch.cat(grids) for grids in zip(tokens, sampled, strict=True)]
+            drawn = self.learner.render(both, size).float()
+        else:
+            drawn = self.average.render(tokens, size).float()
+        rebuilt = drawn[:count]
         target = smooth(images, self.loss.smooth) if self.loss.smooth else images
-        parts = loss(Reconstruction(drawn, tokens, images.new_zeros(())), images, self.loss)
+        parts = loss(Reconstruction(rebuilt, tokens, images.new_zeros(())), images, self.loss)
         scores = {
             "fidelity": parts.fidelity,
             "ssim": parts.ssim,
-            "sharpness": (_roughness(drawn) / _roughness(target)).detach(),
+            "sharpness": (_roughness(rebuilt) / _roughness(target)).detach(),
         }
         if averaged:
             return scores
-        # Two gradients at the pixels, of lengths in a fixed proportion (after Esser et al. 2021, eq. 7).
         (pull,) = torch.autograd.grad(parts.total, drawn)
         (push,) = torch.autograd.grad(-self.discriminator(drawn).float().mean(), drawn)
-        at_pixels = pull + weight * pull.norm() / push.norm().clamp(min=1e-12) * push
+        self._weigh(pull[:count], push[:count], settled=weight > 0)
+        at_pixels = pull + weight * self.balance * push
         carrier = (drawn * at_pixels).sum()  # its gradient is wanted, its value is not
         real, false = self.discriminator(target).float(), self.discriminator(drawn.detach()).float()
         # The hinge loss (Lim & Ye 2017, https://arxiv.org/abs/1705.02894, section 3).
@@ -107,6 +140,17 @@ class _Adversaries(nn.Module):
             "loss": parts.fidelity + carrier - carrier.detach() + discriminator_loss,
         }
 
+    @torch.no_grad()
+    def _weigh(self, pull: Tensor, push: Tensor, *, settled: bool) -> None:
+        """Measure what makes the discriminator's gradient at the pixels as long as the loss's.
+
+        Once settled it stays: a proportion kept in every step (Esser et al. 2021, eq. 7) would amplify a
+        discriminator that has nothing to say.
+        """
+        found = pull.norm() / push.norm().clamp(min=1e-12)
+        mean = self.balance if settled else self.balance ** (1 - SETTLING) * found**SETTLING
+        self.balance = torch.where(self.balance > 0, mean, found)
+
 
 class DecoderObjective:
     """The training step of a last decoder: tokens, a drawing of them, and two judges."""
@@ -114,10 +158,16 @@ class DecoderObjective:
     best: str | None = None
 
     def __init__(
-        self, tokenizer: LoadedTokenizer, recipe: Recipe, data: PreparedData, fabric: Fabric
+        self,
+        tokenizer: LoadedTokenizer,
+        samples: Samples,
+        recipe: Recipe,
+        data: PreparedData,
+        fabric: Fabric,
     ) -> None:
         assert recipe.decoder is not None
         self.config = recipe.decoder
+        self.samples = samples
         self.adversaries = _Adversaries(tokenizer.tokenizer, self.config, recipe.training.loss)
         self.module: nn.Module = self.adversaries  # the loop puts its wrapped form here
         self.recipe = recipe
@@ -135,7 +185,7 @@ class DecoderObjective:
         """Nothing to prepare."""
 
     def step(self, batch: Batch, step: int, fraction: float) -> dict[str, Tensor]:
-        """Return the scores of slices, some mirrored."""
+        """Return the scores of slices, some mirrored, and of as many samples."""
         config = self.config.training
         update_average(self.adversaries.average, self.adversaries.learner, config.ema, step)
         draw = draw_for(config.seed, step, self.fabric.global_rank)
@@ -144,12 +194,15 @@ class DecoderObjective:
             images = augment(images, draw_augmentation(config.augment, len(images), draw))
         start, end = WARMUP
         weight = config.adversarial * min(1.0, max(0.0, (fraction - start) / (end - start)))
-        scores: dict[str, Tensor] = self.module(images, weight, averaged=False)
+        grids = self.samples[images.shape[-2], images.shape[-1]]
+        rows = torch.randint(len(grids[0]), (len(images),), generator=draw)
+        sampled = [grid[rows].to(images.device) for grid in grids]
+        scores: dict[str, Tensor] = self.module(images, sampled, weight, averaged=False)
         return scores
 
     def validate(self, batch: Batch) -> dict[str, Tensor]:
         """Return the averaged weights' fidelity (a loss), SSIM, and sharpness; 1 is that of real slices."""
-        scores: dict[str, Tensor] = self.module(batch.images, 0.0, averaged=True)
+        scores: dict[str, Tensor] = self.module(batch.images, (), 0.0, averaged=True)
         return scores
 
     def usage(self) -> dict[str, float]:
@@ -167,8 +220,47 @@ class DecoderObjective:
         save_tokenizer(path, self.adversaries.average, self.recipe, made, kind=KIND)
 
 
+def draw_samples(
+    loaded: LoadedPrior, train: SliceSet, count: int, path: Path, *, display: Display
+) -> Samples:
+    """Draw from a prior under conditions of training slices, or read what was drawn before.
+
+    Args:
+        loaded: The prior; its tokens alone matter, not its decoder.
+        train: Each size of slice has its share of the samples, and at least a group.
+        count: Of the samples.
+        path: Where they are kept.
+        display: Says how many are drawn.
+    """
+    made_from = {"prior": hash_tensors(loaded.prior.state_dict()), "count": count}
+    rows = _kept(path, made_from)
+    if rows is None:
+        rows = {}
+        for kind in loaded.info.slices:
+            share = max(GROUP, round(count * kind.slices / len(train)))
+            display.say(f"{share} samples of {kind.rows}×{kind.columns}, for the decoder to learn from")
+            alike = [r for r in train.records if (r.rows, r.columns) == (kind.rows, kind.columns)]
+            chosen = np.random.default_rng(FIRST_SEED).integers(0, len(alike), share)
+            conditions = conditions_of([alike[index] for index in chosen], loaded.info.classes)
+            layout = loaded.book.layout((kind.rows, kind.columns))
+            seeds = [FIRST_SEED + index for index in range(share)]
+            rows[f"{kind.rows}x{kind.columns}"] = sample(loaded.prior, layout, seeds, conditions)
+        save_state(path, State(rows, made_from))
+    sizes = [(kind.rows, kind.columns) for kind in loaded.info.slices]
+    return {size: loaded.book.grids(rows[f"{size[0]}x{size[1]}"], size)["image"] for size in sizes}
+
+
+def _kept(path: Path, made_from: Mapping[str, object]) -> dict[str, Tensor] | None:
+    try:
+        state = load_state(path)
+    except CheckpointError:
+        return None  # none yet, or damaged: they are made again
+    return state.tensors if state.progress == made_from else None
+
+
 def train_decoder(
     tokenizer: LoadedTokenizer,
+    prior: LoadedPrior,
     data: PreparedData,
     recipe: Recipe,
     out: Path,
@@ -181,7 +273,8 @@ def train_decoder(
 
     Args:
         tokenizer: Trained. Left as it is.
-        data: What it was trained on.
+        prior: Trained over its tokens; its samples are judged beside what the tokenizer rebuilds.
+        data: What both were trained on.
         recipe: Its recipe; `decoder` is not None.
         out: Folder of this training.
         device: As in `train_tokenizer`.
@@ -189,8 +282,8 @@ def train_decoder(
         progress: Show the progress.
 
     Raises:
-        ConfigError: `out` holds a training with other settings, of another tokenizer, or something else; or
-            the loss left the numbers.
+        ConfigError: `out` holds a training with other settings, of another tokenizer or prior, or something
+            else; or the loss left the numbers.
     """
     if recipe.decoder is None:
         raise ConfigError(f"recipe {recipe.name}: decoder is null, wanted settings for it")
@@ -199,7 +292,7 @@ def train_decoder(
     identity = {
         "recipe": recipe.model_dump(mode="json", include={"decoder"}),
         "split_hash": data.split_hash,
-        "book": [tokenizer.info.weights_sha256],
+        "book": [tokenizer.info.weights_sha256, hash_tensors(prior.prior.state_dict())],
     }
     state = open_run(out, identity)
     fabric = launch(device, precision)
@@ -216,7 +309,10 @@ def train_decoder(
     if state is None and fabric.is_global_zero:
         out.mkdir(parents=True, exist_ok=True)
         (out / "config.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
-    fit = Fit(DecoderObjective(tokenizer, recipe, data, fabric), config, out, identity, fabric)
+    with fabric.rank_zero_first():
+        samples = draw_samples(prior, train, recipe.decoder.samples, out / SAMPLES_NAME, display=display)
+    objective = DecoderObjective(tokenizer, samples, recipe, data, fabric)
+    fit = Fit(objective, config, out, identity, fabric)
     with display:
         fit(batches, SliceBatches(validation, config.batch_size), state, display)
     fabric.barrier()

@@ -83,7 +83,7 @@ def run_demo(
         seed=seed,
     )
     (out / "table.txt").write_text(text.table(evaluation.table()) + "\n", encoding="utf-8")
-    say(f"6/7 prior        with its decoder and masks → {run / 'prior'}")
+    say(f"6/7 prior        with masks and decoder → {run / 'prior'}")
     prior = train_prior(run, data=prepared, device=device)
     say(f"7/7 generate     {SAMPLES} slices with masks → {out / 'generated'}")
     shutil.rmtree(out / "generated", ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Train what generates, over a trained tokenizer: its decoder, the tokenizer of masks, and the prior."""
+"""Train what generates, over a trained tokenizer: the tokenizer of masks, the prior, and its decoder."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from slicebook.checkpoint import (
     STATE_NAME,
     LoadedTokenizer,
     PriorInfo,
-    Provenance,
     SliceKind,
     State,
     hash_tensors,
@@ -29,7 +28,7 @@ from slicebook.checkpoint import (
 )
 from slicebook.config import Recipe, override
 from slicebook.dataset import PreparedData, SliceSet
-from slicebook.decoder import train_decoder
+from slicebook.decoder import KIND, train_decoder
 from slicebook.devices import launch
 from slicebook.display import Display
 from slicebook.errors import CheckpointError, ConfigError
@@ -59,9 +58,9 @@ def train_prior(
 ) -> TrainingSummary:
     """Train a prior over the tokens of a trained tokenizer, or go on with the training that `out` holds.
 
-    First a copy of the tokenizer's last decoder learns to draw crisply (`out`/decoder) and, where the data
-    have label masks, a tokenizer of masks (`out`/masks): the prior then draws both. The tokens of all slices
-    are made once and kept beside (`out`/tokens.safetensors).
+    Where the data have label masks, a tokenizer of masks comes first (`out`/masks): the prior then draws
+    both. The tokens of all slices are made once and kept beside (`out`/tokens.safetensors). Last, a copy of
+    the tokenizer's decoder learns to draw crisply, the finished prior's samples too (`out`/decoder).
 
     Args:
         run: Folder of the tokenizer's training, or of a demo.
@@ -92,18 +91,6 @@ def train_prior(
     }
     open_run(folder, identity)  # refuses before anything is trained
     _refuse_unused(tokenizer, train)
-    drawing = tokenizer
-    if recipe.decoder is not None:
-        drawing = train_decoder(
-            tokenizer,
-            opened,
-            recipe,
-            folder / "decoder",
-            device=device,
-            precision=precision,
-            progress=progress,
-        )
-    grain = _grain(drawing, train)
     labelled = None
     if masks and any(record.label_offset >= 0 for record in train.records):
         train_labels(
@@ -115,8 +102,9 @@ def train_prior(
     fabric = launch(device, precision)
     fabric.seed_everything(config.seed, verbose=False)
     book = Book(
-        drawing.tokenizer.to(fabric.device), labelled.tokenizer.to(fabric.device) if labelled else None
+        tokenizer.tokenizer.to(fabric.device), labelled.tokenizer.to(fabric.device) if labelled else None
     )
+    grain = _grain(tokenizer, train)
     display = Display(folder, shown=progress and fabric.is_global_zero)
     if fabric.is_global_zero and state is None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -144,7 +132,6 @@ def train_prior(
             classes=classes,
             grain=grain,
             tokenizer_provenance=tokenizer.info.provenance,
-            decoder_provenance=drawing.info.provenance if recipe.decoder else None,
             provenance=provenance(opened, train, fabric.device, reached, scores),
             weights_sha256="",
         )
@@ -154,20 +141,34 @@ def train_prior(
     fit = Fit(objective, config, folder, identity, fabric)
     with display:
         reached = fit(batches, TokenBatches(judged, config.batch_size), state, display)
+    fabric.barrier()  # its file is whole
+    drawing = tokenizer
+    if recipe.decoder is not None:
+        drawing = train_decoder(
+            tokenizer,
+            load_prior(folder, fabric.device),
+            opened,
+            recipe,
+            folder / "decoder",
+            device=device,
+            precision=precision,
+            progress=progress,
+        )
     if fabric.is_global_zero:
-        _renew_decoder(folder, book, recipe, grain, drawing.info.provenance if recipe.decoder else None)
+        _set_decoder(folder, drawing, recipe, train)
     fabric.barrier()
     return summarise_run(folder, reached)
 
 
-def _renew_decoder(
-    folder: Path, book: Book, recipe: Recipe, grain: Grain | None, made: Provenance | None
-) -> None:
-    """Put the decoder into the file of a prior that was finished with another."""
+def _set_decoder(folder: Path, drawing: LoadedTokenizer, recipe: Recipe, train: SliceSet) -> None:
+    """Put a decoder into the file of a finished prior, and the noise that its drawings lack."""
     kept = load_prior(folder)
-    if hash_tensors(kept.book.images.state_dict()) != hash_tensors(book.images.state_dict()):
-        info = kept.info.model_copy(update={"recipe": recipe, "grain": grain, "decoder_provenance": made})
-        save_prior(kept.path, kept.prior, book, info)
+    if hash_tensors(kept.book.images.state_dict()) == hash_tensors(drawing.tokenizer.state_dict()):
+        return
+    made = drawing.info.provenance if drawing.info.kind == KIND else None
+    update = {"recipe": recipe, "grain": _grain(drawing, train), "decoder_provenance": made}
+    book = Book(drawing.tokenizer, kept.book.masks)
+    save_prior(kept.path, kept.prior, book, kept.info.model_copy(update=update))
 
 
 def _chosen(recipe: Recipe, settings: Sequence[str]) -> Recipe:
@@ -294,11 +295,13 @@ def _grain(tokenizer: LoadedTokenizer, train: SliceSet) -> Grain | None:
     if not strength:
         return None
     some, book = _some(train), Book(tokenizer.tokenizer)
+    device = next(tokenizer.tokenizer.parameters()).device
 
     def pairs() -> Iterator[tuple[Tensor, Tensor]]:
         for index in range(len(some)):
             image = some[index][None]
-            yield image, book.decode(book.encode(image), (image.shape[-2], image.shape[-1])).images
+            tokens = book.encode(image.to(device))
+            yield image, book.decode(tokens, (image.shape[-2], image.shape[-1])).images.cpu()
 
     return learn_grain(pairs(), strength)
 

@@ -24,8 +24,8 @@ from slicebook.tokenizer import Tokenizer
 
 # What a training leaves that was killed before its first validation, files in the making included.
 BEGUN = re.compile(
-    r"config\.yaml|masks|decoder|tokens\.safetensors|batch\.png|events\.out\..*"
-    r"|\.(batch|model|state|metrics|curves|tokens)\..*"
+    r"config\.yaml|masks|(tokens|samples)\.safetensors|batch\.png|events\.out\..*"
+    r"|\.(batch|model|state|metrics|curves|tokens|samples)\..*"
 )
 TOKENS_PER_CODE = 20
 
@@ -36,7 +36,7 @@ def open_run(run: Path, identity: Mapping[str, Any]) -> State | None:
     Args:
         run: Folder of the training.
         identity: What a training must share with the one that went before: `recipe` (its settings) and
-            `split_hash`; of what is trained over tokenizers, `book` (hashes of them, those known so far).
+            `split_hash`; of what is trained over other models, `book` (hashes of them, those known so far).
 
     Raises:
         ConfigError: The folder is something else, or a training with other settings or data.
@@ -48,7 +48,10 @@ def open_run(run: Path, identity: Mapping[str, Any]) -> State | None:
             raise ConfigError(f"{run}: was trained on other data or another split; use another --out")
         known = identity.get("book", [])
         if state.progress.get("book", [])[: len(known)] != known:
-            raise ConfigError(f"{run}: was trained on the tokens of another tokenizer; use another --out")
+            raise ConfigError(
+                f"{run}: was trained on the tokens of another tokenizer, or of another prior; use another "
+                "--out, or remove it"
+            )
         # Read anew, so that settings which that version did not know have their defaults.
         before = validate(Recipe, state.progress["recipe"], str(run)).model_dump(mode="json")
         different = _differences({key: before[key] for key in identity["recipe"]}, identity["recipe"])

@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from slicebook.book import Book
 from slicebook.dataset import BatchOrder, SliceSet
+from slicebook.manifest import SliceRecord
 from slicebook.prior import Conditions
 from slicebook.stages import Layout
 
@@ -123,13 +124,18 @@ def encode_slices(
             if progress:
                 progress(done, len(slices))
         records = [slices.records[index] for index in indices]
-        conditions = Conditions(
-            torch.tensor([record.position for record in records], dtype=torch.float32),
-            torch.tensor([classes.index(r.group) if r.group in classes else -1 for r in records]),
-        )
         tokens = torch.cat(rows) if known is None else known[number]
+        conditions = conditions_of(records, classes)
         found.append(TokenSet(size, layout, tokens, conditions, torch.tensor(indices)))
     return found
+
+
+def conditions_of(records: Sequence[SliceRecord], classes: Sequence[str]) -> Conditions:
+    """Return what is known of slices; a class is named by its place among `classes`."""
+    return Conditions(
+        torch.tensor([record.position for record in records], dtype=torch.float32),
+        torch.tensor([classes.index(r.group) if r.group in classes else -1 for r in records]),
+    )
 
 
 @dataclass(frozen=True)

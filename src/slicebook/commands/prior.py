@@ -28,7 +28,7 @@ def train_prior(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a tokenizer's run, or of a demo.")],
     settings: Annotated[
         list[str] | None,
-        typer.Argument(metavar="KEY=VALUE", help="Over the recipe's: prior.…, labels.… and decoder.… alone."),
+        typer.Argument(metavar="KEY=VALUE", help="Over the recipe's: labels.…, prior.… and decoder.… alone."),
     ] = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="RUN/prior by default.")] = None,
     data: Annotated[
@@ -39,7 +39,7 @@ def train_prior(
     precision: Precision = "auto",
     as_json: Json = False,
 ) -> None:
-    """Train what generates: a decoder, the masks' tokenizer, a prior. Run again, it goes on."""
+    """Train what generates: the masks' tokenizer, a prior, a decoder. Run again, it goes on."""
     from slicebook import prior_training
 
     summary = prior_training.train_prior(

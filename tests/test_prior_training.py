@@ -225,7 +225,7 @@ def test_a_prior_that_was_removed_alone_is_not_trained_into_what_hangs_on_it(aga
     for name in (MODEL_NAME, STATE_NAME):
         (again / "prior" / name).unlink()
     monkeypatch.setattr(PriorObjective, "step", lambda *_: pytest.fail("trained"))
-    with pytest.raises(ConfigError, match="prior: exists and is no training to go on with; use another --out"):
+    with pytest.raises(ConfigError, match="prior: exists and is no training to go on with"):
         train_prior(again, **HOW)
 
 

@@ -185,7 +185,7 @@ class DecoderTrainingConfig(LoopConfig):
     """Resampled slices are softer than real ones: only the mirror is on."""
     patience: Annotated[int, Field(ge=0, le=0)] = 0
     """Nothing chooses among epochs."""
-    adversarial: Annotated[float, Field(ge=0.0)] = 1.0
+    adversarial: Annotated[float, Field(ge=0.0)] = 0.5
     """How strongly the discriminator pulls; at 1 it begins as strongly as the tokenizer's loss does."""
     ema: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.995
     """Decay a step of the averaged weights."""

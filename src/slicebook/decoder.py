@@ -47,7 +47,7 @@ KIND: Kind = "decoder of generation"
 SAMPLES_NAME = "samples.safetensors"
 FIRST_SEED = 2**62  # of the samples that are learned from: no user starts so high, so none is drawn again
 SLOPE = 0.2  # of the leaky rectifiers
-WARMUP = (0.05, 0.1)  # shares of the training between which the adversarial weight rises from 0
+WARMUP = (0.2, 0.4)  # shares of the training between which the adversarial weight rises from 0
 DISCRIMINATOR_LR_SCALE = 2.0  # over the decoder's learning rate (Heusel et al. 2017, section 2)
 SETTLING = 0.1  # share that a step has in the running mean of the pulls' proportion
 

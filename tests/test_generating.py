@@ -156,7 +156,7 @@ def test_a_set_tells_the_model_and_the_settings_it_came_from(made, loaded):
     assert found["settings"] == {
         "temperature": 1.0,
         "fine_temperature": 0.9,
-        "top_p": 0.98,
+        "top_p": 0.95,
         "guidance": 0.0,
         "grain": True,
     }

@@ -79,7 +79,7 @@ def interval_by_patient(halves: Sequence[float], patients: int) -> tuple[float, 
     A bootstrap of patients would repeat slices, and a slice beside its own copy spoils every distance between
     sets. Halves repeat none, and need no other draws than the floor does. The spread of a measure over random
     halves is its standard error over all patients, as the jackknife that leaves out half of them has it
-    (Shao and Wu 1989, doi:10.1214/aos/1176347263, with d = n / 2, where the factor (n - d) / d is 1); it errs
+    (Shao and Wu 1989, Ann Statist 17:1176, with d = n / 2, where the factor (n - d) / d is 1); it errs
     towards wide where patients act together. Times Student's t of patients - 1 degrees of freedom, since a
     handful of patients knows its own spread badly.
 

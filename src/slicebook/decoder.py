@@ -246,6 +246,15 @@ def draw_samples(
             seeds = [FIRST_SEED + index for index in range(share)]
             rows[f"{kind.rows}x{kind.columns}"] = sample(loaded.prior, layout, seeds, conditions)
         save_state(path, State(rows, made_from))
+    return _grids(loaded, rows)
+
+
+def read_samples(loaded: LoadedPrior, folder: Path) -> Samples:
+    """Return the samples of a prior that a decoder in `folder` was trained on."""
+    return _grids(loaded, load_state(folder / SAMPLES_NAME).tensors)
+
+
+def _grids(loaded: LoadedPrior, rows: Mapping[str, Tensor]) -> Samples:
     sizes = [(kind.rows, kind.columns) for kind in loaded.info.slices]
     return {size: loaded.book.grids(rows[f"{size[0]}x{size[1]}"], size)["image"] for size in sizes}
 

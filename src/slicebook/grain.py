@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float32
+from jaxtyping import Bool, Float, Float32, Int64
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 from torch.nn import functional
@@ -66,26 +66,32 @@ class Grain(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     base: float
+    """Of the logarithm of a slice's noise level, the mean."""
     slope: float
-    """The logarithm of a slice's noise level is `base` + `slope` times its rebuilt form's, and more."""
+    """How much that logarithm rises with one standard deviation more of detail in what is drawn."""
+    own: tuple[float, float]
+    """Mean and standard deviation of the logarithm of the noise level that drawings have by themselves."""
     known: tuple[float, float]
-    """Rebuilt forms' noise levels, logarithms, least and greatest: beyond them the line is not followed."""
+    """Least and greatest detail that slices were seen with, in those standard deviations: beyond, the line is
+    not followed."""
     deviations: tuple[float, ...]
-    """Quantiles of that more, evenly spaced from the least to the greatest."""
+    """Quantiles of what the line leaves, evenly spaced from the least to the greatest."""
     spread: tuple[float, ...]
     """Standard deviation over a slice's level, at intensities evenly spaced from -1 to 1: air has less."""
     drawn: tuple[float, ...]
-    """The same, but in units of intensity, of what rebuilt forms show by themselves."""
+    """The same, but in units of intensity, of what drawings show by themselves."""
     correlation: tuple[tuple[float, ...], ...]
     """Between pixels, by rows and columns from -REACH to REACH."""
 
     def level(self, image: Float32[np.ndarray, "h w"], seed: int) -> float:
         """Draw the noise level for a slice that came from tokens: one with much detail gets more."""
         own = math.log(max(float(noise_level(torch.from_numpy(image)[None, None])), SMALLEST))
-        own = min(max(own, self.known[0]), self.known[1])
+        mean, spread = self.own
+        detail = (own - mean) / spread if spread > ALIKE else 0.0
+        detail = min(max(detail, self.known[0]), self.known[1])
         share = _generator(seed).random()
         more = np.interp(share, np.linspace(0, 1, len(self.deviations)), self.deviations)
-        return math.exp(self.base + self.slope * own + float(more))
+        return math.exp(self.base + self.slope * detail + float(more))
 
     def put_back(
         self, image: Float32[np.ndarray, "h w"], level: float, seed: int
@@ -108,69 +114,105 @@ class Grain(BaseModel):
 
 
 def learn_grain(
-    batches: Iterable[tuple[Float[Tensor, "b 1 h w"], Float[Tensor, "b 1 h w"]]], strength: float
+    pairs: Iterable[tuple[Float[Tensor, "b 1 h w"], Float[Tensor, "b 1 h w"]]],
+    strength: float,
+    drawings: Iterable[Float[Tensor, "b 1 h w"]] | None = None,
 ) -> Grain:
-    """Measure the noise that slices have, and what their rebuilt forms show of it, where the slices are flat.
+    """Measure the noise that slices have where they are flat, and what drawings have of it by themselves.
+
+    A decoder draws more texture from tokens that a prior sampled than from a slice's own. So what it draws,
+    and how much detail is usual there, is measured on what generation draws; how noise goes with detail, on
+    slices and their rebuilt forms.
 
     Args:
-        batches: Slices in [-1, 1], and the same as the tokenizer rebuilds them; at least one.
+        pairs: Slices in [-1, 1], and the same as the tokenizer rebuilds them; at least one.
         strength: As in `smooth`; a window is flat if it varies by less than so many times the noise.
+        drawings: From sampled tokens; the rebuilt forms by default.
     """
     levels: list[Tensor] = []
     owns: list[Tensor] = []
+    rebuilt_forms: list[Tensor] = []
     # Sums over many millions of pixels: float32 stops counting at 2^24.
-    power, drawn, places = torch.zeros(3, INTENSITIES, dtype=torch.float64)
+    power, places = torch.zeros(2, INTENSITIES, dtype=torch.float64)
     side = 2 * REACH + 1
-    products, pairs = torch.zeros(2, side, side, dtype=torch.float64)
-    for images, rebuilt in batches:
+    products, both = torch.zeros(2, side, side, dtype=torch.float64)
+    for images, rebuilt in pairs:
         images = images.float()
         level = noise_level(images).clamp(min=SMALLEST)
         levels.append(level.log())
-        owns.append(noise_level(rebuilt).clamp(min=SMALLEST).log())
+        owns.append(_own(rebuilt))
+        if drawings is None:
+            rebuilt_forms.append(rebuilt)
         scale = level[:, None, None, None]
         mean, variance = _moments(images)
         flat = (variance < (strength * scale).square()).float()
         noise = (images - mean) / scale * flat
-        texture = (rebuilt - _box(rebuilt)) * flat
-        at = ((mean + 1) / 2 * (INTENSITIES - 1)).round().long().clamp(0, INTENSITIES - 1).flatten()
+        at = _intensity(mean)
         power.index_add_(0, at, noise.square().flatten().double())
-        drawn.index_add_(0, at, texture.square().flatten().double())
         places.index_add_(0, at, flat.flatten().double())
         for down in range(side):
             for right in range(side):
                 moved = (down - REACH, right - REACH)
                 products[down, right] += (noise * noise.roll(moved, (-2, -1))).sum()
-                pairs[down, right] += (flat * flat.roll(moved, (-2, -1))).sum()
-    known = (places > ENOUGH * places.sum()).numpy()
-    intensities = np.arange(INTENSITIES)
-
-    def by_intensity(sums: Tensor) -> tuple[float, ...]:
-        found = np.sqrt((sums / places.clamp(min=1)).numpy())
-        found = np.interp(intensities, intensities[known], found[known]) if known.any() else found
-        return tuple(found.tolist())
-
-    covariance = products / pairs.clamp(min=1)
+                both[down, right] += (flat * flat.roll(moved, (-2, -1))).sum()
+    covariance = products / both.clamp(min=1)
     correlation = covariance / covariance[REACH, REACH].clamp(min=1e-12)
     correlation[REACH, REACH] = 1  # also where there is no noise at all
-    own = torch.cat(owns).double()
-    base, slope, more = _line(own, torch.cat(levels).double())
+    level, own = torch.cat(levels).double(), torch.cat(owns).double()
+    base = float(level.mean())
+    spread = float(own.std(correction=0))
+    detail = (own - own.mean()) / spread if spread > ALIKE else torch.zeros_like(own)
+    slope = float((detail * (level - base)).mean())
+    left = level - base - slope * detail
+    usual, texture = _texture(rebuilt_forms if drawings is None else drawings, strength, math.exp(base))
     return Grain(
         base=base,
         slope=slope,
-        known=(float(own.min()), float(own.max())),
-        deviations=tuple(more.quantile(torch.linspace(0, 1, QUANTILES, dtype=more.dtype)).tolist()),
-        spread=by_intensity(power),
-        drawn=by_intensity(drawn),
+        own=usual,
+        known=(float(detail.min()), float(detail.max())),
+        deviations=tuple(left.quantile(torch.linspace(0, 1, QUANTILES, dtype=left.dtype)).tolist()),
+        spread=_by_intensity(power, places),
+        drawn=texture,
         correlation=tuple(tuple(row) for row in correlation.tolist()),
     )
 
 
-def _line(x: Float[Tensor, " n"], y: Float[Tensor, " n"]) -> tuple[float, float, Float[Tensor, " n"]]:
-    """Fit a line by least squares, level if the x are all alike; return start, slope, and what it leaves."""
-    rise = x - x.mean()
-    slope = float((rise * y).sum() / rise.square().sum()) if x.std(correction=0) > ALIKE else 0.0
-    base = float(y.mean()) - slope * float(x.mean())
-    return base, slope, y - base - slope * x
+def _texture(
+    drawings: Iterable[Float[Tensor, "b 1 h w"]], strength: float, level: float
+) -> tuple[tuple[float, float], tuple[float, ...]]:
+    """Return mean and spread of the drawings' own levels (logarithms), and their texture by intensity.
+
+    Texture is looked for where a slice with noise of `level` would count as flat.
+    """
+    owns: list[Tensor] = []
+    power, places = torch.zeros(2, INTENSITIES, dtype=torch.float64)
+    for images in drawings:
+        images = images.float()
+        owns.append(_own(images))
+        mean, variance = _moments(images)
+        flat = (variance + level**2 < (strength * level) ** 2).float()
+        at = _intensity(mean)
+        power.index_add_(0, at, ((images - mean) * flat).square().flatten().double())
+        places.index_add_(0, at, flat.flatten().double())
+    own = torch.cat(owns).double()
+    return (float(own.mean()), float(own.std(correction=0))), _by_intensity(power, places)
+
+
+def _own(images: Float[Tensor, "b 1 h w"]) -> Float[Tensor, " b"]:
+    return noise_level(images).clamp(min=SMALLEST).log()
+
+
+def _intensity(means: Float[Tensor, "b 1 h w"]) -> Int64[Tensor, " n"]:
+    """Return the place of each pixel's intensity among those at which noise is measured."""
+    return ((means + 1) / 2 * (INTENSITIES - 1)).round().long().clamp(0, INTENSITIES - 1).flatten()
+
+
+def _by_intensity(power: Float[Tensor, " k"], places: Float[Tensor, " k"]) -> tuple[float, ...]:
+    """Return standard deviations; where there is too little to measure, between those of the neighbours."""
+    known = (places > ENOUGH * places.sum()).numpy()
+    found = np.sqrt((power / places.clamp(min=1)).numpy())
+    at = np.arange(INTENSITIES)
+    return tuple((np.interp(at, at[known], found[known]) if known.any() else found).tolist())
 
 
 def _generator(seed: int) -> np.random.Generator:

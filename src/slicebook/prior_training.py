@@ -28,7 +28,7 @@ from slicebook.checkpoint import (
 )
 from slicebook.config import Recipe, override
 from slicebook.dataset import PreparedData, SliceSet
-from slicebook.decoder import KIND, train_decoder
+from slicebook.decoder import KIND, Samples, read_samples, train_decoder
 from slicebook.devices import launch
 from slicebook.display import Display
 from slicebook.errors import CheckpointError, ConfigError
@@ -166,7 +166,8 @@ def _set_decoder(folder: Path, drawing: LoadedTokenizer, recipe: Recipe, train: 
     if hash_tensors(kept.book.images.state_dict()) == hash_tensors(drawing.tokenizer.state_dict()):
         return
     made = drawing.info.provenance if drawing.info.kind == KIND else None
-    update = {"recipe": recipe, "grain": _grain(drawing, train), "decoder_provenance": made}
+    grain = _grain(drawing, train, read_samples(kept, folder / "decoder") if made else None)
+    update = {"recipe": recipe, "grain": grain, "decoder_provenance": made}
     book = Book(drawing.tokenizer, kept.book.masks)
     save_prior(kept.path, kept.prior, book, kept.info.model_copy(update=update))
 
@@ -289,21 +290,28 @@ def _some(slices: SliceSet) -> SliceSet:
     return SliceSet(slices.folder, slices.records[:: max(1, len(slices) // JUDGED)])
 
 
-def _grain(tokenizer: LoadedTokenizer, train: SliceSet) -> Grain | None:
-    """Measure the noise that the tokenizer was taught to leave out."""
+def _grain(tokenizer: LoadedTokenizer, train: SliceSet, samples: Samples | None = None) -> Grain | None:
+    """Measure the noise that the tokenizer was taught to leave out, and what it draws of samples."""
     strength = tokenizer.info.recipe.training.loss.smooth
     if not strength:
         return None
-    some, book = _some(train), Book(tokenizer.tokenizer)
-    device = next(tokenizer.tokenizer.parameters()).device
+    some, whole = _some(train), tokenizer.tokenizer
+    device = next(whole.parameters()).device
 
     def pairs() -> Iterator[tuple[Tensor, Tensor]]:
         for index in range(len(some)):
             image = some[index][None]
-            tokens = book.encode(image.to(device))
-            yield image, book.decode(tokens, (image.shape[-2], image.shape[-1])).images.cpu()
+            yield image, draw(whole.encode(image.to(device)), (image.shape[-2], image.shape[-1]))
 
-    return learn_grain(pairs(), strength)
+    def draw(tokens: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+        return whole.decode([grid.to(device) for grid in tokens], size).clamp(-1, 1).cpu()
+
+    def drawings(samples: Samples) -> Iterator[Tensor]:
+        for size, grids in samples.items():
+            for index in range(len(grids[0])):
+                yield draw([grid[index : index + 1] for grid in grids], size)
+
+    return learn_grain(pairs(), strength, None if samples is None else drawings(samples))
 
 
 def _kinds(slices: SliceSet) -> tuple[SliceKind, ...]:

@@ -29,9 +29,9 @@ class SamplingSettings:
         guidance: Push away from what is likely without the conditions (Ho & Salimans 2022, eq. 6); 0 is off.
     """
 
-    temperature: float = 1.0
-    fine_temperature: float = 0.9
-    top_p: float = 0.98
+    temperature: float = 0.9
+    fine_temperature: float = 0.8
+    top_p: float = 0.95
     guidance: float = 0.0
 
     def __post_init__(self) -> None:

@@ -36,12 +36,15 @@ class Balls:
 
 
 def standardise(
-    features: Float64[np.ndarray, "n f"], reference: Float64[np.ndarray, "m _"]
+    features: Float64[np.ndarray, "n f"], reference: Float64[np.ndarray, "m _"], *, one_unit: bool = False
 ) -> Float64[np.ndarray, "n f"]:
-    """Return features as standard deviations from the mean of a reference set, feature by feature.
+    """Return features as standard deviations from the mean of a reference set.
 
-    A feature that is constant in the reference has no such unit: its mean is taken off, and it keeps its own
-    unit. The standard deviation is that of the population (divided by m).
+    A feature at a time: one that is constant in the reference has no such unit, so its mean is taken off, and
+    it keeps its own. Or, with `one_unit`, all divided by the root mean square of their standard deviations:
+    for features that share a unit, such as a network's, of which some hardly ever stir. By its own unit, one
+    that stirs in a single slice of the reference would shout down all others in the next that stirs it.
+    Standard deviations are those of the population (divided by m).
 
     Raises:
         DataError: A feature is not finite, or the reference holds fewer than 2 slices.
@@ -51,8 +54,12 @@ def standardise(
     if len(reference) < 2:
         raise DataError(f"the reference holds {len(reference)} slices, wanted at least 2 for a spread")
     spread = reference.std(axis=0)
-    constant = spread <= _CONSTANT * np.abs(reference).max(axis=0)
-    return np.asarray((features - reference.mean(axis=0)) / np.where(constant, 1.0, spread))
+    largest = np.abs(reference).max(axis=0)
+    if one_unit:
+        spread, largest = np.sqrt((spread**2).mean()), largest.max()
+    return np.asarray(
+        (features - reference.mean(axis=0)) / np.where(spread <= _CONSTANT * largest, 1.0, spread)
+    )
 
 
 def kernel_distance(x: Float64[np.ndarray, "n f"], y: Float64[np.ndarray, "m _"]) -> float:
@@ -68,7 +75,24 @@ def kernel_distance(x: Float64[np.ndarray, "n f"], y: Float64[np.ndarray, "m _"]
         ShapeError: The two sets have different features.
     """
     _check(x, y, least=2)
-    return _within(x) + _within(y) - 2 * float(_kernel(x, y).mean())
+    return unbiased_mmd(kernel(x, x), kernel(y, y), kernel(x, y))
+
+
+def kernel(x: Float64[np.ndarray, "n f"], y: Float64[np.ndarray, "m f"]) -> Float64[np.ndarray, "n m"]:
+    """Return (a·b/d + 1)³ of every slice of x with every one of y, of d features each."""
+    return np.asarray((x @ y.T / x.shape[1] + 1) ** 3)
+
+
+def unbiased_mmd(
+    within_x: Float64[np.ndarray, "n n"],
+    within_y: Float64[np.ndarray, "m m"],
+    between: Float64[np.ndarray, "n m"],
+) -> float:
+    """Return the squared maximum mean discrepancy (Gretton et al. 2012, eq. 3), given a kernel's values."""
+    within = [
+        float((one.sum() - np.trace(one)) / (len(one) * (len(one) - 1))) for one in (within_x, within_y)
+    ]
+    return sum(within) - 2 * float(between.mean())
 
 
 def frechet_distance(x: Float64[np.ndarray, "n f"], y: Float64[np.ndarray, "m _"]) -> float:
@@ -85,7 +109,7 @@ def frechet_distance(x: Float64[np.ndarray, "n f"], y: Float64[np.ndarray, "m _"
     _check(x, y, least=2)
     # With Σ = RᵀR, the eigenvalues of Σx Σy are the squared singular values of Rx Ryᵀ: no root of a singular
     # matrix is taken, which is where the usual sqrtm turns complex.
-    roots = [np.linalg.qr(one - one.mean(axis=0), mode="r") / np.sqrt(len(one) - 1) for one in (x, y)]
+    roots = [_root(one) for one in (x, y)]
     common = float(np.linalg.svd(roots[0] @ roots[1].T, compute_uv=False).sum())
     means = float(((x.mean(axis=0) - y.mean(axis=0)) ** 2).sum())
     return max(0.0, means + sum(float((root**2).sum()) for root in roots) - 2 * common)
@@ -118,45 +142,54 @@ def balls(
         ShapeError: The two sets have different features.
     """
     _check(real, generated, least=1)
-    across = cdist(real, generated)
-    inside = across <= reach(real, real_patients, neighbours)[:, None]
-    inside_generated = across <= reach(generated, generated_patients, neighbours)[None, :]
+    return balls_between(
+        cdist(real, generated),
+        reach(cdist(real, real), real_patients, neighbours),
+        reach(cdist(generated, generated), generated_patients, neighbours),
+        neighbours,
+    )
+
+
+def balls_between(
+    across: Float64[np.ndarray, "n m"],
+    reach_of_real: Float64[np.ndarray, " n"],
+    reach_of_generated: Float64[np.ndarray, " m"],
+    neighbours: int,
+) -> Balls:
+    """Compare two sets, given the distances from one to the other and how far the balls of each reach."""
+    inside = across <= reach_of_real[:, None]
+    inside_generated = across <= reach_of_generated[None, :]
     return Balls(
         coverage=float(inside.any(axis=1).mean()),
-        density=float(inside.sum() / (neighbours * len(generated))),
+        density=float(inside.sum() / (neighbours * across.shape[1])),
         precision=float(inside.any(axis=0).mean()),
         recall=float(inside_generated.any(axis=1).mean()),
     )
 
 
-def _kernel(x: Float64[np.ndarray, "n f"], y: Float64[np.ndarray, "m f"]) -> Float64[np.ndarray, "n m"]:
-    return np.asarray((x @ y.T / x.shape[1] + 1) ** 3)
-
-
-def _within(x: Float64[np.ndarray, "n f"]) -> float:
-    """Return the mean kernel of a set with itself, a slice never with itself."""
-    values = _kernel(x, x)
-    return float((values.sum() - np.trace(values)) / (len(x) * (len(x) - 1)))
-
-
 def reach(
-    x: Float64[np.ndarray, "n f"], patients: Sequence[str] | None, neighbours: int
+    apart: Float64[np.ndarray, "n n"], patients: Sequence[str] | None, neighbours: int
 ) -> Float64[np.ndarray, " n"]:
-    """Return the distance of each slice to its k-th neighbour of another patient in its own set.
+    """Return the distance of each slice to its k-th neighbour of another patient, given all distances.
 
     Raises:
         DataError: A slice has fewer than k such others.
     """
-    apart = cdist(x, x)
-    names = np.arange(len(x)) if patients is None else np.asarray(patients)
-    apart[names[:, None] == names[None, :]] = np.inf
-    least = int(np.isfinite(apart).sum(axis=1).min())
+    names = np.arange(len(apart)) if patients is None else np.asarray(patients)
+    others = np.where(names[:, None] == names[None, :], np.inf, apart)
+    least = int(np.isfinite(others).sum(axis=1).min())
     if least < neighbours:
         raise DataError(
             f"a slice has {least} others to be its neighbours (those of one patient are none), wanted at "
             f"least {neighbours}; give more slices or patients"
         )
-    return np.asarray(np.partition(apart, neighbours - 1, axis=1)[:, neighbours - 1])
+    return np.asarray(np.partition(others, neighbours - 1, axis=1)[:, neighbours - 1])
+
+
+def _root(x: Float64[np.ndarray, "n f"]) -> Float64[np.ndarray, "r f"]:
+    """Return a matrix R, of min(n, f) rows, with RᵀR the covariance of the features."""
+    centred = (x - x.mean(axis=0)) / np.sqrt(len(x) - 1)
+    return centred if len(x) <= x.shape[1] else np.asarray(np.linalg.qr(centred, mode="r"))
 
 
 def _check(x: Float64[np.ndarray, "n f"], y: Float64[np.ndarray, "m _"], *, least: int) -> None:
@@ -169,5 +202,10 @@ def _check(x: Float64[np.ndarray, "n f"], y: Float64[np.ndarray, "m _"], *, leas
             raise DataError(
                 f"a set of {len(features)} slices, wanted at least {least} for this measure; give more slices"
             )
-        if not np.isfinite(features).all():
-            raise DataError("features hold values that are not finite; leave those slices out")
+        broken = np.argwhere(~np.isfinite(features))
+        if len(broken):
+            row, column = broken[0].tolist()
+            raise DataError(
+                f"feature {column} of slice {row} is {features[row, column]}, which is not finite "
+                f"({len(np.unique(broken[:, 0]))} slices have such); leave those slices out"
+            )

@@ -1,8 +1,7 @@
-"""How near a set of generated slices is to real ones, beside how near real patients are to each other.
+"""How near the features of generated slices are to those of real ones, beside how near real patients come.
 
-No distance here means much alone: each depends on the features, on the number of slices, and on how unlike
-each other patients are. So every one is taken a second time, by the same rule at the same number of slices,
-between two groups of real slices that share no patient, and the two stand side by side.
+Features are given as arrays, such as those of `texture` and `deep`: what they do not see, no number here
+does.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,18 +12,18 @@ import numpy as np
 from jaxtyping import Float64, Int64, Shaped
 from scipy.spatial.distance import cdist
 
-from slicebook.errors import DataError
+from slicebook.metrics.beside import DRAWS, Beside, check_patients, draw_groups, put_beside
 from slicebook.metrics.distances import (
     NEIGHBOURS,
-    balls,
+    balls_between,
     frechet_distance,
+    kernel,
     kernel_distance,
     reach,
     standardise,
+    unbiased_mmd,
 )
 from slicebook.metrics.summary import Summary, summarise_one
-
-DRAWS = 100
 
 CONVENTIONS: Mapping[str, str] = MappingProxyType(
     {
@@ -40,7 +39,20 @@ CONVENTIONS: Mapping[str, str] = MappingProxyType(
         "generated neighbour (Kynkäänniemi et al. 2019, k = 3 there).",
     }
 )
+BOUNDS: Mapping[str, tuple[float, float]] = MappingProxyType(
+    {
+        "kernel_distance": (-np.inf, np.inf),
+        "frechet_distance": (0, np.inf),
+        "coverage": (0, 1),
+        "density": (0, np.inf),
+        "precision": (0, 1),
+        "recall": (0, 1),
+    }
+)
 STANDARDISED = "features less the mean of the held-out slices, over their standard deviation"
+ONE_UNIT = (
+    "features less the mean of the held-out slices, over the root mean square of their standard deviations"
+)
 COVERED = "Coverage of all slices of a held-out patient by all generated ones, neighbours as in coverage"
 
 
@@ -60,30 +72,6 @@ class Floor:
     values: tuple[float, ...]
     median: float
     percentile_95: float
-
-
-@dataclass(frozen=True)
-class Beside:
-    """One measure of generated slices, and the same of real ones from other patients.
-
-    Each is taken against the same group of real slices, once a draw.
-
-    Attributes:
-        convention: What it is.
-        generated, real: Median over the draws.
-        generated_range, real_range: 5th and 95th percentile over the draws, so over choices of patients.
-    """
-
-    convention: str
-    generated: float
-    generated_range: tuple[float, float]
-    real: float
-    real_range: tuple[float, float]
-
-    @property
-    def share(self) -> float | None:
-        """Generated over real, where more is better; None where real is 0."""
-        return self.generated / self.real if self.real else None
 
 
 @dataclass(frozen=True)
@@ -126,8 +114,7 @@ def kernel_distance_floor(
 ) -> Floor:
     """Return the kernel distance between patient-disjoint groups of a held-out set, drawn repeatedly.
 
-    Each draw deals the patients, in random order, to the smaller of two groups, and takes as many slices of
-    each at random: n, or the largest number that every draw's groups can give, whichever is less.
+    The groups are those of `beside.draw_groups`.
 
     Args:
         features: Standardised features of the held-out slices.
@@ -139,7 +126,8 @@ def kernel_distance_floor(
     Raises:
         DataError: There are fewer than 2 patients, or too few slices for a distance.
     """
-    groups = _draw_groups(patients, n, draws, np.random.default_rng(seed))
+    check_patients(features, patients)
+    groups = draw_groups(patients, n, draws, np.random.default_rng(seed))
     values = [kernel_distance(features[first], features[second]) for first, second in groups]
     return Floor(
         slices=len(groups[0][0]),
@@ -157,14 +145,15 @@ def compare(
     *,
     seed: int,
     draws: int = DRAWS,
+    one_unit: bool = False,
 ) -> Comparison:
     """Compare generated slices with held-out real ones, beside what real patients score against each other.
 
-    Features are standardised by the held-out slices. Each draw parts the held-out patients as
-    `kernel_distance_floor` does; one group is the reference, and as many slices of the other group, and of
-    the generated ones at random, are measured against it. So both meet the same reference at the same size,
-    and the ranges over draws carry the variation between patients. (A bootstrap of patients would repeat
-    slices, and a slice beside its own copy spoils every measure here; `covered` alone, a mean, has one.)
+    Features are standardised by the held-out slices. Each draw parts the held-out patients
+    (`beside.draw_groups`); one group is the reference, and as many slices of the other group, and of the
+    generated ones at random, are measured against it. So both meet the same reference at the same size. What
+    another choice of patients would have changed is in the interval of each (`beside.interval_by_patient`),
+    which repeats no slice; `covered` alone, a mean over patients, has a bootstrap's.
 
     Generated slices that are fair draws of the whole population come nearer than one small group of
     patients to another, and coverage is blind to what both sides lack: read all measures together.
@@ -175,110 +164,84 @@ def compare(
         patients: The patient of each real slice.
         seed: Seeds the one generator used.
         draws: How often.
+        one_unit: Whether the features share a unit, as those of `deep` do and those of `texture` do not; see
+            `distances.standardise`.
 
     Raises:
         DataError: There are fewer than 2 patients, or fewer than 2 slices in a group, or a feature is not
             finite.
-        ShapeError: The two sets have different features.
+        ShapeError: The two sets have different features, or there is not a patient a slice.
     """
-    ours, theirs = standardise(generated, real), standardise(real, real)
+    check_patients(real, patients)
+    ours = standardise(generated, real, one_unit=one_unit)
+    theirs = standardise(real, real, one_unit=one_unit)
     names = np.asarray(patients)
     generator = np.random.default_rng(seed)
-    groups = _draw_groups(patients, len(ours), draws, generator)
+    groups = draw_groups(patients, len(ours), draws, generator)
     with_balls = all(_neighbours_at_hand(names[group]) for pair in groups for group in pair)
+    pairs = _Pairs(np.concatenate([theirs, ours]), (*patients, *(f"generated {i}" for i in range(len(ours)))))
     found: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in CONVENTIONS}
     for first, second in groups:
-        drawn = ours[generator.choice(len(ours), size=len(first), replace=False)]
-        sides = ((drawn, None), (theirs[second], names[second].tolist()))
-        for side, (measured, whose) in enumerate(sides):
-            found["kernel_distance"][side].append(kernel_distance(theirs[first], measured))
-            found["frechet_distance"][side].append(frechet_distance(theirs[first], measured))
-            if with_balls:
-                near = balls(theirs[first], measured, names[first].tolist(), whose)
-                for name, value in vars(near).items():
-                    found[name][side].append(value)
-    beside = {name: _beside(CONVENTIONS[name], *both) for name, both in found.items() if both[0]}
+        drawn = len(theirs) + generator.choice(len(ours), size=len(first), replace=False)
+        for side, measured in enumerate((drawn, second)):
+            for name, value in pairs.measure(first, measured, with_balls).items():
+                found[name][side].append(value)
+    beside = {
+        name: put_beside(CONVENTIONS[name], *both, len(set(patients)), BOUNDS[name])
+        for name, both in found.items()
+        if both[0]
+    }
     return Comparison(
         slices=len(groups[0][0]),
         draws=draws,
         patients=len(set(patients)),
-        standardised=STANDARDISED,
+        standardised=ONE_UNIT if one_unit else STANDARDISED,
         kernel_distance=beside["kernel_distance"],
         frechet_distance=beside["frechet_distance"],
         coverage=beside.get("coverage"),
         density=beside.get("density"),
         precision=beside.get("precision"),
         recall=beside.get("recall"),
-        covered=_covered(ours, theirs, patients, seed) if _neighbours_at_hand(names) else None,
+        covered=_covered(pairs, len(theirs), patients, seed) if _neighbours_at_hand(names) else None,
     )
 
 
-def _covered(
-    generated: Float64[np.ndarray, "m f"],
-    real: Float64[np.ndarray, "n f"],
-    patients: Sequence[str],
-    seed: int,
-) -> Summary:
-    nearest = cdist(real, generated).min(axis=1)
-    inside = nearest <= reach(real, patients, NEIGHBOURS)
+class _Pairs:
+    """Slices, and what their measures need of each two, which draws only choose from."""
+
+    def __init__(self, features: Float64[np.ndarray, "n f"], patients: Sequence[str]) -> None:
+        self.features = features
+        self.names = np.asarray(patients)
+        self.kernel = kernel(features, features)
+        self.apart = cdist(features, features)
+
+    def measure(
+        self, reference: Int64[np.ndarray, " r"], other: Int64[np.ndarray, " m"], with_balls: bool
+    ) -> dict[str, float]:
+        """Return every measure of some slices against others, by name."""
+        first, second = np.ix_(reference, reference), np.ix_(other, other)
+        between = np.ix_(reference, other)
+        found = {
+            "kernel_distance": unbiased_mmd(self.kernel[first], self.kernel[second], self.kernel[between]),
+            "frechet_distance": frechet_distance(self.features[reference], self.features[other]),
+        }
+        if with_balls:
+            balls = balls_between(
+                self.apart[between],
+                reach(self.apart[first], self.names[reference].tolist(), NEIGHBOURS),
+                reach(self.apart[second], self.names[other].tolist(), NEIGHBOURS),
+                NEIGHBOURS,
+            )
+            found |= vars(balls)
+        return found
+
+
+def _covered(pairs: _Pairs, real: int, patients: Sequence[str], seed: int) -> Summary:
+    nearest = pairs.apart[:real, real:].min(axis=1)
+    inside = nearest <= reach(pairs.apart[:real, :real], patients, NEIGHBOURS)
     return summarise_one(COVERED, inside.astype(float).tolist(), patients, seed)
 
 
 def _neighbours_at_hand(patients: Shaped[np.ndarray, " n"]) -> bool:
     """Return whether every slice has enough slices of other patients beside it."""
     return bool(len(patients) - np.unique(patients, return_counts=True)[1].max() >= NEIGHBOURS)
-
-
-def _beside(convention: str, generated: Sequence[float], real: Sequence[float]) -> Beside:
-    return Beside(
-        convention=convention,
-        generated=float(np.median(generated)),
-        generated_range=_range(generated),
-        real=float(np.median(real)),
-        real_range=_range(real),
-    )
-
-
-def _range(values: Sequence[float]) -> tuple[float, float]:
-    low, high = np.quantile(values, [0.05, 0.95])
-    return float(low), float(high)
-
-
-Groups = tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " n"]]
-
-
-def _draw_groups(patients: Sequence[str], n: int, draws: int, generator: np.random.Generator) -> list[Groups]:
-    """Return, a draw, the slices of two groups of equal size that share no patient."""
-    names, of = np.unique(np.asarray(patients), return_inverse=True)
-    if len(names) < 2:
-        raise DataError(
-            f"{len(names)} held-out patient, wanted at least 2 to compare with each other; "
-            "prepare the data with a larger share of them held out"
-        )
-    if draws < 1:
-        raise DataError(f"{draws} draws of patients, wanted at least 1")
-    own = [np.flatnonzero(of == patient) for patient in range(len(names))]
-    dealt = [_deal(own, generator) for _ in range(draws)]
-    size = min(n, *(len(group) for pair in dealt for group in pair))
-    if size < 2:
-        raise DataError(
-            f"{size} slices a group ({n} asked for, {len(patients)} of {len(names)} held-out patients), "
-            "wanted at least 2; generate more, or hold out more patients"
-        )
-    return [
-        (generator.choice(first, size, replace=False), generator.choice(second, size, replace=False))
-        for first, second in dealt
-    ]
-
-
-def _deal(
-    own: Sequence[Int64[np.ndarray, " _"]], generator: np.random.Generator
-) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " m"]]:
-    """Deal patients, given the slices of each, to the group that has fewer slices."""
-    groups: tuple[list[Int64[np.ndarray, " _"]], ...] = ([], [])
-    sizes = [0, 0]
-    for patient in generator.permutation(len(own)):
-        smaller = int(sizes[1] < sizes[0])
-        groups[smaller].append(own[patient])
-        sizes[smaller] += len(own[patient])
-    return np.concatenate(groups[0]), np.concatenate(groups[1])

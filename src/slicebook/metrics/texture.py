@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float32, Float64, Int64
 from scipy.fft import dctn, idctn
 
-from slicebook.errors import DataError, ShapeError
+from slicebook.metrics.slices import check_slices
 
 SIGMAS = (2, 3, 4, 5)  # pixels, of the Laplacian of Gaussian
 DISTANCES = (1, 2, 4)  # pixels between the two of a pair in the co-occurrence matrix
@@ -62,14 +62,9 @@ def texture_features(images: Float32[np.ndarray, "n h w"]) -> Float64[np.ndarray
         DataError: A value is not finite or outside [0, 1].
         ShapeError: A side is shorter than 8 pixels.
     """
-    if min(images.shape[1:]) < SMALLEST_SIDE:
-        raise ShapeError(
-            f"slices are {images.shape[1]}×{images.shape[2]}, texture wants sides of at least "
-            f"{SMALLEST_SIDE} pixels; prepare the data with a larger --size"
-        )
+    check_slices(images, "texture", SMALLEST_SIDE)
     features = np.empty((len(images), len(FEATURE_NAMES)))
     for index, image in enumerate(images):
-        _check_values(image, index)
         features[index] = _features(np.clip(image.astype(np.float64), 0, 1))
     return features
 
@@ -163,17 +158,3 @@ def _pair_properties(matrix: Float64[np.ndarray, "levels levels"]) -> list[float
         together / variance if variance > _FLAT else 1.0,
         float(-(shares * np.log2(shares)).sum()) + 0.0,
     ]
-
-
-def _check_values(image: Float32[np.ndarray, "h w"], index: int) -> None:
-    low, high = float(image.min()), float(image.max())
-    if not (np.isfinite(low) and np.isfinite(high)):  # NaN and infinities show in the extremes
-        raise DataError(
-            f"slice {index} has values that are not finite; its texture would mean nothing. Leave it out, "
-            "and find what wrote it"
-        )
-    if low < -1e-4 or high > 1 + 1e-4:
-        raise DataError(
-            f"slice {index} spans {low:.4g} to {high:.4g}, wanted [0, 1]; map a prepared slice x by "
-            "(x + 1) / 2, and clip a generated one"
-        )

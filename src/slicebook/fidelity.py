@@ -6,11 +6,6 @@ mean of their slices, and intervals come from resampling patients.
 
 from __future__ import annotations
 
-import csv
-import io
-import os
-import platform
-import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,10 +18,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from slicebook import pictures
-from slicebook.checkpoint import LoadedTokenizer, commit, versions
 from slicebook.config import Record
-from slicebook.dataset import PreparedData, SliceBatches, SliceSet
-from slicebook.layouts import Split
+from slicebook.dataset import SliceBatches, SliceSet
 from slicebook.manifest import SliceRecord
 from slicebook.metrics import codecs as codec_metrics
 from slicebook.metrics.reconstruction import CONVENTIONS, HEADLINE, patient_means, scores
@@ -42,9 +35,8 @@ from slicebook.metrics.summary import (
     summarise,
     summarise_rate,
 )
+from slicebook.text import write_csv
 from slicebook.tokenizer import Tokenizer
-
-SCHEMA_VERSION = 1
 
 
 class Fidelity(Record):

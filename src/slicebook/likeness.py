@@ -1,20 +1,20 @@
 """How like real slices a prior's samples are, beside patients that were never trained on.
 
 Samples are drawn at positions of training slices, and compared with held-out slices of the same size: on
-features, by the rules of anatomy for their masks, and beside what the tokenizer alone makes of the same held-out
-slices, for no prior over it comes nearer.
+features, by the rules of anatomy for their masks, and beside what the tokenizer alone makes of the same
+held-out slices, for no prior over it comes nearer.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TypeAlias
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64, UInt8
+from jaxtyping import Float, Float32, Float64, UInt8
 from torch import Tensor
 
 from slicebook.checkpoint import LoadedPrior, SliceKind
@@ -23,13 +23,18 @@ from slicebook.dataset import PreparedData, SliceSet
 from slicebook.errors import ConfigError, DataError
 from slicebook.generating import decode_pages, draw, noise_levels, put_noise_back
 from slicebook.layouts import Split
-from slicebook.metrics import masks, texture
+from slicebook.metrics import deep, masks, texture
+from slicebook.metrics.appearance import Curves, compare_intensities, compare_spectra
+from slicebook.metrics.diversity import Diversity, compare_diversity
 from slicebook.metrics.generation import Comparison, compare
+from slicebook.metrics.masks import Spacing
 from slicebook.sampling import GROUP, SamplingSettings
 from slicebook.token_set import encode_slices
 
 FIRST_SAMPLE = 1_000_000  # sample i is drawn from this seed + i: none that a picture was chosen by
 PELVIS = (0, 1, 2, 3, 4, 5)  # the labels that the rules of anatomy know
+
+Describe: TypeAlias = Callable[[Float32[np.ndarray, "n h w"]], Float64[np.ndarray, "n f"]]
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,7 @@ class Side:
     images: Float[Tensor, "n 1 h w"]
     masks: UInt8[Tensor, "n h w"] | None
     patients: tuple[str, ...]
-    spacings: tuple[masks.Spacing, ...]
+    spacings: tuple[Spacing, ...]
     seeds: tuple[int, ...] = ()
 
     def __len__(self) -> int:
@@ -88,24 +93,93 @@ class Anatomy(Record):
     rules: dict[str, str]
 
 
-class Likeness(Record):
-    """Samples beside held-out slices.
+class Features(Record):
+    """Samples beside held-out slices, as one kind of features sees them."""
 
-    Attributes:
-        test: Held-out patients and slices of the size that was drawn.
-        features: What each name under `beside` and `tokenizer_alone` means.
-        beside: By features, the samples beside the held-out slices.
-        tokenizer_alone: The same of the held-out slices' own tokens, drawn anew.
-        anatomy: None without masks of a pelvis.
-    """
+    convention: str
+    samples: Comparison
+    tokenizer_alone: Comparison
+    """The held-out slices' own tokens, drawn anew: nearer than that no prior over them comes."""
+
+
+class Likeness(Record):
+    """Samples beside held-out slices of the same size."""
 
     drawing: Drawing
     held_out_patients: int
     held_out_slices: int
-    features: dict[str, str]
-    beside: dict[str, Comparison]
-    tokenizer_alone: dict[str, Comparison]
+    features: dict[str, Features]
+    """By name: `texture`, and `efficientnet-lite0` where its weights are installed."""
+    diversity: Diversity
+    spectrum: Curves
+    intensity: Curves
     anatomy: Anatomy | None
+    """None without masks of a pelvis."""
+
+
+def measure_likeness(
+    loaded: LoadedPrior,
+    data: PreparedData,
+    split: Split,
+    ours: Side,
+    real: Side,
+    drawing: Drawing,
+    *,
+    seed: int,
+    say: Callable[[str], None] = lambda _: None,
+) -> Likeness:
+    """Compare samples with held-out slices, and with what the tokenizer alone makes of those.
+
+    Args:
+        loaded: The prior that drew the samples.
+        data: What it was trained on.
+        split: That the held-out slices are of.
+        ours: The samples, as `draw_side` makes them.
+        real: The held-out slices, as `read_side` reads them.
+        drawing: How the samples were drawn.
+        seed: Of every draw of patients, and of the bootstrap.
+        say: Called before each part.
+
+    Raises:
+        DataError: There are fewer than 2 held-out patients.
+    """
+    say(f"{len(ours)} samples beside {len(real)} slices of {len(set(real.patients))} patients")
+    again = redraw(loaded, data, split, grain=drawing.noise_put_back > 0)
+    sets = [unit(images) for images in (ours.images, again, real.images)]
+    kinds: dict[str, tuple[str, Describe, bool]] = {
+        "texture": (texture.CONVENTION, texture.texture_features, False)
+    }
+    if deep.installed():
+        kinds[deep.NAME] = (deep.CONVENTION, deep.deep_features, True)
+    features = {}
+    for name, (convention, describe, one_unit) in kinds.items():
+        say(f"{name} of {sum(map(len, sets))} slices")
+        samples, redrawn, theirs = (describe(one) for one in sets)
+        features[name] = Features(
+            convention=convention,
+            samples=compare(samples, theirs, real.patients, seed=seed, one_unit=one_unit),
+            tokenizer_alone=compare(redrawn, theirs, real.patients, seed=seed, one_unit=one_unit),
+        )
+    say("diversity, spectra, intensities, anatomy")
+    anatomy = None
+    if ours.masks is not None and real.masks is not None and data.info.label_values == PELVIS:
+        train = read_side(data, "train", (drawing.rows, drawing.columns))
+        anatomy = judge_anatomy(ours, real, train, seed=seed)
+    return Likeness(
+        drawing=drawing,
+        held_out_patients=len(set(real.patients)),
+        held_out_slices=len(real),
+        features=features,
+        diversity=compare_diversity(sets[0], sets[2], real.patients, seed=seed),
+        spectrum=compare_spectra(sets[0], sets[2], real.patients, seed=seed),
+        intensity=compare_intensities(sets[0], sets[2], real.patients, seed=seed),
+        anatomy=anatomy,
+    )
+
+
+def unit(images: Float[Tensor, "n 1 h w"]) -> Float32[np.ndarray, "n h w"]:
+    """Return slices in [-1, 1] as arrays in [0, 1], clipped."""
+    return np.asarray(((images[:, 0].clamp(-1, 1) + 1) / 2).numpy(), dtype=np.float32)
 
 
 def read_side(data: PreparedData, split: Split, size: tuple[int, int]) -> Side:
@@ -133,8 +207,8 @@ def of_size(data: PreparedData, split: Split, size: tuple[int, int]) -> SliceSet
     chosen = tuple(one for one in records if (one.rows, one.columns) == size)
     if not chosen:
         raise DataError(
-            f"{data.folder}: its split {split!r} holds no slice of {size[0]}×{size[1]}, the size that is drawn; "
-            "evaluate another split, or prepare all data to one size (--size)"
+            f"{data.folder}: its split {split!r} holds no slice of {size[0]}×{size[1]}, the size that is "
+            "drawn; evaluate another split, or prepare all data to one size (--size)"
         )
     return SliceSet(data.folder, chosen)
 
@@ -235,5 +309,5 @@ def judge_anatomy(ours: Side, real: Side, train: Side, *, seed: int) -> Anatomy:
     )
 
 
-def _spacing(kind: SliceKind) -> masks.Spacing:
+def _spacing(kind: SliceKind) -> Spacing:
     return (kind.row_mm, kind.column_mm)

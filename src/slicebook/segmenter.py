@@ -56,7 +56,8 @@ def train(images: Tensor, masks: Tensor, values: Sequence[int], *, steps: int, s
     """
     draw = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
-    network = UNet(len(values)).to(memory_format=torch.channels_last)
+    network = UNet(len(values))
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
     optimizer = torch.optim.AdamW(network.parameters(), RATE)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps + 1)
     places = torch.bucketize(masks, torch.tensor(values, dtype=masks.dtype))
@@ -69,7 +70,7 @@ def train(images: Tensor, masks: Tensor, values: Sequence[int], *, steps: int, s
         logits = network(torch.stack([x for x, _ in pairs]))
         loss = functional.cross_entropy(logits, torch.stack([y for _, y in pairs]), weights)
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
     return network.eval()

@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from jaxtyping import Float, UInt8
-from torch import Tensor
+from jaxtyping import UInt8
 
 from slicebook import segmenter
 from slicebook.config import Record
@@ -73,7 +72,7 @@ def measure_usefulness(
     ratio = ours_taught.mean / theirs.mean if ours_taught.mean is not None and theirs.mean else None
     return Usefulness(
         convention="Dice of each label over all slices of a held-out patient, mean of patients; a U-Net of "
-        f"{segmenter.WIDTH} channels and {segmenter.DEPTH + 1} scales trained from scratch on the pairs named, "
+        f"{segmenter.WIDTH} channels and {segmenter.DEPTH + 1} scales trained from scratch on the pairs, "
         "half of them mirrored; the mean is that of the labels",
         steps=steps,
         batch_size=segmenter.BATCH,

@@ -37,6 +37,11 @@ _BATCH = 8  # slices; more are slower on a CPU, whose cache they leave
 _MEAN, _SCALE = 127.0, 128.0  # of values in [0, 255], as these weights were trained (tensorflow/tpu, lite)
 
 
+def installed() -> bool:
+    """Return whether the weights are there; whether they are the right ones is seen when they are used."""
+    return importlib.util.find_spec(_PACKAGE) is not None
+
+
 def deep_features(images: Float32[np.ndarray, "n h w"]) -> Float64[np.ndarray, "n 1280"]:
     """Describe each slice by the pooled features of EfficientNet-Lite0.
 

@@ -1,0 +1,266 @@
+"""Measure the memorisation audit: how often it calls originals copies, and how often it finds planted ones.
+
+    python benchmarks/audit.py RUN DATA
+
+RUN is a tokenizer's run, DATA the prepared folder of the phantom that it was trained on. Clean samples are
+slices of other phantom patients, so nothing is copied. Each slice's neighbours in the training split are
+sought once; a trial draws held-out patients and samples from them, and audits those as they are and with
+tokenized copies in place of some. Then the search is timed at the size of a real study.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import machine
+import numpy as np
+import torch
+
+from slicebook.checkpoint import load_tokenizer
+from slicebook.dataset import PreparedData
+from slicebook.errors import DataError, SlicebookError
+from slicebook.metrics import memorization, neighbours
+from slicebook.metrics.memorization import audit
+from slicebook.metrics.neighbours import Nearest, describe, nearest_by_correlation
+from slicebook.metrics.planting import plant
+from slicebook.phantom import FIRST_CASE, patient_volume
+from slicebook.tokenizer import Tokenizer
+
+SEED = 42
+FIRST_FRESH = 1000  # number of the first phantom patient that DATA does not hold
+SLICES = 20  # a patient, as DATA has
+EACH = 6  # slices of a patient who gives samples: fewer are less alike
+COPIES = 300
+REAL_STUDY = (11_460, 540, 540)  # slices to train on, held out, generated: HipMRI at one sample a test slice
+CASES = ("clean", "one_copy", "planted_1_percent", "planted_5_percent")
+
+
+@dataclass(frozen=True)
+class Table:
+    """Neighbours of every slice that trials draw from, sought once; a slice is known by its row."""
+
+    nearest: Nearest
+    held_out: np.ndarray[Any, Any]  # patients × slices, rows of the table
+    fresh: np.ndarray[Any, Any]
+    copies: np.ndarray[Any, Any]
+
+    def search(self, rows: Any, _: Any) -> Nearest:
+        """Look up slices given as rows, in the place of images of one pixel."""
+        at = rows[:, 0, 0].astype(np.int64)
+        return Nearest(*(getattr(self.nearest, field.name)[at] for field in fields(Nearest)))
+
+
+def measure(
+    data: PreparedData, tokenizer: Tokenizer, *, patients: int, trials: int, n: int
+) -> dict[str, Any]:
+    """Make phantoms, seek their neighbours, and run the trials.
+
+    Raises:
+        DataError: DATA is not the phantom.
+    """
+    train, whose = _train(data)
+    _expect_phantom(train[0])
+    described = describe(train)
+    generator = np.random.default_rng(SEED)
+    third = patients // 3
+    held_out, fresh = [], []
+    for number in range(patients):
+        own = prepared_phantom(FIRST_FRESH + number)
+        (held_out if number < third else fresh).append(
+            own if number < third else own[generator.choice(SLICES, EACH, replace=False)]
+        )
+        _tell("patient", number + 1, patients)
+    planted = plant(train, min(COPIES, len(train)), lambda x: reconstruct(tokenizer, x), generator)
+    began = time.process_time()
+    images = np.concatenate([*held_out, *fresh, planted.images])
+    found = nearest_by_correlation(images, None, described, whose)
+    seconds = time.process_time() - began
+    parts = np.split(np.arange(len(images)), np.cumsum([third * SLICES, len(fresh) * EACH]))
+    table = Table(found, parts[0].reshape(third, SLICES), parts[1], parts[2])
+    return {
+        "samples": n,
+        "trials": trials,
+        "training": {"slices": len(train), "patients": len(set(whose))},
+        "fresh": {"patients": patients, "held_out": third, "slices_of_the_others": EACH},
+        "search": {
+            "convention": neighbours.CORRELATION,
+            "cpu_seconds_a_slice": seconds / len(images),
+            "copies": len(planted.images),
+            "source_found": float((found.index[table.copies] == planted.sources).mean()),
+            "mirror_found": float((found.mirror[table.copies] == planted.mirror).mean()),
+            "shift_found": float((found.shift[table.copies] == planted.shift).all(axis=1).mean()),
+        },
+        "gap": {
+            "convention": memorization.GAP,
+            **{
+                name: _quantiles(found.gap[rows.ravel()])
+                for name, rows in (
+                    ("held_out", table.held_out),
+                    ("fresh", table.fresh),
+                    ("copies", table.copies),
+                )
+            },
+            "training_without_own_patient": _quantiles(
+                nearest_by_correlation(train, whose, described, whose).gap
+            ),
+        },
+        "by_held_out_patients": {
+            str(count): _trials(table, count, trials, n) for count in (3, 4, 6, 12, 20) if count <= third
+        },
+    }
+
+
+def _trials(table: Table, patients: int, trials: int, n: int) -> dict[str, Any]:
+    """Return the share of trials that found copies, for each case and statistic."""
+    generator = np.random.default_rng([SEED, patients])
+    counts = dict(zip(CASES, (0, 1, max(1, n // 100), max(1, n // 20)), strict=True))
+    hits: dict[str, list[tuple[bool, ...]]] = {case: [] for case in CASES}
+    valid = []
+    for trial in range(trials):
+        who = generator.choice(len(table.held_out), patients, replace=False)
+        held_out, names = _rows(table.held_out[who].ravel()), np.repeat(who.astype(str), SLICES).tolist()
+        samples = generator.choice(table.fresh, n, replace=len(table.fresh) < n)
+        copies = generator.permutation(table.copies)
+        for case, count in counts.items():
+            mixed = samples.copy()
+            mixed[:count] = copies[:count]
+            others = copies[count:]
+            found = audit(
+                _rows(mixed),
+                held_out,
+                names,
+                _rows(others),
+                table.nearest.index[others].tolist(),
+                table.search,
+                lambda rows: rows,
+                seed=trial,
+            )
+            many, any_one = found.tests
+            nearer = found.nearer
+            hits[case].append(
+                (found.copies_found, many.found, any_one.found, nearer.interval[0] > nearer.expected)
+            )
+            if case == "clean":
+                valid.append(found.controls[-1].found)
+        _tell(f"trial with {patients} patients", trial + 1, trials)
+    names_of = ("copies_found", "many_beyond", "one_far_beyond", "nearer_than_the_quantile")
+    shares = {case: np.mean(found, axis=0).tolist() for case, found in hits.items()}
+    return {
+        "control_found": float(np.mean(valid)),
+        **{case: dict(zip(names_of, found, strict=True)) for case, found in shares.items()},
+    }
+
+
+def _rows(rows: Any) -> Any:
+    return rows.astype(np.float32)[:, None, None]
+
+
+def timing() -> dict[str, Any]:
+    """Time the search at the size of a real study, on noise: it does as much work on any image."""
+    draw = np.random.default_rng(SEED)
+    train, held_out, samples = REAL_STUDY
+    rows, columns = 128, 256
+    described = np.concatenate(
+        [describe(draw.normal(size=(60, rows, columns)).astype(np.float32)) for _ in range(train // 60)]
+    )
+    whose = [f"patient-{i // 60:04d}" for i in range(train)]
+    images = draw.normal(size=(held_out + samples, rows, columns)).astype(np.float32)
+    clock, cpu = time.perf_counter(), time.process_time()
+    nearest_by_correlation(images, None, described, whose)
+    return {
+        "training_slices": train,
+        "sought_slices": held_out + samples,
+        "seconds": time.perf_counter() - clock,
+        "cpu_seconds": time.process_time() - cpu,
+        "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
+
+
+def reconstruct(tokenizer: Tokenizer, images: Any) -> Any:
+    """Return slices as a tokenizer leaves them, in [-1, 1]."""
+    with torch.no_grad():
+        parts = [
+            tokenizer(torch.from_numpy(images[i : i + 16])[:, None]).images for i in range(0, len(images), 16)
+        ]
+    return torch.cat(parts)[:, 0].clamp(-1, 1).numpy()
+
+
+def prepared_phantom(patient: int) -> Any:
+    """Return a phantom patient's slices as `slicebook prepare` makes them: upright, in [-1, 1]."""
+    volume = patient_volume(patient, 0, slices=SLICES).image
+    low, high = np.percentile(volume, [0.5, 99.5])
+    upright = volume.transpose(2, 1, 0)[:, ::-1, ::-1]
+    return np.clip((upright - low) / (high - low) * 2 - 1, -1, 1).astype(np.float32)
+
+
+def _train(data: PreparedData) -> tuple[Any, list[str]]:
+    slices = data.split("train")
+    shape = (slices.records[0].rows, slices.records[0].columns)
+    chosen = [i for i, one in enumerate(slices.records) if (one.rows, one.columns) == shape]
+    return torch.cat([slices[i] for i in chosen]).numpy(), [slices.records[i].patient for i in chosen]
+
+
+def _expect_phantom(first: Any) -> None:
+    again = prepared_phantom(FIRST_CASE)[0]
+    if again.shape != first.shape or np.abs(again - first).max() > 0.01:
+        raise DataError(
+            f"DATA is not the phantom of {SLICES} slices a patient, seed 42; prepare what `slicebook "
+            "phantom` writes, for which other patients can be made"
+        )
+
+
+def _quantiles(values: Any) -> dict[str, float]:
+    return {f"{share:g}": float(np.quantile(values, share)) for share in (0, 0.05, 0.5, 0.95, 0.99, 0.999, 1)}
+
+
+def _tell(what: str, done: int, total: int) -> None:
+    if sys.stderr.isatty():
+        print(f"\r{what} {done} of {total}", end="\n" if done == total else "", file=sys.stderr)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run from the command line; return the exit status."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", metavar="RUN", type=Path, help="a tokenizer's run")
+    parser.add_argument("data", metavar="DATA", type=Path, help="the prepared phantom it was trained on")
+    parser.add_argument("-n", type=int, default=500, help="samples a trial")
+    parser.add_argument("--trials", type=int, default=200)
+    parser.add_argument("--patients", type=int, default=480, help="fresh ones, a third of them held out")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--results", metavar="DIR", type=Path, default=machine.RESULTS)
+    asked = parser.parse_args(arguments)
+    torch.set_num_threads(asked.threads)
+    try:
+        loaded, data = load_tokenizer(asked.run), PreparedData.open(asked.data)
+        speed = timing()
+        found = measure(
+            data, loaded.tokenizer.eval(), patients=asked.patients, trials=asked.trials, n=asked.n
+        )
+    except SlicebookError as error:
+        print(f"audit: {error}", file=sys.stderr)
+        return 1
+    header: Mapping[str, Any] = {
+        "title": "Phantom, 256×128",
+        "data": data.info.model_dump(mode="json"),
+        "recipe": loaded.info.recipe.model_dump(mode="json"),
+        "model_sha256": loaded.info.weights_sha256,
+        "seed": SEED,
+    }
+    machine.write(
+        asked.results / "audit.json",
+        machine.surroundings(asked.threads) | dict(header) | found | {"speed": speed},
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,206 @@
+"""The nearest training slice is found although it was moved and mirrored, and the patient counts."""
+
+import numpy as np
+import pytest
+from scipy.ndimage import gaussian_filter
+
+from slicebook.errors import DataError, ShapeError
+from slicebook.metrics import neighbours
+from slicebook.metrics.neighbours import (
+    Nearest,
+    describe,
+    nearest_by_correlation,
+    nearest_by_features,
+)
+
+ROWS, COLUMNS = 68, 136  # moved by up to 4 and 8 pixels
+
+
+def slices(n, seed=0, shape=(ROWS, COLUMNS)):
+    """Smooth random images, a few of whose features span a window."""
+    noise = np.random.default_rng(seed).normal(size=(n, *shape))
+    return np.stack([20 * gaussian_filter(one, 6) for one in noise]).astype(np.float32)
+
+
+def moved(image, down, right, mirror=False):
+    """Mirror, then move; the edge goes on outside."""
+    rows, columns = (
+        np.clip(np.arange(side) - by, 0, side - 1)
+        for side, by in zip(image.shape, (down, right), strict=True)
+    )
+    return (image[:, ::-1] if mirror else image)[rows][:, columns]
+
+
+def names(*counts):
+    return [f"patient-{i:04d}" for i, count in enumerate(counts) for _ in range(count)]
+
+
+TRAIN = slices(12)
+WHOSE = names(3, 3, 3, 3)
+
+
+def nearest(images, patients=None, train=TRAIN, whose=WHOSE):
+    return nearest_by_correlation(images, patients, describe(train), whose)
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+@pytest.mark.parametrize("shift", [(0, 0), (4, -8), (-3, 5), (1, 1)])
+def test_a_moved_and_mirrored_copy_is_found_and_how_it_was_moved(shift, mirror):
+    found = nearest(moved(TRAIN[7], *shift, mirror)[None])
+    assert found.index.tolist() == [7]
+    assert found.mirror.tolist() == [mirror]
+    assert found.shift.tolist() == [list(shift)]
+    assert found.distance[0] < 1e-3 < 0.3 < found.beyond[0]
+
+
+def test_copies_in_noise_are_found():
+    noise = np.random.default_rng(1).normal(size=TRAIN.shape).astype(np.float32)
+    copies = np.stack([moved(one, 2, -5, i % 2 == 0) for i, one in enumerate(TRAIN)])
+    found = nearest(copies + noise)
+    assert found.index.tolist() == list(range(12))
+    assert found.gap.min() > 0.7
+
+
+def test_the_distance_is_that_of_the_best_window_of_all():
+    image, train = slices(1, seed=5)[0].astype(np.float64), TRAIN[:2]
+    cell, down, right = 2, 4, 8
+    rows, columns = 28, 60  # cells of the middle: 60 and 120 pixels, whole cells of 8
+    top, left = (ROWS - rows * cell) // 2, (COLUMNS - columns * cell) // 2
+
+    def window(one, y, x):
+        part = one[top + y : top + y + rows * cell, left + x : left + x + columns * cell]
+        return part.reshape(rows, cell, columns, cell).mean(axis=(1, 3)).ravel()
+
+    best = [
+        max(
+            np.corrcoef(window(one.astype(np.float64), 0, 0), window(view, y, x))[0, 1]
+            for view in (image, image[:, ::-1])
+            for y in range(-down, down + 1)
+            for x in range(-right, right + 1)
+        )
+        for one in train
+    ]
+    found = nearest(image[None].astype(np.float32), train=train, whose=["a", "b"])
+    assert found.index[0] == np.argmax(best)
+    assert found.distance[0] == pytest.approx(np.sqrt(2 - 2 * max(best)), abs=1e-5)
+    assert found.beyond[0] == pytest.approx(np.sqrt(2 - 2 * min(best)), abs=1e-5)
+
+
+def test_brightness_and_contrast_change_nothing():
+    image = slices(1, seed=5)
+    plain, brighter = nearest(image), nearest(0.3 * image + 2)
+    assert brighter.index == plain.index
+    assert brighter.distance[0] == pytest.approx(plain.distance[0], abs=1e-4)
+
+
+def test_slices_of_the_same_patient_are_no_neighbours():
+    found = nearest(TRAIN, WHOSE)
+    assert all(WHOSE[index] != WHOSE[i] for i, index in enumerate(found.index))
+    assert found.distance.min() > 0.3
+
+
+def test_the_next_patient_is_not_the_next_slice():
+    train = TRAIN.copy()
+    train[1] = train[0] + 0.01 * train[5]  # of the same patient
+    found = nearest(train[:1], train=train)
+    assert found.distance[0] < 1e-3
+    assert found.beyond[0] > 0.3
+
+
+def test_a_patient_of_near_duplicates_hides_no_other_patient():
+    # More slices of one patient than the first search looks at.
+    many = np.concatenate([TRAIN[:1] + 0.01 * slices(20, seed=9), TRAIN[3:4]])
+    found = nearest(TRAIN[:1], train=many, whose=names(20, 1))
+    assert found.index[0] < 20
+    assert 0.3 < found.beyond[0] < np.inf
+
+
+def test_a_blank_slice_is_no_copy():
+    found = nearest(np.full((2, ROWS, COLUMNS), 0.7, np.float32))
+    assert found.distance.tolist() == pytest.approx([2**0.5] * 2)
+    assert found.gap.tolist() == [0, 0]
+
+
+def test_a_blank_training_slice_is_nobodys_nearest():
+    train = TRAIN.copy()
+    train[4] = -1
+    found = nearest(np.concatenate([moved(TRAIN[5], 1, 1)[None], train[4:5]]), train=train)
+    assert found.index[0] == 5
+    assert np.isfinite(found.gap).all()
+
+
+def test_what_is_found_does_not_depend_on_the_chunk(monkeypatch):
+    images = slices(5, seed=3)
+    whole, described = nearest(images), describe(images)
+    monkeypatch.setattr(neighbours, "CHUNK", 2)
+    parts = nearest(images)
+    assert parts.index.tolist() == whole.index.tolist()
+    assert parts.shift.tolist() == whole.shift.tolist()
+    np.testing.assert_allclose(parts.distance, whole.distance, atol=1e-6)
+    np.testing.assert_array_equal(describe(images), described)
+
+
+def test_a_description_is_small():
+    assert describe(slices(2, shape=(128, 256))).shape == (2, 28, 56)
+    assert describe(slices(2, shape=(17, 17))).shape == (2, 12, 12)
+    assert len(describe(TRAIN[:0])) == 0
+
+
+def test_no_slices_have_no_neighbours():
+    assert len(nearest(TRAIN[:0])) == 0
+
+
+def test_features_by_hand():
+    train = np.array([[0.0], [1.0], [5.0], [9.0]])
+    found = nearest_by_features(np.array([[0.9], [5.0], [3.0]]), None, train, ["a", "a", "b", "c"])
+    assert found.index.tolist() == [1, 2, 1]  # 1 and 5 are as near to 3: the first
+    assert found.distance == pytest.approx([0.1, 0, 2])
+    assert found.beyond == pytest.approx([4.1, 4, 2])
+    assert found.gap == pytest.approx([np.log(41), np.log(1e6), 0])
+
+
+def test_features_leave_out_the_same_patient(monkeypatch):
+    monkeypatch.setattr(neighbours, "CHUNK", 2)
+    train = np.array([[0.0], [1.0], [5.0], [9.0]])
+    found = nearest_by_features(train, ["a", "a", "b", "c"], train, ["a", "a", "b", "c"])
+    assert found.index.tolist() == [2, 2, 1, 2]
+
+
+def test_two_patients_with_one_slice_have_no_gap():
+    zero = np.zeros(1)
+    assert Nearest(np.zeros(1, np.int64), zero, zero, zero > 0, np.zeros((1, 2), np.int64)).gap == [0]
+
+
+def test_what_is_not_finite_is_refused_with_its_place():
+    broken, windows = TRAIN.copy(), describe(TRAIN)
+    broken[1, 0, 0], windows[1, 0, 0] = np.nan, np.inf
+    features, whole = np.array([[0.0], [np.nan]]), np.zeros((2, 1))
+    for refused in (lambda: nearest(broken), lambda: describe(broken)):
+        with pytest.raises(DataError, match=r"^slice 1 has values that are not finite"):
+            refused()
+    with pytest.raises(DataError, match=r"^slice 1 has values"):
+        nearest_by_features(features, None, whole, ["a", "b"])
+    with pytest.raises(DataError, match=r"^training slice 1 has values"):
+        nearest_by_features(whole, None, features, ["a", "b"])
+    with pytest.raises(DataError, match=r"^training slice 1 has values"):
+        nearest_by_correlation(TRAIN, None, windows, WHOSE)
+
+
+def test_sizes_that_do_not_fit_are_refused():
+    with pytest.raises(ShapeError, match=r"68×100 make windows of 28×44 cells.*28×60"):
+        nearest(slices(1, shape=(68, 100)))
+    with pytest.raises(ShapeError, match="16×40, a search for copies wants sides of at least 17"):
+        describe(slices(1, shape=(16, 40)))
+    with pytest.raises(ShapeError, match="2 features, the training slices 3"):
+        nearest_by_features(np.zeros((1, 2)), None, np.zeros((2, 3)), ["a", "b"])
+
+
+def test_too_few_patients_are_refused():
+    with pytest.raises(DataError, match="1 training patients besides"):
+        nearest(TRAIN, whose=["one"] * 12)
+    with pytest.raises(DataError, match="1 training patients besides"):
+        nearest(TRAIN, names(6, 6), whose=names(6, 6))
+    with pytest.raises(DataError, match="3 patients for 12 training slices"):
+        nearest(TRAIN, whose=["a", "b", "c"])
+    with pytest.raises(DataError, match="1 patients for 12 slices"):
+        nearest(TRAIN, ["a"])

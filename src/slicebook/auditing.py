@@ -1,4 +1,4 @@
-"""Whether a prior's samples are copies of its training slices, and whether its likelihoods give patients away.
+"""Whether a prior's samples are copies of training slices, and its likelihoods give patients away.
 
 The verdict is `metrics.memorization`'s; here are the slices it judges. Held-out slices are those of all
 patients that were never trained on. Where these are too few to be a baseline, training slices stand beside
@@ -29,6 +29,7 @@ from slicebook.token_set import encode_slices
 
 BATCH = 64  # slices read at a time
 SOURCES = 0.05  # of the samples: as many training slices are copied for the control
+DRAWN = 6  # closest pairs
 MEMBERS = 240  # slices of each group whose likelihood is asked
 
 
@@ -111,14 +112,16 @@ def _held_out(
     records = [
         record
         for record in data.records
-        if record.split in ("validation", "test") and not record.blank and (record.rows, record.columns) == size
+        if record.split in ("validation", "test")
+        and not record.blank
+        and (record.rows, record.columns) == size
     ]
     patients = len({record.patient for record in records})
     words = f"{len(records)} slices of {patients} patients that were never trained on"
     if patients < FEWEST_PATIENTS:
         words += (
-            f", and, these being fewer than {FEWEST_PATIENTS}, {len(train)} training slices, each without its "
-            "own patient"
+            f", and, these being fewer than {FEWEST_PATIENTS}, {len(train)} training slices, each without "
+            "its own patient"
         )
         records += train.records
     images = np.concatenate(list(_read(SliceSet(train.folder, tuple(records)))))
@@ -144,13 +147,14 @@ def _again(loaded: LoadedPrior, images: Float32[np.ndarray, "n h w"]) -> Float32
 
 def _membership(loaded: LoadedPrior, data: PreparedData, size: tuple[int, int], seed: int) -> Membership:
     """Ask the prior how likely training slices are, and those that it never saw."""
-    groups = []
-    for splits in (("train",), ("validation", "test")):
+    groups: list[tuple[Float64[np.ndarray, " n"], list[str]]] = []
+    for trained_on in (True, False):
         records = [
             record
-            for split in splits
-            for record in data.split(split).records
-            if (record.rows, record.columns) == size
+            for record in data.records
+            if (record.split == "train") is trained_on
+            and not record.blank
+            and (record.rows, record.columns) == size
         ]
         chosen = np.random.default_rng(seed).permutation(len(records))[:MEMBERS]
         slices = SliceSet(data.folder, tuple(records[at] for at in np.sort(chosen)))
@@ -171,7 +175,9 @@ def _draw_closest(
     closest: Sequence[Pair], samples: Float32[np.ndarray, "n h w"], train: SliceSet, path: Path
 ) -> None:
     """Draw samples beside their nearest training slices, moved onto them, and the difference."""
-    pairs = [(samples[pair.sample], _moved(unit(train[pair.training][None])[0], pair)) for pair in closest[:6]]
+    pairs = [
+        (samples[pair.sample], _moved(unit(train[pair.training][None])[0], pair)) for pair in closest[:6]
+    ]
     records = [train.records[pair.training] for pair in closest[:6]]
     pictures.pairs(
         [2 * sample - 1 for sample, _ in pairs],
@@ -189,7 +195,6 @@ def _moved(image: Float32[np.ndarray, "h w"], pair: Pair) -> Float32[np.ndarray,
     """Return a training slice where its sample lies, the edge repeated."""
     turned = image[:, ::-1] if pair.mirror else image
     rows, columns = (
-        np.clip(np.arange(side) - by, 0, side - 1)
-        for side, by in zip(image.shape, pair.shift, strict=True)
+        np.clip(np.arange(side) - by, 0, side - 1) for side, by in zip(image.shape, pair.shift, strict=True)
     )
     return np.asarray(turned[rows][:, columns])

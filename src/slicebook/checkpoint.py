@@ -276,15 +276,26 @@ def find_prior(where: Path) -> Path:
     Raises:
         CheckpointError: There is none; the message says what to run first.
     """
-    if where.is_file():
-        return where
-    for folder in ("prior", "run/prior", "."):
-        if (where / folder / MODEL_NAME).is_file():
-            return where / folder / MODEL_NAME
+    found = _prior_in(where)
+    if found is not None:
+        return found
     find_model(where)  # without a tokenizer, that comes first
     raise CheckpointError(
         f"{where}: holds no prior yet; train one first: slicebook train prior {where} (or slicebook demo)"
     )
+
+
+def has_prior(where: Path) -> bool:
+    """Return whether a folder of a run or demo holds a prior beside its tokenizer."""
+    found = _prior_in(where)
+    return found is not None and found != find_model(where)
+
+
+def _prior_in(where: Path) -> Path | None:
+    if where.is_file():
+        return where
+    candidates = (where / folder / MODEL_NAME for folder in ("prior", "run/prior", "."))
+    return next((path for path in candidates if path.is_file()), None)
 
 
 def save_state(path: Path, state: State) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from slicebook import __version__
-from slicebook.commands import data, prior, tokenizer
+from slicebook.commands import data, judging, prior, tokenizer
 from slicebook.commands.options import say
 from slicebook.errors import SlicebookError
 
@@ -35,7 +35,7 @@ for command in (
     tokenizer.reconstruct,
     tokenizer.encode,
     tokenizer.decode,
-    tokenizer.evaluate,
+    judging.evaluate,
     tokenizer.info,
 ):
     app.command()(command)

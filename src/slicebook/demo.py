@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from slicebook import __version__, phantom, text
-from slicebook.checkpoint import load_tokenizer
 from slicebook.config import Recipe
 from slicebook.dataset import PreparedData
 from slicebook.devices import choose_device
 from slicebook.errors import DataError
-from slicebook.evaluate import EvaluationReport, evaluate
+from slicebook.evaluate import Evaluation, evaluate
 from slicebook.generating import GenerateSummary, generate
 from slicebook.inference import ReconstructSummary, reconstruct
 from slicebook.preparation import prepare
@@ -37,7 +36,7 @@ class DemoSummary:
     folder: Path
     training: TrainingSummary
     reconstruction: ReconstructSummary
-    evaluation: EvaluationReport
+    evaluation: Evaluation
     prior: TrainingSummary
     generation: GenerateSummary
     seconds: float
@@ -76,13 +75,15 @@ def run_demo(
     reconstruction = reconstruct(run, held_out, out / "reconstruction", device=device)
     say(f"5/7 evaluate     {PATIENTS[2]} test patients → {out / 'evaluation'}")
     evaluation = evaluate(
-        load_tokenizer(run),
+        run,
         PreparedData.open(prepared),
         out / "evaluation",
+        parts=("fidelity",),
         device=choose_device(device),
         seed=seed,
     )
-    (out / "table.txt").write_text(text.table(evaluation.table()) + "\n", encoding="utf-8")
+    assert evaluation.fidelity is not None
+    (out / "table.txt").write_text(text.table(evaluation.fidelity.table()) + "\n", encoding="utf-8")
     say(f"6/7 prior        with masks and decoder → {run / 'prior'}")
     prior = train_prior(run, data=prepared, device=device)
     say(f"7/7 generate     {SAMPLES} slices with masks → {out / 'generated'}")

@@ -1,7 +1,7 @@
 """Commands of a tokenizer: train it, use it, judge it."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -14,7 +14,6 @@ from slicebook.commands.options import (
     Precision,
     Prepared,
     Recipe,
-    Seed,
     Source,
     TrainingSeed,
     Workers,
@@ -106,33 +105,6 @@ def decode(
 
     summary = inference.decode(model, source, out, device=device)
     show(summary, text.to_rows(summary), as_json)
-
-
-def evaluate(
-    model: Model,
-    data: Prepared,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the report, tables and pictures.")],
-    split: Annotated[
-        Literal["train", "validation", "test"], typer.Option(help="Validation selects; test is scored once.")
-    ] = "test",
-    codecs: Annotated[
-        bool, typer.Option("--codecs", help="JPEG 2000 and JPEG XL at the same bits (extra `codecs`).")
-    ] = False,
-    device: Device = "auto",
-    seed: Seed = 42,
-    as_json: Json = False,
-) -> None:
-    """Score a model on patients it never saw."""
-    from slicebook.checkpoint import load_tokenizer
-    from slicebook.dataset import PreparedData
-    from slicebook.devices import choose_device
-    from slicebook.evaluate import evaluate as score
-
-    loaded, prepared = load_tokenizer(model), PreparedData.open(data)
-    report = score(loaded, prepared, out, split=split, codecs=codecs, device=choose_device(device), seed=seed)
-    for warning in report.warnings:
-        say(f"warning: {warning}")
-    show(report, report.table(), as_json)
 
 
 def info(

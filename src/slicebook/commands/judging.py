@@ -1,0 +1,55 @@
+"""Commands that judge a model."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from slicebook.commands.options import Device, Json, Model, Prepared, Seed, counter, say, show
+
+
+def evaluate(
+    model: Model,
+    data: Prepared,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the report, tables and pictures.")],
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="fidelity, generation, audit or usefulness, repeated for more; all that the model allows, "
+            "when not given."
+        ),
+    ] = None,
+    split: Annotated[
+        Literal["train", "validation", "test"], typer.Option(help="Validation selects; test is used once.")
+    ] = "test",
+    codecs: Annotated[
+        bool, typer.Option("--codecs", help="JPEG 2000 and JPEG XL at the same bits (extra `codecs`).")
+    ] = False,
+    samples: Annotated[
+        int | None, typer.Option("-n", min=2, help="Samples; about as many as real slices, when not given.")
+    ] = None,
+    device: Device = "auto",
+    seed: Seed = 42,
+    as_json: Json = False,
+) -> None:
+    """Judge a model on patients it never saw: is it faithful, does it generate, does it copy?"""
+    from slicebook.dataset import PreparedData
+    from slicebook.devices import choose_device
+    from slicebook.evaluate import evaluate as judge
+
+    report = judge(
+        model,
+        PreparedData.open(data),
+        out,
+        parts=only,
+        split=split,
+        codecs=codecs,
+        samples=samples,
+        device=choose_device(device),
+        seed=seed,
+        say=say,
+        progress=counter("sample"),
+    )
+    for warning in report.warnings:
+        say(f"warning: {warning}")
+    show(report, report.table(), as_json)

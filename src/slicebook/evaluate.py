@@ -136,7 +136,6 @@ def evaluate(
     tokenizer, prior = _load(Path(model), parts, device)
     asked = tuple(parts or (PARTS if prior else PARTS[:1]))
     slices = data.split(split)
-    out.mkdir(parents=True, exist_ok=True)
     clock = _Clock()
     fidelity = likeness = auditing = usefulness = None
     if "fidelity" in asked:
@@ -183,6 +182,7 @@ def evaluate(
         seconds=clock.seconds,
         provenance=_provenance(tokenizer, prior, data, torch.device(device), seed),
     )
+    out.mkdir(parents=True, exist_ok=True)
     replace_text(out / REPORT_NAME, found.model_dump_json(indent=2) + "\n")
     return found
 

@@ -104,7 +104,7 @@ def measure_fidelity(
     Args:
         tokenizer: In evaluation mode.
         slices: Of one split.
-        out: The folder to write into; it is there.
+        out: The folder to write into; made where it is missing, once all is scored.
         codecs: Code the same slices with JPEG 2000 and JPEG XL at the same bits (extra `codecs`).
         device: Where the tokenizer runs; scores are computed on the CPU.
         seed: Of the bootstrap.
@@ -135,6 +135,7 @@ def measure_fidelity(
         levels=tuple(level_use(level, counts) for level, counts in enumerate(use)),
         codecs=through or None,
     )
+    out.mkdir(parents=True, exist_ok=True)
     _draw(tokenizer, slices, scored, out)
     write_csv(out / "slices.csv", _slice_rows(scored))
     write_csv(out / "patients.csv", _patient_rows(scored))

@@ -1,0 +1,138 @@
+"""What an evaluation says, in a few sentences: is it faithful, does it generate, does it copy, is it of use?
+
+The rules are here and nowhere else, so that the page, the card and the comparison never disagree.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from slicebook.evaluate import Evaluation
+from slicebook.fidelity import Fidelity
+from slicebook.likeness import Likeness
+
+COVERED = 0.8  # of the coverage that real patients have of each other
+USEFUL = 0.9  # of what the training set teaches
+PASSING = 0.9  # of the rate at which real masks pass the rules of anatomy
+
+Verdict = Literal["yes", "partly", "no", "measured", "invalid", "not asked"]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer.
+
+    Attributes:
+        question: As people ask it.
+        verdict: `measured` where there is nothing to judge the number by.
+        finding: With its numbers.
+        rule: What makes it a yes.
+    """
+
+    question: str
+    verdict: Verdict
+    finding: str
+    rule: str
+
+
+def answers(found: Evaluation) -> tuple[Answer, ...]:
+    """Return the answers that an evaluation gives, in the order people ask."""
+    return (_faithful(found), _generates(found), _copies(found), _useful(found))
+
+
+def _faithful(found: Evaluation) -> Answer:
+    question = "Is it faithful?"
+    rule = "Yes where its foreground SSIM is above JPEG 2000's at its bits, interval by patient above 0."
+    fidelity = found.fidelity
+    if fidelity is None:
+        return Answer(question, "not asked", "Reconstruction was not judged.", rule)
+    said = (
+        f"SSIM of the foreground {fidelity.scores[fidelity.headline].in_words()} at "
+        f"{fidelity.bits_per_pixel.mean_of_slices:.3f} bits a pixel, on {found.patients} patients never "
+        "trained on."
+    )
+    return Answer(question, *_beside_codec(fidelity, said), rule)
+
+
+def _beside_codec(fidelity: Fidelity, said: str) -> tuple[Verdict, str]:
+    codec = (fidelity.codecs or {}).get("jpeg2000")
+    if codec is None:
+        return "measured", f"{said} No codec was asked to do the same (--codecs)."
+    gain = codec.advantage[fidelity.headline]
+    said = f"{said} JPEG 2000 at these bits: {codec.scores[fidelity.headline].in_words()}."
+    if gain.interval is None:
+        return "measured", said
+    low, high = gain.interval
+    return "yes" if low > 0 else "no" if high < 0 else "partly", said
+
+
+def _generates(found: Evaluation) -> Answer:
+    question = "Does it generate?"
+    rule = (
+        "Yes where, on every kind of features, the kernel distance is no larger than the 95th percentile of "
+        f"that between real patients, coverage is at least {COVERED:.0%} of theirs, and masks of a pelvis "
+        f"pass the rules of anatomy at {PASSING:.0%} of the rate of real ones; partly where some of it holds."
+    )
+    likeness = found.generation
+    if likeness is None:
+        return Answer(question, "not asked", "No sample was judged.", rule)
+    held = _held(likeness)
+    verdict: Verdict = "yes" if all(held) else "partly" if any(held) else "no"
+    parts = []
+    for name, features in likeness.features.items():
+        distance, coverage = features.samples.kernel_distance, features.samples.coverage
+        text = f"{name}: kernel distance {distance.generated:.3g}, real patients up to "
+        text += f"{distance.real_range[1]:.3g}"
+        if coverage is not None:
+            text += f"; coverage {coverage.generated:.2f} of {coverage.real:.2f}"
+        parts.append(text)
+    if likeness.anatomy:
+        parts.append(
+            f"anatomy right in {likeness.anatomy.generated:.0%} of the masks, {likeness.anatomy.real:.0%} of "
+            "real ones"
+        )
+    return Answer(question, verdict, f"{likeness.drawing.samples} samples. {'. '.join(parts)}.", rule)
+
+
+def _held(likeness: Likeness) -> list[bool]:
+    held = []
+    for features in likeness.features.values():
+        held.append(features.samples.as_near_as_real)
+        coverage = features.samples.coverage
+        if coverage is not None and coverage.share is not None:
+            held.append(coverage.share >= COVERED)
+    if likeness.anatomy and likeness.anatomy.ratio is not None:
+        held.append(likeness.anatomy.ratio >= PASSING)
+    return held
+
+
+def _copies(found: Evaluation) -> Answer:
+    question = "Does it copy patients?"
+    rule = (
+        "No where the audit is valid, so would have seen copies in a twentieth of the samples, and saw none."
+    )
+    if found.audit is None:
+        return Answer(question, "not asked", "Samples were not searched for copies.", rule)
+    copies = found.audit.copies
+    verdict: Verdict = "yes" if copies.copies_found else "no" if copies.valid else "invalid"
+    member = found.audit.membership
+    said = f"{copies.verdict} Likelihoods tell training slices from others with an AUC of {member.auc:.2f}."
+    return Answer(question, verdict, said, rule)
+
+
+def _useful(found: Evaluation) -> Answer:
+    question = "Is it of use?"
+    rule = (
+        f"Yes where a segmenter taught by samples alone reaches {USEFUL:.0%} of one taught by the training "
+        "set."
+    )
+    useful = found.usefulness
+    if useful is None:
+        return Answer(question, "not asked", "No segmenter was trained on samples.", rule)
+    if useful.ratio is None or useful.generated.mean is None:
+        return Answer(question, "measured", "The training set itself taught nothing.", rule)
+    verdict: Verdict = "yes" if useful.ratio >= USEFUL else "partly" if useful.ratio >= USEFUL / 2 else "no"
+    said = f"Dice {useful.generated.mean:.3f} on held-out patients, taught by samples alone; "
+    said += f"{useful.training_set.mean:.3f} by the training set."
+    return Answer(question, verdict, said, rule)

@@ -71,7 +71,7 @@ class Grain(BaseModel):
     known: tuple[float, float]
     """Contrasts of rebuilt forms, logarithms, least and greatest: beyond them the line is not followed."""
     bounds: tuple[float, float]
-    """Noise levels, logarithms, least and greatest: beyond them nothing is put back."""
+    """Noise levels of slices, logarithms, least and greatest: no sample's lies beyond them."""
     deviations: tuple[float, ...]
     """Quantiles of what the line leaves, evenly spaced from the least to the greatest."""
     spread: tuple[float, ...]
@@ -117,8 +117,8 @@ def learn_grain(
     """Measure the noise that slices have where they are flat, and what drawings have of it by themselves.
 
     A decoder draws more texture from tokens that a prior sampled than from a slice's own, so that its texture
-    is measured on what generation draws. It tells nothing of how noisy a sample should be, as it is least
-    sure of itself where a sample failed: the contrast of the whole slice does.
+    is measured on what generation draws. How noisy a sample should be is told by its contrast, not by that
+    texture, of which samples that failed have most.
 
     Args:
         pairs: Slices in [-1, 1], and the same as the tokenizer rebuilds them; at least one.

@@ -149,7 +149,8 @@ class _Adversaries(nn.Module):
         """
         found = pull.norm() / push.norm().clamp(min=1e-12)
         mean = self.balance if settled else self.balance ** (1 - SETTLING) * found**SETTLING
-        self.balance = torch.where(self.balance > 0, mean, found)
+        # In place: several processes share the buffer that they began with.
+        self.balance.copy_(torch.where(self.balance > 0, mean, found))
 
 
 class DecoderObjective:

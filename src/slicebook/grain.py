@@ -66,14 +66,12 @@ class Grain(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     base: float
-    """Of the logarithm of a slice's noise level, the mean."""
     slope: float
-    """How much that logarithm rises with one standard deviation more of detail in what is drawn."""
-    own: tuple[float, float]
-    """Mean and standard deviation of the logarithm of the noise level that drawings have by themselves."""
+    """The logarithm of a slice's noise level is `base` + `slope` times that of its contrast, and more."""
     known: tuple[float, float]
-    """Least and greatest detail that slices were seen with, in those standard deviations: beyond, the line is
-    not followed."""
+    """Contrasts of rebuilt forms, logarithms, least and greatest: beyond them the line is not followed."""
+    bounds: tuple[float, float]
+    """Noise levels of slices, logarithms, least and greatest: no sample's lies beyond them."""
     deviations: tuple[float, ...]
     """Quantiles of what the line leaves, evenly spaced from the least to the greatest."""
     spread: tuple[float, ...]
@@ -84,14 +82,12 @@ class Grain(BaseModel):
     """Between pixels, by rows and columns from -REACH to REACH."""
 
     def level(self, image: Float32[np.ndarray, "h w"], seed: int) -> float:
-        """Draw the noise level for a slice that came from tokens: one with much detail gets more."""
-        own = math.log(max(float(noise_level(torch.from_numpy(image)[None, None])), SMALLEST))
-        mean, spread = self.own
-        detail = (own - mean) / spread if spread > ALIKE else 0.0
-        detail = min(max(detail, self.known[0]), self.known[1])
+        """Draw the noise level for a slice that came from tokens, as slices of its contrast have it."""
+        contrast = min(max(math.log(max(float(image.std()), SMALLEST)), self.known[0]), self.known[1])
         share = _generator(seed).random()
         more = np.interp(share, np.linspace(0, 1, len(self.deviations)), self.deviations)
-        return math.exp(self.base + self.slope * detail + float(more))
+        level = self.base + self.slope * contrast + float(more)
+        return math.exp(min(max(level, self.bounds[0]), self.bounds[1]))
 
     def put_back(
         self, image: Float32[np.ndarray, "h w"], level: float, seed: int
@@ -120,9 +116,9 @@ def learn_grain(
 ) -> Grain:
     """Measure the noise that slices have where they are flat, and what drawings have of it by themselves.
 
-    A decoder draws more texture from tokens that a prior sampled than from a slice's own. So what it draws,
-    and how much detail is usual there, is measured on what generation draws; how noise goes with detail, on
-    slices and their rebuilt forms.
+    A decoder draws more texture from tokens that a prior sampled than from a slice's own, so that its texture
+    is measured on what generation draws. How noisy a sample should be is told by its contrast, not by that
+    texture, of which samples that failed have most.
 
     Args:
         pairs: Slices in [-1, 1], and the same as the tokenizer rebuilds them; at least one.
@@ -130,7 +126,7 @@ def learn_grain(
         drawings: From sampled tokens; the rebuilt forms by default.
     """
     levels: list[Tensor] = []
-    owns: list[Tensor] = []
+    contrasts: list[Tensor] = []
     rebuilt_forms: list[Tensor] = []
     # Sums over many millions of pixels: float32 stops counting at 2^24.
     power, places = torch.zeros(2, INTENSITIES, dtype=torch.float64)
@@ -140,7 +136,7 @@ def learn_grain(
         images = images.float()
         level = noise_level(images).clamp(min=SMALLEST)
         levels.append(level.log())
-        owns.append(_own(rebuilt))
+        contrasts.append(rebuilt.std((1, 2, 3), correction=0).clamp(min=SMALLEST).log())
         if drawings is None:
             rebuilt_forms.append(rebuilt)
         scale = level[:, None, None, None]
@@ -158,48 +154,42 @@ def learn_grain(
     covariance = products / both.clamp(min=1)
     correlation = covariance / covariance[REACH, REACH].clamp(min=1e-12)
     correlation[REACH, REACH] = 1  # also where there is no noise at all
-    level, own = torch.cat(levels).double(), torch.cat(owns).double()
-    base = float(level.mean())
-    spread = float(own.std(correction=0))
-    detail = (own - own.mean()) / spread if spread > ALIKE else torch.zeros_like(own)
-    slope = float((detail * (level - base)).mean())
-    left = level - base - slope * detail
-    usual, texture = _texture(rebuilt_forms if drawings is None else drawings, strength, math.exp(base))
+    level, contrast = torch.cat(levels).double(), torch.cat(contrasts).double()
+    base, slope, left = _line(contrast, level)
+    drawn = _texture(rebuilt_forms if drawings is None else drawings, strength, math.exp(float(level.mean())))
     return Grain(
         base=base,
         slope=slope,
-        own=usual,
-        known=(float(detail.min()), float(detail.max())),
+        known=(float(contrast.min()), float(contrast.max())),
+        bounds=(float(level.min()), float(level.max())),
         deviations=tuple(left.quantile(torch.linspace(0, 1, QUANTILES, dtype=left.dtype)).tolist()),
         spread=_by_intensity(power, places),
-        drawn=texture,
+        drawn=drawn,
         correlation=tuple(tuple(row) for row in correlation.tolist()),
     )
 
 
 def _texture(
     drawings: Iterable[Float[Tensor, "b 1 h w"]], strength: float, level: float
-) -> tuple[tuple[float, float], tuple[float, ...]]:
-    """Return mean and spread of the drawings' own levels (logarithms), and their texture by intensity.
-
-    Texture is looked for where a slice with noise of `level` would count as flat.
-    """
-    owns: list[Tensor] = []
+) -> tuple[float, ...]:
+    """Return the texture of drawings by intensity, where a slice with noise of `level` would be flat."""
     power, places = torch.zeros(2, INTENSITIES, dtype=torch.float64)
     for images in drawings:
         images = images.float()
-        owns.append(_own(images))
         mean, variance = _moments(images)
         flat = (variance + level**2 < (strength * level) ** 2).float()
         at = _intensity(mean)
         power.index_add_(0, at, ((images - mean) * flat).square().flatten().double())
         places.index_add_(0, at, flat.flatten().double())
-    own = torch.cat(owns).double()
-    return (float(own.mean()), float(own.std(correction=0))), _by_intensity(power, places)
+    return _by_intensity(power, places)
 
 
-def _own(images: Float[Tensor, "b 1 h w"]) -> Float[Tensor, " b"]:
-    return noise_level(images).clamp(min=SMALLEST).log()
+def _line(x: Float[Tensor, " n"], y: Float[Tensor, " n"]) -> tuple[float, float, Float[Tensor, " n"]]:
+    """Fit a line by least squares, level if the x are all alike; return start, slope, and what it leaves."""
+    rise = x - x.mean()
+    slope = float((rise * y).sum() / rise.square().sum()) if x.std(correction=0) > ALIKE else 0.0
+    base = float(y.mean()) - slope * float(x.mean())
+    return base, slope, y - base - slope * x
 
 
 def _intensity(means: Float[Tensor, "b 1 h w"]) -> Int64[Tensor, " n"]:

@@ -31,7 +31,7 @@ def scripts():
     """The scripts by name, imported as Python does when it runs one of them; no picture is drawn."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(ROOT / "benchmarks")
-        for place in ("pictures.batch", "pictures.curves", "evaluate._draw"):
+        for place in ("pictures.batch", "pictures.curves", "judging.fidelity._draw"):
             patch.setattr(f"slicebook.{place}", lambda *_, **__: None)
         import anomaly
         import generation

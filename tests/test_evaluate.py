@@ -14,7 +14,7 @@ from slicebook.config import Recipe, TokenizerConfig
 from slicebook.dataset import PreparedData
 from slicebook.errors import ConfigError, DataError, ShapeError
 from slicebook.evaluate import Evaluation, evaluate
-from slicebook.fidelity import measure_fidelity
+from slicebook.judging.fidelity import measure_fidelity
 from slicebook.manifest import DatasetInfo, SliceRecord, SplitCounts, write_info, write_manifest
 from slicebook.metrics.reconstruction import CONVENTIONS, scores
 from slicebook.metrics.summary import level_use

@@ -17,7 +17,6 @@ import numpy as np
 import torch
 
 from slicebook import sheets
-from slicebook.auditing import Auditing, audit_samples
 from slicebook.checkpoint import (
     LoadedPrior,
     LoadedTokenizer,
@@ -30,13 +29,14 @@ from slicebook.checkpoint import (
 from slicebook.config import Record
 from slicebook.dataset import PreparedData
 from slicebook.errors import CheckpointError, ConfigError
-from slicebook.fidelity import Fidelity, measure_fidelity
+from slicebook.judging.auditing import Auditing, audit_samples
+from slicebook.judging.fidelity import Fidelity, measure_fidelity
+from slicebook.judging.likeness import Likeness, Side, draw_side, measure_likeness, read_side
+from slicebook.judging.usefulness import Usefulness, measure_usefulness
 from slicebook.layouts import Split
-from slicebook.likeness import Likeness, Side, draw_side, measure_likeness, read_side
 from slicebook.metrics.summary import CodecReport
 from slicebook.sampling import SamplingSettings
 from slicebook.text import replace_text
-from slicebook.usefulness import Usefulness, measure_usefulness
 
 SCHEMA_VERSION = 2
 REPORT_NAME = "report.json"

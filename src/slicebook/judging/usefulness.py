@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from jaxtyping import UInt8
 
-from slicebook import segmenter
 from slicebook.config import Record
-from slicebook.likeness import Side
+from slicebook.judging import segmenter
+from slicebook.judging.likeness import Side
 from slicebook.metrics import masks
 from slicebook.metrics.summary import Summary
 

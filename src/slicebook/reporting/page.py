@@ -16,17 +16,17 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from pydantic import ValidationError
 
-from slicebook import charts
-from slicebook.answers import Answer, answers
-from slicebook.auditing import Auditing
 from slicebook.errors import DataError
 from slicebook.evaluate import REPORT_NAME, Evaluation
-from slicebook.fidelity import Fidelity
-from slicebook.likeness import Likeness
+from slicebook.judging.auditing import Auditing
+from slicebook.judging.fidelity import Fidelity
+from slicebook.judging.likeness import Likeness
+from slicebook.judging.usefulness import Usefulness
 from slicebook.metrics.appearance import Curves
 from slicebook.metrics.beside import Beside
+from slicebook.reporting import charts
+from slicebook.reporting.answers import Answer, answers
 from slicebook.text import replace_text, to_rows
-from slicebook.usefulness import Usefulness
 
 PAGE_NAME = "report.html"
 TONES: Mapping[tuple[str, str], str] = {
@@ -67,7 +67,8 @@ def read_report(folder: str | Path) -> Evaluation:
         return Evaluation.model_validate_json(path.read_text(encoding="utf-8"))
     except ValidationError as error:
         raise DataError(
-            f"{path}: is no report of this version of Slicebook ({error.error_count()} faults); evaluate again"
+            f"{path}: is no report of this version of Slicebook ({error.error_count()} faults); evaluate "
+            "again"
         ) from error
 
 
@@ -81,7 +82,7 @@ def write_page(folder: str | Path) -> Path:
     found = read_report(folder)
     said = answers(found)
     model = found.provenance["model"]
-    template = files("slicebook") / "templates"
+    template = files("slicebook.reporting") / "templates"
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -89,8 +90,8 @@ def write_page(folder: str | Path) -> Path:
         style=(template / "report.css").read_text(encoding="utf-8"),
         title=f"{model['recipe']['name']} on {found.patients} {found.split} patients",
         subtitle=f"{found.slices} slices. Codebook {model['codebook_hash'][:12]}, split "
-        f"{found.provenance['data']['split_hash'][:12]}, commit {(found.provenance['commit'] or 'none')[:12]}, "
-        f"seed {found.provenance['seed']}.",
+        f"{found.provenance['data']['split_hash'][:12]}, commit "
+        f"{(found.provenance['commit'] or 'none')[:12]}, seed {found.provenance['seed']}.",
         versions=found.provenance["versions"],
         warnings=found.warnings,
         answers=[asdict(one) | {"tone": _tone(one)} for one in said],
@@ -139,7 +140,7 @@ def _fidelity(found: Fidelity, folder: Path) -> Section:
     return Section(
         "fidelity",
         "Is it faithful?",
-        f"Slices rebuilt from their tokens{', beside ' + ' and '.join(codec_titles) if codec_titles else ''}. "
+        f"Slices rebuilt from their tokens{', beside ' * bool(codec_titles)}{' and '.join(codec_titles)}. "
         f"{found.averaging}",
         [
             _table("Scores by patient, with their 95 % interval", found.table()),
@@ -277,8 +278,8 @@ def _usefulness(found: Usefulness) -> Section:
     return Section(
         "usefulness",
         "Is it of use?",
-        f"Dice on held-out patients of a segmenter taught by {found.generated.pairs} samples, and of one taught "
-        f"by {found.training_set.pairs} training slices, {found.steps} steps each.",
+        f"Dice on held-out patients of a segmenter taught by {found.generated.pairs} samples, and of one "
+        f"taught by {found.training_set.pairs} training slices, {found.steps} steps each.",
         [_table("Dice by label", rows), _terms("What it is", [("Dice", found.convention)])],
     )
 

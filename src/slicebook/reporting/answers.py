@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from slicebook.evaluate import Evaluation
-from slicebook.fidelity import Fidelity
-from slicebook.likeness import Likeness
+from slicebook.judging.fidelity import Fidelity
+from slicebook.judging.likeness import Likeness
 
 COVERED = 0.8  # of the coverage that real patients have of each other
 USEFUL = 0.9  # of what the training set teaches

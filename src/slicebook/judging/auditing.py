@@ -20,8 +20,8 @@ from slicebook.checkpoint import LoadedPrior
 from slicebook.config import Record
 from slicebook.dataset import PreparedData, SliceSet
 from slicebook.generating import decode_pages, noise_levels, put_noise_back
+from slicebook.judging.likeness import Side, of_size, unit
 from slicebook.likelihood import likelihood
-from slicebook.likeness import Side, of_size, unit
 from slicebook.metrics.membership import Membership, membership
 from slicebook.metrics.memorization import FEWEST_PATIENTS, Audit, Pair, audit
 from slicebook.metrics.neighbours import describe, nearest_by_correlation

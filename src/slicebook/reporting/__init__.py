@@ -1,0 +1,1 @@
+"""What an evaluation found, for people: answers, charts, the page, the card, the comparison."""

@@ -36,6 +36,7 @@ def evaluate(
     from slicebook.dataset import PreparedData
     from slicebook.devices import choose_device
     from slicebook.evaluate import evaluate as judge
+    from slicebook.reporting.page import write_page
 
     report = judge(
         model,
@@ -50,6 +51,8 @@ def evaluate(
         say=say,
         progress=counter("sample"),
     )
+    page = write_page(out)
     for warning in report.warnings:
         say(f"warning: {warning}")
+    say(f"page: {page}")
     show(report, report.table(), as_json)

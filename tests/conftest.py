@@ -1,10 +1,13 @@
 """Checks every shape and type that `src` promises while the tests run, on one thread a process.
 
-Holds the one tiny prior that the tests of generating, inpainting and judging share.
+Holds the one tiny prior, and the one report, that the tests of generating, inpainting and judging share.
 """
 
+import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -72,3 +75,43 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     grain = loaded.info.grain.model_copy(update={"drawn": (0.0,) * len(loaded.info.grain.drawn)})
     save_prior(loaded.path, loaded.prior, loaded.book, loaded.info.model_copy(update={"grain": grain}))
     return made
+
+
+@pytest.fixture(scope="session")
+def evaluated(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Judge the tiny whole in all parts, and return the folder of the report; not to be written to.
+
+    On slices cropped to one size: an audit needs three training patients of one.
+    """
+    from slicebook.dataset import PreparedData
+    from slicebook.evaluate import evaluate
+    from slicebook.preparation import PrepareOptions, prepare
+
+    folder = tmp_path_factory.mktemp("evaluated")
+    prepare(trained.raw, folder / "prepared", options=PrepareOptions(size=(32, 64)))
+    data = PreparedData.open(folder / "prepared")
+    evaluate(trained.run, data, folder / "report", split="validation", samples=24, steps=4)
+    return folder / "report"
+
+
+@pytest.fixture
+def variant(evaluated: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Write the tiny report into a folder of some name, some values changed: `outer__inner=value`.
+
+    A function is called with the value that is there.
+    """
+
+    def write(name: str, **changes: Any) -> Path:
+        content = json.loads((evaluated / "report.json").read_text(encoding="utf-8"))
+        for key, value in changes.items():
+            *path, last = key.split("__")
+            inner = content
+            for step in path:
+                inner = inner[step]
+            inner[last] = value(inner[last]) if callable(value) else value
+        folder = tmp_path / name
+        folder.mkdir(parents=True)
+        (folder / "report.json").write_text(json.dumps(content), encoding="utf-8")
+        return folder
+
+    return write

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from slicebook import __version__
-from slicebook.commands import data, judging, prior, tokenizer
+from slicebook.commands import data, judging, prior, reporting, tokenizer
 from slicebook.commands.options import say
 from slicebook.errors import SlicebookError
 
@@ -36,6 +36,8 @@ for command in (
     tokenizer.encode,
     tokenizer.decode,
     judging.evaluate,
+    reporting.compare,
+    reporting.card,
     tokenizer.info,
 ):
     app.command()(command)

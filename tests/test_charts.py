@@ -97,3 +97,14 @@ def test_nothing_and_no_numbers_are_refused(series):
         lines(series, x="x", y="y", what="a chart")
     with pytest.raises(ShapeError, match="wanted some, all of them numbers"):
         bars({name: [y for _, y in points] for name, points in series.items()}, x="x", y="y", what="w")
+
+
+def test_a_band_lies_between_its_edges_and_is_named():
+    edges = ([(0, 1), (2, 1)], [(0, 3), (2, 3)])
+    drawn = lines({"a": [(0, 2), (2, 2)]}, x="x", y="y", what="w", band=("the range", *edges))
+    band = re.search(r'class="band" points="([^"]*)"', drawn).group(1)
+    heights = [float(point.split(",")[1]) for point in band.split()]
+    line = float(re.search(r'class="line s0" points="[^,]*,([\d.]+)', drawn).group(1))
+    assert len(heights) == 4
+    assert min(heights) < line < max(heights)
+    assert "the range" in drawn

@@ -87,3 +87,14 @@ def test_pictures_of_other_sizes_share_a_sheet(tmp_path):
     assert found.shape == (4, 4 + GAP, 3)
     assert (found[:, 2 + GAP :] == 20).all()
     assert found[0, 0, 0] == 10
+
+
+def test_a_label_as_wide_as_a_body_is_an_outline():
+    mask = np.zeros((12, 12), np.uint8)
+    mask[1:11, 1:11] = 1
+    mask[5:7, 5:7] = 2
+    found = tinted(np.zeros((12, 12), np.float32), mask)
+    coloured = (found != found[..., :1]).any(-1)
+    assert coloured[1, 1:11].all()
+    assert coloured[5:7, 5:7].all()
+    assert not coloured[2:5, 2:10].any()

@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, UInt8
 from matplotlib.image import imsave
-from scipy.ndimage import zoom
+from scipy.ndimage import binary_erosion, zoom
 
 # Of label 1, 2, …; the lowest label is the background. Apart also for the colour-blind.
 COLOURS = ((86, 180, 233), (240, 228, 66), (0, 158, 115), (213, 94, 0), (204, 121, 167), (230, 159, 0))
 OPACITY = 0.45
+WIDE = 0.25  # of a slice
 GAP = 2  # dark pixels between pictures
 
 
@@ -30,12 +31,16 @@ def gray(image: Float[np.ndarray, "h w"], aspect: float = 1.0) -> UInt8[np.ndarr
 def tinted(
     image: Float[np.ndarray, "h w"], mask: UInt8[np.ndarray, "h w"], aspect: float = 1.0
 ) -> UInt8[np.ndarray, "rows w 3"]:
-    """Return a slice with its mask over it, a colour a label; label 0 stays gray."""
+    """Return a slice with its mask over it, a colour a label; label 0 stays gray.
+
+    A label as wide as a body would hide what it lies on: it gets its colour along the mask's outline alone.
+    """
     pixels = gray(image, aspect).astype(np.float32)
     rows = (np.arange(len(pixels)) / aspect).astype(int).clip(max=len(mask) - 1)
     labels = mask[rows]
     table = np.array([(0, 0, 0), *(COLOURS[i % len(COLOURS)] for i in range(255))], dtype=np.float32)
-    weight = np.where(labels > 0, OPACITY, 0.0)[..., None]
+    wide = np.bincount(mask.ravel(), minlength=256) > WIDE * mask.size
+    weight = np.where((labels > 0) & ~(wide[labels] & binary_erosion(labels > 0)), OPACITY, 0.0)[..., None]
     mixed: UInt8[np.ndarray, "rows w 3"] = (
         ((1 - weight) * pixels + weight * table[labels]).round().astype(np.uint8)
     )

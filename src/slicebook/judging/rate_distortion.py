@@ -16,7 +16,7 @@ from slicebook.metrics.reconstruction import HEADLINE, patient_means, scores
 from slicebook.tokenizer import Tokenizer
 
 FACTORS = (0.5, 1, 2, 4)  # of the tokenizer's bits, which the codecs are given
-MOST_SLICES = 36
+MOST_SLICES = 18
 SHOWN = (HEADLINE, "ssim_whole", "psnr_whole")
 
 CONVENTION = (

@@ -14,6 +14,11 @@ from slicebook.judging.likeness import Likeness
 
 COVERED = 0.8  # of the coverage that real patients have of each other
 USEFUL = 0.9  # of what the training set teaches
+WHO = {
+    "train": "patients it was trained on",
+    "validation": "patients that chose the checkpoint",
+    "test": "patients never trained on",
+}
 PASSING = 0.9  # of the rate at which real masks pass the rules of anatomy
 
 Verdict = Literal["yes", "partly", "no", "measured", "invalid", "not asked"]
@@ -49,8 +54,7 @@ def _faithful(found: Evaluation) -> Answer:
         return Answer(question, "not asked", "Reconstruction was not judged.", rule)
     said = (
         f"SSIM of the foreground {fidelity.scores[fidelity.headline].in_words()} at "
-        f"{fidelity.bits_per_pixel.mean_of_slices:.3f} bits a pixel, on {found.patients} patients never "
-        "trained on."
+        f"{fidelity.bits_per_pixel.mean_of_slices:.3f} bits a pixel, on {found.patients} {WHO[found.split]}."
     )
     return Answer(question, *_beside_codec(fidelity, said), rule)
 
@@ -117,7 +121,13 @@ def _copies(found: Evaluation) -> Answer:
     copies = found.audit.copies
     verdict: Verdict = "yes" if copies.copies_found else "no" if copies.valid else "invalid"
     member = found.audit.membership
-    said = f"{copies.verdict} Likelihoods tell training slices from others with an AUC of {member.auc:.2f}."
+    said = copies.verdict
+    if copies.valid:
+        beyond = max(test.beyond for test in copies.tests)
+        seen = copies.controls[-1]
+        said = f"{beyond} of {copies.samples} samples look copied; {seen.seen:.0%} of {seen.planted} planted "
+        said += "copies were seen."
+    said += f" Likelihoods tell training slices from others with an AUC of {member.auc:.2f}."
     return Answer(question, verdict, said, rule)
 
 

@@ -60,7 +60,14 @@ class Axis:
 
 
 def lines(
-    series: Mapping[str, Points], *, x: str, y: str, what: str, log_x: bool = False, marks: bool = False
+    series: Mapping[str, Points],
+    *,
+    x: str,
+    y: str,
+    what: str,
+    log_x: bool = False,
+    marks: bool = False,
+    band: tuple[str, Points, Points] | None = None,
 ) -> str:
     """Draw series of points, joined in the order of x.
 
@@ -71,6 +78,7 @@ def lines(
         what: The chart in a sentence, for those who cannot see it.
         log_x: Whether x is logarithmic.
         marks: Whether each point has a dot.
+        band: A range behind the lines: its name in the legend, its lower and its upper edge.
 
     Raises:
         ShapeError: There is no point to draw.
@@ -79,12 +87,17 @@ def lines(
         name: sorted(point for point in points if point[0] > 0 or not log_x)
         for name, points in series.items()
     }
-    everything = [point for points in kept.values() for point in points]
+    range_name, *edges = band or ("", [], [])
+    everything = [point for points in (*kept.values(), *edges) for point in points]
     if not everything or not all(math.isfinite(value) for point in everything for value in point):
         raise ShapeError(f"{what}: got {len(everything)} points, wanted some, all of them numbers")
     across = Axis(x, *_span([point[0] for point in everything], tight=True), log=log_x)
     up = Axis(y, *_span([point[1] for point in everything]))
     body = []
+    if band:
+        low, high = ([_place(across, up, point) for point in sorted(edge)] for edge in edges)
+        around = " ".join(f"{left:.1f},{down:.1f}" for left, down in (*low, *reversed(high)))
+        body.append(f'<polygon class="band" points="{around}"/>')
     for index, points in enumerate(kept.values()):
         places = [_place(across, up, point) for point in points]
         path = " ".join(f"{left:.1f},{down:.1f}" for left, down in places)
@@ -94,7 +107,7 @@ def lines(
                 f'<circle class="dot s{index % SERIES}" cx="{left:.1f}" cy="{down:.1f}" r="3.5"/>'
                 for left, down in places
             ]
-    return _chart(across, up, body, list(kept), what)
+    return _chart(across, up, body, list(kept), what, band=range_name)
 
 
 def bars(groups: Mapping[str, Sequence[float]], *, x: str, y: str, what: str) -> str:
@@ -124,7 +137,9 @@ def bars(groups: Mapping[str, Sequence[float]], *, x: str, y: str, what: str) ->
     return _chart(across, up, body, list(groups), what)
 
 
-def _chart(across: Axis, up: Axis, body: Sequence[str], names: Sequence[str], what: str) -> str:
+def _chart(
+    across: Axis, up: Axis, body: Sequence[str], names: Sequence[str], what: str, *, band: str = ""
+) -> str:
     parts = [
         f'<svg class="chart" role="img" viewBox="0 0 {WIDTH} {HEIGHT}" xmlns="http://www.w3.org/2000/svg">',
         f"<title>{escape(what)}</title>",
@@ -145,11 +160,12 @@ def _chart(across: Axis, up: Axis, body: Sequence[str], names: Sequence[str], wh
     turned = f'transform="translate(13 {height:.0f}) rotate(-90)"'
     parts.append(f'<text class="name middle" {turned}>{escape(up.name)}</text>')
     parts.append("</svg>")
-    if len(names) > 1:
+    if len(names) > 1 or band:
         items = "".join(
             f'<li><i class="key s{index % SERIES}"></i>{escape(name)}</li>'
             for index, name in enumerate(names)
         )
+        items += f'<li><i class="key band"></i>{escape(band)}</li>' * bool(band)
         parts.append(f'<ul class="legend">{items}</ul>')
     return "".join(parts)
 

@@ -57,7 +57,7 @@ def sections(found: Evaluation, folder: Path) -> Iterator[Section]:
     if found.generation and found.drawing:
         yield _generation(found.drawing, found.generation, folder)
     if found.audit:
-        yield _audit(found.audit, folder)
+        yield _audit(found.audit, folder, alone=found.generation is None)
     if found.usefulness:
         yield _usefulness(found.usefulness)
     if found.left_out:
@@ -84,7 +84,7 @@ def sections(found: Evaluation, folder: Path) -> Iterator[Section]:
 
 def _fidelity(whole: Evaluation, found: Fidelity, folder: Path) -> Section:
     codec_titles = [codec.title for codec in (found.codecs or {}).values()]
-    pictures = (
+    shown = (
         ("pairs.png", "Real, rebuilt, and the difference, from the worst slice to the best."),
         ("levels.png", "What each level adds, coarsest first."),
         ("worst.png", "The worst slices, one a patient first."),
@@ -107,7 +107,7 @@ def _fidelity(whole: Evaluation, found: Fidelity, folder: Path) -> Section:
         f"{found.averaging}",
         [
             _table("Scores by patient, with their 95 % interval", [*found.table(), *coded]),
-            *_pictures(folder, pictures),
+            *_pictures(folder, shown),
             *_rate_distortion(found.rate_distortion),
             _usage(found),
             _table("How the codes are used; level 0 is the finest", uses),
@@ -156,7 +156,13 @@ def _generation(drawing: Drawing, found: Likeness, folder: Path) -> Section:
         _curves(
             found.spectrum, "cycles a pixel", "power in dB", "Power spectra of samples and of real slices"
         ),
-        _curves(found.intensity, "intensity", "share of pixels", "Intensities of samples and of real slices"),
+        _curves(
+            found.intensity,
+            "intensity",
+            "share of pixels",
+            "Intensities of samples and of real slices",
+            join=4,
+        ),
     ]
     if found.anatomy:
         rules = [("rule", "samples", "real", "what it asks")]
@@ -174,7 +180,7 @@ def _generation(drawing: Drawing, found: Likeness, folder: Path) -> Section:
     )
 
 
-def _audit(found: Auditing, folder: Path) -> Section:
+def _audit(found: Auditing, folder: Path, *, alone: bool) -> Section:
     copies = found.copies
     tests = [("test", "needed", "samples beyond")]
     tests += [
@@ -198,6 +204,7 @@ def _audit(found: Auditing, folder: Path) -> Section:
     for name, one in {"correlation of images": copies, **found.in_features}.items():
         counts = [f"{test.beyond} of {test.needed}" for test in one.tests]
         searches.append((name, *counts, f"{one.controls[-1].seen:.0%}", f"{one.nearer.share:.3f}"))
+    sheet = [("samples.png", "The first of the samples, none of them picked.")] * alone
     unsearched = ""
     if found.of_other_sizes:
         unsearched = f"; {found.of_other_sizes} of other sizes cannot be compared with them"
@@ -218,7 +225,7 @@ def _audit(found: Auditing, folder: Path) -> Section:
             _table("The same tests with planted copies", controls),
             _table("The same search among features, reported beside", searches),
             _table("Reported beside, not decided by", others),
-            *_pictures(folder, (("closest.png", "The closest pairs."),)),
+            *_pictures(folder, (("closest.png", "The closest pairs."), *sheet)),
             _terms(
                 "What these are",
                 [
@@ -294,20 +301,22 @@ def _history(name: str, found: History) -> Block:
     return _chart(drawn, f"The {MODELS[name]}, trained for {minutes:.3g} minutes: {', '.join(found.curves)}.")
 
 
-def _curves(curves: Curves, x: str, y: str, what: str) -> Block:
+def _curves(curves: Curves, x: str, y: str, what: str, *, join: int = 1) -> Block:
+    """Return a chart of samples over the range of real patients; `join` neighbouring bins are summed."""
+
     def points(values: Sequence[float]) -> list[tuple[float, float]]:
-        return list(zip(curves.at, values, strict=True))
+        starts = range(0, len(values) - join + 1, join)
+        return [
+            (sum(curves.at[start : start + join]) / join, sum(values[start : start + join]))
+            for start in starts
+        ]
 
     drawn = charts.lines(
-        {
-            "samples": points(curves.generated),
-            "real": points(curves.real),
-            "real patients, 5 %": points(curves.real_low),
-            "real patients, 95 %": points(curves.real_high),
-        },
+        {"samples": points(curves.generated), "real": points(curves.real)},
         x=x,
         y=y,
         what=what,
+        band=("real patients, 5 to 95 %", points(curves.real_low), points(curves.real_high)),
     )
     return _chart(drawn, f"{what}. {curves.distance.convention}")
 
@@ -342,7 +351,9 @@ def _terms(caption: str, rows: Sequence[tuple[str, str]]) -> Block:
 
 
 def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3g}"
+    if value is None:
+        return "–"
+    return (f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}").replace("-", "−")
 
 
 def _share(value: float | None) -> str:
@@ -350,4 +361,4 @@ def _share(value: float | None) -> str:
 
 
 def _interval(ends: tuple[float, float] | None) -> str:
-    return "–" if ends is None else f"{ends[0]:.3g} to {ends[1]:.3g}"
+    return "–" if ends is None else f"{_number(ends[0])} to {_number(ends[1])}"

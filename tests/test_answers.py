@@ -1,0 +1,122 @@
+"""The answers: each rule is what it says, and what was not judged is never a yes."""
+
+import pytest
+
+from slicebook.evaluate import Evaluation
+from slicebook.reporting.answers import answers
+from slicebook.reporting.page import read_report
+
+FAITHFUL, GENERATES, COPIES, USEFUL = range(4)
+QUESTIONS = ["Is it faithful?", "Does it generate?", "Does it copy patients?", "Is it of use?"]
+
+
+def verdict(folder, which):
+    return answers(read_report(folder))[which].verdict
+
+
+def beside(generated, real, high=None):
+    """Return a change of one measure beside real patients."""
+
+    def change(one):
+        return one | {
+            "generated": generated,
+            "real": real,
+            "real_range": [real, real if high is None else high],
+        }
+
+    return change
+
+
+def test_four_questions_are_asked_in_the_order_people_ask(evaluated):
+    found = answers(read_report(evaluated))
+    assert [one.question for one in found] == QUESTIONS
+    assert all(one.finding and one.rule for one in found)
+
+
+@pytest.mark.parametrize(
+    ("part", "which"), [("fidelity", 0), ("generation", 1), ("audit", 2), ("usefulness", 3)]
+)
+def test_what_was_not_judged_has_no_answer(variant, part, which):
+    found = answers(read_report(variant("report", **{part: None})))
+    assert [one.verdict == "not asked" for one in found] == [index == which for index in range(4)]
+
+
+@pytest.mark.parametrize(
+    ("interval", "wanted"),
+    [([0.01, 0.2], "yes"), ([-0.1, 0.1], "partly"), ([-0.2, -0.01], "no"), (None, "measured")],
+)
+def test_faithful_is_above_jpeg_2000_on_the_patients_at_hand(variant, interval, wanted):
+    change = {"fidelity__codecs__jpeg2000__advantage__ssim_foreground__interval": interval}
+    assert verdict(variant("report", **change), FAITHFUL) == wanted
+
+
+def test_without_a_codec_fidelity_is_a_number_and_no_verdict(variant):
+    found = answers(read_report(variant("report", fidelity__codecs=None)))[FAITHFUL]
+    assert found.verdict == "measured"
+    assert "--codecs" in found.finding
+
+
+@pytest.mark.parametrize(
+    ("split", "words"),
+    [("train", "it was trained on"), ("validation", "chose the checkpoint"), ("test", "never")],
+)
+def test_whose_slices_they_are_is_said(variant, split, words):
+    assert words in answers(read_report(variant("report", split=split)))[FAITHFUL].finding
+
+
+@pytest.mark.parametrize(
+    ("distances", "ratio", "wanted"),
+    [
+        ((1.0, 1.0), 0.9, "yes"),
+        ((1.0, 1.0), 0.89, "partly"),
+        ((1.0, 9.0), 0.9, "partly"),
+        ((9.0, 9.0), 0.5, "no"),
+        ((9.0, 9.0), None, "no"),
+    ],
+)
+def test_it_generates_where_all_of_the_rule_holds(variant, distances, ratio, wanted):
+    kinds = ("texture", "efficientnet-lite0")
+    change = {
+        f"generation__features__{kind}__samples__kernel_distance": beside(value, 0.5, 1.0)
+        for kind, value in zip(kinds, distances, strict=True)
+    }
+    change |= {f"generation__features__{kind}__samples__coverage": None for kind in kinds}
+    assert verdict(variant("report", **change, generation__anatomy__ratio=ratio), GENERATES) == wanted
+
+
+@pytest.mark.parametrize(("coverage", "wanted"), [(0.40, "yes"), (0.39, "partly")])
+def test_it_generates_only_where_it_covers(variant, coverage, wanted):
+    change = {}
+    for kind in ("texture", "efficientnet-lite0"):
+        change[f"generation__features__{kind}__samples__kernel_distance"] = beside(0.5, 0.5, 1.0)
+        change[f"generation__features__{kind}__samples__coverage"] = lambda _: {
+            "convention": "c", "generated": coverage, "generated_range": [0, 1], "real": 0.5,
+            "real_range": [0, 1], "interval": [0, 1],
+        }  # fmt: skip
+    assert verdict(variant("report", **change, generation__anatomy=None), GENERATES) == wanted
+
+
+@pytest.mark.parametrize(
+    ("valid", "copied", "wanted"),
+    [(True, False, "no"), (True, True, "yes"), (False, True, "yes"), (False, False, "invalid")],
+)
+def test_finding_no_copies_counts_only_where_planted_ones_were_found(variant, valid, copied, wanted):
+    change = {"audit__copies__valid": valid, "audit__copies__copies_found": copied}
+    assert verdict(variant("report", **change), COPIES) == wanted
+
+
+@pytest.mark.parametrize(
+    ("ratio", "wanted"), [(0.9, "yes"), (0.89, "partly"), (0.44, "no"), (None, "measured")]
+)
+def test_useful_is_nine_tenths_of_what_patients_teach(variant, ratio, wanted):
+    change = {
+        "usefulness__ratio": ratio,
+        "usefulness__generated__mean": 0.5,
+        "usefulness__training_set__mean": 0.5,
+    }
+    assert verdict(variant("report", **change), USEFUL) == wanted
+
+
+def test_an_evaluation_survives_its_own_json(evaluated):
+    found = read_report(evaluated)
+    assert Evaluation.model_validate_json(found.model_dump_json()) == found

@@ -39,7 +39,7 @@ def test_folders_of_one_name_are_told_apart_by_what_is_above_them(variant):
 
 def test_the_four_answers_stand_first(variant):
     found = compare_reports([variant("a"), variant("b", usefulness=None)])
-    assert [row.measure for row in found.rows[:4]] == [
+    assert [row[0] for row in found.table()[1:5]] == [
         "Is it faithful?", "Does it generate?", "Does it copy patients?", "Is it of use?",
     ]  # fmt: skip
     assert rows_of(found)["Does it copy patients?"] == ("invalid", "invalid")
@@ -59,32 +59,26 @@ def test_a_distance_stands_with_the_95th_percentile_of_real_patients(variant):
 
 
 def test_a_share_stands_as_x_of_y(variant):
-    other = variant("b", generation__features__texture__samples__coverage=BESIDE)
-    assert rows_of(compare_reports([variant("a"), other]))["texture: coverage"] == (
-        "–", "0.3 [0.1, 0.5] of 0.75",
-    )  # fmt: skip
+    key = "generation__features__texture__{}__coverage"
+    other = variant("b", **{key.format(side): BESIDE for side in ("samples", "tokenizer_alone")})
+    cells = rows_of(compare_reports([variant("a"), other]))["texture: coverage"]
+    assert cells == ("–", "0.3 [0.1, 0.5] of 0.75")
 
 
-def test_the_audit_stands_with_what_was_planted(variant):
-    rows = rows_of(compare_reports([variant("a"), variant("b")]))
+def test_the_audit_stands_with_what_was_planted_last(variant):
+    def seen(controls):
+        return [*controls[:-1], controls[-1] | {"seen": 0.5, "planted": 6}]
+
+    rows = rows_of(compare_reports([variant("a"), variant("b", audit__copies__controls=seen)]))
     assert rows["samples beyond the gap"][0] == "0 (copies from 2) and 0 (from 1) of 24"
-    assert rows["planted copies seen"][0] == "0% of 1"
+    assert rows["planted copies seen"][1] == "50% of 6"
 
 
 def test_the_advantage_over_jpeg_2000_stands_where_it_was_coded(variant):
-    first = variant("a")
-    content = json.loads((first / "report.json").read_text(encoding="utf-8"))
-    scores = content["fidelity"]["scores"]
-    gain = scores | {
-        "ssim_foreground": scores["ssim_foreground"] | {"mean_of_patients": 0.1, "interval": None}
-    }
-    codec = {
-        "title": "JPEG 2000", "settings": "", "library_version": "",
-        "bits_per_pixel": content["fidelity"]["bits_per_pixel"], "header_bits_subtracted": 0,
-        "slices_over_budget": 0, "scores": scores, "advantage": gain,
-    }  # fmt: skip
-    other = variant("b", fidelity__codecs={"jpeg2000": codec})
-    assert rows_of(compare_reports([first, other]))["ssim_foreground less JPEG 2000's"] == ("–", "0.100")
+    coded = variant("a", fidelity__codecs__jpeg2000__advantage__ssim_foreground__mean_of_patients=0.1)
+    cells = rows_of(compare_reports([coded, variant("b", fidelity__codecs=None)]))
+    assert cells["ssim_foreground less JPEG 2000's"][0].startswith("0.100 [")
+    assert cells["ssim_foreground less JPEG 2000's"][1] == "–"
 
 
 def test_a_measure_that_no_report_has_is_left_out(variant):
@@ -115,8 +109,9 @@ def test_a_part_that_was_not_judged_is_no_difference(variant):
         ("provenance__data__split_hash", "f" * 64, "split hash is .* in a and c, and ffffffffffff in b"),
         ("provenance__data__spacing", 2.0, "preparation is .*native pixels.* in a and c, and .*2 mm.* in b"),
         ("split", "test", "split is validation in a and c, and test in b"),
-        ("generation__drawing__samples", 99, "number of samples is 24 in a and c, and 99 in b"),
-        ("generation__drawing__settings__top_p", 0.5, "sampling is .* in a and c, and .*top_p 0.5.* in b"),
+        ("drawing__samples", 99, "number of samples is 24 in a and c, and 99 in b"),
+        ("drawing__settings__top_p", 0.5, "sampling is .* in a and c, and .*top_p 0.5.* in b"),
+        ("drawing__grain", False, "sampling is .* in a and c, and .*no noise put back in b"),
         (
             "generation__features",
             texture_alone,
@@ -126,8 +121,8 @@ def test_a_part_that_was_not_judged_is_no_difference(variant):
         ("provenance__seed", 7, "seed is 42 in a and c, and 7 in b"),
         (
             "usefulness__convention",
-            "Dice, other",
-            "definition of Dice is .* in a and c, and Dice, other in b",
+            "other",
+            "Dice is taken by definition 1 in a and c, and by definition 2 in b",
         ),
     ],
 )
@@ -135,6 +130,12 @@ def test_what_forbids_a_comparison_is_said_with_the_report_that_differs(key, val
     folders = [variant("a"), variant("b", **{key: value}), variant("c")]
     (difference,) = compare_reports(folders).differences
     assert re.search(said, difference), difference
+
+
+def test_another_definition_is_told_under_the_title_of_its_report(variant):
+    found = compare_reports([variant("a"), variant("b", usefulness__convention="Dice, otherwise")])
+    assert found.conventions["Dice in b"] == "Dice, otherwise"
+    assert found.conventions["Dice"].startswith("Dice of each label")
 
 
 def test_what_a_report_warns_of_is_passed_on_under_its_name(variant):

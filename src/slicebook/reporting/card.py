@@ -102,11 +102,13 @@ def _command(found: Evaluation) -> str:
     """Return the command that judges so again."""
     words = ["slicebook evaluate MODEL DATA --out REPORT", f"--split {found.split}"]
     words.append(f"--seed {found.provenance['seed']}")
-    if samples := tables.sample_count(found):
-        words.append(f"-n {samples}")
+    if drawing := found.drawing:
+        words.append(f"-n {drawing.samples}")
+        words += [f"--{name.replace('_', '-')} {value}" for name, value in drawing.settings.items()]
+        words.append("--grain" if drawing.grain else "--no-grain")
     judged = [part for part in PARTS if getattr(found, part)]
     if len(judged) < len(PARTS):
         words += [f"--only {part}" for part in judged]
-    if found.fidelity and found.fidelity.codecs:
-        words.append("--codecs")
+    if found.fidelity:
+        words.append("--codecs" if found.fidelity.codecs else "--no-codecs")
     return " ".join(words)

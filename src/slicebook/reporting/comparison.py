@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from slicebook.errors import ConfigError
 from slicebook.evaluate import REPORT_NAME, Evaluation
-from slicebook.metrics.beside import Beside
 from slicebook.metrics.summary import Summary
-from slicebook.reporting import markdown
+from slicebook.reporting import comparable, markdown
 from slicebook.reporting.answers import answers
+from slicebook.reporting.comparable import SHORT
 from slicebook.reporting.page import read_report
-from slicebook.reporting.tables import conventions, named, sample_count
-from slicebook.reporting.wording import UNKNOWN, estimate, listed, number, share
+from slicebook.reporting.tables import conventions, titled
+from slicebook.reporting.wording import UNKNOWN, estimate, number, share
 
-SHORT = 12  # characters of a hash
 SCORES = ("ssim_foreground", "ssim_whole", "psnr_whole")
-NEARNESS = ("kernel_distance", "frechet_distance")
-SHARES = ("coverage", "recall", "density", "precision")
+NEARNESS = ("kernel distance", "Fréchet distance", "spectrum", "intensities")  # less is nearer
 NOTES = (
     "In brackets: the 95 % interval by patient, of each report by itself. Where two intervals overlap, a "
     "difference may still be real: on the same patients it is known better than each side is.",
-    "Less is better of bits, distances, samples beyond the gap and membership (0.5 tells nothing); MS-SSIM "
-    "of pairs is best where real patients' is; of all else, more is better.",
+    "Less is better of bits, distances, spectrum, intensities, samples beyond the gap, and membership (0.5 "
+    "tells nothing); MS-SSIM of pairs is best where real patients' is; of all else, more is better.",
     "“up to”: the 95th percentile of the same between groups of real patients. “of”, “beside”: the same of "
     "real patients, or of the training set.",
 )
@@ -122,14 +119,14 @@ def compare_reports(folders: Sequence[str | Path]) -> Comparison:
     measured = [_conventions(one) for one in found]
     return Comparison(
         titles=titles,
-        differences=(*_differences(titles, found), *_redefined(titles, measured)),
+        differences=(*comparable.differences(titles, found), *comparable.redefined(titles, measured)),
         warnings=tuple(
             f"{title}: {warning}"
             for title, one in zip(titles, found, strict=True)
             for warning in one.warnings
         ),
         rows=tuple(rows),
-        conventions={name: text for one in reversed(measured) for name, text in one.items()},
+        conventions=_all_conventions(titles, measured),
     )
 
 
@@ -175,21 +172,15 @@ def _generation(found: Evaluation) -> Cells:
     likeness = found.generation
     if not likeness:
         return {}
-    measures: dict[str, tuple[Beside | None, bool]] = {}  # and whether less is nearer
-    for kind, features in likeness.features.items():
-        for less, field in [(True, name) for name in NEARNESS] + [(False, name) for name in SHARES]:
-            measures[f"{kind}: {named(field)}"] = (getattr(features.samples, field), less)
-    measures["power spectrum: distance"] = (likeness.spectrum.distance, True)
-    measures["intensities: distance"] = (likeness.intensity.distance, True)
     cells = {}
-    for name, (one, less) in measures.items():
-        if one:
-            theirs = f", up to {number(one.real_range[1])}" if less else f" of {number(one.real)}"
-            cells[name] = Cell(estimate(one.generated, one.interval) + theirs, one.generated)
-    alike, anatomy = likeness.diversity, likeness.anatomy
-    said = f"{estimate(alike.generated, alike.generated_interval)} beside {number(alike.real)}"
-    cells["MS-SSIM of pairs"] = Cell(said, alike.generated)
-    if anatomy:
+    for one in likeness.measures():
+        beside = f" beside {number(one.real)}"
+        if one.measure in NEARNESS and one.real_range:
+            beside = f", up to {number(one.real_range[1])}"
+        elif one.features:
+            beside = f" of {number(one.real)}"
+        cells[titled(one)] = Cell(estimate(one.generated, one.interval) + beside, one.generated)
+    if anatomy := likeness.anatomy:
         said = f"{estimate(anatomy.generated, anatomy.generated_interval)} beside {number(anatomy.real)}"
         cells["masks right by the rules of anatomy"] = Cell(said, anatomy.generated)
     return cells
@@ -224,9 +215,10 @@ def _origin(found: Evaluation) -> Cells:
             cells[name] = Cell(f"{model['recipe']['name']} {model['weights_sha256'][:SHORT]}")
     cells["split"] = Cell(found.split)
     cells["split hash"] = Cell(made["data"]["split_hash"][:SHORT])
-    counts = {"patients": found.patients, "slices": found.slices, "samples": sample_count(found)}
-    counts["seed"] = made["seed"]
-    cells |= {name: Cell(str(count), count) for name, count in counts.items() if count is not None}
+    counts = {"patients": found.patients, "slices": found.slices, "seed": made["seed"]}
+    if found.drawing:
+        counts["samples"] = found.drawing.samples
+    cells |= {name: Cell(str(count), count) for name, count in counts.items()}
     if made["commit"]:
         cells["commit"] = Cell(made["commit"][:SHORT])
     return cells
@@ -243,89 +235,14 @@ def _summary(one: Summary) -> Cell:
     return Cell(one.in_words(), one.mean_of_patients)
 
 
-def _preparation(found: Evaluation) -> str:
-    data = found.provenance["data"]
-    parts = [
-        data["plane"] or "several planes",
-        f"{data['spacing']:g} mm" if data["spacing"] else "native pixels",
-        "×".join(map(str, data["size"])) if data["size"] else "native size",
-        f"percentiles {' and '.join(map(str, data['percentiles']))}",
-    ]
-    return ", ".join(parts)
-
-
-def _drawing(found: Evaluation) -> str | None:
-    if not found.generation:
-        return None
-    drawing = found.generation.drawing
-    settings = ", ".join(f"{name} {value:g}" for name, value in drawing.settings.items())
-    return f"{drawing.rows}×{drawing.columns}, {settings}"
-
-
-# What must be the same in all reports that have it, and what it spoils where it is not.
-SAME: tuple[tuple[str, Callable[[Evaluation], Any], str], ...] = (
-    (
-        "split hash",
-        lambda found: found.provenance["data"]["split_hash"][:SHORT],
-        "Other patients, or the same divided otherwise; judge all on one prepared folder",
-    ),
-    ("preparation", _preparation, "The slices themselves differ; judge all on one prepared folder"),
-    (
-        "split",
-        lambda found: found.split,
-        "Validation patients chose the model, and training patients taught it; judge all on one split",
-    ),
-    (
-        "number of samples",
-        sample_count,
-        "Distances and copies hang on their number; judge all with the same (-n)",
-    ),
-    (
-        "sampling",
-        _drawing,
-        "Bolder samples, or samples of another size, are other samples; judge all with the same settings",
-    ),
-    (
-        "the set of features",
-        lambda found: listed(list(found.generation.features)) if found.generation else None,
-        "Whether a model generates hangs on all of them; judge all with the same extras installed",
-    ),
-    (
-        "the training of the segmenter",
-        lambda found: found.usefulness and f"{found.usefulness.steps} steps",
-        "One that is taught longer learns more from the same pairs; judge all with as many",
-    ),
-    (
-        "seed",
-        lambda found: found.provenance["seed"],
-        "Chance differs too; judge all with one (--seed)",
-    ),
-)
-
-
-def _differences(titles: Sequence[str], found: Sequence[Evaluation]) -> Iterator[str]:
-    for what, value_of, why in SAME:
-        values = [value_of(one) for one in found]
-        if told := _told_apart(titles, values):
-            yield f"{what} is {told}. {why}."
-
-
-def _redefined(titles: Sequence[str], measured: Sequence[dict[str, str]]) -> Iterator[str]:
-    """Name measures that are not the same thing in all reports."""
-    for name in dict.fromkeys(name for one in measured for name in one):
-        if told := _told_apart(titles, [one.get(name) for one in measured]):
-            yield f"the definition of {name} is {told}. Judge all with one version of Slicebook."
-
-
-def _told_apart(titles: Sequence[str], values: Sequence[Any]) -> str:
-    """Say which reports have which value; nothing where all that have one have the same."""
-    whose: dict[Any, list[str]] = {}
-    for title, value in zip(titles, values, strict=True):
-        if value is not None:
-            whose.setdefault(value, []).append(title)
-    if len(whose) < 2:
-        return ""
-    return ", and ".join(f"{value} in {listed(names)}" for value, names in whose.items())
+def _all_conventions(titles: Sequence[str], measured: Sequence[dict[str, str]]) -> dict[str, str]:
+    """Return what was measured, by name; where a report means something else, again under its title."""
+    found: dict[str, str] = {}
+    for title, one in zip(titles, measured, strict=True):
+        for name, text in one.items():
+            if found.setdefault(name, text) != text:
+                found[f"{name} in {title}"] = text
+    return found
 
 
 def _bullets(lines: Sequence[str]) -> str:

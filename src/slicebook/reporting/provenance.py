@@ -28,8 +28,10 @@ def model_rows(found: Evaluation) -> Rows:
         rows.append(("bits per pixel", number(found.fidelity.bits_per_pixel.mean_of_slices)))
     if prior:
         rows += _prior(prior)
-        if found.generation:
-            rows.append(("parameters of the prior", f"{found.generation.drawing.parameters:,}"))
+        if found.drawing:
+            rows.append(("parameters of the prior", f"{found.drawing.parameters:,}"))
+        if found.audit:
+            rows.append(("bits per pixel, coded by the prior", number(found.audit.coded.mean_of_slices)))
     for name, model in (("tokenizer", tokenizer), ("prior", prior)):
         if model:
             rows.append((f"SHA-256 of the {name}'s weights", model["weights_sha256"]))

@@ -2,27 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import fields
-
-from slicebook.evaluate import Evaluation
 from slicebook.judging.auditing import Auditing
 from slicebook.judging.fidelity import Fidelity
-from slicebook.judging.likeness import Likeness
+from slicebook.judging.likeness import Likeness, Measure
 from slicebook.judging.usefulness import Usefulness
-from slicebook.metrics.beside import Beside
-from slicebook.reporting.wording import UNKNOWN, ends, estimate, number, share
+from slicebook.reporting.wording import ends, estimate, number, share
 
 Rows = list[tuple[str, ...]]
-
-
-def sample_count(found: Evaluation) -> int | None:
-    """Return how many samples were judged; None where none were."""
-    if found.generation:
-        return found.generation.drawing.samples
-    if found.audit:
-        return found.audit.copies.samples
-    return found.usefulness.generated.pairs if found.usefulness else None
 
 
 def level_rows(found: Fidelity) -> Rows:
@@ -40,25 +26,22 @@ def likeness_rows(found: Likeness) -> Rows:
     rows: Rows = [
         ("measure", "samples [95 % by patient]", "real patients", "5 to 95 % of draws", "tokenizer alone")
     ]
-    for kind, features in found.features.items():
-        for field in fields(features.samples):
-            one, alone = getattr(features.samples, field.name), getattr(features.tokenizer_alone, field.name)
-            if isinstance(one, Beside):
-                name = f"{kind}: {named(field.name)}"
-                rows.append((name, *_beside(one), number(alone.generated)))
-    for name, curves in (("power spectrum", found.spectrum), ("intensities", found.intensity)):
-        rows.append((f"{name}: distance", *_beside(curves.distance), UNKNOWN))
-    alike = found.diversity
-    rows.append(
+    rows += [
         (
-            "MS-SSIM of pairs",
-            estimate(alike.generated, alike.generated_interval),
-            estimate(alike.real, alike.real_interval),
-            UNKNOWN,
-            UNKNOWN,
+            titled(one),
+            estimate(one.generated, one.interval),
+            number(one.real),
+            ends(one.real_range),
+            number(one.tokenizer_alone),
         )
-    )
+        for one in found.measures()
+    ]
     return rows
+
+
+def titled(one: Measure) -> str:
+    """Return the name of a measure, after the features it is taken on."""
+    return f"{one.features}: {one.measure}" if one.features else one.measure
 
 
 def anatomy_rows(found: Likeness) -> Rows:
@@ -69,7 +52,10 @@ def anatomy_rows(found: Likeness) -> Rows:
     rates = {name: (*pair, whole.rules[name]) for name, pair in whole.by_rule.items()}
     rates["all of them"] = (whole.generated, whole.real, "every rule that has something to judge")
     rows: Rows = [("rule", "samples", "real patients", "what it asks")]
-    rows += [(named(name), share(ours), share(theirs), asks) for name, (ours, theirs, asks) in rates.items()]
+    rows += [
+        (name.replace("_", " "), share(ours), share(theirs), asks)
+        for name, (ours, theirs, asks) in rates.items()
+    ]
     return rows
 
 
@@ -115,13 +101,25 @@ def control_rows(found: Auditing) -> Rows:
     return rows
 
 
+def search_rows(found: Auditing) -> Rows:
+    """Return what the same tests say where nearest is meant otherwise: among features."""
+    rows: Rows = [
+        ("nearest by", "samples beyond, copies from", "any one beyond, copies from", "planted seen")
+    ]
+    for name, one in found.in_features.items():
+        counts = [f"{test.beyond}, {test.needed}" for test in one.tests]
+        rows.append((name, *counts, share(one.controls[-1].seen)))
+    return rows
+
+
 def conventions(found: Fidelity | Likeness | Auditing | Usefulness) -> dict[str, str]:
     """Return what was measured, by name."""
     if isinstance(found, Fidelity):
         scores = {name: one.convention for name, one in found.scores.items()}
         return {"images": found.images, "bits_per_pixel": found.bits_per_pixel.convention} | scores
     if isinstance(found, Likeness):
-        return dict(_likeness_conventions(found))
+        kinds = {name: features.convention for name, features in found.features.items()}
+        return kinds | {one.measure: one.convention for one in found.measures()}
     if isinstance(found, Auditing):
         copies = found.copies
         return {
@@ -129,30 +127,6 @@ def conventions(found: Fidelity | Likeness | Auditing | Usefulness) -> dict[str,
             "gap": copies.tests[0].convention,
             "share nearer": copies.nearer.convention,
             "membership AUC": found.membership.convention,
+            "bits by the prior": found.coded.convention,
         }
     return {"Dice": found.convention}
-
-
-def _likeness_conventions(found: Likeness) -> Iterator[tuple[str, str]]:
-    for kind, features in found.features.items():
-        yield kind, features.convention
-        for field in fields(features.samples):
-            one = getattr(features.samples, field.name)
-            if isinstance(one, Beside):
-                yield named(field.name), one.convention
-    yield "power spectrum", found.spectrum.distance.convention
-    yield "intensities", found.intensity.distance.convention
-    yield "MS-SSIM of pairs", found.diversity.convention
-
-
-def named(field: str) -> str:
-    """Return the name of a measure as people write it.
-
-    >>> named("frechet_distance")
-    'Fréchet distance'
-    """
-    return field.replace("_", " ").replace("frechet", "Fréchet")
-
-
-def _beside(one: Beside) -> tuple[str, str, str]:
-    return estimate(one.generated, one.interval), number(one.real), ends(one.real_range)

@@ -35,7 +35,7 @@ class Segmenter(nn.Module):
     def __init__(self, labels: int) -> None:
         super().__init__()
         try:
-            from monai.networks.nets import UNet
+            from monai.networks.nets.unet import UNet
         except ModuleNotFoundError as error:
             raise ConfigError(
                 "usefulness: MONAI is not installed, wanted for the segmenter that learns from samples; "

@@ -3,15 +3,17 @@
 import json
 import os
 import shutil
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from scipy.ndimage import binary_dilation
 
 from slicebook import phantom
 from slicebook.config import load_recipe
+from slicebook.judging.likeness import Likeness
+from slicebook.judging.usefulness import Usefulness
 from slicebook.preparation import prepare
 from slicebook.prior_training import train_prior
 
@@ -36,11 +38,10 @@ def scripts():
         import anomaly
         import generation
         import quality
-        import segmenter
         import speed
         import table
 
-        found = (anomaly, generation, quality, segmenter, speed, table)
+        found = (anomaly, generation, quality, speed, table)
         yield {script.__name__: script for script in found}
 
 
@@ -191,6 +192,7 @@ def generated(scripts, measured):
         "labels.tokenizer.width=16",
         "labels.tokenizer.codebook_sizes=[8]",
     ]
+    settings += ["decoder.samples=8", "decoder.discriminator_width=8", "decoder.training.epochs=1"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("slicebook.prior_training.LOW_USAGE", 0)
         train_prior(measured / "work" / "compact", settings, device="cpu", progress=False)
@@ -205,23 +207,23 @@ def draw_samples(scripts, folder, *more):
 
 
 def test_samples_are_judged_beside_test_patients(generated, measured):
-    assert generated["test"] == {"patients": 2, "slices": 8}
-    assert generated["texture"]["kernel_distance"]["real_range"][1] is not None
-    assert set(generated["anatomy"]["by_rule"]) == set(generated["anatomy"]["rules"])
-    assert generated["segmenter"]["generated"]["pairs"] == 6
-    assert generated["segmenter"]["training_set"]["pairs"] == 4  # the other 4 are of another size
-    assert set(generated["segmenter"]["generated"]["labels"]) == set("12345")
-    assert {path.name for path in (measured / "sheets").iterdir()} == {
-        "sheet.png",
-        "sheet-masks.png",
-        "figure.png",
-    }
+    likeness = Likeness.model_validate(generated["generation"])
+    assert (likeness.held_out_patients, likeness.held_out_slices, likeness.drawing.samples) == (2, 8, 6)
+    assert set(likeness.features) == {"texture", "efficientnet-lite0"}
+    assert likeness.anatomy is not None
+    assert set(likeness.anatomy.by_rule) == set(likeness.anatomy.rules)
+    taught = Usefulness.model_validate(generated["usefulness"])
+    assert taught.generated.pairs == 6
+    assert taught.training_set.pairs == 4  # the other 4 are of another size
+    assert set(taught.generated.labels) == set("12345")
+    sheets = {path.name for path in (measured / "sheets").iterdir()}
+    assert sheets == {"sheet.png", "sheet-masks.png", "figure.png"}
 
 
 def test_a_generation_says_how_it_was_made_and_names_no_person_or_place(generated, measured):
     text = (measured / "results" / "generation-small.json").read_text(encoding="utf-8")
-    wanted = {"date", "commit", "hardware", "versions", "recipe", "provenance", "seeds", "settings"}
-    assert wanted <= set(generated)
+    assert {"date", "commit", "hardware", "versions", "recipe", "provenance", "seed"} <= set(generated)
+    assert {"settings", "first_seed"} <= set(generated["generation"]["drawing"])
     assert generated["data"]["split_hash"] == generated["provenance"]["split_hash"]
     for secret in (str(measured), "patient-0", "case_0", "Case_0"):
         assert secret not in text
@@ -236,22 +238,27 @@ def test_samples_beside_other_patients_are_refused(scripts, generated, measured,
     assert not (measured / "nowhere").exists()
 
 
-def test_the_segmenter_learns_what_it_is_shown(scripts):
-    masks = torch.zeros(16, 19, 24, dtype=torch.uint8)
-    for row in range(16):
-        masks[row, 4:14, row // 2 : row // 2 + 8] = 3
-    images = (masks[:, None].float() - 1.5) / 2
-    network = scripts["segmenter"].train(images, masks, (0, 3), steps=80, seed=0)
-    found = scripts["segmenter"].segment(network, images, (0, 3))
-    assert (found == masks).float().mean() > 0.98
-    again = scripts["segmenter"].train(images, masks, (0, 3), steps=80, seed=0)
-    assert torch.equal(scripts["segmenter"].segment(again, images, (0, 3)), found)
-
-
 def test_samples_stand_left_of_real_slices(scripts):
     left, right = ([np.full((2, 2, 3), value, np.uint8) for _ in range(9)] for value in (1, 2))
     page = scripts["generation"]._side_by_side(left, right)
     assert [int(one.max()) for one in page] == [*[1] * 8, 0, *[2] * 8, 1, *[0] * 8, 2, *[0] * 7]
+
+
+def test_the_table_says_whether_samples_come_as_near_as_real_patients(scripts, generated):
+    for real, said in ((0.5, "yes"), (-0.5, "no")):
+        found = deepcopy(generated)
+        kernel = found["generation"]["features"]["texture"]["samples"]["kernel_distance"]
+        kernel |= {"generated": 0.25, "real_range": [-1.0, real]}
+        table = scripts["table"].draw("generation", {"generation-small": found})
+        assert f"| texture: as near as real patients come | {said} |" in table.splitlines()
+        targets = scripts["table"].draw("targets", {"generation-small": found}).splitlines()
+        (line,) = [one for one in targets if "kernel distance of samples" in one]
+        assert line.endswith(f"**{said}** |")
+
+
+def test_both_kinds_of_features_have_a_column(scripts, generated):
+    head = scripts["table"].draw("likeness", {"generation-small": generated}).splitlines()[0]
+    assert head == "|  | small: texture | small: EfficientNet-Lite0 |"
 
 
 # --- anomaly.py

@@ -1,4 +1,4 @@
-"""The tables of what was judged: samples."""
+"""The tables of what was judged: samples, the audit for copies, and what judging costs."""
 
 from __future__ import annotations
 
@@ -14,6 +14,17 @@ Row = tuple[Any, ...]
 KERNEL = "kernel distance"
 REAL = "real patients, 95th percentile"
 KINDS = {"texture": "texture", "efficientnet-lite0": "EfficientNet-Lite0"}
+PLANTED = {
+    "one_copy": "one copy",
+    "planted_1_percent": "copies in 1 %",
+    "planted_5_percent": "copies in 5 %",
+}
+PARTS = {
+    "sampling": "samples drawn, not counted",
+    "audit_first": "copies sought, training slices described anew, not counted",
+    "likeness": "likeness to the test patients",
+    "audit_again": "copies sought, descriptions kept",
+}
 
 
 def generation(results: Results) -> str:
@@ -76,13 +87,53 @@ def likeness(results: Results) -> str:
     return _columns(columns, by_kind) + "\n" + _columns({one["title"]: one for one in found}, rest)
 
 
+def audit(results: Results) -> str:
+    """How often the audit calls originals copies, and finds planted ones: a row a number of patients."""
+    found = results["audit"]
+    search, speed, training = found["search"], found["speed"], found["training"]
+    rows = []
+    for patients, of in found["by_held_out_patients"].items():
+        shares = [of["clean"]["copies_found"], *(of[case]["copies_found"] for case in PLANTED)]
+        rows.append(
+            [patients, *(f"{share:.1%}" for share in (*shares, of["clean"]["nearer_than_the_quantile"]))]
+        )
+    head = ["held-out patients", "false alarms", *(f"{case} found" for case in PLANTED.values())]
+    head.append("false alarms of the share nearer than the 1 % quantile")
+    return (
+        table(head, rows)
+        + f"\n{found['title']}: {found['trials']} trials of {found['samples']} samples each, "
+        f"{training['slices']:,} training slices of {training['patients']} patients. The search found the "
+        f"source of {search['source_found']:.1%} of {search['copies']} copies. Among "
+        f"{speed['training_slices']:,} training slices it seeks {speed['sought_slices']:,} in "
+        f"{speed['seconds']:.0f} s, in {_gigabytes(speed):.1f} GB. {where(found)}"
+    )
+
+
+def evaluation(results: Results) -> str:
+    """What it costs to judge a study's worth of samples, and a whole demo."""
+    found = results["evaluation"]
+    study, demo = found["study"], found["demo"]
+    rows = [[title, *_cost(study["parts"][name])] for name, title in PARTS.items()]
+    rows.append(["**both that count**", *_cost(study)])
+    said = (
+        f"\n{study['samples']} samples of {study['rows']}×{study['columns']} beside "
+        f"{study['slices']['test']} slices of {study['patients']['test']} test patients, against "
+        f"{study['slices']['train']:,} training slices of {study['patients']['train']}."
+    )
+    if demo:
+        rows.append(["**`slicebook evaluate` of a demo**", *_cost(demo)])
+        rows += [[name, f"{seconds:.0f}", ""] for name, seconds in demo["parts"].items()]
+        said += f" The demo: {demo['samples']} samples, {demo['slices']} slices."
+    return table(["", "seconds", "memory, GB"], rows) + f"{said} {where(found)}"
+
+
 def priors(results: Results) -> list[Any]:
     """Return the results of `generation.py`."""
     return [one for name, one in results.items() if name.startswith("generation-")]
 
 
 def targets(results: Results) -> Iterable[Target]:
-    """What was wanted of samples, and what was found."""
+    """What was wanted of samples and of judging, and what was found."""
     for one in priors(results):
         title, samples = one["title"], one["generation"]["features"]["texture"]["samples"]
         kernel = samples["kernel_distance"]
@@ -109,6 +160,27 @@ def targets(results: Results) -> Iterable[Target]:
         for what, (share, least) in shares.items():
             if share is not None:
                 yield f"{title}: {what}", f"{share:.1%}", share >= least
+    if "evaluation" in results:
+        yield from _cost_targets(results["evaluation"])
+
+
+def _cost_targets(found: Any) -> Iterable[Target]:
+    study, demo, wanted = found["study"], found["demo"], found["wanted"]
+    what = f"{study['samples']} samples judged against {study['slices']['train']:,} training slices"
+    yield (
+        f"{what} in {wanted['seconds']} s or less",
+        f"{study['seconds']:.0f} s",
+        study["seconds"] <= wanted["seconds"],
+    )
+    memory = _gigabytes(study)
+    yield f"{what} in {wanted['memory_gb']} GB or less", f"{memory:.1f} GB", memory <= wanted["memory_gb"]
+    if demo:
+        seconds = demo["seconds"]
+        yield (
+            f"a demo evaluated in {wanted['demo_seconds']} s or less",
+            f"{seconds:.0f} s",
+            seconds <= wanted["demo_seconds"],
+        )
 
 
 def _columns(columns: Mapping[str, Any], rows: Iterable[Row]) -> str:
@@ -182,3 +254,11 @@ def _dice(taught: Any, label: str | None = None) -> str:
     return (
         " of ".join(mean(side["labels"], label) for side in sides) if label in sides[0]["labels"] else NOTHING
     )
+
+
+def _cost(found: Any) -> list[str]:
+    return [f"{found['seconds']:.0f}", f"{_gigabytes(found):.1f}"]
+
+
+def _gigabytes(found: Any) -> float:
+    return float(found["peak_memory_mib"] * 2**20 / 1e9)

@@ -260,7 +260,7 @@ def targets(results: Results) -> str:
         *_founding_target(results),
     ):
         rows.append([wanted, found, "**yes**" if met else "**no**"])
-    missing = [name for name in ("quality", "speed", "founding") if name not in results]
+    missing = [name for name in ("quality", "speed", "founding", "evaluation") if name not in results]
     missing += [] if judged.priors(results) else ["generation"]
     note = f"\nNot measured yet: {', '.join(missing)}." if missing else ""
     return table(["wanted", "found", "met"], rows) + note
@@ -373,6 +373,8 @@ TABLES: dict[str, tuple[Callable[[Results], str], tuple[str, ...]]] = {
     "networks": (networks, ("speed",)),
     "generation": (judged.generation, ()),
     "likeness": (judged.likeness, ()),
+    "audit": (judged.audit, ("audit",)),
+    "evaluation": (judged.evaluation, ("evaluation",)),
     "anomaly": (anomaly, ()),
     "sampling": (sampling, ("speed",)),
     "other-speed": (other_speed, ("speed",)),

@@ -12,7 +12,7 @@ import torch
 from slicebook.checkpoint import Provenance, load_tokenizer, save_tokenizer
 from slicebook.config import Recipe, TokenizerConfig
 from slicebook.dataset import PreparedData
-from slicebook.errors import ConfigError, DataError, ShapeError
+from slicebook.errors import ConfigError, DataError
 from slicebook.evaluate import Evaluation, evaluate
 from slicebook.judging.fidelity import measure_fidelity
 from slicebook.manifest import DatasetInfo, SliceRecord, SplitCounts, write_info, write_manifest
@@ -90,7 +90,8 @@ def whole(tmp_path_factory):
     """One evaluation with all its files: the report, the folder and the data."""
     folder = tmp_path_factory.mktemp("whole")
     data = write_prepared(folder / "prepared")
-    return evaluate(model(folder / "model"), data, folder / "a" / "out"), folder / "a" / "out", data
+    out = folder / "a" / "out"
+    return evaluate(model(folder / "model"), data, out, codecs=False), out, data
 
 
 @pytest.fixture
@@ -107,7 +108,15 @@ def rows_of(path):
 
 def test_everything_promised_is_written_and_nothing_else(whole):
     names = {path.name for path in whole[1].iterdir()}
-    assert names == {"report.json", "slices.csv", "patients.csv", "worst.png", "pairs.png", "levels.png"}
+    assert names == {
+        "report.json",
+        "report.schema.json",
+        "slices.csv",
+        "patients.csv",
+        "worst.png",
+        "pairs.png",
+        "levels.png",
+    }
 
 
 def test_the_report_in_the_file_is_the_one_returned(whole):
@@ -206,7 +215,7 @@ def test_patients_trained_on_raise_a_loud_warning(tmp_path, data, undrawn):
 def test_validation_patients_and_other_data_sets_are_said_to_be_what_they_are(tmp_path, data, undrawn):
     (validation, *_) = evaluate(model(tmp_path / "model"), data, tmp_path / "v", split="validation").warnings
     assert "Validation patients chose this checkpoint" in validation
-    (other,) = evaluate(model(tmp_path / "other", "other"), data, tmp_path / "o").warnings
+    other, *_ = evaluate(model(tmp_path / "other", "other"), data, tmp_path / "o").warnings
     assert "make sure that no patient here was trained on" in other
 
 
@@ -225,7 +234,7 @@ def test_blank_slices_are_counted_and_left_out(tmp_path, undrawn):
 
 def test_a_slice_smaller_than_the_window_is_refused_and_nothing_is_written(tmp_path):
     data = write_prepared(tmp_path / "prepared", slices=[("test", 1, 8, 40)])
-    with pytest.raises(ShapeError, match="slice is 8×40"):
+    with pytest.raises(DataError, match="nothing could be judged: slice is 8×40"):
         evaluate(model(tmp_path / "model"), data, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -233,7 +242,7 @@ def test_a_slice_smaller_than_the_window_is_refused_and_nothing_is_written(tmp_p
 def test_a_single_slice_gives_a_whole_report(tmp_path):
     data = write_prepared(tmp_path / "prepared", slices=[("test", 1, 24, 40)])
     evaluate(model(tmp_path / "model"), data, tmp_path / "out")
-    assert len(list((tmp_path / "out").iterdir())) == 6
+    assert len(list((tmp_path / "out").iterdir())) == 7
 
 
 def test_an_empty_split_is_refused(tmp_path):

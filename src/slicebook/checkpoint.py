@@ -291,6 +291,16 @@ def has_prior(where: Path) -> bool:
     return found is not None and found != find_model(where)
 
 
+def is_prior(where: Path) -> bool:
+    """Return whether a path stands for a prior alone: its own file or folder, not a run that holds one."""
+    try:
+        with safe_open(find_model(where), framework="pt") as file:
+            header = file.metadata() or {}
+    except (OSError, SafetensorError):
+        return False
+    return bool(json.loads(header.get("slicebook", "{}")).get("kind") == "prior")
+
+
 def _prior_in(where: Path) -> Path | None:
     if where.is_file():
         return where
@@ -320,6 +330,23 @@ def load_state(path: Path) -> State:
             f"{path}: does not match its hash, so the file is damaged; train to another --out"
         )
     return State(tensors, raw["progress"])
+
+
+def load_kept(path: Path, made_from: Mapping[str, Any]) -> dict[str, Tensor] | None:
+    """Return tensors that were kept from before, to save making them again.
+
+    Args:
+        path: Where `save_state` wrote them.
+        made_from: What they must have been made from, as their `progress` says.
+
+    Returns:
+        None where there are none, they are damaged, or were made from something else.
+    """
+    try:
+        state = load_state(path)
+    except CheckpointError:
+        return None
+    return state.tensors if state.progress == made_from else None
 
 
 def hash_tensors(tensors: Mapping[str, Tensor]) -> str:

@@ -25,6 +25,7 @@ from slicebook.checkpoint import (
     LoadedTokenizer,
     State,
     hash_tensors,
+    load_kept,
     load_state,
     load_tokenizer,
     save_state,
@@ -34,7 +35,7 @@ from slicebook.config import DecoderConfig, LossConfig, Recipe
 from slicebook.dataset import Batch, PreparedData, SliceBatches, SliceSet, augment, draw_augmentation
 from slicebook.devices import launch
 from slicebook.display import Display
-from slicebook.errors import CheckpointError, ConfigError
+from slicebook.errors import ConfigError
 from slicebook.grain import smooth
 from slicebook.objectives import Progress, draw_for, provenance, update_average
 from slicebook.run_folder import open_run
@@ -234,7 +235,7 @@ def draw_samples(
         display: Says how many are drawn.
     """
     made_from = {"prior": hash_tensors(loaded.prior.state_dict()), "count": count}
-    rows = _kept(path, made_from)
+    rows = load_kept(path, made_from)
     if rows is None:
         rows = {}
         for kind in loaded.info.slices:
@@ -258,14 +259,6 @@ def read_samples(loaded: LoadedPrior, folder: Path) -> Samples:
 def _grids(loaded: LoadedPrior, rows: Mapping[str, Tensor]) -> Samples:
     sizes = [(kind.rows, kind.columns) for kind in loaded.info.slices]
     return {size: loaded.book.grids(rows[f"{size[0]}x{size[1]}"], size)["image"] for size in sizes}
-
-
-def _kept(path: Path, made_from: Mapping[str, object]) -> dict[str, Tensor] | None:
-    try:
-        state = load_state(path)
-    except CheckpointError:
-        return None  # none yet, or damaged: they are made again
-    return state.tensors if state.progress == made_from else None
 
 
 def train_decoder(

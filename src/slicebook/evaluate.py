@@ -5,11 +5,13 @@ One JSON holds every number with its convention, and what it takes to get it aga
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,24 +24,29 @@ from slicebook.checkpoint import (
     LoadedTokenizer,
     commit,
     has_prior,
+    is_prior,
     load_prior,
     load_tokenizer,
     versions,
 )
 from slicebook.config import Record
 from slicebook.dataset import PreparedData
-from slicebook.errors import CheckpointError, ConfigError
+from slicebook.errors import ConfigError, DataError, ShapeError
+from slicebook.judging import segmenter
 from slicebook.judging.auditing import Auditing, audit_samples
+from slicebook.judging.descriptions import describe_training, descriptors
 from slicebook.judging.fidelity import Fidelity, measure_fidelity
-from slicebook.judging.likeness import Likeness, Side, draw_side, measure_likeness, read_side
+from slicebook.judging.history import History, read_history
+from slicebook.judging.likeness import Likeness, Measure, draw_side, measure_likeness
+from slicebook.judging.sides import Side, read_side
 from slicebook.judging.usefulness import Usefulness, measure_usefulness
 from slicebook.layouts import Split
-from slicebook.metrics.summary import CodecReport
+from slicebook.metrics import codecs as codec_metrics
 from slicebook.sampling import SamplingSettings
-from slicebook.text import replace_text
+from slicebook.text import replace_text, write_csv
 
 SCHEMA_VERSION = 2
-REPORT_NAME = "report.json"
+REPORT_NAME, SCHEMA_NAME = "report.json", "report.schema.json"
 SHOWN = 32  # samples in the contact sheet, and as many real slices beside them
 STEPS = 300  # of each segmenter's training
 MOST_SAMPLES, FEWEST_SAMPLES = 540, 100
@@ -48,7 +55,10 @@ PARTS = ("fidelity", "generation", "audit", "usefulness")
 
 
 class Evaluation(Record):
-    """All that `slicebook evaluate` found; the content of `report.json`. Parts not asked for are None."""
+    """All that `slicebook evaluate` found; the content of `report.json`.
+
+    Parts that were not asked for are None, and so are those that could not be judged: `left_out` says why.
+    """
 
     schema_version: int
     split: Split
@@ -56,12 +66,15 @@ class Evaluation(Record):
     slices: int
     blank_slices_left_out: int
     warnings: tuple[str, ...]
-    fidelity: Fidelity | None
-    generation: Likeness | None
-    audit: Auditing | None
-    usefulness: Usefulness | None
+    left_out: dict[str, str]
+    fidelity: Fidelity | None = None
+    generation: Likeness | None = None
+    audit: Auditing | None = None
+    usefulness: Usefulness | None = None
+    training: dict[str, History]
+    """Of each model whose training left its curves beside it."""
     seconds: dict[str, float]
-    """Of each part."""
+    """Of each piece of work."""
     provenance: dict[str, Any]
 
     def table(self) -> tuple[tuple[str, ...], ...]:
@@ -80,7 +93,9 @@ class Evaluation(Record):
                 anatomy = self.generation.anatomy
                 found.append(("anatomy_rules", f"{anatomy.generated:.1%} beside {anatomy.real:.1%}"))
         if self.audit:
-            found.append(("copies", self.audit.copies.verdict))
+            copies = self.audit.copies
+            said = "found" if copies.copies_found else "none found" if copies.valid else "INVALID audit"
+            found.append(("copies", said))
             found.append(("membership_auc", f"{self.audit.membership.auc:.3f}"))
         if self.usefulness and self.usefulness.generated.mean is not None:
             theirs = self.usefulness.training_set.mean
@@ -96,9 +111,10 @@ def evaluate(
     *,
     parts: Sequence[str] | None = None,
     split: Split = "test",
-    codecs: bool = False,
+    codecs: bool | None = None,
     samples: int | None = None,
     settings: SamplingSettings | None = None,
+    grain: bool = True,
     steps: int = STEPS,
     device: str | torch.device = "cpu",
     seed: int = 42,
@@ -107,15 +123,20 @@ def evaluate(
 ) -> Evaluation:
     """Judge a model on one split and write what was found into a folder, report.json last.
 
+    A part that the data are too few for is left out, with the reason, and the others are judged.
+
     Args:
-        model: The folder of a run or demo; a tokenizer alone is judged by its fidelity alone.
+        model: The folder of a run or demo, or a model's file. A tokenizer alone is judged by its fidelity
+            alone; a prior's own file, which draws and does not rebuild, by all else.
         data: What it was trained on, prepared.
         out: The folder to write into; made where it is missing.
         parts: What to judge, some of `PARTS`; all that the model allows by default.
         split: Whose patients judge. Test patients are meant to be used once.
-        codecs: Code the same slices with JPEG 2000 and JPEG XL at the same bits (extra `codecs`).
+        codecs: Code the same slices with JPEG 2000 and JPEG XL (extra `codecs`); by default where that is
+            installed.
         samples: To draw; by default as many as there are slices to judge them by, from 100 to 540.
         settings: How boldly tokens are drawn.
+        grain: Whether to put noise back, as `generate` does.
         steps: Of each segmenter's training.
         device: Where models run; scores are computed on the CPU.
         seed: Of all that is random.
@@ -123,99 +144,161 @@ def evaluate(
         progress: Called with samples done and all samples.
 
     Raises:
-        CheckpointError: There is no trained tokenizer; or a part is asked for that wants a prior, and there
-            is none.
-        DataError: The split holds no slice, or too few patients for what is asked.
+        CheckpointError: There is no trained model, or none for a part that is asked for.
+        DataError: The split holds no slice, or too few for any part.
         ConfigError: A part has another name, something is asked for that is not installed, or the data are
             others than the prior's.
     """
     unknown = [part for part in parts or () if part not in PARTS]
     if unknown:
         raise ConfigError(f"{unknown[0]}: is nothing to judge; wanted some of {', '.join(PARTS)}")
-    out = Path(out)
+    out, device = Path(out), torch.device(device)
     tokenizer, prior = _load(Path(model), parts, device)
-    asked = tuple(parts or (PARTS if prior else PARTS[:1]))
+    possible = PARTS[0 if tokenizer else 1 : None if prior else 1]
+    asked = tuple(part for part in possible if part in (parts or possible))
+    if prior and data.split_hash != prior.info.provenance.split_hash:
+        raise ConfigError(
+            f"{data.folder}: holds other patients, or another split, than {prior.path} was trained on; give "
+            "the prepared folder of its training, or judge reconstruction alone (--only fidelity)"
+        )
     slices = data.split(split)
-    clock = _Clock()
-    fidelity = likeness = auditing = usefulness = None
-    if "fidelity" in asked:
+    how = _How(split, out, samples, settings, grain, steps, device, seed, say, progress)
+    work = _Work(say)
+    if tokenizer and "fidelity" in asked:
+        coded = codec_metrics.installed() if codecs is None else codecs
         say(f"fidelity: {len(slices)} slices of {len(slices.patients)} patients")
-        with clock("fidelity"):
-            fidelity = measure_fidelity(
-                tokenizer.tokenizer, slices, out, codecs=codecs, device=device, seed=seed
+        with work("fidelity"):
+            work.found["fidelity"] = measure_fidelity(
+                tokenizer.tokenizer, slices, out, codecs=coded, device=device, seed=seed
             )
     if prior and asked != PARTS[:1]:
-        kind = prior.info.slices[0]
-        size = (kind.rows, kind.columns)
-        real = read_side(data, split, size)
-        count = samples or min(max(len(real), FEWEST_SAMPLES), MOST_SAMPLES)
-        say(f"{count} samples of {kind.rows}×{kind.columns}")
-        with clock("sampling"):
-            ours, drawing = draw_side(prior, data, count, settings=settings, seed=seed, progress=progress)
-            _draw_sheet(ours, real, kind.row_mm / kind.column_mm, seed, out)
-        if "generation" in asked:
-            with clock("generation"):
-                likeness = measure_likeness(prior, data, split, ours, real, drawing, seed=seed, say=say)
-        if "audit" in asked:
-            with clock("audit"):
-                auditing = audit_samples(prior, data, ours, seed=seed, out=out, say=say)
-        if "usefulness" in asked and ours.masks is not None and real.masks is not None:
-            with clock("usefulness"):
-                usefulness = measure_usefulness(
-                    ours, read_side(data, "train", size), real, data.info.label_values,
-                    steps=steps, seed=seed, say=say,
-                )  # fmt: skip
+        _judge_samples(work, prior, data, asked, how)
+    if not work.found:
+        raise DataError(f"{data.folder}: nothing could be judged: {'; '.join(set(work.left_out.values()))}")
+    fidelity: Fidelity | None = work.found.get("fidelity")
     found = Evaluation(
         schema_version=SCHEMA_VERSION,
         split=split,
         patients=len(slices.patients),
         slices=len(slices),
         blank_slices_left_out=sum(record.blank for record in data.records if record.split == split),
-        warnings=(
-            *_warnings(tokenizer, data, split, slices.patients),
-            *_codec_warnings((fidelity.codecs if fidelity else None) or {}),
+        warnings=(*_warnings(tokenizer, data, split, slices.patients), *_codec_warnings(fidelity)),
+        left_out=work.left_out,
+        training=read_history(
+            tokenizer.path.parent if tokenizer else None, prior.path.parent if prior else None
         ),
-        fidelity=fidelity,
-        generation=likeness,
-        audit=auditing,
-        usefulness=usefulness,
-        seconds=clock.seconds,
-        provenance=_provenance(tokenizer, prior, data, torch.device(device), seed),
+        seconds=work.seconds,
+        provenance=_provenance(tokenizer, prior, data, device, seed),
+        **work.found,
     )
     out.mkdir(parents=True, exist_ok=True)
-    replace_text(out / REPORT_NAME, found.model_dump_json(indent=2) + "\n")
+    if found.generation:
+        write_csv(out / "measures.csv", [_row(one) for one in found.generation.measures()])
+    replace_text(out / SCHEMA_NAME, json.dumps(Evaluation.model_json_schema(), indent=1) + "\n")
+    replace_text(out / REPORT_NAME, found.model_dump_json(indent=1) + "\n")
     return found
 
 
-class _Clock:
-    """Seconds of each part."""
+@dataclass(frozen=True)
+class _How:
+    """How samples are drawn and judged: arguments of `evaluate`."""
 
-    def __init__(self) -> None:
+    split: Split
+    out: Path
+    samples: int | None
+    settings: SamplingSettings | None
+    grain: bool
+    steps: int
+    device: torch.device
+    seed: int
+    say: Callable[[str], None]
+    progress: Callable[[int, int], None] | None
+
+
+def _row(one: Measure) -> dict[str, Any]:
+    nobody = (None, None)
+    return {
+        "features": one.features,
+        "measure": one.measure,
+        "generated": one.generated,
+        **dict(zip(("low", "high"), one.interval or nobody, strict=True)),
+        "real": one.real,
+        **dict(zip(("real_low", "real_high"), one.real_range or nobody, strict=True)),
+        "tokenizer_alone": one.tokenizer_alone,
+    }
+
+
+class _Work:
+    """What was found of each part, the seconds that each took, and why some could not be judged."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.found: dict[str, Any] = {}
         self.seconds: dict[str, float] = {}
+        self.left_out: dict[str, str] = {}
+        self._say = say
 
     @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
+    def __call__(self, name: str, *parts: str) -> Iterator[None]:
+        """Time a piece of work. Data too few for it cost the parts that need it, by default itself."""
         began = time.perf_counter()
-        yield
+        try:
+            yield
+        except (DataError, ShapeError) as error:
+            self.left_out |= dict.fromkeys(parts or (name,), str(error))
+            self._say(f"left out: {', '.join(parts or (name,))}: {error}")
         self.seconds[name] = round(time.perf_counter() - began, 1)
 
 
+def _judge_samples(
+    work: _Work, prior: LoadedPrior, data: PreparedData, asked: Sequence[str], how: _How
+) -> None:
+    """Draw samples, and judge them as asked."""
+    kind, seed, say = prior.info.slices[0], how.seed, how.say
+    size, kinds = (kind.rows, kind.columns), descriptors()
+    drawn: list[tuple[Side, Side]] = []
+    with work("sampling", *(part for part in asked if part != "fidelity")):
+        real = read_side(data, how.split, size)
+        count = how.samples or min(max(len(real), FEWEST_SAMPLES), MOST_SAMPLES)
+        say(f"{count} samples of {kind.rows}×{kind.columns}")
+        ours, drawing = draw_side(
+            prior, data, count, settings=how.settings, grain=how.grain, seed=seed, progress=how.progress
+        )
+        _draw_sheets(ours, real, kind.row_mm / kind.column_mm, seed, how.out)
+        drawn.append((ours, real))
+    if not drawn:
+        return
+    if "generation" in asked:
+        with work("generation"):
+            work.found["generation"] = measure_likeness(
+                prior, data, how.split, ours, real, drawing, seed=seed, kinds=kinds, say=say
+            )
+    if "audit" in asked:
+        with work("descriptions of the training set", "audit"):
+            training = describe_training(data, size, kinds, say=say)
+        with work("audit"):
+            work.found["audit"] = audit_samples(
+                prior, data, ours, seed=seed, kinds=kinds, training=training, out=how.out, say=say
+            )
+    if "usefulness" in asked:
+        with work("usefulness"):
+            train = read_side(data, "train", size, most=how.steps * segmenter.BATCH, seed=seed)
+            work.found["usefulness"] = measure_usefulness(
+                ours, train, real, data.info.label_values, steps=how.steps, seed=seed, say=say
+            )
+
+
 def _load(
-    model: Path, parts: Sequence[str] | None, device: str | torch.device
-) -> tuple[LoadedTokenizer, LoadedPrior | None]:
-    """Read the faithful tokenizer, and its prior where there is one and it is asked for."""
+    model: Path, parts: Sequence[str] | None, device: torch.device
+) -> tuple[LoadedTokenizer | None, LoadedPrior | None]:
+    """Read the faithful tokenizer and its prior, as far as they are there and asked for."""
+    if is_prior(model) and "fidelity" not in (parts or ()):
+        return None, load_prior(model, device)
     tokenizer = load_tokenizer(model, device)
-    if parts is not None and set(parts) <= {"fidelity"}:
-        return tokenizer, None
-    try:
-        return tokenizer, load_prior(model, device)
-    except CheckpointError:
-        if parts is None and not has_prior(model):
-            return tokenizer, None
-        raise
+    wanted = set(parts or ()) - {"fidelity"} if parts else has_prior(model)
+    return tokenizer, load_prior(model, device) if wanted else None
 
 
-def _draw_sheet(ours: Side, real: Side, aspect: float, seed: int, out: Path) -> None:
+def _draw_sheets(ours: Side, real: Side, aspect: float, seed: int, out: Path) -> None:
     """Write samples, none of them picked, and as many real slices; with their masks, if they have any."""
     chosen = np.random.default_rng(seed).permutation(len(real))[:SHOWN].tolist()
     for name, side, rows in (("samples", ours, range(min(SHOWN, len(ours)))), ("real", real, chosen)):
@@ -228,11 +311,11 @@ def _draw_sheet(ours: Side, real: Side, aspect: float, seed: int, out: Path) -> 
 
 
 def _warnings(
-    loaded: LoadedTokenizer, data: PreparedData, split: Split, patients: Sequence[str]
+    loaded: LoadedTokenizer | None, data: PreparedData, split: Split, patients: Sequence[str]
 ) -> tuple[str, ...]:
     """Return what a reader must know before believing a number."""
     said = []
-    if loaded.info.provenance.split_hash != data.split_hash:
+    if loaded and loaded.info.provenance.split_hash != data.split_hash:
         said.append(
             "This data set was not split together with the training data, and pseudonyms cannot be compared: "
             "make sure that no patient here was trained on."
@@ -251,26 +334,29 @@ def _warnings(
     return tuple(said)
 
 
-def _codec_warnings(reports: Mapping[str, CodecReport]) -> tuple[str, ...]:
+def _codec_warnings(fidelity: Fidelity | None) -> tuple[str, ...]:
     return tuple(
         f"{one.title} has no stream as small as the tokenizer's bits for {one.slices_over_budget} slices: "
         f"its scores stand at {one.bits_per_pixel.mean_of_slices:.3f} bits per pixel."
-        for one in reports.values()
+        for one in ((fidelity and fidelity.codecs) or {}).values()
         if one.slices_over_budget
     )
 
 
 def _provenance(
-    tokenizer: LoadedTokenizer,
+    tokenizer: LoadedTokenizer | None,
     prior: LoadedPrior | None,
     data: PreparedData,
     device: torch.device,
     seed: int,
 ) -> dict[str, Any]:
     """Return what it takes to judge again. Names no folder: paths may tell of people."""
-    model = {"file": tokenizer.path.name, "codebook_hash": tokenizer.codebook_hash}
+    model = None
+    if tokenizer:
+        model = {"file": tokenizer.path.name, "codebook_hash": tokenizer.codebook_hash}
+        model |= tokenizer.info.model_dump(mode="json")
     return {
-        "model": model | tokenizer.info.model_dump(mode="json"),
+        "model": model,
         "prior": None if prior is None else prior.info.model_dump(mode="json", exclude={"grain"}),
         "data": data.info.model_dump(mode="json"),
         "commit": commit(),

@@ -20,6 +20,7 @@ from slicebook.checkpoint import (
     SliceKind,
     State,
     hash_tensors,
+    load_kept,
     load_prior,
     load_state,
     load_tokenizer,
@@ -31,7 +32,7 @@ from slicebook.dataset import PreparedData, SliceSet
 from slicebook.decoder import KIND, Samples, read_samples, train_decoder
 from slicebook.devices import launch
 from slicebook.display import Display
-from slicebook.errors import CheckpointError, ConfigError
+from slicebook.errors import ConfigError
 from slicebook.grain import Grain, learn_grain
 from slicebook.objectives import LOW_USAGE, Progress, provenance
 from slicebook.prior import Prior
@@ -252,16 +253,11 @@ def _tokens(
 
 
 def _kept(path: Path, made_from: Mapping[str, object]) -> dict[str, list[torch.Tensor]] | None:
-    if not path.is_file():
-        return None
-    try:
-        state = load_state(path)
-    except CheckpointError:
-        return None  # damaged: they are made again
-    if state.progress != made_from:
+    tensors = load_kept(path, made_from)
+    if tensors is None:
         return None
     found: dict[str, dict[int, torch.Tensor]] = defaultdict(dict)
-    for key, tensor in state.tensors.items():
+    for key, tensor in tensors.items():
         name, _, index = key.partition(".")
         found[name][int(index)] = tensor
     return {name: [sets[index] for index in sorted(sets)] for name, sets in found.items()}

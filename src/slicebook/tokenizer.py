@@ -81,12 +81,18 @@ class Tokenizer(nn.Module):
         strides = [math.prod(self.config.scaling_rates[: level + 1]) for level in range(self.levels)]
         return tuple((rows // stride, columns // stride) for stride in strides)
 
-    def bits(self, size: tuple[int, int]) -> float:
-        """Raw bits of one slice of `size` pixels: tokens × log2 K, summed over levels."""
-        return sum(
+    def bits(self, size: tuple[int, int], *, levels: int | None = None) -> float:
+        """Raw bits of one slice of `size` pixels: tokens × log2 K, summed over levels.
+
+        Args:
+            size: Rows and columns.
+            levels: So many of them, from the coarsest on; all by default.
+        """
+        spent = [
             rows * columns * math.log2(k)
             for (rows, columns), k in zip(self.grids(size), self.config.codebook_sizes, strict=True)
-        )
+        ]
+        return sum(spent[-(levels or self.levels) :])
 
     def forward(
         self,

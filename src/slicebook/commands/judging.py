@@ -5,7 +5,21 @@ from typing import Annotated, Literal
 
 import typer
 
-from slicebook.commands.options import Device, Json, Model, Prepared, Seed, counter, say, show
+from slicebook.commands.options import (
+    Device,
+    FineTemperature,
+    Guidance,
+    Json,
+    Model,
+    Prepared,
+    Seed,
+    Temperature,
+    TopP,
+    counter,
+    say,
+    show,
+)
+from slicebook.errors import DataError
 
 
 def evaluate(
@@ -23,11 +37,17 @@ def evaluate(
         Literal["train", "validation", "test"], typer.Option(help="Validation selects; test is used once.")
     ] = "test",
     codecs: Annotated[
-        bool, typer.Option("--codecs", help="JPEG 2000 and JPEG XL at the same bits (extra `codecs`).")
-    ] = False,
+        bool | None,
+        typer.Option(help="JPEG 2000 and JPEG XL beside it; where they are installed, when not given."),
+    ] = None,
     samples: Annotated[
         int | None, typer.Option("-n", min=2, help="Samples; about as many as real slices, when not given.")
     ] = None,
+    temperature: Temperature = 0.9,
+    fine_temperature: FineTemperature = 0.8,
+    top_p: TopP = 0.95,
+    guidance: Guidance = 0.0,
+    grain: Annotated[bool, typer.Option(help="Put noise like the training set's back.")] = True,
     device: Device = "auto",
     seed: Seed = 42,
     as_json: Json = False,
@@ -37,6 +57,7 @@ def evaluate(
     from slicebook.devices import choose_device
     from slicebook.evaluate import evaluate as judge
     from slicebook.reporting.page import write_page
+    from slicebook.sampling import SamplingSettings
 
     report = judge(
         model,
@@ -46,6 +67,8 @@ def evaluate(
         split=split,
         codecs=codecs,
         samples=samples,
+        settings=SamplingSettings(temperature, fine_temperature, top_p, guidance),
+        grain=grain,
         device=choose_device(device),
         seed=seed,
         say=say,
@@ -56,3 +79,6 @@ def evaluate(
         say(f"warning: {warning}")
     say(f"page: {page}")
     show(report, report.table(), as_json)
+    missing = [part for part in only or () if part in report.left_out]
+    if missing:
+        raise DataError(f"{out}: {missing[0]} could not be judged: {report.left_out[missing[0]]}")

@@ -7,9 +7,10 @@ them, each without its own patient.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,17 +21,31 @@ from slicebook.checkpoint import LoadedPrior
 from slicebook.config import Record
 from slicebook.dataset import PreparedData, SliceSet
 from slicebook.generating import decode_pages, noise_levels, put_noise_back
-from slicebook.judging.likeness import Side, of_size, unit
+from slicebook.judging.descriptions import Descriptor, TrainingSet, describe_training, descriptors
+from slicebook.judging.sides import BATCH, Side, in_batches, unit
 from slicebook.likelihood import likelihood
+from slicebook.manifest import SliceRecord
+from slicebook.metrics.distances import standardise
 from slicebook.metrics.membership import Membership, membership
 from slicebook.metrics.memorization import FEWEST_PATIENTS, Audit, Pair, audit
-from slicebook.metrics.neighbours import describe, nearest_by_correlation
+from slicebook.metrics.neighbours import (
+    CORRELATION,
+    EUCLIDEAN,
+    Nearest,
+    nearest_by_correlation,
+    nearest_by_features,
+)
+from slicebook.metrics.summary import Rate, summarise_rate
+from slicebook.text import write_csv
 from slicebook.token_set import encode_slices
 
-BATCH = 64  # slices read at a time
 SOURCES = 0.05  # of the samples: as many training slices are copied for the control
 DRAWN = 6  # closest pairs
 MEMBERS = 240  # slices of each group whose likelihood is asked
+CODED = (
+    "Bits of a held-out slice's tokens, and of its mask's, were they coded by the prior's likelihood (the "
+    "mean over 4 orders), over the native pixels"
+)
 
 
 class Auditing(Record):
@@ -39,15 +54,20 @@ class Auditing(Record):
     Attributes:
         baseline: Whose slices the samples are judged beside, in words.
         training_slices, training_patients: How many were searched.
-        copies: The verdict and what it rests on.
+        copies: The verdict and what it rests on: the correlation of images, shifted and mirrored.
+        in_features: The same search among features, by their name; reported beside, not decided by, for its
+            false alarms were not measured.
         membership: How well likelihoods tell training slices from held-out ones.
+        coded: What the held-out slices among them cost.
     """
 
     baseline: str
     training_slices: int
     training_patients: int
     copies: Audit
+    in_features: dict[str, Audit]
     membership: Membership
+    coded: Rate
 
 
 def audit_samples(
@@ -56,53 +76,83 @@ def audit_samples(
     ours: Side,
     *,
     seed: int,
+    kinds: Sequence[Descriptor] | None = None,
+    training: TrainingSet | None = None,
     out: Path | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Auditing:
-    """Audit samples for copies of training slices; draw the closest pairs into `out`/closest.png.
+    """Audit samples for copies of training slices; list and draw the closest pairs into `out`.
 
     Args:
         loaded: The prior that drew them.
         data: What it was trained on.
         ours: The samples, as `likeness.draw_side` makes them.
         seed: Of the controls and of the bootstrap.
-        out: Folder for the picture; none by default.
+        kinds: Of features to search in too; all there are by default.
+        training: The training slices, described by these kinds; described here by default.
+        out: Folder for closest.csv and closest.png; none by default.
         say: Called before each part.
 
     Raises:
         DataError: There is a single patient never trained on and too few training patients.
     """
     size = (ours.images.shape[-2], ours.images.shape[-1])
-    train = of_size(data, "train", size)
+    kinds = descriptors() if kinds is None else kinds
+    training = training or describe_training(data, size, kinds, say=say)
+    train = training.slices
     owners = [record.patient for record in train.records]
-    say(f"descriptions of {len(train)} training slices")
-    windows = np.concatenate([describe(images) for images in _read(train)])
     held_out, whose, baseline = _held_out(data, size, train)
-    generator = np.random.default_rng(seed)
     count = min(len(train), max(1, round(SOURCES * len(ours))) * 2)
-    places = np.sort(generator.choice(len(train), count, replace=False))
-    sources = np.concatenate(list(_read(SliceSet(train.folder, tuple(train.records[at] for at in places)))))
-    say(f"nearest training slices of {len(held_out)} real slices, {len(ours)} samples, and planted copies")
-    found = audit(
-        unit(ours.images),
-        held_out,
-        whose,
-        sources,
-        places.tolist(),
-        partial(nearest_by_correlation, training=windows, training_patients=owners),
-        partial(_again, loaded),
-        seed=seed,
-    )
+    places = np.sort(np.random.default_rng(seed).choice(len(train), count, replace=False))
+    sources = _read(train, [train.records[at] for at in places])
+    samples = unit(ours.images)
+
+    def search(name: str, how: Callable[..., Nearest], distance: str) -> Audit:
+        say(
+            f"nearest training slices by {name} of {len(held_out)} real slices, {len(ours)} samples, and "
+            "planted copies"
+        )
+        again = partial(_again, loaded)
+        return audit(
+            samples, held_out, whose, sources, places.tolist(), how, again, seed=seed, distance=distance
+        )
+
+    by_image = partial(nearest_by_correlation, training=training.windows, training_patients=owners)
+    found = search("correlation", by_image, CORRELATION)
+    in_features = {
+        kind.name: search(
+            kind.name,
+            _FeatureSearch(kind, training.features[kind.name], owners),
+            f"{EUCLIDEAN}: {kind.convention}",
+        )
+        for kind in kinds
+    }
     if out is not None:
-        _draw_closest(found.closest, unit(ours.images), train, out / "closest.png")
+        _draw_closest(found.closest, samples, train, out / "closest.png")
+        write_csv(out / "closest.csv", [_row(pair, ours, train) for pair in found.closest])
     say("likelihoods of training slices and of held-out ones")
+    member, coded = _likelihoods(loaded, data, size, seed)
     return Auditing(
         baseline=baseline,
         training_slices=len(train),
         training_patients=len(set(owners)),
         copies=found,
-        membership=_membership(loaded, data, size, seed),
+        in_features=in_features,
+        membership=member,
+        coded=coded,
     )
+
+
+class _FeatureSearch:
+    """A search among features, standardised by the training set's."""
+
+    def __init__(self, kind: Descriptor, training: Float64[np.ndarray, "m f"], owners: Sequence[str]) -> None:
+        self.kind, self.raw, self.owners = kind, training, owners
+        self.training = standardise(training, training, one_unit=kind.one_unit)
+
+    def __call__(self, images: Float32[np.ndarray, "n h w"], patients: Sequence[str] | None) -> Nearest:
+        features = standardise(self.kind(images), self.raw, one_unit=self.kind.one_unit)
+        return nearest_by_features(features, patients, self.training, self.owners)
 
 
 def _held_out(
@@ -124,14 +174,11 @@ def _held_out(
             "its own patient"
         )
         records += train.records
-    images = np.concatenate(list(_read(SliceSet(train.folder, tuple(records)))))
-    return images, [record.patient for record in records], words
+    return _read(train, records), [record.patient for record in records], words
 
 
-def _read(slices: SliceSet) -> Iterator[Float32[np.ndarray, "n h w"]]:
-    for start in range(0, len(slices), BATCH):
-        rows = range(start, min(start + BATCH, len(slices)))
-        yield unit(torch.stack([slices[row] for row in rows]))
+def _read(among: SliceSet, records: Sequence[SliceRecord]) -> Float32[np.ndarray, "n h w"]:
+    return np.concatenate(list(in_batches(SliceSet(among.folder, tuple(records)))))
 
 
 def _again(loaded: LoadedPrior, images: Float32[np.ndarray, "n h w"]) -> Float32[np.ndarray, "n h w"]:
@@ -145,7 +192,9 @@ def _again(loaded: LoadedPrior, images: Float32[np.ndarray, "n h w"]) -> Float32
     return unit(put_noise_back(loaded, drawn, noise_levels(loaded, drawn, seeds), seeds))
 
 
-def _membership(loaded: LoadedPrior, data: PreparedData, size: tuple[int, int], seed: int) -> Membership:
+def _likelihoods(
+    loaded: LoadedPrior, data: PreparedData, size: tuple[int, int], seed: int
+) -> tuple[Membership, Rate]:
     """Ask the prior how likely training slices are, and those that it never saw."""
     groups: list[tuple[Float64[np.ndarray, " n"], list[str]]] = []
     for trained_on in (True, False):
@@ -160,7 +209,8 @@ def _membership(loaded: LoadedPrior, data: PreparedData, size: tuple[int, int], 
         slices = SliceSet(data.folder, tuple(records[at] for at in np.sort(chosen)))
         groups.append((_log_likelihood(loaded, slices), [record.patient for record in slices.records]))
     (inside, whose), (outside, others) = groups
-    return membership(inside, whose, outside, others, seed=seed)
+    bits = (-outside / np.log(2) / (size[0] * size[1])).tolist()
+    return membership(inside, whose, outside, others, seed=seed), summarise_rate(CODED, bits)
 
 
 def _log_likelihood(loaded: LoadedPrior, slices: SliceSet) -> Float64[np.ndarray, " n"]:
@@ -176,19 +226,35 @@ def _draw_closest(
 ) -> None:
     """Draw samples beside their nearest training slices, moved onto them, and the difference."""
     pairs = [
-        (samples[pair.sample], _moved(unit(train[pair.training][None])[0], pair)) for pair in closest[:6]
+        (samples[pair.sample], _moved(unit(train[pair.training][None])[0], pair)) for pair in closest[:DRAWN]
     ]
-    records = [train.records[pair.training] for pair in closest[:6]]
+    records = [train.records[pair.training] for pair in closest[:DRAWN]]
     pictures.pairs(
         [2 * sample - 1 for sample, _ in pairs],
         [2 * nearest - 1 for _, nearest in pairs],
         path,
-        names=[f"sample {pair.sample}" for pair in closest[:6]],
-        titles=[f"nearest · next patient {pair.times_farther:.2f}×" for pair in closest[:6]],
+        names=[f"sample {pair.sample}" for pair in closest[:DRAWN]],
+        titles=[f"nearest · next patient {pair.times_farther:.2f}×" for pair in closest[:DRAWN]],
         aspect=[record.row_mm / record.column_mm for record in records],
         caption="Samples most like one training patient and no other, beside that training slice, "
         "moved onto them.",
     )
+
+
+def _row(pair: Pair, ours: Side, train: SliceSet) -> dict[str, Any]:
+    record = train.records[pair.training]
+    return {
+        "sample": pair.sample,
+        "seed": ours.seeds[pair.sample],
+        "patient": record.patient,
+        "volume": record.volume,
+        "slice": record.slice,
+        "distance": pair.distance,
+        "times_farther": pair.times_farther,
+        "mirror": int(pair.mirror),
+        "down": pair.shift[0],
+        "right": pair.shift[1],
+    }
 
 
 def _moved(image: Float32[np.ndarray, "h w"], pair: Pair) -> Float32[np.ndarray, "h w"]:

@@ -20,6 +20,7 @@ from torch import Tensor
 from slicebook import pictures
 from slicebook.config import Record
 from slicebook.dataset import SliceBatches, SliceSet
+from slicebook.judging.rate_distortion import RateDistortion, decode_prefixes, measure_rate_distortion
 from slicebook.manifest import SliceRecord
 from slicebook.metrics import codecs as codec_metrics
 from slicebook.metrics.reconstruction import CONVENTIONS, HEADLINE, patient_means, scores
@@ -49,6 +50,7 @@ class Fidelity(Record):
     bits_per_pixel: Rate
     levels: tuple[LevelUse, ...]
     codecs: dict[str, CodecReport] | None
+    rate_distortion: RateDistortion
 
     def table(self) -> tuple[tuple[str, ...], ...]:
         """Return the means of patients as rows of text, a header first: for a screen."""
@@ -134,6 +136,7 @@ def measure_fidelity(
         ),
         levels=tuple(level_use(level, counts) for level, counts in enumerate(use)),
         codecs=through or None,
+        rate_distortion=measure_rate_distortion(tokenizer, slices, codecs=codecs),
     )
     out.mkdir(parents=True, exist_ok=True)
     _draw(tokenizer, slices, scored, out)
@@ -229,7 +232,8 @@ def _draw(tokenizer: Tokenizer, slices: SliceSet, scored: Sequence[_ScoredSlice]
         ),
     ):
         originals = [slices[one.index] for one in chosen]
-        partials = list(zip(*(_decode_prefixes(tokenizer, image) for image in originals), strict=True))
+        decoded = [decode_prefixes(tokenizer, image) for image in originals]
+        partials = [[copy[0] for copy in level] for level in zip(*decoded, strict=True)]
         aspect = [one.record.row_mm / one.record.column_mm for one in chosen]
         shown, path = [image[0] for image in originals], out / name
         if name == "levels.png":
@@ -248,16 +252,6 @@ def _worst(ranked: Sequence[_ScoredSlice], count: int) -> list[_ScoredSlice]:
         rounds.append((met[one.record.patient], place))
         met[one.record.patient] += 1
     return [ranked[place] for _, place in sorted(rounds)[:count]]
-
-
-def _decode_prefixes(tokenizer: Tokenizer, image: Float[Tensor, "1 h w"]) -> list[Float[Tensor, "h w"]]:
-    """Return a slice decoded from its coarsest level, from its two coarsest, … from all."""
-    device = next(tokenizer.parameters()).device
-    size = (image.shape[-2], image.shape[-1])
-    with torch.inference_mode():
-        tokens = tokenizer.encode(image[None].to(device))
-        counts = range(1, tokenizer.levels + 1)
-        return [tokenizer.decode(tokens, size, levels=count)[0, 0].float().cpu() for count in counts]
 
 
 def _slice_rows(scored: Sequence[_ScoredSlice]) -> list[dict[str, Any]]:

@@ -8,23 +8,24 @@ held-out slices, for no prior over it comes nearer.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import TypeAlias
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 
 import numpy as np
-import torch
-from jaxtyping import Float, Float32, Float64, UInt8
+from jaxtyping import Float
 from torch import Tensor
 
 from slicebook.checkpoint import LoadedPrior, SliceKind
 from slicebook.config import Record
 from slicebook.dataset import PreparedData, SliceSet
-from slicebook.errors import ConfigError, DataError
+from slicebook.errors import ConfigError
 from slicebook.generating import decode_pages, draw, noise_levels, put_noise_back
+from slicebook.judging.descriptions import Descriptor, descriptors
+from slicebook.judging.sides import Side, of_size, unit
 from slicebook.layouts import Split
-from slicebook.metrics import deep, masks, texture
+from slicebook.metrics import masks
 from slicebook.metrics.appearance import Curves, compare_intensities, compare_spectra
+from slicebook.metrics.beside import Beside
 from slicebook.metrics.diversity import Diversity, compare_diversity
 from slicebook.metrics.generation import Comparison, compare
 from slicebook.metrics.masks import Spacing
@@ -33,34 +34,6 @@ from slicebook.token_set import encode_slices
 
 FIRST_SAMPLE = 1_000_000  # sample i is drawn from this seed + i: none that a picture was chosen by
 PELVIS = (0, 1, 2, 3, 4, 5)  # the labels that the rules of anatomy know
-
-Describe: TypeAlias = Callable[[Float32[np.ndarray, "n h w"]], Float64[np.ndarray, "n f"]]
-
-
-@dataclass(frozen=True)
-class Side:
-    """Slices of one size, to be compared with others.
-
-    Attributes:
-        images: In [-1, 1].
-        masks: Label values, where the data have masks.
-        patients: Whose each is; empty for samples.
-        spacings: Height and width of each one's pixels, in mm.
-        seeds: What each sample was drawn from; empty for real slices.
-    """
-
-    images: Float[Tensor, "n 1 h w"]
-    masks: UInt8[Tensor, "n h w"] | None
-    patients: tuple[str, ...]
-    spacings: tuple[Spacing, ...]
-    seeds: tuple[int, ...] = ()
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def label_maps(self) -> list[UInt8[np.ndarray, "h w"]]:
-        """Return the masks as arrays; none where there are none."""
-        return [] if self.masks is None else [one.numpy() for one in self.masks]
 
 
 class Drawing(Record):
@@ -72,8 +45,10 @@ class Drawing(Record):
     settings: dict[str, float]
     first_seed: int
     """Sample i was drawn from this seed + i."""
+    grain: bool
+    """Whether noise was to be put back, as `generate` does unless told not to."""
     noise_put_back: float
-    """Mean level, on [-1, 1]; 0 where none was put back."""
+    """Mean level, on [-1, 1]."""
     seconds_a_slice: float
     """At groups of 16, without decoding."""
     tokens: dict[str, int]
@@ -102,6 +77,29 @@ class Features(Record):
     """The held-out slices' own tokens, drawn anew: nearer than that no prior over them comes."""
 
 
+class Measure(Record):
+    """One measure of samples beside real patients, as a row of a table.
+
+    Attributes:
+        measure: Its name.
+        features: That it is taken on; empty where it looks at the slices themselves.
+        generated, real: Of samples, and of real patients among each other.
+        interval: Of `generated`, 95 %, by patient.
+        real_range: 5th and 95th percentile over draws of patients; of MS-SSIM its interval by patient.
+        tokenizer_alone: Of held-out slices drawn anew from their own tokens.
+        convention: What it is.
+    """
+
+    measure: str
+    features: str
+    generated: float
+    interval: tuple[float, float] | None
+    real: float
+    real_range: tuple[float, float] | None
+    tokenizer_alone: float | None
+    convention: str
+
+
 class Likeness(Record):
     """Samples beside held-out slices of the same size."""
 
@@ -116,6 +114,31 @@ class Likeness(Record):
     anatomy: Anatomy | None
     """None without masks of a pelvis."""
 
+    def measures(self) -> tuple[Measure, ...]:
+        """Return every measure that has one of real patients beside it."""
+        found = []
+        for name, features in self.features.items():
+            alone = vars(features.tokenizer_alone)
+            for measure, one in vars(features.samples).items():
+                if isinstance(one, Beside):
+                    found.append(_measure(measure.replace("_", " "), name, one, alone[measure].generated))
+        found.append(_measure("spectrum", "", self.spectrum.distance, None))
+        found.append(_measure("intensities", "", self.intensity.distance, None))
+        many = self.diversity
+        found.append(
+            Measure(
+                measure="MS-SSIM of pairs",
+                features="",
+                generated=many.generated,
+                interval=many.generated_interval,
+                real=many.real,
+                real_range=many.real_interval,
+                tokenizer_alone=None,
+                convention=many.convention,
+            )
+        )
+        return tuple(found)
+
 
 def measure_likeness(
     loaded: LoadedPrior,
@@ -126,6 +149,7 @@ def measure_likeness(
     drawing: Drawing,
     *,
     seed: int,
+    kinds: Sequence[Descriptor] | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Likeness:
     """Compare samples with held-out slices, and with what the tokenizer alone makes of those.
@@ -138,32 +162,28 @@ def measure_likeness(
         real: The held-out slices, as `read_side` reads them.
         drawing: How the samples were drawn.
         seed: Of every draw of patients, and of the bootstrap.
+        kinds: Of features; all there are by default.
         say: Called before each part.
 
     Raises:
         DataError: There are fewer than 2 held-out patients.
     """
     say(f"{len(ours)} samples beside {len(real)} slices of {len(set(real.patients))} patients")
-    again = redraw(loaded, data, split, grain=drawing.noise_put_back > 0)
+    again = redraw(loaded, data, split, grain=drawing.grain)
     sets = [unit(images) for images in (ours.images, again, real.images)]
-    kinds: dict[str, tuple[str, Describe, bool]] = {
-        "texture": (texture.CONVENTION, texture.texture_features, False)
-    }
-    if deep.installed():
-        kinds[deep.NAME] = (deep.CONVENTION, deep.deep_features, True)
     features = {}
-    for name, (convention, describe, one_unit) in kinds.items():
-        say(f"{name} of {sum(map(len, sets))} slices")
-        samples, redrawn, theirs = (describe(one) for one in sets)
-        features[name] = Features(
-            convention=convention,
-            samples=compare(samples, theirs, real.patients, seed=seed, one_unit=one_unit),
-            tokenizer_alone=compare(redrawn, theirs, real.patients, seed=seed, one_unit=one_unit),
+    for kind in kinds or descriptors():
+        say(f"{kind.name} of {sum(map(len, sets))} slices")
+        samples, redrawn, theirs = map(kind, sets)
+        features[kind.name] = Features(
+            convention=kind.convention,
+            samples=compare(samples, theirs, real.patients, seed=seed, one_unit=kind.one_unit),
+            tokenizer_alone=compare(redrawn, theirs, real.patients, seed=seed, one_unit=kind.one_unit),
         )
     say("diversity, spectra, intensities, anatomy")
     anatomy = None
     if ours.masks is not None and real.masks is not None and data.info.label_values == PELVIS:
-        train = read_side(data, "train", (drawing.rows, drawing.columns))
+        train = of_size(data, "train", (drawing.rows, drawing.columns))
         anatomy = judge_anatomy(ours, real, train, seed=seed)
     return Likeness(
         drawing=drawing,
@@ -175,42 +195,6 @@ def measure_likeness(
         intensity=compare_intensities(sets[0], sets[2], real.patients, seed=seed),
         anatomy=anatomy,
     )
-
-
-def unit(images: Float[Tensor, "n 1 h w"]) -> Float32[np.ndarray, "n h w"]:
-    """Return slices in [-1, 1] as arrays in [0, 1], clipped."""
-    return np.asarray(((images[:, 0].clamp(-1, 1) + 1) / 2).numpy(), dtype=np.float32)
-
-
-def read_side(data: PreparedData, split: Split, size: tuple[int, int]) -> Side:
-    """Return a split's slices of a size; where the data have masks, those with one.
-
-    Raises:
-        DataError: There is none.
-    """
-    slices = of_size(data, split, size)
-    images = torch.stack([slices[index] for index in range(len(slices))])
-    labelled = all(record.label_offset >= 0 for record in slices.records)
-    labels = torch.stack([slices.labels(i) for i in range(len(slices))]) if labelled else None
-    spacings = tuple((record.row_mm, record.column_mm) for record in slices.records)
-    return Side(images, labels, tuple(record.patient for record in slices.records), spacings)
-
-
-def of_size(data: PreparedData, split: Split, size: tuple[int, int]) -> SliceSet:
-    """Return a split's slices of a size; where some have masks, those alone.
-
-    Raises:
-        DataError: There is none.
-    """
-    labelled = any(record.split == split and record.label_offset >= 0 for record in data.records)
-    records = data.split(split, labelled=labelled).records
-    chosen = tuple(one for one in records if (one.rows, one.columns) == size)
-    if not chosen:
-        raise DataError(
-            f"{data.folder}: its split {split!r} holds no slice of {size[0]}×{size[1]}, the size that is "
-            "drawn; evaluate another split, or prepare all data to one size (--size)"
-        )
-    return SliceSet(data.folder, chosen)
 
 
 def draw_side(
@@ -265,6 +249,7 @@ def draw_side(
         columns=kind.columns,
         settings=asdict(settings),
         first_seed=FIRST_SAMPLE,
+        grain=grain,
         noise_put_back=float(np.mean(noise)),
         seconds_a_slice=seconds / (-(-count // GROUP) * GROUP),
         tokens={stage.name: len(stage) for stage in loaded.book.layout(size).stages},
@@ -284,9 +269,12 @@ def redraw(
     return put_noise_back(loaded, again, noise_levels(loaded, again, seeds), seeds) if grain else again
 
 
-def judge_anatomy(ours: Side, real: Side, train: Side, *, seed: int) -> Anatomy:
+def judge_anatomy(ours: Side, real: Side, train: SliceSet, *, seed: int) -> Anatomy:
     """Return how many masks meet the rules, beside held-out ones; the rules' ranges are the training's."""
-    reference = masks.learn_reference(train.label_maps(), train.spacings)
+    reference = masks.learn_reference(
+        [train.labels(row).numpy() for row in range(len(train))],
+        [(record.row_mm, record.column_mm) for record in train.records],
+    )
     verdicts = [
         [
             masks.anatomy_rules(one, mm, reference)
@@ -306,6 +294,19 @@ def judge_anatomy(ours: Side, real: Side, train: Side, *, seed: int) -> Anatomy:
         ratio=rate.ratio,
         by_rule=dict(rate.by_rule),
         rules=dict(masks.RULES),
+    )
+
+
+def _measure(name: str, features: str, one: Beside, alone: float | None) -> Measure:
+    return Measure(
+        measure=name,
+        features=features,
+        generated=one.generated,
+        interval=one.interval,
+        real=one.real,
+        real_range=one.real_range,
+        tokenizer_alone=alone,
+        convention=one.convention,
     )
 
 

@@ -11,8 +11,9 @@ import numpy as np
 from jaxtyping import UInt8
 
 from slicebook.config import Record
+from slicebook.errors import DataError
 from slicebook.judging import segmenter
-from slicebook.judging.likeness import Side
+from slicebook.judging.sides import Side
 from slicebook.metrics import masks
 from slicebook.metrics.summary import Summary
 
@@ -60,11 +61,18 @@ def measure_usefulness(
         steps: Of each training; 8 pairs a step.
         seed: Of both trainings, and of the bootstrap.
         say: Called before each training.
+
+    Raises:
+        DataError: A side has no masks.
     """
     found = {}
     for name, side in (("generated pairs", ours), ("pairs of the training set", train)):
         say(f"segmenter on {len(side)} {name}")
-        assert side.masks is not None
+        if side.masks is None or held_out.masks is None:
+            raise DataError(
+                "there are no masks to teach a segmenter with; train the prior with masks, on data that have "
+                "them (prepare --mask-suffix)"
+            )
         network = segmenter.train(side.images, side.masks, values, steps=steps, seed=seed)
         drawn = [one.numpy() for one in segmenter.segment(network, held_out.images, values)]
         found[name] = _taught(len(side), drawn, held_out, values, seed)

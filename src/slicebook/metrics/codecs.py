@@ -7,7 +7,7 @@ stream of a blank slice of the same shape weighs is subtracted from each stream.
 Needs the extra `codecs`.
 """
 
-import importlib
+import importlib.util
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -166,6 +166,11 @@ CODECS: Mapping[str, Codec] = MappingProxyType(
         ),
     }
 )
+
+
+def installed() -> bool:
+    """Return whether the extra `codecs` is."""
+    return importlib.util.find_spec("imagecodecs") is not None
 
 
 def versions() -> dict[str, str]:

@@ -28,7 +28,7 @@ CORRELATION = (
     f"its mirror image, that is most like it, up to {SHIFT:.0%} of each side away; averaged over cells of a "
     f"{CELLS}nd of the shorter side"
 )
-EUCLIDEAN = "Euclidean distance of the features given"
+EUCLIDEAN = "Euclidean distance of standardised features"
 
 Move = tuple[bool, int, int]  # mirrored or not, pixels down, pixels right
 

@@ -51,8 +51,15 @@ class Rate(Record):
     highest: float
 
 
+SHARES = 64
+
+
 class LevelUse(Record):
-    """How the evaluated slices use one codebook; level 0 is the finest. `perplexity` is exp(entropy)."""
+    """How the evaluated slices use one codebook; level 0 is the finest.
+
+    `perplexity` is exp(entropy). `shares` parts the codes, the most used first, into groups of equal size, 64
+    at most: the share of the tokens that each took, over what it would be were all codes used alike.
+    """
 
     level: int
     codebook_size: int
@@ -60,6 +67,7 @@ class LevelUse(Record):
     codes_in_use: int
     usage: float
     perplexity: float
+    shares: tuple[float, ...]
 
 
 class CodecReport(Record):
@@ -111,6 +119,8 @@ def level_use(level: int, counts: Int64[Tensor, " k"]) -> LevelUse:
     """Say how a codebook is used, given how often each of its codes was."""
     shares = counts[counts > 0].double() / counts.sum()
     used = len(shares)
+    ordered = counts.double().sort(descending=True).values / counts.sum()
+    groups = torch.tensor_split(ordered, min(SHARES, len(counts)))
     return LevelUse(
         level=level,
         codebook_size=len(counts),
@@ -118,6 +128,7 @@ def level_use(level: int, counts: Int64[Tensor, " k"]) -> LevelUse:
         codes_in_use=used,
         usage=used / len(counts),
         perplexity=float(torch.exp(-(shares * shares.log()).sum())),
+        shares=tuple(round(float(group.mean()) * len(counts), 4) for group in groups),
     )
 
 

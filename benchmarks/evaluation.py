@@ -30,7 +30,8 @@ from slicebook.checkpoint import LoadedPrior, load_prior
 from slicebook.dataset import PreparedData
 from slicebook.errors import DataError, SlicebookError
 from slicebook.judging.auditing import audit_samples
-from slicebook.judging.likeness import Drawing, Side, draw_side, measure_likeness, read_side
+from slicebook.judging.likeness import Drawing, draw_side, measure_likeness
+from slicebook.judging.sides import Side, read_side
 
 SEED = 42
 DRAWN = "samples.npz"
@@ -107,6 +108,7 @@ def measure_study(run: Path, data: Path, study: Path, *, count: int, threads: in
         "parts": parts,
         "counted": COUNTED,
         "seconds": sum(parts[name]["seconds"] for name in COUNTED),
+        "cpu_seconds": sum(parts[name]["cpu_seconds"] for name in COUNTED),
         "peak_memory_mib": max(parts[name]["peak_memory_mib"] for name in COUNTED),
     }
 
@@ -135,7 +137,7 @@ def measure_demo(folder: Path, threads: int) -> dict[str, Any]:
 
 
 def alone(words: Sequence[str], threads: int) -> dict[str, float]:
-    """Run Python in a process of its own; return its seconds and its greatest resident set.
+    """Run Python in a process of its own; return its seconds, by clock and CPU, and greatest resident set.
 
     Raises:
         DataError: It failed; what it said stands above.
@@ -150,7 +152,11 @@ def alone(words: Sequence[str], threads: int) -> dict[str, float]:
         process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise DataError(f"{' '.join(words)}: ended with {process.returncode}; mend what it says above")
-    return {"seconds": time.perf_counter() - began, "peak_memory_mib": usage.ru_maxrss / 1024}
+    return {
+        "seconds": time.perf_counter() - began,
+        "cpu_seconds": usage.ru_utime + usage.ru_stime,
+        "peak_memory_mib": usage.ru_maxrss / 1024,
+    }
 
 
 def _say(line: str) -> None:

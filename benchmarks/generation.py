@@ -25,7 +25,8 @@ from slicebook import sheets
 from slicebook.checkpoint import LoadedPrior, load_prior
 from slicebook.dataset import PreparedData
 from slicebook.errors import SlicebookError
-from slicebook.judging.likeness import Side, draw_side, measure_likeness, read_side
+from slicebook.judging.likeness import draw_side, measure_likeness
+from slicebook.judging.sides import Side, read_side
 from slicebook.judging.usefulness import measure_usefulness
 from slicebook.sampling import SamplingSettings
 

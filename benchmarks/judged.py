@@ -122,9 +122,9 @@ def evaluation(results: Results) -> str:
     )
     if demo:
         rows.append(["**`slicebook evaluate` of a demo**", *_cost(demo)])
-        rows += [[name, f"{seconds:.0f}", ""] for name, seconds in demo["parts"].items()]
+        rows += [[name, f"{seconds:.0f}", "", ""] for name, seconds in demo["parts"].items()]
         said += f" The demo: {demo['samples']} samples, {demo['slices']} slices."
-    return table(["", "seconds", "memory, GB"], rows) + f"{said} {where(found)}"
+    return table(["", "seconds", "CPU seconds", "memory, GB"], rows) + f"{said} {where(found)}"
 
 
 def priors(results: Results) -> list[Any]:
@@ -257,7 +257,7 @@ def _dice(taught: Any, label: str | None = None) -> str:
 
 
 def _cost(found: Any) -> list[str]:
-    return [f"{found['seconds']:.0f}", f"{_gigabytes(found):.1f}"]
+    return [f"{found['seconds']:.0f}", f"{found['cpu_seconds']:.0f}", f"{_gigabytes(found):.1f}"]
 
 
 def _gigabytes(found: Any) -> float:

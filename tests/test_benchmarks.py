@@ -347,7 +347,11 @@ def costs(scripts, generated, measured, study):
             (out / "report.json").write_text(json.dumps(report), encoding="utf-8")
         else:
             assert script.main(words[1:]) == 0
-        return {"seconds": 2.0 * len(called), "peak_memory_mib": 500.0 * len(called)}
+        return {
+            "seconds": 2.0 * len(called),
+            "cpu_seconds": 3.0 * len(called),
+            "peak_memory_mib": 500.0 * len(called),
+        }
 
     words = [measured / "work" / "compact", measured / "data", study, "--demo", measured / "demo", "-n", 6]
     with pytest.MonkeyPatch.context() as patch:
@@ -360,7 +364,7 @@ def costs(scripts, generated, measured, study):
 def test_only_judging_with_what_was_kept_counts(costs):
     _, found = costs
     assert list(found["study"]["parts"]) == ["sampling", "likeness", "audit_first", "audit_again"]
-    assert found["study"]["seconds"] == 4 + 8
+    assert (found["study"]["seconds"], found["study"]["cpu_seconds"]) == (4 + 8, 6 + 12)
     assert found["study"]["peak_memory_mib"] == 2000
     assert found["study"]["slices"] == {"train": 12, "validation": 4, "test": 8}  # 4 are of another size
 
@@ -398,6 +402,7 @@ def test_a_process_of_its_own_is_timed_and_weighed(scripts):
     alone = scripts["evaluation"].alone
     found = alone(["-c", "import time; kept = b'x' * (300 << 20); time.sleep(0.1)"], 1)
     assert found["seconds"] > 0.1
+    assert 0 < found["cpu_seconds"] < found["seconds"]
     assert found["peak_memory_mib"] > 300
     with pytest.raises(DataError, match="ended with 3"):
         alone(["-c", "raise SystemExit(3)"], 1)

@@ -1,6 +1,7 @@
 """The command line: exit statuses, one line for an error, and the whole way from volumes to scores."""
 
 import json
+from functools import partial
 
 import nibabel as nib
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 
 from slicebook import __version__, cli
 from slicebook.errors import DataError
+from slicebook.evaluate import evaluate
 
 TINY = """
 name: tiny
@@ -250,16 +252,20 @@ def test_anomaly_maps_a_volume(trained, volume, tmp_path, capsys):
 
 
 def test_the_demo_makes_everything_and_goes_on_when_repeated(recipe, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("slicebook.demo.PATIENTS", (2, 1, 2))
+    monkeypatch.setattr("slicebook.demo.PATIENTS", (4, 1, 2))
     monkeypatch.setattr("slicebook.demo.SLICES", 4)
     monkeypatch.setattr("slicebook.demo.SHAPE", (64, 32))
+    monkeypatch.setattr("slicebook.demo.evaluate", partial(evaluate, samples=16, steps=4, codecs=False))
     out = tmp_path / "demo"
     first = answer(capsys, "demo", "--out", out, "--recipe", recipe, "--device", "cpu")
     assert first["evaluation"]["patients"] == 2
     wanted = ("phantom", "prepared", "run/model.safetensors", "run/curves.png", "reconstruction", "table.txt")
-    assert [name for name in (*wanted, "evaluation/pairs.png") if not (out / name).exists()] == []
+    assert [name for name in (*wanted, "evaluation/report.html") if not (out / name).exists()] == []
+    parts = ("fidelity", "generation", "audit", "usefulness")
+    assert first["evaluation"]["left_out"] == {}
+    assert all(first["evaluation"][part] for part in parts)
     again = answer(capsys, "demo", "--out", out, "--recipe", recipe, "--device", "cpu")
-    assert again["evaluation"]["scores"] == first["evaluation"]["scores"]
+    assert [again["evaluation"][part] == first["evaluation"][part] for part in parts] == [True] * 4
     assert again["training"] == first["training"]
 
 

@@ -20,6 +20,7 @@ from slicebook.generating import GenerateSummary, generate
 from slicebook.inference import ReconstructSummary, reconstruct
 from slicebook.preparation import prepare
 from slicebook.prior_training import train_prior
+from slicebook.reporting.page import PAGE_NAME, write_page
 from slicebook.training import TrainingSummary, train_tokenizer
 from slicebook.volumes import write_nifti
 
@@ -36,9 +37,9 @@ class DemoSummary:
     folder: Path
     training: TrainingSummary
     reconstruction: ReconstructSummary
-    evaluation: Evaluation
     prior: TrainingSummary
     generation: GenerateSummary
+    evaluation: Evaluation
     seconds: float
 
 
@@ -73,24 +74,19 @@ def run_demo(
     training = train_tokenizer(prepared, recipe, run, device=device)
     say(f"4/7 reconstruct  {held_out} → {out / 'reconstruction'}")
     reconstruction = reconstruct(run, held_out, out / "reconstruction", device=device)
-    say(f"5/7 evaluate     {PATIENTS[2]} test patients → {out / 'evaluation'}")
-    evaluation = evaluate(
-        run,
-        PreparedData.open(prepared),
-        out / "evaluation",
-        parts=("fidelity",),
-        device=choose_device(device),
-        seed=seed,
-    )
-    assert evaluation.fidelity is not None
-    (out / "table.txt").write_text(text.table(evaluation.fidelity.table()) + "\n", encoding="utf-8")
-    say(f"6/7 prior        with masks and decoder → {run / 'prior'}")
+    say(f"5/7 prior        with masks and decoder → {run / 'prior'}")
     prior = train_prior(run, data=prepared, device=device)
-    say(f"7/7 generate     {SAMPLES} slices with masks → {out / 'generated'}")
+    say(f"6/7 generate     {SAMPLES} slices with masks → {out / 'generated'}")
     shutil.rmtree(out / "generated", ignore_errors=True)
     generation = generate(run, out / "generated", count=SAMPLES, seed=seed, device=device)
+    say(f"7/7 evaluate     {PATIENTS[2]} test patients → {out / 'evaluation' / PAGE_NAME}")
+    evaluation = evaluate(
+        run, PreparedData.open(prepared), out / "evaluation", device=choose_device(device), seed=seed
+    )
+    write_page(out / "evaluation")
+    (out / "table.txt").write_text(text.table(evaluation.table()) + "\n", encoding="utf-8")
     seconds = time.perf_counter() - began
-    return DemoSummary(out, training, reconstruction, evaluation, prior, generation, seconds)
+    return DemoSummary(out, training, reconstruction, prior, generation, evaluation, seconds)
 
 
 def _claim(out: Path, recipe: Recipe) -> None:

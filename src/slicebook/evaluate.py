@@ -37,7 +37,7 @@ from slicebook.judging.auditing import Auditing, audit_samples
 from slicebook.judging.descriptions import describe_training, descriptors
 from slicebook.judging.fidelity import Fidelity, measure_fidelity
 from slicebook.judging.history import History, read_history
-from slicebook.judging.likeness import Likeness, Measure, draw_side, measure_likeness
+from slicebook.judging.likeness import Drawing, Likeness, Measure, draw_side, measure_likeness
 from slicebook.judging.sides import Side, read_side
 from slicebook.judging.usefulness import Usefulness, measure_usefulness
 from slicebook.layouts import Split
@@ -67,6 +67,8 @@ class Evaluation(Record):
     blank_slices_left_out: int
     warnings: tuple[str, ...]
     left_out: dict[str, str]
+    drawing: Drawing | None = None
+    """How the samples that were judged were drawn."""
     fidelity: Fidelity | None = None
     generation: Likeness | None = None
     audit: Auditing | None = None
@@ -173,7 +175,7 @@ def evaluate(
             )
     if prior and asked != PARTS[:1]:
         _judge_samples(work, prior, data, asked, how)
-    if not work.found:
+    if not work.found.keys() - {"drawing"}:
         raise DataError(f"{data.folder}: nothing could be judged: {'; '.join(set(work.left_out.values()))}")
     fidelity: Fidelity | None = work.found.get("fidelity")
     found = Evaluation(
@@ -255,7 +257,6 @@ def _judge_samples(
     """Draw samples, and judge them as asked."""
     kind, seed, say = prior.info.slices[0], how.seed, how.say
     size, kinds = (kind.rows, kind.columns), descriptors()
-    drawn: list[tuple[Side, Side]] = []
     with work("sampling", *(part for part in asked if part != "fidelity")):
         real = read_side(data, how.split, size)
         count = how.samples or min(max(len(real), FEWEST_SAMPLES), MOST_SAMPLES)
@@ -263,14 +264,14 @@ def _judge_samples(
         ours, drawing = draw_side(
             prior, data, count, settings=how.settings, grain=how.grain, seed=seed, progress=how.progress
         )
+        work.found["drawing"] = drawing
         _draw_sheets(ours, real, kind.row_mm / kind.column_mm, seed, how.out)
-        drawn.append((ours, real))
-    if not drawn:
+    if "drawing" not in work.found:
         return
     if "generation" in asked:
         with work("generation"):
             work.found["generation"] = measure_likeness(
-                prior, data, how.split, ours, real, drawing, seed=seed, kinds=kinds, say=say
+                prior, data, how.split, ours, real, grain=how.grain, seed=seed, kinds=kinds, say=say
             )
     if "audit" in asked:
         with work("descriptions of the training set", "audit"):

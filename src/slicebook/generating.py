@@ -8,9 +8,10 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -73,6 +74,29 @@ class Sample:
     noise: float
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What samples are asked to be; an audit speaks of samples that were asked to be the same.
+
+    Attributes:
+        size: Rows and columns.
+        settings: How boldly tokens are drawn.
+        grain: Whether noise is put back.
+        group: Class of all; None for any.
+        conditional: Whether the prior is told anything at all.
+    """
+
+    size: tuple[int, int]
+    settings: SamplingSettings
+    grain: bool
+    group: str | None
+    conditional: bool
+
+
+Clear: TypeAlias = Callable[[LoadedPrior, Asked], Mapping[str, str]]
+"""Asked before anything is drawn: raises, or returns files that have to lie beside the samples, by name."""
+
+
 def generate(
     model: str | Path,
     out: str | Path,
@@ -85,6 +109,7 @@ def generate(
     size: tuple[int, int] | None = None,
     settings: SamplingSettings | None = None,
     grain: bool = True,
+    clear: Clear | None = None,
     device: str = "auto",
     progress: Callable[[int, int], None] | None = None,
 ) -> GenerateSummary:
@@ -105,6 +130,8 @@ def generate(
         size: Rows and columns; the most frequent of the training by default.
         settings: How boldly tokens are drawn.
         grain: Whether to put back noise like the training set's, if the tokenizer was taught to leave it out.
+        clear: What allows the samples to be shared, such as `reporting.sharing.clearance`; not asked by
+            default.
         device: auto, cpu, cuda or mps.
         progress: Called with samples done and all samples.
 
@@ -124,6 +151,8 @@ def generate(
     loaded = load_prior(model, choose_device(device))
     kind = _kind(loaded, size)
     _check_room(out, count, kind)
+    asked = Asked((kind.rows, kind.columns), settings, grain, group, conditional)
+    beside = clear(loaded, asked) if clear else {}
     seeds = [seed + index for index in range(count)]
     positions = [_position(one) if position is None else position for one in seeds] if conditional else None
     tokens, conditions = draw(
@@ -157,6 +186,8 @@ def generate(
         _write_samples(partial, samples, page, kind)
         _draw_sheets(partial, samples, page, kind, loaded, tokens)
         _write_lists(partial, samples, loaded, settings, kind, grain)
+        for name, text in beside.items():
+            (partial / name).write_text(text, encoding="utf-8")
         if place.is_dir():
             place.rmdir()
         os.replace(partial, place)

@@ -53,12 +53,14 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Judge a model on patients it never saw: is it faithful, does it generate, does it copy?"""
+    from slicebook.checkpoint import find_model
     from slicebook.dataset import PreparedData
     from slicebook.devices import choose_device
     from slicebook.evaluate import evaluate as judge
     from slicebook.reporting.page import write_page
     from slicebook.sampling import SamplingSettings
 
+    find_model(model)  # what is missing first is said first
     report = judge(
         model,
         PreparedData.open(data),

@@ -68,11 +68,20 @@ def generate(
     top_p: TopP = 0.95,
     guidance: Guidance = 0.0,
     grain: Annotated[bool, typer.Option(help="Put noise like the training set's back.")] = True,
+    share: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="REPORT",
+            help="Folder of an evaluation. Refuses unless its audit of this model is valid and found no "
+            "copies; its summary goes beside the samples.",
+        ),
+    ] = None,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Draw new slices with their masks, as a data set of its own."""
     from slicebook import generating
+    from slicebook.reporting.sharing import clearance
     from slicebook.sampling import SamplingSettings
 
     summary = generating.generate(
@@ -86,9 +95,12 @@ def generate(
         size=size,
         settings=SamplingSettings(temperature, fine_temperature, top_p, guidance),
         grain=grain,
+        clear=None if share is None else clearance(share),
         device=device,
         progress=counter("sample"),
     )
+    if share is None:
+        say("not audited here: a sample may copy a patient; to share samples, audit first (--share REPORT)")
     show(summary, text.to_rows(summary), as_json)
 
 

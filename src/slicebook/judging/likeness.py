@@ -103,7 +103,6 @@ class Measure(Record):
 class Likeness(Record):
     """Samples beside held-out slices of the same size."""
 
-    drawing: Drawing
     held_out_patients: int
     held_out_slices: int
     features: dict[str, Features]
@@ -146,8 +145,8 @@ def measure_likeness(
     split: Split,
     ours: Side,
     real: Side,
-    drawing: Drawing,
     *,
+    grain: bool = True,
     seed: int,
     kinds: Sequence[Descriptor] | None = None,
     say: Callable[[str], None] = lambda _: None,
@@ -160,7 +159,7 @@ def measure_likeness(
         split: That the held-out slices are of.
         ours: The samples, as `draw_side` makes them.
         real: The held-out slices, as `read_side` reads them.
-        drawing: How the samples were drawn.
+        grain: Whether noise was put back into the samples.
         seed: Of every draw of patients, and of the bootstrap.
         kinds: Of features; all there are by default.
         say: Called before each part.
@@ -169,7 +168,7 @@ def measure_likeness(
         DataError: There are fewer than 2 held-out patients.
     """
     say(f"{len(ours)} samples beside {len(real)} slices of {len(set(real.patients))} patients")
-    again = redraw(loaded, data, split, grain=drawing.grain)
+    again = redraw(loaded, data, split, grain=grain)
     sets = [unit(images) for images in (ours.images, again, real.images)]
     features = {}
     for kind in kinds or descriptors():
@@ -183,10 +182,9 @@ def measure_likeness(
     say("diversity, spectra, intensities, anatomy")
     anatomy = None
     if ours.masks is not None and real.masks is not None and data.info.label_values == PELVIS:
-        train = of_size(data, "train", (drawing.rows, drawing.columns))
+        train = of_size(data, "train", (ours.images.shape[-2], ours.images.shape[-1]))
         anatomy = judge_anatomy(ours, real, train, seed=seed)
     return Likeness(
-        drawing=drawing,
         held_out_patients=len(set(real.patients)),
         held_out_slices=len(real),
         features=features,

@@ -82,17 +82,17 @@ def _generates(found: Evaluation) -> Answer:
     parts = []
     for name, features in likeness.features.items():
         distance, coverage = features.samples.kernel_distance, features.samples.coverage
-        text = f"{name}: kernel distance {distance.generated:.3g}, real patients up to "
-        text += f"{distance.real_range[1]:.3g}"
+        text = f"On {name}, kernel distance {distance.generated:.3g} (real patients up to "
+        text += f"{distance.real_range[1]:.3g})"
         if coverage is not None:
-            text += f"; coverage {coverage.generated:.2f} of {coverage.real:.2f}"
+            text += f" and coverage {coverage.generated:.2f} of {coverage.real:.2f}"
         parts.append(text)
     if likeness.anatomy:
         parts.append(
-            f"anatomy right in {likeness.anatomy.generated:.0%} of the masks, {likeness.anatomy.real:.0%} of "
+            f"Anatomy right in {likeness.anatomy.generated:.0%} of the masks, {likeness.anatomy.real:.0%} of "
             "real ones"
         )
-    return Answer(question, verdict, f"{likeness.drawing.samples} samples. {'. '.join(parts)}.", rule)
+    return Answer(question, verdict, f"{'. '.join(parts)}.", rule)
 
 
 def _held(likeness: Likeness) -> list[bool]:

@@ -13,7 +13,7 @@ from slicebook.evaluate import Evaluation
 from slicebook.judging.auditing import Auditing
 from slicebook.judging.fidelity import Fidelity
 from slicebook.judging.history import History
-from slicebook.judging.likeness import Likeness
+from slicebook.judging.likeness import Drawing, Likeness
 from slicebook.judging.rate_distortion import RateDistortion
 from slicebook.judging.usefulness import Usefulness
 from slicebook.metrics.appearance import Curves
@@ -54,8 +54,8 @@ def sections(found: Evaluation, folder: Path) -> Iterator[Section]:
     """Yield the sections that an evaluation has something for, with the pictures that lie in its folder."""
     if found.fidelity:
         yield _fidelity(found, found.fidelity, folder)
-    if found.generation:
-        yield _generation(found.generation, folder)
+    if found.generation and found.drawing:
+        yield _generation(found.drawing, found.generation, folder)
     if found.audit:
         yield _audit(found.audit, folder)
     if found.usefulness:
@@ -122,7 +122,7 @@ def _fidelity(whole: Evaluation, found: Fidelity, folder: Path) -> Section:
     )
 
 
-def _generation(found: Likeness, folder: Path) -> Section:
+def _generation(drawing: Drawing, found: Likeness, folder: Path) -> Section:
     rows: list[Sequence[str]] = [
         ("measure", "samples", "95 % by patient", "real patients", "5–95 % of draws", "tokenizer alone")
     ]
@@ -145,7 +145,7 @@ def _generation(found: Likeness, folder: Path) -> Section:
             (
                 (
                     "samples.png",
-                    f"{found.drawing.samples} were drawn; these are the first, none of them picked.",
+                    f"{drawing.samples} were drawn; these are the first, none of them picked.",
                 ),
                 ("real.png", "Real slices of held-out patients, chosen at random."),
                 ("samples-masks.png", "The same samples with their masks."),
@@ -167,7 +167,7 @@ def _generation(found: Likeness, folder: Path) -> Section:
     return Section(
         "generation",
         "Does it generate?",
-        f"{found.drawing.samples} samples of {found.drawing.rows}×{found.drawing.columns} pixels beside "
+        f"{drawing.samples} samples of {drawing.rows}×{drawing.columns} pixels beside "
         f"{found.held_out_slices} slices of {found.held_out_patients} held-out patients. Each measure stands "
         "beside the same between two groups of real patients who share nobody.",
         blocks,

@@ -30,7 +30,7 @@ from slicebook.checkpoint import LoadedPrior, load_prior
 from slicebook.dataset import PreparedData
 from slicebook.errors import DataError, SlicebookError
 from slicebook.judging.auditing import audit_samples
-from slicebook.judging.likeness import Drawing, draw_side, measure_likeness
+from slicebook.judging.likeness import draw_side, measure_likeness
 from slicebook.judging.sides import Side, read_side
 
 SEED = 42
@@ -39,19 +39,19 @@ WANTED = {"seconds": 300, "memory_gb": 4, "demo_seconds": 90}  # set before anyt
 
 
 def _draw(loaded: LoadedPrior, data: PreparedData, kept: Path, count: int) -> None:
-    side, drawing = draw_side(loaded, data, count, seed=SEED, progress=_count)
+    side, _ = draw_side(loaded, data, count, seed=SEED, progress=_count)
     masks = {} if side.masks is None else {"masks": side.masks.numpy()}
-    np.savez(kept / DRAWN, images=side.images.numpy(), drawing=drawing.model_dump_json(), **masks)
+    np.savez(kept / DRAWN, images=side.images.numpy(), seeds=side.seeds, **masks)
 
 
 def _compare(loaded: LoadedPrior, data: PreparedData, kept: Path, _: int) -> None:
-    ours, drawing = _read(loaded, kept)
-    real = read_side(data, "test", (drawing.rows, drawing.columns))
-    measure_likeness(loaded, data, "test", ours, real, drawing, seed=SEED, say=_say)
+    ours = _read(loaded, kept)
+    real = read_side(data, "test", (ours.images.shape[-2], ours.images.shape[-1]))
+    measure_likeness(loaded, data, "test", ours, real, seed=SEED, say=_say)
 
 
 def _audit(loaded: LoadedPrior, data: PreparedData, kept: Path, _: int) -> None:
-    audit_samples(loaded, data, _read(loaded, kept)[0], seed=SEED, out=kept, say=_say)
+    audit_samples(loaded, data, _read(loaded, kept), seed=SEED, out=kept, say=_say)
 
 
 PARTS: Mapping[str, Callable[[LoadedPrior, PreparedData, Path, int], None]] = {
@@ -63,18 +63,18 @@ PARTS: Mapping[str, Callable[[LoadedPrior, PreparedData, Path, int], None]] = {
 COUNTED = ("likeness", "audit_again")
 
 
-def _read(loaded: LoadedPrior, kept: Path) -> tuple[Side, Drawing]:
+def _read(loaded: LoadedPrior, kept: Path) -> Side:
+    """Return the samples as they were drawn, in another process."""
     with np.load(kept / DRAWN) as file:
         found = {name: file[name] for name in file.files}
-    drawing, kind = Drawing.model_validate_json(str(found["drawing"])), loaded.info.slices[0]
-    side = Side(
+    kind, count = loaded.info.slices[0], len(found["images"])
+    return Side(
         torch.from_numpy(found["images"]),
         torch.from_numpy(found["masks"]) if "masks" in found else None,
-        ("",) * drawing.samples,
-        ((kind.row_mm, kind.column_mm),) * drawing.samples,
-        tuple(range(drawing.first_seed, drawing.first_seed + drawing.samples)),
+        ("",) * count,
+        ((kind.row_mm, kind.column_mm),) * count,
+        tuple(found["seeds"].tolist()),
     )
-    return side, drawing
 
 
 def measure_study(run: Path, data: Path, study: Path, *, count: int, threads: int) -> dict[str, Any]:
@@ -132,8 +132,8 @@ def measure_demo(folder: Path, threads: int) -> dict[str, Any]:
         words = ["evaluate", folder / "run", folder / "prepared", "--out", out]
         found = alone(["-m", "slicebook", *map(str, words)], threads)
         report = json.loads((Path(out) / "report.json").read_text(encoding="utf-8"))
-    samples = report["generation"]["drawing"]["samples"]
-    return {"samples": samples, "slices": report["slices"], **found, "parts": report["seconds"]}
+    samples, slices = report["drawing"]["samples"], report["slices"]
+    return {"samples": samples, "slices": slices, **found, "parts": report["seconds"]}
 
 
 def alone(words: Sequence[str], threads: int) -> dict[str, float]:

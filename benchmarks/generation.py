@@ -56,8 +56,12 @@ def measure(
     _say(f"{count} samples of {kind.rows}×{kind.columns}")
     ours, drawing = draw_side(loaded, data, count, settings=settings, grain=grain, seed=SEED, progress=_count)
     _draw_sheets(ours, real, kind.row_mm / kind.column_mm, sheets_to)
-    likeness = measure_likeness(loaded, data, "test", ours, real, drawing, seed=SEED, say=_say)
-    found: dict[str, Any] = {"generation": likeness.model_dump(mode="json"), "usefulness": None}
+    likeness = measure_likeness(loaded, data, "test", ours, real, grain=grain, seed=SEED, say=_say)
+    found: dict[str, Any] = {
+        "drawing": drawing.model_dump(mode="json"),
+        "generation": likeness.model_dump(mode="json"),
+        "usefulness": None,
+    }
     if ours.masks is not None and real.masks is not None:
         train, values = read_side(data, "train", size), data.info.label_values
         taught = measure_usefulness(ours, train, real, values, steps=steps, seed=SEED, say=_say)

@@ -45,7 +45,7 @@ def generation(results: Results) -> str:
         ("likeness of two samples, MS-SSIM (of two patients)", _alike, "generation", "diversity"),
         ("masks that meet the rules of anatomy, samples of real ones'", _rules, "generation", "anatomy"),
         ("Dice of a segmenter taught by samples, of one taught by patients", _dice, "usefulness"),
-        ("seconds a slice to sample", "{:.2f}".format, "generation", "drawing", "seconds_a_slice"),
+        ("seconds a slice to sample", "{:.2f}".format, "drawing", "seconds_a_slice"),
     ]
     made = "".join(f"\n{one['title']}: {_made(one)} {where(one)}" for one in found)
     return _columns({one["title"]: one for one in found}, rows) + made
@@ -61,7 +61,7 @@ def likeness(results: Results) -> str:
         by_kind += [
             (f"{title}, samples ({REAL})", _distance, "samples", name),
             (f"{title}, tokens of the real slices drawn anew", _alone, "tokenizer_alone", name),
-            (f"{title}, real patients, median", "{:.3g}".format, "samples", name, "real"),
+            (f"{title}, real patients, median", _rounded, "samples", name, "real"),
         ]
     for name in ("coverage", "density", "precision", "recall"):
         by_kind.append((f"{name}, samples of real patients'", _share, "samples", name))
@@ -72,11 +72,11 @@ def likeness(results: Results) -> str:
     rest: list[Row] = [
         (f"spectra apart, dB, samples ({REAL})", _distance, "generation", "spectrum", "distance"),
         (f"intensities apart, samples ({REAL})", _distance, "generation", "intensity", "distance"),
-        ("noise put back, on [-1, 1], mean", "{:.3f}".format, "generation", "drawing", "noise_put_back"),
+        ("noise put back, on [-1, 1], mean", "{:.3f}".format, "drawing", "noise_put_back"),
     ]
     taught = [one["usefulness"]["generated"]["labels"] for one in found if one["usefulness"]]
     rest += [
-        (f"Dice of label {label}, the same two", partial(_dice, label=label), "usefulness")
+        (f"label {label}: Dice, taught by samples, by patients", partial(_dice, label=label), "usefulness")
         for label in sorted({label for labels in taught for label in labels})
     ]
     columns = {
@@ -138,13 +138,13 @@ def targets(results: Results) -> Iterable[Target]:
         title, samples = one["title"], one["generation"]["features"]["texture"]["samples"]
         kernel = samples["kernel_distance"]
         yield (
-            f"{title}: kernel distance of samples at most the 95th percentile of real patients'",
-            f"{kernel['generated']:.3g}, {kernel['real_range'][1]:.3g}",
+            f"{title}: kernel distance of samples, by texture, at most the 95th percentile of real patients'",
+            f"{_rounded(kernel['generated'])}, {_rounded(kernel['real_range'][1])}",
             _as_near(kernel) == "yes",
         )
         coverage = samples["coverage"]
         shares = {
-            "coverage of samples over that of real patients: 80 % or more": (
+            "coverage of samples, by texture, over that of real patients: 80 % or more": (
                 coverage["generated"] / coverage["real"] if coverage and coverage["real"] else None,
                 0.8,
             ),
@@ -199,8 +199,7 @@ def _at(found: Any, keys: Iterable[str]) -> Any:
 
 
 def _made(one: Any) -> str:
-    judged, decoder = one["generation"], one["decoder_seconds"]
-    drawing = judged["drawing"]
+    drawing, judged, decoder = one["drawing"], one["generation"], one["decoder_seconds"]
     return (
         f"{drawing['samples']} samples of {drawing['rows']}×{drawing['columns']} beside "
         f"{judged['held_out_slices']} slices of {judged['held_out_patients']} test patients; tokenizer "
@@ -218,11 +217,22 @@ def _as_near(kernel: Any) -> str:
 
 def _distance(beside: Any) -> str:
     """Return a distance of samples with its interval, and where 95 % of those between real patients end."""
-    return f"{_alone(beside)} ({beside['real_range'][1]:.3g})"
+    return f"{_alone(beside)} ({_rounded(beside['real_range'][1])})"
 
 
 def _alone(beside: Any) -> str:
-    return number(beside["generated"], beside["interval"], ".3g")
+    return number(beside["generated"], beside["interval"], _form(beside["generated"]))
+
+
+def _rounded(distance: float) -> str:
+    return f"{distance:{_form(distance)}}"
+
+
+def _form(distance: float) -> str:
+    """Return how a distance is written: three digits or so, whatever its unit."""
+    return next(
+        (form for most, form in ((1, ".3f"), (10, ".2f"), (100, ".1f")) if abs(distance) < most), ",.0f"
+    )
 
 
 def _share(beside: Any) -> str:

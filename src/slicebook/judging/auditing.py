@@ -54,6 +54,7 @@ class Auditing(Record):
     Attributes:
         baseline: Whose slices the samples are judged beside, in words.
         training_slices, training_patients: How many were searched.
+        of_other_sizes: Training slices that were not, for samples of this size cannot be compared with them.
         copies: The verdict and what it rests on: the correlation of images, shifted and mirrored.
         in_features: The same search among features, by their name; reported beside, not decided by, for its
             false alarms were not measured.
@@ -64,6 +65,7 @@ class Auditing(Record):
     baseline: str
     training_slices: int
     training_patients: int
+    of_other_sizes: int
     copies: Audit
     in_features: dict[str, Audit]
     membership: Membership
@@ -136,6 +138,7 @@ def audit_samples(
         baseline=baseline,
         training_slices=len(train),
         training_patients=len(set(owners)),
+        of_other_sizes=len(data.split("train")) - len(train),
         copies=found,
         in_features=in_features,
         membership=member,
@@ -166,9 +169,9 @@ def _held_out(
         and not record.blank
         and (record.rows, record.columns) == size
     ]
-    patients = len({record.patient for record in records})
-    words = f"{len(records)} slices of {patients} patients that were never trained on"
-    if patients < FEWEST_PATIENTS:
+    patients, trained = ({record.patient for record in some} for some in (records, train.records))
+    words = f"{len(records)} slices of {len(patients)} patients that were never trained on"
+    if len(patients) < FEWEST_PATIENTS and len(trained) > 2:  # without its own, two are left to compare
         words += (
             f", and, these being fewer than {FEWEST_PATIENTS}, {len(train)} training slices, each without "
             "its own patient"

@@ -92,7 +92,7 @@ def describe_training(
     Raises:
         DataError: There is no training slice of this size.
     """
-    slices = of_size(data, "train", size)
+    slices = of_size(data, "train", size, masked=False)
     windows = _kept(data, slices, "windows", CORRELATION, describe, say)
     features = {
         kind.name: _kept(data, slices, kind.name, kind.convention, kind.compute, say).astype(np.float64)

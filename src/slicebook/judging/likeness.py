@@ -33,6 +33,7 @@ from slicebook.sampling import GROUP, SamplingSettings
 from slicebook.token_set import encode_slices
 
 FIRST_SAMPLE = 1_000_000  # sample i is drawn from this seed + i: none that a picture was chosen by
+TITLES = {"frechet_distance": "Fréchet distance"}
 PELVIS = (0, 1, 2, 3, 4, 5)  # the labels that the rules of anatomy know
 
 
@@ -120,7 +121,8 @@ class Likeness(Record):
             alone = vars(features.tokenizer_alone)
             for measure, one in vars(features.samples).items():
                 if isinstance(one, Beside):
-                    found.append(_measure(measure.replace("_", " "), name, one, alone[measure].generated))
+                    title = TITLES.get(measure, measure.replace("_", " "))
+                    found.append(_measure(title, name, one, alone[measure].generated))
         found.append(_measure("spectrum", "", self.spectrum.distance, None))
         found.append(_measure("intensities", "", self.intensity.distance, None))
         many = self.diversity

@@ -75,14 +75,20 @@ def read_side(
     return Side(images, labels, tuple(record.patient for record in slices.records), spacings)
 
 
-def of_size(data: PreparedData, split: Split, size: tuple[int, int]) -> SliceSet:
-    """Return a split's slices of a size; where some have masks, those alone.
+def of_size(data: PreparedData, split: Split, size: tuple[int, int], *, masked: bool = True) -> SliceSet:
+    """Return a split's slices of a size.
+
+    Args:
+        data: The prepared folder.
+        split: Which slices.
+        size: Rows and columns.
+        masked: Where some have masks, those alone.
 
     Raises:
         DataError: There is none.
     """
     labelled = any(record.split == split and record.label_offset >= 0 for record in data.records)
-    records = data.split(split, labelled=labelled).records
+    records = data.split(split, labelled=masked and labelled).records
     chosen = tuple(one for one in records if (one.rows, one.columns) == size)
     if not chosen:
         raise DataError(

@@ -198,6 +198,9 @@ def _audit(found: Auditing, folder: Path) -> Section:
     for name, one in {"correlation of images": copies, **found.in_features}.items():
         counts = [f"{test.beyond} of {test.needed}" for test in one.tests]
         searches.append((name, *counts, f"{one.controls[-1].seen:.0%}", f"{one.nearer.share:.3f}"))
+    unsearched = ""
+    if found.of_other_sizes:
+        unsearched = f"; {found.of_other_sizes} of other sizes cannot be compared with them"
     member = found.membership
     near = copies.nearer
     others = [
@@ -209,7 +212,7 @@ def _audit(found: Auditing, folder: Path) -> Section:
         "audit",
         "Does it copy patients?",
         f"{copies.samples} samples, each beside {found.training_slices} training slices of "
-        f"{found.training_patients} patients. Baseline: {found.baseline}. {copies.verdict}",
+        f"{found.training_patients} patients{unsearched}. Baseline: {found.baseline}. {copies.verdict}",
         [
             _table("The two tests", tests),
             _table("The same tests with planted copies", controls),

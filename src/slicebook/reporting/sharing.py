@@ -113,6 +113,7 @@ def _in_words(found: Evaluation, audit: Auditing) -> str:
 
 - Model {model}: {copies.samples} samples, drawn in the same way as these.
 - Searched: {audit.training_slices} training slices of {audit.training_patients} patients, moved and mirrored.
+- Not searched, being of other sizes: {audit.of_other_sizes} training slices.
 - Beside: {audit.baseline}.
 - The model's likelihoods tell its training slices from others with an AUC of {member.auc:.2f}{reach}; 0.5
   tells nothing. That takes the model, which is not here: whoever shares the model shares this too.

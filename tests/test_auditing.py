@@ -1,0 +1,164 @@
+"""The audit of a model: copies are found and traced, fresh slices are not accused, and words say of whom."""
+
+import csv
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from slicebook.checkpoint import load_prior
+from slicebook.dataset import PreparedData
+from slicebook.errors import DataError
+from slicebook.judging.auditing import audit_samples
+from slicebook.judging.descriptions import Descriptor
+from slicebook.judging.sides import Side, of_size, read_side
+from slicebook.likelihood import likelihood
+from slicebook.metrics import texture
+from slicebook.token_set import encode_slices
+
+SIZE = (32, 64)
+
+
+@pytest.fixture(scope="module")
+def loaded(trained):
+    return load_prior(trained.run)
+
+
+@pytest.fixture(scope="module")
+def data(trained):
+    return PreparedData.open(trained.data)
+
+
+@pytest.fixture
+def kinds():
+    return [Descriptor("texture", texture.CONVENTION, False, texture.texture_features)]
+
+
+def samples(side: Side) -> Side:
+    """The same slices, as if they had been drawn."""
+    count = len(side)
+    return dataclasses.replace(side, patients=("",) * count, seeds=tuple(range(70, 70 + count)))
+
+
+@pytest.fixture(scope="module")
+def of_copies(loaded, data, tmp_path_factory):
+    """An audit of training slices that pose as samples, the first of them mirrored; and its folder."""
+    slices = of_size(data, "train", SIZE, masked=False)
+    side = samples(Side(torch.stack(list(slices)), None, ("",) * len(slices), ((1.0, 1.0),) * len(slices)))
+    images = side.images.clone()
+    images[0] = images[0].flip(-1)
+    out = tmp_path_factory.mktemp("audit")
+    kinds = [Descriptor("texture", texture.CONVENTION, False, texture.texture_features)]
+    return audit_samples(
+        loaded, data, dataclasses.replace(side, images=images), seed=0, kinds=kinds, out=out
+    ), out
+
+
+def test_copies_are_found_and_traced(of_copies):
+    found, _ = of_copies
+    assert found.copies.copies_found
+    assert all(pair.sample == pair.training for pair in found.copies.closest)
+    assert {pair.sample for pair in found.copies.closest if pair.mirror} <= {0}
+
+
+def test_the_closest_pairs_are_drawn_and_listed(of_copies, data):
+    found, out = of_copies
+    assert (out / "closest.png").stat().st_size > 1000
+    with (out / "closest.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(found.copies.closest)
+    train = of_size(data, "train", SIZE, masked=False)
+    for row, pair in zip(rows, found.copies.closest, strict=True):
+        record = train.records[pair.training]
+        assert (row["patient"], row["volume"], int(row["slice"])) == (
+            record.patient,
+            record.volume,
+            record.slice,
+        )
+        assert int(row["seed"]) == 70 + pair.sample
+
+
+def test_features_are_searched_too(of_copies):
+    found, _ = of_copies
+    (name, one), *others = found.in_features.items()
+    assert (name, others) == ("texture", [])
+    assert one.copies_found
+    assert "Euclidean" in one.distance
+    assert "texture" in one.distance
+
+
+def test_slices_of_strangers_are_no_copies(loaded, data, kinds):
+    strangers = samples(read_side(data, "validation", SIZE))
+    found = audit_samples(loaded, data, strangers, seed=0, kinds=kinds)
+    assert not found.copies.copies_found
+
+
+def test_blank_samples_copy_nobody(loaded, data, kinds):
+    side = samples(read_side(data, "validation", SIZE))
+    blank = dataclasses.replace(side, images=torch.full_like(side.images, -1))
+    found = audit_samples(loaded, data, blank, seed=0, kinds=kinds)
+    assert not found.copies.copies_found
+    assert found.copies.nearer.share == 0
+
+
+def test_samples_that_are_not_finite_are_refused(loaded, data, kinds):
+    side = samples(read_side(data, "validation", SIZE))
+    images = side.images.clone()
+    images[1, 0, 3, 3] = float("nan")
+    with pytest.raises(DataError, match="slice 1 has values that are not finite"):
+        audit_samples(loaded, data, dataclasses.replace(side, images=images), seed=0, kinds=kinds)
+
+
+def test_few_strangers_are_joined_by_training_patients(loaded, data, kinds):
+    three = tuple(
+        r if r.split != "validation" else dataclasses.replace(r, split="train") for r in data.records
+    )
+    more = dataclasses.replace(data, records=three)
+    side = samples(read_side(data, "test", SIZE))
+    found = audit_samples(loaded, more, side, seed=0, kinds=kinds)
+    train = of_size(more, "train", SIZE)
+    assert f"{len(train)} training slices, each without its own patient" in found.baseline
+    assert found.copies.held_out_patients == 5
+    assert found.copies.verdict.startswith("INVALID: the baseline rests on 5 held-out patients")
+
+
+def test_two_training_patients_are_no_baseline_but_can_be_searched(loaded, data, kinds):
+    found = audit_samples(loaded, data, samples(read_side(data, "test", SIZE)), seed=0, kinds=kinds)
+    assert found.baseline == "18 slices of 3 patients that were never trained on"
+    assert not found.copies.valid
+
+
+def test_a_single_training_patient_cannot_be_told_from_the_next(loaded, data, kinds):
+    few = tuple(r for r in data.records if r.split != "train" or r.patient == "patient-0001")
+    side = samples(read_side(data, "validation", SIZE))
+    with pytest.raises(DataError, match="1 training patients besides a slice's own, wanted at least 2"):
+        audit_samples(loaded, dataclasses.replace(data, records=few), side, seed=0, kinds=kinds)
+
+
+def test_training_slices_without_a_mask_are_searched_too(loaded, data, kinds):
+    blind = tuple(
+        dataclasses.replace(r, label_offset=-1) if r.patient == "patient-0001" else r for r in data.records
+    )
+    some = dataclasses.replace(data, records=blind)
+    found = audit_samples(loaded, some, samples(read_side(data, "test", SIZE)), seed=0, kinds=kinds)
+    assert found.training_patients == 2 > len(set(read_side(some, "train", SIZE).patients))
+
+
+def test_slices_of_another_size_are_counted_as_not_searched(of_copies, data):
+    found, _ = of_copies
+    assert found.training_slices + found.of_other_sizes == len(data.split("train"))
+    assert found.of_other_sizes > 0
+
+
+def test_bits_are_the_priors_likelihood_of_slices_it_never_saw(of_copies, loaded, data):
+    found, _ = of_copies
+    bits = []
+    for split in ("validation", "test"):
+        (tokens,) = encode_slices(loaded.book, of_size(data, split, SIZE), classes=loaded.info.classes)
+        nats = likelihood(loaded.prior, tokens.layout, tokens.tokens[:, 0].long(), tokens.conditions).nats
+        bits += (nats.sum(1) / math.log(2) / (SIZE[0] * SIZE[1])).tolist()
+    assert found.coded.mean_of_slices == pytest.approx(np.mean(bits), rel=1e-5)
+    assert found.coded.highest == pytest.approx(max(bits), rel=1e-5)
+    assert (found.membership.training_patients, found.membership.held_out_patients) == (2, 3)

@@ -1,0 +1,112 @@
+"""Descriptions of slices: each is made once, and what is kept on disk is what would be made anew."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from slicebook.dataset import PreparedData
+from slicebook.errors import DataError
+from slicebook.judging import descriptions
+from slicebook.judging.descriptions import Descriptor, describe_training, descriptors
+from slicebook.judging.sides import of_size, read_side, unit
+
+SIZE = (32, 64)
+
+
+@pytest.fixture
+def asked():
+    """How many slices were described, a number a call."""
+    return []
+
+
+@pytest.fixture
+def kind(asked):
+    """Features that are two numbers of a slice."""
+
+    def compute(images):
+        asked.append(len(images))
+        return np.stack([images.mean(axis=(1, 2)), images.std(axis=(1, 2))], axis=1).astype(np.float64)
+
+    return Descriptor("two numbers", "mean and deviation", False, compute)
+
+
+@pytest.fixture
+def data(trained, tmp_path):
+    """A copy of the prepared folder: descriptions are kept in it."""
+    shutil.copytree(trained.data, tmp_path / "prepared")
+    return PreparedData.open(tmp_path / "prepared")
+
+
+def test_a_slice_is_described_once_wherever_it_stands(kind, asked):
+    images = np.random.default_rng(0).random((4, 8, 8), dtype=np.float32)
+    first, again = kind(images), kind(images[[3, 1, 1]].copy())
+    assert sum(asked) == 4
+    np.testing.assert_array_equal(again, first[[3, 1, 1]])
+
+
+def test_kept_descriptions_are_those_that_would_be_made(data, asked, kind):
+    made = describe_training(data, SIZE, [kind])
+    kept = describe_training(data, SIZE, [kind])
+    assert sum(asked) == len(made.slices) == len(of_size(data, "train", SIZE, masked=False))
+    np.testing.assert_array_equal(made.features["two numbers"], kept.features["two numbers"])
+    np.testing.assert_array_equal(made.windows, kept.windows)
+    anew = kind.compute(unit(torch.stack(list(made.slices))))
+    np.testing.assert_allclose(made.features["two numbers"], anew, rtol=1e-6)
+
+
+def test_a_damaged_file_is_made_again(data, asked, kind):
+    describe_training(data, SIZE, [kind])
+    (path,) = (data.folder / "descriptions").glob("two numbers-*")
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 4
+    path.write_bytes(content)
+    again = describe_training(data, SIZE, [kind])
+    assert sum(asked) == 2 * len(again.slices)
+
+
+@pytest.mark.parametrize("changed", ["convention", "slices"])
+def test_what_was_kept_of_something_else_is_not_used(data, asked, kind, changed):
+    count = len(describe_training(data, SIZE, [kind]).slices)
+    if changed == "convention":
+        kind = Descriptor(kind.name, "the same, but otherwise", False, kind.compute)
+    else:
+        (first, *_) = (record for record in data.records if record.split == "train")
+        data = PreparedData(data.folder, data.info, tuple(one for one in data.records if one != first))
+    again = describe_training(data, SIZE, [kind])
+    assert sum(asked) == count + len(again.slices)
+
+
+def test_a_folder_that_cannot_be_written_to_is_no_reason_to_stop(data, kind, monkeypatch):
+    def full(*_):
+        raise DataError("descriptions: cannot be written (No space left on device)")
+
+    monkeypatch.setattr(descriptions, "save_state", full)
+    said = []
+    found = describe_training(data, SIZE, [kind], say=said.append)
+    assert len(found.features["two numbers"]) == len(found.slices)
+    assert any("not kept" in line and "No space left" in line for line in said)
+
+
+def test_how_far_it_is_is_told(data, kind):
+    said = []
+    count = len(describe_training(data, SIZE, [kind], say=said.append).slices)
+    assert f"two numbers of {count} training slices: 0 done" in said
+
+
+def test_both_kinds_of_features_are_known_where_the_weights_are(monkeypatch):
+    assert [one.name for one in descriptors()] == ["texture", "efficientnet-lite0"]
+    monkeypatch.setattr("slicebook.metrics.deep.installed", lambda: False)
+    assert [one.name for one in descriptors()] == ["texture"]
+
+
+def test_no_more_slices_are_read_than_asked_for(data):
+    few, all_of_them = read_side(data, "train", SIZE, most=4, seed=1), read_side(data, "train", SIZE)
+    assert (len(few), len(few.patients), len(few.masks)) == (4, 4, 4)
+    assert len(read_side(data, "train", SIZE, most=1000)) == len(all_of_them)
+
+
+def test_a_size_that_no_slice_has_is_refused(data):
+    with pytest.raises(DataError, match=r"holds no slice of 16×16.*--size"):
+        read_side(data, "train", (16, 16))

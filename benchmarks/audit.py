@@ -35,7 +35,7 @@ from slicebook.tokenizer import Tokenizer
 
 SEED = 42
 FIRST_FRESH = 1000  # number of the first phantom patient that DATA does not hold
-SLICES = 20  # a patient, as DATA has
+SLICES, SHAPE = 20, (256, 128)  # of a patient, as DATA has them
 EACH = 6  # slices of a patient who gives samples: fewer are less alike
 COPIES = 300
 REAL_STUDY = (11_460, 540, 540)  # slices to train on, held out, generated: HipMRI at one sample a test slice
@@ -60,13 +60,8 @@ class Table:
 def measure(
     data: PreparedData, tokenizer: Tokenizer, *, patients: int, trials: int, n: int
 ) -> dict[str, Any]:
-    """Make phantoms, seek their neighbours, and run the trials.
-
-    Raises:
-        DataError: DATA is not the phantom.
-    """
+    """Make phantoms, seek their neighbours, and run the trials."""
     train, whose = _train(data)
-    _expect_phantom(train[0])
     described = describe(train)
     generator = np.random.default_rng(SEED)
     third = patients // 3
@@ -194,7 +189,7 @@ def reconstruct(tokenizer: Tokenizer, images: Any) -> Any:
 
 def prepared_phantom(patient: int) -> Any:
     """Return a phantom patient's slices as `slicebook prepare` makes them: upright, in [-1, 1]."""
-    volume = patient_volume(patient, 0, slices=SLICES).image
+    volume = patient_volume(patient, 0, slices=SLICES, shape=SHAPE).image
     low, high = np.percentile(volume, [0.5, 99.5])
     upright = volume.transpose(2, 1, 0)[:, ::-1, ::-1]
     return np.clip((upright - low) / (high - low) * 2 - 1, -1, 1).astype(np.float32)
@@ -207,8 +202,8 @@ def _train(data: PreparedData) -> tuple[Any, list[str]]:
     return torch.cat([slices[i] for i in chosen]).numpy(), [slices.records[i].patient for i in chosen]
 
 
-def _expect_phantom(first: Any) -> None:
-    again = prepared_phantom(FIRST_CASE)[0]
+def _expect_phantom(data: PreparedData) -> None:
+    first, again = data.split("train")[0][0].numpy(), prepared_phantom(FIRST_CASE)[0]
     if again.shape != first.shape or np.abs(again - first).max() > 0.01:
         raise DataError(
             f"DATA is not the phantom of {SLICES} slices a patient, seed 42; prepare what `slicebook "
@@ -241,6 +236,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(asked.threads)
     try:
         loaded, data = load_tokenizer(asked.run), PreparedData.open(asked.data)
+        _expect_phantom(data)
         speed = timing()
         found = measure(
             data, loaded.tokenizer.eval(), patients=asked.patients, trials=asked.trials, n=asked.n

@@ -268,12 +268,13 @@ def _training(summary: TrainingSummary, loaded: LoadedTokenizer, data: PreparedD
 
 def _score(loaded: LoadedTokenizer, data: PreparedData, out: Path, *, with_codecs: bool) -> dict[str, Any]:
     """Return a report as plain values; what each score means stands once, at the head of the result."""
-    report = evaluate(loaded, data, out, codecs=with_codecs, seed=SEED).model_dump(
-        mode="json", exclude={"provenance"}
-    )
-    for codec in (report["codecs"] or {}).values():
+    report = evaluate(loaded.path, data, out, parts=["fidelity"], codecs=with_codecs, seed=SEED)
+    about = {"split", "patients", "slices", "blank_slices_left_out", "warnings"}
+    assert report.fidelity is not None
+    found = report.fidelity.model_dump(mode="json")
+    for codec in (found["codecs"] or {}).values():
         codec["scores"], codec["advantage"] = _bare(codec["scores"]), _bare(codec["advantage"])
-    return report | {"scores": _bare(report["scores"])}
+    return report.model_dump(mode="json", include=about) | found | {"scores": _bare(found["scores"])}
 
 
 def _bare(summaries: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,13 +13,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import judged
+from cells import NOT_MEASURED, Results, Target, bits, mean, signed, table, where
+
 ROOT = Path(__file__).parent.parent
 PAGES = ("README.md", "benchmarks/README.md")
 BLOCK = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
-NOT_MEASURED = "*Not measured yet.*"
-
-Results = Mapping[str, Any]
-"""The content of each file in results/, by its name without `.json`."""
 
 SITES = {"test": "held-out patients", "other_site": "another site"}
 TITLES = {
@@ -55,18 +54,18 @@ def quality(results: Results) -> str:
     for name, one in found["contenders"].items():
         row = [
             _title(name, one),
-            _bits(one["test"]),
-            *(_mean(one["test"]["scores"], metric) for metric in shown),
+            bits(one["test"]),
+            *(mean(one["test"]["scores"], metric) for metric in shown),
         ]
-        row.append(_signed(one["test"]["codecs"]["jpeg2000"]["advantage"], "ssim_whole"))
-        row += [_mean(one[site]["scores"], "ssim_whole") for site in sites[1:]]
+        row.append(signed(one["test"]["codecs"]["jpeg2000"]["advantage"], "ssim_whole"))
+        row += [mean(one[site]["scores"], "ssim_whole") for site in sites[1:]]
         rows.append(row)
         for codec, at_its_bits in one["test"]["codecs"].items() if name == "compact" else ():
-            row = [at_its_bits["title"], _bits(at_its_bits)]
-            row += [*(_mean(at_its_bits["scores"], metric) for metric in shown), ""]
-            row += [_mean(one[site]["codecs"][codec]["scores"], "ssim_whole") for site in sites[1:]]
+            row = [at_its_bits["title"], bits(at_its_bits)]
+            row += [*(mean(at_its_bits["scores"], metric) for metric in shown), ""]
+            row += [mean(one[site]["codecs"][codec]["scores"], "ssim_whole") for site in sites[1:]]
             rows.append(row)
-    return _table(head, rows) + "\n" + _how(found)
+    return table(head, rows) + "\n" + _how(found)
 
 
 def scores(results: Results) -> str:
@@ -77,11 +76,11 @@ def scores(results: Results) -> str:
         rows = []
         for name, one in found["contenders"].items():
             for title, whose in ((_title(name, one), one[site]), *_codecs(one[site])):
-                cells = [_mean(whose["scores"], metric, bounds=False) for metric in METRICS]
-                rows.append([title, _bits(whose), *cells])
+                cells = [mean(whose["scores"], metric, bounds=False) for metric in METRICS]
+                rows.append([title, bits(whose), *cells])
         counts = of["data"]["counts"]["test"]
         parts.append(f"{of['name']}: {counts['patients']} patients, {counts['slices']} slices.\n")
-        parts.append(_table(["", "bits per pixel", *METRICS.values()], rows))
+        parts.append(table(["", "bits per pixel", *METRICS.values()], rows))
     return "\n".join(parts)
 
 
@@ -93,13 +92,13 @@ def leads(results: Results) -> str:
     for site, of in found["sites"].items():
         for name, one in found["contenders"].items():
             for codec in one[site]["codecs"].values():
-                gains = [_signed(codec["advantage"], metric) for metric in shown]
-                rows.append([of["name"], f"{name} over {codec['title']} at {_bits(one[site])} bits", *gains])
+                gains = [signed(codec["advantage"], metric) for metric in shown]
+                rows.append([of["name"], f"{name} over {codec['title']} at {bits(one[site])} bits", *gains])
         for name, lead in found["lead"].items():
             against = found["contenders"][name][site]
-            gains = [_signed(lead[site], metric) for metric in shown]
-            rows.append([of["name"], f"compact over {name} at {_bits(against)} bits", *gains])
-    return _table(["patients", "", *(METRICS[metric] for metric in shown)], rows)
+            gains = [signed(lead[site], metric) for metric in shown]
+            rows.append([of["name"], f"compact over {name} at {bits(against)} bits", *gains])
+    return table(["patients", "", *(METRICS[metric] for metric in shown)], rows)
 
 
 def trainings(results: Results) -> str:
@@ -119,7 +118,7 @@ def trainings(results: Results) -> str:
             for name, go in (*searched, (one["run"], one["training"]))
         ]
     head = ["run", "minutes", "steps", "slices seen", "slices a second", "SSIM on validation patients"]
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def codes(results: Results) -> str:
@@ -138,7 +137,7 @@ def codes(results: Results) -> str:
         for name, one in owners.items()
         for level in one["training_tokens"]
     ]
-    return _table(["", "level", "codes", "training tokens a code", "codes in use", "perplexity"], rows)
+    return table(["", "level", "codes", "training tokens a code", "codes in use", "perplexity"], rows)
 
 
 def founding(results: Results) -> str:
@@ -147,14 +146,14 @@ def founding(results: Results) -> str:
     test, document = found["test"], found["document"]
     rows = [["the document, on slices it was trained on", "", "", f"{document['reported']}", ""]]
     shown = ("ssim_whole", "ssim_foreground", "ssim_skimage_default", "psnr_whole")
-    rows.append([f"ours, {found['name']}", *(_mean(test["scores"], metric) for metric in shown)])
+    rows.append([f"ours, {found['name']}", *(mean(test["scores"], metric) for metric in shown)])
     counts = found["data"]["counts"]
     return (
-        _table(["", *(METRICS[metric] for metric in shown)], rows)
+        table(["", *(METRICS[metric] for metric in shown)], rows)
         + f"\n{found['epochs']} epochs of {counts['train']['slices']:,} slices, {found['seconds'] / 60:.0f} "
-        f"minutes; {test['patients']} test patients, {test['slices']} slices, {_bits(test)} bits per native "
+        f"minutes; {test['patients']} test patients, {test['slices']} slices, {bits(test)} bits per native "
         f"pixel. The document asks for {document['goal']}; its number is the {document['how']}.\n"
-        + _where(found)
+        + where(found)
     )
 
 
@@ -174,7 +173,7 @@ def quantizers(results: Results) -> str:
         rows += [[*size, name, why, "", "", "", ""] for name, why in found["missing"].items()]
     head = ["K", "D", "", "ms a step", "over ours", "over the product", "extra memory, MiB", "over ours"]
     return (
-        _table(head, rows) + f"\n{found['vectors']:,} vectors. {found['memory']}\n" + _where(results["speed"])
+        table(head, rows) + f"\n{found['vectors']:,} vectors. {found['memory']}\n" + where(results["speed"])
     )
 
 
@@ -191,74 +190,7 @@ def networks(results: Results) -> str:
     head = ["slices a second", "pixels", "precision", *names, "ladder over vqvae2"]
     sizes = ", ".join(f"{name} {count / 1e6:.2f} M" for name, count in found["parameters"].items())
     missing = "".join(f" {name}: {why}." for name, why in found["missing"].items())
-    return _table(head, rows) + f"\nBatches of {found['batch_size']}. Parameters: {sizes}.{missing}"
-
-
-def generation(results: Results) -> str:
-    """What priors draw, beside what real patients score against each other: one column a data set."""
-    found = _generated(results)
-    if not found:
-        return NOT_MEASURED
-    rows = [[what, *cells] for what, cells in _generation_rows(found)]
-    made = "".join(
-        f"\n{one['title']}: {one['samples']} samples of {one['rows']}×{one['columns']} beside "
-        f"{one['test']['slices']} slices of {one['test']['patients']} test patients; tokenizer trained for "
-        f"{one['tokenizer_seconds'] / 60:.0f} minutes, {_decoder(one)}prior of "
-        f"{one['sampling']['parameters'] / 1e6:.1f} M parameters for "
-        f"{one['provenance']['seconds'] / 60:.0f}, on {one['provenance']['train_patients']} patients. "
-        f"{_where(one)}"
-        for one in found
-    )
-    return _table(["", *(one["title"] for one in found)], rows) + made
-
-
-def _decoder(found: Mapping[str, Any]) -> str:
-    seconds = found.get("decoder_seconds")
-    return "" if seconds is None else f"its decoder for generation for {seconds / 60:.0f}, "
-
-
-def _generated(results: Results) -> list[Any]:
-    return [one for name, one in results.items() if name.startswith("generation-")]
-
-
-def _generation_rows(found: Sequence[Any]) -> Iterable[tuple[str, list[str]]]:
-    names = {"kernel_distance": "kernel distance", "frechet_distance": "Fréchet distance"}
-    for name, title in names.items():
-        whose = [one["texture"][name] for one in found]
-        yield f"{title}, samples", [f"{one['generated']:.3g}" for one in whose]
-        yield f"{title}, real patients, 95th percentile", [f"{one['real_range'][1]:.3g}" for one in whose]
-    alone = [f"{one['tokenizer_alone']['kernel_distance']:.3g}" for one in found]
-    yield "kernel distance, tokens of the real slices drawn anew", alone
-    covered = [one["tokenizer_alone"].get("coverage") for one in found]
-    yield "coverage, the same", ["–" if n is None else f"{n:.2f}" for n in covered]
-    noise = [one.get("noise_put_back") for one in found]
-    yield (
-        "noise level that both were brought to, on [-1, 1], mean",
-        ["–" if n is None else f"{n:.3f}" for n in noise],
-    )
-    for name in ("coverage", "density", "precision", "recall"):
-        whose = [one["texture"][name] for one in found]
-        cells = ["–" if one is None else f"{one['generated']:.2f} of {one['real']:.2f}" for one in whose]
-        yield f"{name}, samples of real patients'", cells
-    rules = [one["anatomy"] for one in found]
-    cells = ["–" if one is None else f"{one['generated']:.1%} of {one['real']:.1%}" for one in rules]
-    yield "masks that meet the rules of anatomy, samples of real ones'", cells
-    taught = [one["segmenter"] for one in found]
-    cells = [
-        "–" if one is None else f"{one['generated']['mean']:.3f} of {one['training_set']['mean']:.3f}"
-        for one in taught
-    ]
-    yield "Dice of a segmenter taught by samples, of one taught by patients", cells
-    for label in sorted({label for one in taught if one for label in one["generated"]["labels"]}):
-        yield f"label {label}", [_two_dice(one, label) for one in taught]
-    yield "seconds a slice to sample", [f"{one['sampling']['seconds_a_slice']:.2f}" for one in found]
-
-
-def _two_dice(taught: Any, label: str) -> str:
-    if taught is None or label not in taught["generated"]["labels"]:
-        return "–"
-    sides = (taught[side]["labels"][label]["mean_of_patients"] for side in ("generated", "training_set"))
-    return " of ".join("–" if mean is None else f"{mean:.3f}" for mean in sides)
+    return table(head, rows) + f"\nBatches of {found['batch_size']}. Parameters: {sizes}.{missing}"
 
 
 def anomaly(results: Results) -> str:
@@ -269,16 +201,16 @@ def anomaly(results: Results) -> str:
     rows, made = [], ""
     for one in found:
         for change, scores in one["changes"].items():
-            cells = [_mean(scores, key) for key in ("pixels", "pixels_in_body", "peak", "sum")]
+            cells = [mean(scores, key) for key in ("pixels", "pixels_in_body", "peak", "sum")]
             rows.append([one["title"], change, str(scores["slices"]), *cells])
         radii = "–".join(f"{radius:g}" for radius in one["lesions"]["radii_pixels"])
         made += (
             f"\n{one['title']}: {one['slices']} slices of {one['patients']} test patients. "
             f"{one['convention']}. Lesions of contrast {one['lesions']['contrast']:g} on [-1, 1], their half "
-            f"axes {radii} pixels; {one['orders']} orders. {_where(one)}"
+            f"axes {radii} pixels; {one['orders']} orders. {where(one)}"
         )
     head = ["", "change", "slices", "pixels", "pixels in the body", "slices, by peak", "slices, by sum"]
-    return _table(head, rows) + made
+    return table(head, rows) + made
 
 
 def sampling(results: Results) -> str:
@@ -298,11 +230,11 @@ def sampling(results: Results) -> str:
     rows += [[name, why, "", ""] for name, why in found["missing"].items()]
     tokens = ", ".join(f"{name} {count}" for name, count in found["tokens"].items())
     return (
-        _table(["", "parameters", "seconds a slice", "over ours"], rows)
+        table(["", "parameters", "seconds a slice", "over ours"], rows)
         + f"\nA slice of {found['rows']}×{found['columns']} at batch {found['batch_size']}, "
         f"{found['precision']}; tokens: {tokens}. Decoding them takes "
         f"{found['decoding_seconds_a_slice']:.3f} s more. The peer: {found['peer']}.\n"
-        + _where(results["speed"])
+        + where(results["speed"])
     )
 
 
@@ -314,7 +246,7 @@ def other_speed(results: Results) -> str:
         ["the same with augmentation", f"{path['slices_a_second']['augmented']:,.0f}"],
         *([f"`{name}`, seconds", f"{seconds:.2f}"] for name, seconds in line.items()),
     ]
-    return _table(["", ""], rows) + "\nSlices of the phantom, 256×128, read by the training process itself."
+    return table(["", ""], rows) + "\nSlices of the phantom, 256×128, read by the training process itself."
 
 
 def targets(results: Results) -> str:
@@ -323,17 +255,15 @@ def targets(results: Results) -> str:
     for wanted, found, met in (
         *_quality_targets(results),
         *_speed_targets(results),
-        *_generation_targets(results),
+        *judged.targets(results),
+        *_sampling_targets(results),
         *_founding_target(results),
     ):
         rows.append([wanted, found, "**yes**" if met else "**no**"])
-    missing = [name for name in ("quality", "speed", "founding") if name not in results]
-    missing += [] if _generated(results) else ["generation"]
+    missing = [name for name in ("quality", "speed", "founding", "evaluation") if name not in results]
+    missing += [] if judged.priors(results) else ["generation"]
     note = f"\nNot measured yet: {', '.join(missing)}." if missing else ""
-    return _table(["wanted", "found", "met"], rows) + note
-
-
-Target = tuple[str, str, bool]
+    return table(["wanted", "found", "met"], rows) + note
 
 
 def _quality_targets(results: Results) -> Iterable[Target]:
@@ -353,7 +283,7 @@ def _quality_targets(results: Results) -> Iterable[Target]:
             least = more_psnr if metric.startswith("psnr") else more_ssim
             if least is not None:
                 wanted = f"compact over {whom}, {METRICS[metric]}: {least:+g} or more"
-                yield wanted, _signed(gains, metric), gains[metric]["mean_of_patients"] >= least
+                yield wanted, signed(gains, metric), gains[metric]["mean_of_patients"] >= least
     use = [level["usage"] for level in ours["training_tokens"]]
     yield (
         "compact's codes in use on training tokens, 90 % or more at each level",
@@ -388,23 +318,7 @@ def _speed_targets(results: Results) -> Iterable[Target]:
     yield "`slicebook --help` in under 0.5 s", f"{seconds:.2f} s", seconds < 0.5
 
 
-def _generation_targets(results: Results) -> Iterable[Target]:
-    for one in _generated(results):
-        title, kernel = one["title"], one["texture"]["kernel_distance"]
-        yield (
-            f"{title}: kernel distance of samples at most the 95th percentile of real patients'",
-            f"{kernel['generated']:.3g}, {kernel['real_range'][1]:.3g}",
-            one["texture"]["as_near_as_real"],
-        )
-        shares = {
-            "coverage of samples over that of real patients: 80 % or more": (one["texture"]["coverage"], 0.8),
-            "anatomy rules met by samples over real ones: 90 % or more": (one["anatomy"], 0.9),
-            "Dice of a segmenter taught by samples over patients: 90 % or more": (one["segmenter"], 0.9),
-        }
-        for what, (measured, least) in shares.items():
-            share = None if measured is None else measured.get("share", measured.get("ratio"))
-            if share is not None:
-                yield f"{title}: {what}", f"{share:.1%}", share >= least
+def _sampling_targets(results: Results) -> Iterable[Target]:
     drawn = results.get("speed", {}).get("generation")
     if drawn is not None:
         seconds = drawn["contenders"]["slicebook"]["seconds_a_slice"]
@@ -443,7 +357,7 @@ def _founding_target(results: Results) -> Iterable[Target]:
     scores, goal = found["test"]["scores"], found["document"]["goal"]
     yield (
         f"comp3710, {found['epochs']} epochs on the phantom, SSIM on test patients: over {goal}",
-        _mean(scores, "ssim_whole"),
+        mean(scores, "ssim_whole"),
         scores["ssim_whole"]["mean_of_patients"] > goal,
     )
 
@@ -457,7 +371,10 @@ TABLES: dict[str, tuple[Callable[[Results], str], tuple[str, ...]]] = {
     "founding": (founding, ("founding",)),
     "quantizers": (quantizers, ("speed",)),
     "networks": (networks, ("speed",)),
-    "generation": (generation, ()),
+    "generation": (judged.generation, ()),
+    "likeness": (judged.likeness, ()),
+    "audit": (judged.audit, ("audit",)),
+    "evaluation": (judged.evaluation, ("evaluation",)),
     "anomaly": (anomaly, ()),
     "sampling": (sampling, ("speed",)),
     "other-speed": (other_speed, ("speed",)),
@@ -514,31 +431,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
-
-
-def _mean(scores: Mapping[str, Any], metric: str, *, bounds: bool = True, sign: str = "") -> str:
-    """Return the mean of patients and its interval; dB with fewer digits."""
-    score = scores[metric]
-    if score["mean_of_patients"] is None:
-        return "–"
-    form = f"{sign}.{2 if metric.startswith('psnr') else 3}f"
-    mean = f"{score['mean_of_patients']:{form}}"
-    if not bounds or score["interval"] is None:
-        return mean
-    return f"{mean} [{score['interval'][0]:{form}}, {score['interval'][1]:{form}}]"
-
-
-def _signed(gains: Mapping[str, Any], metric: str) -> str:
-    return _mean(gains, metric, sign="+")
-
-
-def _bits(whose: Mapping[str, Any]) -> str:
-    return f"{whose['bits_per_pixel']['mean_of_slices']:.3f}"
-
-
 def _title(name: str, contender: Mapping[str, Any]) -> str:
     tries = len(contender["tries"])
     best = (
@@ -566,19 +458,7 @@ def _how(found: Mapping[str, Any]) -> str:
         counts = other["data"]["counts"]["test"]
         said += f" Another site: {other['name']}, {counts['patients']} patients, {counts['slices']} slices."
     said += " The codecs stand at the bits of compact.\n"
-    where = dict.fromkeys(_where(one) for one in found["contenders"].values())
-    return said + " ".join(where)
-
-
-def _where(found: Mapping[str, Any]) -> str:
-    """Say on what a result was measured."""
-    machine, commit = found["hardware"], found["commit"]
-    version = f"commit {commit[:8]}{'+' * commit.endswith('+')}" if commit else "no commit"
-    return (
-        f"Measured {found['date']} on {machine['cpu']}, {machine['cores']} cores, "
-        f"{machine['memory_gib']:.0f} GiB; {found['threads']} threads, {found['precision']}, "
-        f"torch {found['versions']['torch']}, {version}."
-    )
+    return said + " ".join(dict.fromkeys(where(one) for one in found["contenders"].values()))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,12 @@ import torch
 from scipy.ndimage import binary_dilation
 
 from slicebook import phantom
+from slicebook.checkpoint import load_tokenizer
 from slicebook.config import load_recipe
+from slicebook.dataset import PreparedData
+from slicebook.errors import DataError
+from slicebook.judging.likeness import Drawing, Likeness
+from slicebook.judging.usefulness import Usefulness
 from slicebook.preparation import prepare
 from slicebook.prior_training import train_prior
 
@@ -34,13 +40,14 @@ def scripts():
         for place in ("pictures.batch", "pictures.curves", "judging.fidelity._draw"):
             patch.setattr(f"slicebook.{place}", lambda *_, **__: None)
         import anomaly
+        import audit
+        import evaluation
         import generation
         import quality
-        import segmenter
         import speed
         import table
 
-        found = (anomaly, generation, quality, segmenter, speed, table)
+        found = (anomaly, audit, evaluation, generation, quality, speed, table)
         yield {script.__name__: script for script in found}
 
 
@@ -61,6 +68,15 @@ def measure(scripts, folder, *more):
 
 def result(folder, name="quality"):
     return json.loads((folder / "results" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """More training patients, prepared; those of another size than the rest are one."""
+    folder = tmp_path_factory.mktemp("study")
+    phantom.write_hipmri(folder / "phantom", patients=(4, 1, 2), slices=4, shape=(64, 32))
+    prepare(folder / "phantom", folder / "prepared")
+    return folder / "prepared"
 
 
 @pytest.fixture(scope="module")
@@ -191,6 +207,7 @@ def generated(scripts, measured):
         "labels.tokenizer.width=16",
         "labels.tokenizer.codebook_sizes=[8]",
     ]
+    settings += ["decoder.samples=8", "decoder.discriminator_width=8", "decoder.training.epochs=1"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("slicebook.prior_training.LOW_USAGE", 0)
         train_prior(measured / "work" / "compact", settings, device="cpu", progress=False)
@@ -205,23 +222,24 @@ def draw_samples(scripts, folder, *more):
 
 
 def test_samples_are_judged_beside_test_patients(generated, measured):
-    assert generated["test"] == {"patients": 2, "slices": 8}
-    assert generated["texture"]["kernel_distance"]["real_range"][1] is not None
-    assert set(generated["anatomy"]["by_rule"]) == set(generated["anatomy"]["rules"])
-    assert generated["segmenter"]["generated"]["pairs"] == 6
-    assert generated["segmenter"]["training_set"]["pairs"] == 4  # the other 4 are of another size
-    assert set(generated["segmenter"]["generated"]["labels"]) == set("12345")
-    assert {path.name for path in (measured / "sheets").iterdir()} == {
-        "sheet.png",
-        "sheet-masks.png",
-        "figure.png",
-    }
+    likeness = Likeness.model_validate(generated["generation"])
+    assert (likeness.held_out_patients, likeness.held_out_slices) == (2, 8)
+    assert set(likeness.features) == {"texture", "efficientnet-lite0"}
+    assert likeness.anatomy is not None
+    assert set(likeness.anatomy.by_rule) == set(likeness.anatomy.rules)
+    assert Drawing.model_validate(generated["drawing"]).samples == 6
+    taught = Usefulness.model_validate(generated["usefulness"])
+    assert taught.generated.pairs == 6
+    assert taught.training_set.pairs == 4  # the other 4 are of another size
+    assert set(taught.generated.labels) == set("12345")
+    sheets = {path.name for path in (measured / "sheets").iterdir()}
+    assert sheets == {"sheet.png", "sheet-masks.png", "figure.png"}
 
 
 def test_a_generation_says_how_it_was_made_and_names_no_person_or_place(generated, measured):
     text = (measured / "results" / "generation-small.json").read_text(encoding="utf-8")
-    wanted = {"date", "commit", "hardware", "versions", "recipe", "provenance", "seeds", "settings"}
-    assert wanted <= set(generated)
+    assert {"date", "commit", "hardware", "versions", "recipe", "provenance", "seed"} <= set(generated)
+    assert {"settings", "first_seed"} <= set(generated["drawing"])
     assert generated["data"]["split_hash"] == generated["provenance"]["split_hash"]
     for secret in (str(measured), "patient-0", "case_0", "Case_0"):
         assert secret not in text
@@ -236,22 +254,168 @@ def test_samples_beside_other_patients_are_refused(scripts, generated, measured,
     assert not (measured / "nowhere").exists()
 
 
-def test_the_segmenter_learns_what_it_is_shown(scripts):
-    masks = torch.zeros(16, 19, 24, dtype=torch.uint8)
-    for row in range(16):
-        masks[row, 4:14, row // 2 : row // 2 + 8] = 3
-    images = (masks[:, None].float() - 1.5) / 2
-    network = scripts["segmenter"].train(images, masks, (0, 3), steps=80, seed=0)
-    found = scripts["segmenter"].segment(network, images, (0, 3))
-    assert (found == masks).float().mean() > 0.98
-    again = scripts["segmenter"].train(images, masks, (0, 3), steps=80, seed=0)
-    assert torch.equal(scripts["segmenter"].segment(again, images, (0, 3)), found)
-
-
 def test_samples_stand_left_of_real_slices(scripts):
     left, right = ([np.full((2, 2, 3), value, np.uint8) for _ in range(9)] for value in (1, 2))
     page = scripts["generation"]._side_by_side(left, right)
     assert [int(one.max()) for one in page] == [*[1] * 8, 0, *[2] * 8, 1, *[0] * 8, 2, *[0] * 7]
+
+
+def test_the_table_says_whether_samples_come_as_near_as_real_patients(scripts, generated):
+    for real, said in ((0.5, "yes"), (-0.5, "no")):
+        found = deepcopy(generated)
+        kernel = found["generation"]["features"]["texture"]["samples"]["kernel_distance"]
+        kernel |= {"generated": 0.25, "real_range": [-1.0, real]}
+        table = scripts["table"].draw("generation", {"generation-small": found})
+        assert f"| texture: as near as real patients come | {said} |" in table.splitlines()
+        targets = scripts["table"].draw("targets", {"generation-small": found}).splitlines()
+        (line,) = [one for one in targets if "kernel distance of samples" in one]
+        assert line.endswith(f"**{said}** |")
+
+
+def test_both_kinds_of_features_have_a_column(scripts, generated):
+    head = scripts["table"].draw("likeness", {"generation-small": generated}).splitlines()[0]
+    assert head == "|  | small: texture | small: EfficientNet-Lite0 |"
+
+
+# --- audit.py
+
+
+@pytest.fixture(scope="module")
+def audited(scripts, measured, study):
+    """`audit.py` on the small `compact` and the slices of a study, its result beside the others."""
+    small = {"SLICES": 4, "SHAPE": (64, 32), "EACH": 2, "COPIES": 8, "REAL_STUDY": (120, 4, 4)}
+    words = [measured / "work" / "compact", study, "-n", 20, "--trials", 2, "--patients", 9, "--threads", 1]
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in small.items():
+            patch.setattr(scripts["audit"], name, value)
+        patch.setattr(scripts["audit"], "reconstruct", lambda _, images: images)  # so raw, it would blur all
+        assert scripts["audit"].main([*map(str, words), "--results", str(measured / "results")]) == 0
+    return result(measured, "audit")
+
+
+def test_an_audit_is_tried_on_copies_and_on_none(audited):
+    assert (audited["trials"], audited["samples"], audited["training"]["patients"]) == (2, 20, 3)
+    assert audited["speed"]["sought_slices"] == 8
+    (cases,) = audited["by_held_out_patients"].values()  # 3 patients are the fewest, and all held out
+    assert {"clean", "one_copy", "planted_1_percent", "planted_5_percent"} < set(cases)
+    assert 0 <= cases["clean"]["copies_found"] <= cases["planted_5_percent"]["copies_found"]
+
+
+def test_planted_copies_are_traced_to_their_source(audited):
+    assert audited["search"]["copies"] == 8
+    assert audited["search"]["source_found"] == 1
+
+
+def test_copies_go_through_the_tokenizer(scripts, measured):
+    slices = PreparedData.open(measured / "data").split("test")
+    tokenizer = load_tokenizer(measured / "work" / "compact").tokenizer.eval()
+    with torch.no_grad():
+        wanted = tokenizer(slices[3][None]).images[0, 0].clamp(-1, 1)
+    images = torch.cat([slices[row] for row in range(len(slices))]).numpy()
+    found = scripts["audit"].reconstruct(tokenizer, images)
+    assert found.shape == images.shape
+    assert torch.allclose(torch.from_numpy(found[3]), wanted, atol=1e-5)
+
+
+def test_false_alarms_and_power_stand_in_a_row_a_number_of_patients(scripts, audited):
+    found = deepcopy(audited)
+    case = found["by_held_out_patients"]["3"]
+    case["clean"] |= {"copies_found": 0.05, "nearer_than_the_quantile": 0.7}
+    for name, share in (("one_copy", 0.9), ("planted_1_percent", 0.95), ("planted_5_percent", 1.0)):
+        case[name]["copies_found"] = share
+    table = scripts["table"].draw("audit", {"audit": found})
+    assert "| 3 | 5.0% | 90.0% | 95.0% | 100.0% | 70.0% |" in table.splitlines()
+
+
+def test_an_audit_wants_the_phantom(scripts, measured, study, capsys):
+    assert scripts["audit"].main([str(measured / "work" / "compact"), str(study), "--threads", "1"]) == 1
+    assert "DATA is not the phantom" in capsys.readouterr().err
+
+
+# --- evaluation.py
+
+
+@pytest.fixture(scope="module")
+def costs(scripts, generated, measured, study):
+    """`evaluation.py` on the small prior, its parts in this process; what it called and its result."""
+    script, called = scripts["evaluation"], []
+
+    def in_this_process(words, _):
+        called.append([str(word) for word in words])
+        if words[0] == "-m":  # `slicebook evaluate`, which its own tests run
+            out = Path(words[-1])
+            report = {"slices": 8, "seconds": {"audit": 2.0}, "drawing": {"samples": 6}}
+            (out / "report.json").write_text(json.dumps(report), encoding="utf-8")
+        else:
+            assert script.main(words[1:]) == 0
+        return {
+            "seconds": 2.0 * len(called),
+            "cpu_seconds": 3.0 * len(called),
+            "peak_memory_mib": 500.0 * len(called),
+        }
+
+    words = [measured / "work" / "compact", measured / "data", study, "--demo", measured / "demo", "-n", 6]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(script, "alone", in_this_process)
+        results = ["--threads", "1", "--results", str(measured / "results")]
+        assert script.main([*map(str, words), *results]) == 0
+    return called, result(measured, "evaluation")
+
+
+def test_only_judging_with_what_was_kept_counts(costs):
+    _, found = costs
+    assert list(found["study"]["parts"]) == ["sampling", "likeness", "audit_first", "audit_again"]
+    assert (found["study"]["seconds"], found["study"]["cpu_seconds"]) == (4 + 8, 6 + 12)
+    assert found["study"]["peak_memory_mib"] == 2000
+    assert found["study"]["slices"] == {"train": 12, "validation": 4, "test": 8}  # 4 are of another size
+
+
+def test_what_earlier_evaluations_kept_is_not_used(scripts, study, tmp_path):
+    kept = tmp_path / "kept"
+    shutil.copytree(study, kept)
+    (kept / "descriptions").mkdir()
+    fresh = scripts["evaluation"]._without_descriptions(kept, tmp_path / "fresh")
+    assert {path.name for path in fresh.iterdir()} == {
+        path.name for path in study.iterdir() if path.is_file()
+    }
+    assert len(PreparedData.open(fresh).split("train")) == 16
+
+
+def test_a_demo_is_evaluated_by_the_command_itself(costs, measured):
+    called, found = costs
+    assert called[-1][:5] == [
+        "-m",
+        "slicebook",
+        "evaluate",
+        *(str(measured / "demo" / x) for x in ("run", "prepared")),
+    ]
+    assert found["demo"]["parts"] == {"audit": 2.0}
+    assert found["demo"]["seconds"] == 10
+
+
+def test_a_study_without_training_slices_is_refused(scripts, generated, measured, capsys):
+    words = [measured / "work" / "compact", measured / "data", measured / "other"]
+    assert scripts["evaluation"].main([*map(str, words), "--threads", "1"]) == 1
+    assert "holds 0 training and 8 test slices of 32×64" in capsys.readouterr().err
+
+
+def test_a_process_of_its_own_is_timed_and_weighed(scripts):
+    alone = scripts["evaluation"].alone
+    found = alone(["-c", "import time; kept = b'x' * (300 << 20); time.sleep(0.1)"], 1)
+    assert found["seconds"] > 0.1
+    assert 0 < found["cpu_seconds"] < found["seconds"]
+    assert found["peak_memory_mib"] > 300
+    with pytest.raises(DataError, match="ended with 3"):
+        alone(["-c", "raise SystemExit(3)"], 1)
+
+
+def test_costs_beyond_what_was_wanted_are_said(scripts, costs):
+    found = deepcopy(costs[1])
+    assert "**no**" not in scripts["table"].draw("targets", {"evaluation": found}).split("demo")[0]
+    found["study"] |= {"seconds": 301.0, "peak_memory_mib": 3000.0}
+    found["demo"]["seconds"] = 91.0
+    lines = scripts["table"].draw("targets", {"evaluation": found}).splitlines()
+    assert [line.endswith("**yes** |") for line in lines if "or less" in line] == [False, True, False]
 
 
 # --- anomaly.py
@@ -387,7 +551,7 @@ def test_the_pages_hold_what_was_measured(scripts, capsys):
 
 
 @pytest.fixture
-def pages(scripts, measured, timed, generated, tmp_path):
+def pages(scripts, measured, timed, generated, audited, costs, tmp_path):
     """A copy of the pages with tables of the small measurements."""
     for name in scripts["table"].PAGES:
         (tmp_path / name).parent.mkdir(exist_ok=True)

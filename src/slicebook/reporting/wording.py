@@ -10,12 +10,12 @@ Ends = tuple[float, float]
 def number(value: float | None) -> str:
     """Return a value in three digits, or all of its digits before the point.
 
-    >>> [number(0.12345), number(2935.3), number(None)]
-    ['0.123', '2,935', '–']
+    >>> [number(0.12345), number(-2935.3), number(None)]
+    ['0.123', '−2,935', '–']
     """
     if value is None:
         return UNKNOWN
-    return f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:.3g}"
+    return (f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:.3g}").replace("-", "−")
 
 
 def estimate(value: float | None, interval: Ends | None) -> str:

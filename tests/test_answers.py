@@ -120,3 +120,8 @@ def test_useful_is_nine_tenths_of_what_patients_teach(variant, ratio, wanted):
 def test_an_evaluation_survives_its_own_json(evaluated):
     found = read_report(evaluated)
     assert Evaluation.model_validate_json(found.model_dump_json()) == found
+
+
+def test_patients_it_was_trained_on_make_nothing_faithful(variant):
+    change = {"fidelity__codecs__jpeg2000__advantage__ssim_foreground__interval": [0.1, 0.2]}
+    assert verdict(variant("report", **change, split="train"), FAITHFUL) == "measured"

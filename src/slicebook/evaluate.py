@@ -9,9 +9,10 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -164,7 +165,7 @@ def evaluate(
         )
     slices = data.split(split)
     how = _How(split, out, samples, settings, grain, steps, device, seed, say, progress)
-    work = _Work(say)
+    work = _Work(say, {str(data.folder): "DATA", str(model): "MODEL"})
     if tokenizer and "fidelity" in asked:
         coded = codec_metrics.installed() if codecs is None else codecs
         say(f"fidelity: {len(slices)} slices of {len(slices.patients)} patients")
@@ -232,11 +233,11 @@ def _row(one: Measure) -> dict[str, Any]:
 class _Work:
     """What was found of each part, the seconds that each took, and why some could not be judged."""
 
-    def __init__(self, say: Callable[[str], None]) -> None:
+    def __init__(self, say: Callable[[str], None], words: Mapping[str, str]) -> None:
         self.found: dict[str, Any] = {}
         self.seconds: dict[str, float] = {}
         self.left_out: dict[str, str] = {}
-        self._say = say
+        self._say, self._words = say, words
 
     @contextmanager
     def __call__(self, name: str, *parts: str) -> Iterator[None]:
@@ -245,8 +246,11 @@ class _Work:
         try:
             yield
         except (DataError, ShapeError) as error:
-            self.left_out |= dict.fromkeys(parts or (name,), str(error))
-            self._say(f"left out: {', '.join(parts or (name,))}: {error}")
+            reason = str(error)
+            self._say(f"left out: {', '.join(parts or (name,))}: {reason}")
+            for path, word in self._words.items():  # a report names no folder: paths may tell of people
+                reason = reason.replace(path, word)
+            self.left_out |= dict.fromkeys(parts or (name,), reason)
         self.seconds[name] = round(time.perf_counter() - began, 1)
 
 
@@ -371,12 +375,17 @@ def _provenance(
     """Return what it takes to judge again. Names no folder: paths may tell of people."""
     model = None
     if tokenizer:
-        model = {"file": tokenizer.path.name, "codebook_hash": tokenizer.codebook_hash}
+        model = {
+            "file": tokenizer.path.name,
+            "codebook_hash": tokenizer.codebook_hash,
+            "parameters": sum(parameter.numel() for parameter in tokenizer.tokenizer.parameters()),
+        }
         model |= tokenizer.info.model_dump(mode="json")
     return {
         "model": model,
         "prior": None if prior is None else prior.info.model_dump(mode="json", exclude={"grain"}),
         "data": data.info.model_dump(mode="json"),
+        "date": datetime.now(timezone.utc).date().isoformat(),
         "commit": commit(),
         "versions": versions(),
         "hardware": {

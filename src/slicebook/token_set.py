@@ -79,7 +79,7 @@ def encode_slices(
     seed: int = 42,
     device: torch.device | str = "cpu",
     classes: Sequence[str] = (),
-    known: Sequence[Int32[Tensor, "slices forms n"]] | None = None,
+    known: Sequence[Int32[Tensor, "_slices _forms _n"]] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[TokenSet]:
     """Encode slices, and mirrored and moved forms of them, size by size.

@@ -20,6 +20,8 @@ def model_rows(found: Evaluation) -> Rows:
     """Return what the tokenizer and the prior are."""
     tokenizer, prior = found.provenance["model"], found.provenance["prior"]
     rows: Rows = [("what", "this model"), *_tokenizer((tokenizer or prior)["recipe"])]
+    if tokenizer:
+        rows.append(("parameters of the tokenizer", f"{tokenizer['parameters']:,}"))
     if found.fidelity:
         each = [level.tokens / found.slices for level in found.fidelity.levels]
         rows.append(

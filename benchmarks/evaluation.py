@@ -3,10 +3,10 @@
     python benchmarks/evaluation.py RUN DATA STUDY --demo slicebook-demo
 
 RUN is a run with its prior, DATA the prepared folder of both, STUDY another one with slices of the same size,
-as many as a real study has: 11,460 to train on and 540 of test patients. Samples are drawn first, which is
-not counted. Then they are judged: their likeness to the test patients, and twice whether they are copies of
-training slices, since the first time leaves descriptions of those for the second. Each part is a process of
-its own, timed from its start to its end.
+as many as a real study has: 11,460 to train on and 540 of test patients. Samples are drawn, which is not
+counted, and judged twice, as `slicebook evaluate` does it: how like the test patients they are, and whether
+they are copies of training slices. What those are described by is kept the first time, and the second counts.
+Each is a process of its own, timed from its start to its end.
 """
 
 from __future__ import annotations
@@ -30,11 +30,12 @@ from slicebook.checkpoint import LoadedPrior, load_prior
 from slicebook.dataset import PreparedData
 from slicebook.errors import DataError, SlicebookError
 from slicebook.judging.auditing import audit_samples
+from slicebook.judging.descriptions import describe_training, descriptors
 from slicebook.judging.likeness import draw_side, measure_likeness
 from slicebook.judging.sides import Side, read_side
 
 SEED = 42
-DRAWN = "samples.npz"
+DRAWN, STEPS = "samples.npz", "steps.json"  # what the parts leave for others
 WANTED = {"seconds": 300, "memory_gb": 4, "demo_seconds": 90}  # set before anything was measured
 
 
@@ -44,23 +45,28 @@ def _draw(loaded: LoadedPrior, data: PreparedData, kept: Path, count: int) -> No
     np.savez(kept / DRAWN, images=side.images.numpy(), seeds=side.seeds, **masks)
 
 
-def _compare(loaded: LoadedPrior, data: PreparedData, kept: Path, _: int) -> None:
-    ours = _read(loaded, kept)
-    real = read_side(data, "test", (ours.images.shape[-2], ours.images.shape[-1]))
-    measure_likeness(loaded, data, "test", ours, real, seed=SEED, say=_say)
-
-
-def _audit(loaded: LoadedPrior, data: PreparedData, kept: Path, _: int) -> None:
-    audit_samples(loaded, data, _read(loaded, kept), seed=SEED, out=kept, say=_say)
+def _judge(loaded: LoadedPrior, data: PreparedData, kept: Path, _: int) -> None:
+    """Judge samples, and leave the seconds of each step."""
+    ours, kinds = _read(loaded, kept), descriptors()
+    size = (ours.images.shape[-2], ours.images.shape[-1])
+    real = read_side(data, "test", size)
+    clock = [time.perf_counter()]
+    measure_likeness(loaded, data, "test", ours, real, seed=SEED, kinds=kinds, say=_say)
+    clock.append(time.perf_counter())
+    training = describe_training(data, size, kinds, say=_say)
+    clock.append(time.perf_counter())
+    audit_samples(loaded, data, ours, seed=SEED, kinds=kinds, training=training, out=kept, say=_say)
+    clock.append(time.perf_counter())
+    machine.write(
+        kept / STEPS, dict(zip(("generation", "descriptions", "audit"), np.diff(clock), strict=True))
+    )
 
 
 PARTS: Mapping[str, Callable[[LoadedPrior, PreparedData, Path, int], None]] = {
     "sampling": _draw,
-    "likeness": _compare,
-    "audit_first": _audit,
-    "audit_again": _audit,
+    "first": _judge,
+    "again": _judge,
 }
-COUNTED = ("likeness", "audit_again")
 
 
 def _read(loaded: LoadedPrior, kept: Path) -> Side:
@@ -92,24 +98,22 @@ def measure_study(run: Path, data: Path, study: Path, *, count: int, threads: in
             f"{study}: holds {slices['train']} training and {slices['test']} test slices of "
             f"{size[0]}×{size[1]}, the size that is drawn, wanted some of each; give another study"
         )
-    parts = {}
+    parts: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as kept:
         fresh = _without_descriptions(study, Path(kept) / "study")
         for name in PARTS:
             _say(f"{name} of {count} samples")
             words = [run, data if name == "sampling" else fresh, kept, "--part", name, "-n", count]
             parts[name] = alone([__file__, *map(str, words), "--threads", str(threads)], threads)
+            if PARTS[name] is _judge:
+                parts[name]["parts"] = json.loads((Path(kept) / STEPS).read_text(encoding="utf-8"))
     return {
         "rows": kind.rows,
         "columns": kind.columns,
         "samples": count,
         "slices": slices,
         "patients": {split: len({one.patient for one in own if one.split == split}) for split in slices},
-        "parts": parts,
-        "counted": COUNTED,
-        "seconds": sum(parts[name]["seconds"] for name in COUNTED),
-        "cpu_seconds": sum(parts[name]["cpu_seconds"] for name in COUNTED),
-        "peak_memory_mib": max(parts[name]["peak_memory_mib"] for name in COUNTED),
+        **parts,
     }
 
 
@@ -136,7 +140,7 @@ def measure_demo(folder: Path, threads: int) -> dict[str, Any]:
     return {"samples": samples, "slices": slices, **found, "parts": report["seconds"]}
 
 
-def alone(words: Sequence[str], threads: int) -> dict[str, float]:
+def alone(words: Sequence[str], threads: int) -> dict[str, Any]:
     """Run Python in a process of its own; return its seconds, by clock and CPU, and greatest resident set.
 
     Raises:
@@ -146,7 +150,8 @@ def alone(words: Sequence[str], threads: int) -> dict[str, float]:
     with subprocess.Popen(
         [sys.executable, *words],
         stdout=subprocess.DEVNULL,
-        env=os.environ | {"OMP_NUM_THREADS": str(threads)},
+        # Two threads that spin while they wait for each other stand still where a third wants a core.
+        env=os.environ | {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"},
     ) as process:
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)

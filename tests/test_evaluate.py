@@ -13,7 +13,7 @@ from slicebook.checkpoint import Provenance, load_tokenizer, save_tokenizer
 from slicebook.config import Recipe, TokenizerConfig
 from slicebook.dataset import PreparedData
 from slicebook.errors import ConfigError, DataError
-from slicebook.evaluate import Evaluation, evaluate
+from slicebook.evaluate import WRITTEN, Evaluation, evaluate
 from slicebook.judging.fidelity import measure_fidelity
 from slicebook.manifest import DatasetInfo, SliceRecord, SplitCounts, write_info, write_manifest
 from slicebook.metrics.reconstruction import CONVENTIONS, scores
@@ -295,3 +295,29 @@ def test_missing_codecs_are_said_before_any_work(tmp_path, data, monkeypatch):
     with pytest.raises(ConfigError, match="slicebook\\[codecs\\]"):
         evaluate(model(tmp_path / "model"), data, tmp_path / "out", codecs=True)
     assert not (tmp_path / "out").exists()
+
+
+def test_nothing_of_an_earlier_evaluation_stands_beside_a_new_report(tmp_path, data):
+    out = tmp_path / "out"
+    evaluate(model(tmp_path / "model"), data, out, codecs=False)
+    (out / "closest.png").write_bytes(b"of another model")
+    (out / "thesis.txt").write_text("years of work")
+    evaluate(model(tmp_path / "model"), data, out, codecs=False)
+    assert not (out / "closest.png").exists()
+    assert (out / "thesis.txt").read_text() == "years of work"
+
+
+def test_an_evaluation_that_fails_leaves_the_former_one_whole(tmp_path, data, monkeypatch):
+    out = tmp_path / "out"
+    evaluate(model(tmp_path / "model"), data, out, codecs=False)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    monkeypatch.setattr("slicebook.pictures.levels", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        evaluate(model(tmp_path / "model"), data, out, codecs=False, seed=7)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_everything_that_is_written_is_known_by_name(whole, evaluated):
+    names = {path.name for folder in (whole[1], evaluated) for path in folder.iterdir()}
+    assert names - {"MODEL_CARD.md"} <= set(WRITTEN)

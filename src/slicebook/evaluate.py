@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -48,6 +49,12 @@ from slicebook.text import replace_text, write_csv
 
 SCHEMA_VERSION = 2
 REPORT_NAME, SCHEMA_NAME = "report.json", "report.schema.json"
+# All that an evaluation may leave, its page too: nothing of an earlier one may stand beside a new report.
+WRITTEN = (
+    *(REPORT_NAME, SCHEMA_NAME, "report.html", "slices.csv", "patients.csv", "measures.csv", "closest.csv"),
+    *("pairs.png", "worst.png", "levels.png", "closest.png"),
+    *("samples.png", "real.png", "samples-masks.png", "real-masks.png"),
+)
 SHOWN = 32  # samples in the contact sheet, and as many real slices beside them
 STEPS = 400  # of each segmenter's training
 MOST_SAMPLES, FEWEST_SAMPLES = 540, 100
@@ -126,7 +133,8 @@ def evaluate(
 ) -> Evaluation:
     """Judge a model on one split and write what was found into a folder, report.json last.
 
-    A part that the data are too few for is left out, with the reason, and the others are judged.
+    A part that the data are too few for is left out, with the reason, and the others are judged. What an
+    earlier evaluation wrote there stays until this one is whole, and then goes.
 
     Args:
         model: The folder of a run or demo, or a model's file. A tokenizer alone is judged by its fidelity
@@ -164,41 +172,57 @@ def evaluate(
             "the prepared folder of its training, or judge reconstruction alone (--only fidelity)"
         )
     slices = data.split(split)
-    how = _How(split, out, samples, settings, grain, steps, device, seed, say, progress)
-    work = _Work(say, {str(data.folder): "DATA", str(model): "MODEL"})
-    if tokenizer and "fidelity" in asked:
-        coded = codec_metrics.installed() if codecs is None else codecs
-        say(f"fidelity: {len(slices)} slices of {len(slices.patients)} patients")
-        with work("fidelity"):
-            work.found["fidelity"] = measure_fidelity(
-                tokenizer.tokenizer, slices, out, codecs=coded, device=device, seed=seed
-            )
-    if prior and asked != PARTS[:1]:
-        _judge_samples(work, prior, data, asked, how)
-    if not work.found.keys() - {"drawing"}:
-        raise DataError(f"{data.folder}: nothing could be judged: {'; '.join(set(work.left_out.values()))}")
-    fidelity: Fidelity | None = work.found.get("fidelity")
-    found = Evaluation(
-        schema_version=SCHEMA_VERSION,
-        split=split,
-        patients=len(slices.patients),
-        slices=len(slices),
-        blank_slices_left_out=sum(record.blank for record in data.records if record.split == split),
-        warnings=(*_warnings(tokenizer, data, split, slices.patients), *_codec_warnings(fidelity)),
-        left_out=missing | work.left_out,
-        training=read_history(
-            tokenizer.path.parent if tokenizer else None, prior.path.parent if prior else None
-        ),
-        seconds=work.seconds,
-        provenance=_provenance(tokenizer, prior, data, device, seed),
-        **work.found,
-    )
-    out.mkdir(parents=True, exist_ok=True)
-    if found.generation:
-        write_csv(out / "measures.csv", [_row(one) for one in found.generation.measures()])
-    replace_text(out / SCHEMA_NAME, json.dumps(Evaluation.model_json_schema(), indent=1) + "\n")
-    replace_text(out / REPORT_NAME, found.model_dump_json(indent=1) + "\n")
+    partial = out.resolve().with_name(f".{out.resolve().name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        how = _How(split, partial, samples, settings, grain, steps, device, seed, say, progress)
+        work = _Work(say, {str(data.folder): "DATA", str(model): "MODEL"})
+        if tokenizer and "fidelity" in asked:
+            coded = codec_metrics.installed() if codecs is None else codecs
+            say(f"fidelity: {len(slices)} slices of {len(slices.patients)} patients")
+            with work("fidelity"):
+                work.found["fidelity"] = measure_fidelity(
+                    tokenizer.tokenizer, slices, partial, codecs=coded, device=device, seed=seed
+                )
+        if prior and asked != PARTS[:1]:
+            _judge_samples(work, prior, data, asked, how)
+        if not work.found.keys() - {"drawing"}:
+            reasons = "; ".join(dict.fromkeys(work.left_out.values()))
+            raise DataError(f"{data.folder}: nothing could be judged: {reasons}")
+        fidelity: Fidelity | None = work.found.get("fidelity")
+        found = Evaluation(
+            schema_version=SCHEMA_VERSION,
+            split=split,
+            patients=len(slices.patients),
+            slices=len(slices),
+            blank_slices_left_out=sum(record.blank for record in data.records if record.split == split),
+            warnings=(*_warnings(tokenizer, data, split, slices.patients), *_codec_warnings(fidelity)),
+            left_out=missing | work.left_out,
+            training=read_history(
+                tokenizer.path.parent if tokenizer else None, prior.path.parent if prior else None
+            ),
+            seconds=work.seconds,
+            provenance=_provenance(tokenizer, prior, data, device, seed),
+            **work.found,
+        )
+        _write(found, partial, out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     return found
+
+
+def _write(found: Evaluation, partial: Path, out: Path) -> None:
+    """Put what was written and the report in place of an earlier evaluation's, the report last."""
+    if found.generation:
+        write_csv(partial / "measures.csv", [_row(one) for one in found.generation.measures()])
+    replace_text(partial / SCHEMA_NAME, json.dumps(Evaluation.model_json_schema(), indent=1) + "\n")
+    out.mkdir(parents=True, exist_ok=True)
+    for name in WRITTEN:
+        (out / name).unlink(missing_ok=True)
+    for path in sorted(partial.iterdir()):
+        os.replace(path, out / path.name)
+    replace_text(out / REPORT_NAME, found.model_dump_json(indent=1) + "\n")
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ def test_a_file_without_these_columns_is_no_history(tmp_path, text):
 
 def test_a_step_where_nothing_was_measured_is_left_out(tmp_path):
     (tmp_path / "metrics.csv").write_text(
-        "step,seconds,train_loss,validation_loss\n1,2,0.5,\n2,4,0.25,0.75\n"
+        "step,seconds,train_loss,validation_loss\n1,2,0.5,\n2,4,0.25,0.75\n3,5,nan,0.5\n"
     )
     found = read_history(tmp_path, None)["tokenizer"]
     assert found.seconds == 5

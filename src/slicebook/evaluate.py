@@ -221,14 +221,14 @@ def _written_whole(out: Path) -> Iterator[Path]:
     """
     if out.exists() and not out.is_dir():
         raise DataError(f"{out}: is a file; choose a folder for the report (--out)")
-    strange = [name for name in WRITTEN if (out / name).exists() and not (out / REPORT_NAME).exists()]
-    if strange:
+    new, partial = not out.exists(), out / ".partial"
+    ours = (out / REPORT_NAME).exists() or partial.exists()  # the latter where one was killed
+    strange = [name for name in WRITTEN if (out / name).exists()]
+    if strange and not ours:
         raise DataError(
             f"{out}: holds {strange[0]} and no {REPORT_NAME}, so something else that would be written over; "
             "choose another folder (--out)"
         )
-    new = not out.exists()
-    partial = out / ".partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:

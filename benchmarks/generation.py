@@ -25,6 +25,8 @@ from slicebook import sheets
 from slicebook.checkpoint import LoadedPrior, load_prior
 from slicebook.dataset import PreparedData
 from slicebook.errors import SlicebookError
+from slicebook.evaluate import STEPS
+from slicebook.judging import segmenter
 from slicebook.judging.likeness import draw_side, measure_likeness
 from slicebook.judging.sides import Side, read_side
 from slicebook.judging.usefulness import measure_usefulness
@@ -63,7 +65,8 @@ def measure(
         "usefulness": None,
     }
     if ours.masks is not None and real.masks is not None:
-        train, values = read_side(data, "train", size), data.info.label_values
+        train = read_side(data, "train", size, most=steps * segmenter.BATCH, seed=SEED)
+        values = data.info.label_values
         taught = measure_usefulness(ours, train, real, values, steps=steps, seed=SEED, say=_say)
         found["usefulness"] = taught.model_dump(mode="json")
     return found
@@ -120,7 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--sheets", metavar="DIR", type=Path, default=Path("runs/generation"))
     parser.add_argument("-n", type=int, default=256, help="samples")
-    parser.add_argument("--steps", type=int, default=600, help="of each segmenter's training")
+    parser.add_argument("--steps", type=int, default=STEPS, help="of each segmenter's training")
     parser.add_argument("--grain", action=argparse.BooleanOptionalAction, default=True, help="put noise back")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--results", metavar="DIR", type=Path, default=machine.RESULTS)

@@ -66,7 +66,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
 
     folder = tmp_path_factory.mktemp("trained")
     made = Trained(folder / "raw", folder / "prepared", folder / "demo" / "run")
-    write_hipmri(made.raw, patients=(3, 2, 1), weeks=1, slices=6, seed=1, shape=(64, 32))
+    write_hipmri(made.raw, patients=(4, 2, 1), weeks=1, slices=6, seed=1, shape=(64, 32))
     prepare(made.raw, made.data, options=PrepareOptions(class_regex=r"slice_([0-3])"))
     train_tokenizer(made.data, load_recipe("compact", SMALL), made.run, **HOW)
     train_prior(made.run, **HOW)
@@ -81,15 +81,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
 def evaluated(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Judge the tiny whole in all parts, and return the folder of the report; not to be written to.
 
-    On slices cropped to one size: an audit needs three training patients of one.
+    An audit needs three training patients of one size, and one phantom has more rows.
     """
     from slicebook.dataset import PreparedData
     from slicebook.evaluate import evaluate
-    from slicebook.preparation import PrepareOptions, prepare
 
     folder = tmp_path_factory.mktemp("evaluated")
-    prepare(trained.raw, folder / "prepared", options=PrepareOptions(size=(32, 64)))
-    data = PreparedData.open(folder / "prepared")
+    data = PreparedData.open(trained.data)
     evaluate(trained.run, data, folder / "report", split="validation", samples=24, steps=4)
     return folder / "report"
 

@@ -27,6 +27,16 @@ def beside(generated, real, high=None):
     return change
 
 
+def covers(share):
+    """Return a coverage where that of real patients is .5; None where too few patients have none."""
+    if share is None:
+        return None
+    return {
+        "convention": "c", "generated": share, "generated_range": [0, 1], "real": 0.5,
+        "real_range": [0, 1], "interval": [0, 1],
+    }  # fmt: skip
+
+
 def test_four_questions_are_asked_in_the_order_people_ask(evaluated):
     found = answers(read_report(evaluated))
     assert [one.question for one in found] == QUESTIONS
@@ -80,19 +90,19 @@ def test_it_generates_where_all_of_the_rule_holds(variant, distances, ratio, wan
         f"generation__features__{kind}__samples__kernel_distance": beside(value, 0.5, 1.0)
         for kind, value in zip(kinds, distances, strict=True)
     }
-    change |= {f"generation__features__{kind}__samples__coverage": None for kind in kinds}
+    change |= {
+        f"generation__features__{kind}__samples__coverage": covers(0.1 if wanted == "no" else 0.5)
+        for kind in kinds
+    }
     assert verdict(variant("report", **change, generation__anatomy__ratio=ratio), GENERATES) == wanted
 
 
-@pytest.mark.parametrize(("coverage", "wanted"), [(0.40, "yes"), (0.39, "partly")])
+@pytest.mark.parametrize(("coverage", "wanted"), [(0.40, "yes"), (0.39, "partly"), (None, "partly")])
 def test_it_generates_only_where_it_covers(variant, coverage, wanted):
     change = {}
     for kind in ("texture", "efficientnet-lite0"):
         change[f"generation__features__{kind}__samples__kernel_distance"] = beside(0.5, 0.5, 1.0)
-        change[f"generation__features__{kind}__samples__coverage"] = lambda _: {
-            "convention": "c", "generated": coverage, "generated_range": [0, 1], "real": 0.5,
-            "real_range": [0, 1], "interval": [0, 1],
-        }  # fmt: skip
+        change[f"generation__features__{kind}__samples__coverage"] = covers(coverage)
     assert verdict(variant("report", **change, generation__anatomy=None), GENERATES) == wanted
 
 
@@ -125,3 +135,13 @@ def test_an_evaluation_survives_its_own_json(evaluated):
 def test_patients_it_was_trained_on_make_nothing_faithful(variant):
     change = {"fidelity__codecs__jpeg2000__advantage__ssim_foreground__interval": [0.1, 0.2]}
     assert verdict(variant("report", **change, split="train"), FAITHFUL) == "measured"
+
+
+def test_patients_it_was_trained_on_judge_no_samples(variant):
+    folder = variant("report", split="train")
+    assert [verdict(folder, which) for which in (GENERATES, USEFUL)] == ["measured"] * 2
+
+
+def test_patients_of_another_data_set_are_called_that(variant):
+    folder = variant("report", provenance__model__provenance__split_hash="another")
+    assert "patients of another data set" in answers(read_report(folder))[FAITHFUL].finding

@@ -11,6 +11,7 @@ import torch
 from slicebook.checkpoint import load_prior
 from slicebook.dataset import PreparedData
 from slicebook.errors import DataError
+from slicebook.judging import auditing
 from slicebook.judging.auditing import audit_samples
 from slicebook.judging.descriptions import Descriptor
 from slicebook.judging.sides import Side, of_size, read_side
@@ -112,20 +113,16 @@ def test_samples_that_are_not_finite_are_refused(loaded, data, kinds):
 
 
 def test_few_strangers_are_joined_by_training_patients(loaded, data, kinds):
-    three = tuple(
-        r if r.split != "validation" else dataclasses.replace(r, split="train") for r in data.records
-    )
-    more = dataclasses.replace(data, records=three)
-    side = samples(read_side(data, "test", SIZE))
-    found = audit_samples(loaded, more, side, seed=0, kinds=kinds)
-    train = of_size(more, "train", SIZE)
+    found = audit_samples(loaded, data, samples(read_side(data, "test", SIZE)), seed=0, kinds=kinds)
+    train = of_size(data, "train", SIZE)
     assert f"{len(train)} training slices, each without its own patient" in found.baseline
-    assert found.copies.held_out_patients == 5
-    assert found.copies.verdict.startswith("INVALID: the baseline rests on 5 held-out patients")
+    assert found.copies.held_out_patients == 6
 
 
 def test_two_training_patients_are_no_baseline_but_can_be_searched(loaded, data, kinds):
-    found = audit_samples(loaded, data, samples(read_side(data, "test", SIZE)), seed=0, kinds=kinds)
+    few = tuple(r for r in data.records if r.split != "train" or r.patient != "patient-0001")
+    side = samples(read_side(data, "test", SIZE))
+    found = audit_samples(loaded, dataclasses.replace(data, records=few), side, seed=0, kinds=kinds)
     assert found.baseline == "18 slices of 3 patients that were never trained on"
     assert not found.copies.valid
 
@@ -143,7 +140,7 @@ def test_training_slices_without_a_mask_are_searched_too(loaded, data, kinds):
     )
     some = dataclasses.replace(data, records=blind)
     found = audit_samples(loaded, some, samples(read_side(data, "test", SIZE)), seed=0, kinds=kinds)
-    assert found.training_patients == 2 > len(set(read_side(some, "train", SIZE).patients))
+    assert found.training_patients == 3 > len(set(read_side(some, "train", SIZE).patients))
 
 
 def test_slices_of_another_size_are_counted_as_not_searched(of_copies, data):
@@ -161,4 +158,45 @@ def test_bits_are_the_priors_likelihood_of_slices_it_never_saw(of_copies, loaded
         bits += (nats.sum(1) / math.log(2) / (SIZE[0] * SIZE[1])).tolist()
     assert found.coded.mean_of_slices == pytest.approx(np.mean(bits), rel=1e-5)
     assert found.coded.highest == pytest.approx(max(bits), rel=1e-5)
-    assert (found.membership.training_patients, found.membership.held_out_patients) == (2, 3)
+    assert (found.membership.training_patients, found.membership.held_out_patients) == (3, 3)
+
+
+def test_stand_ins_are_no_more_than_it_takes(loaded, data, kinds, monkeypatch):
+    monkeypatch.setattr(auditing, "STAND_INS", 5)
+    found = audit_samples(loaded, data, samples(read_side(data, "test", SIZE)), seed=0, kinds=kinds)
+    assert "5 training slices, each without its own patient" in found.baseline
+    assert found.copies.held_out_slices == 18 + 5
+
+
+def test_membership_compares_slices_with_masks_or_without_but_does_not_mix_them(loaded, data, monkeypatch):
+    asked = []
+
+    def count(_, slices):
+        asked.append({record.label_offset >= 0 for record in slices.records})
+        return np.zeros(len(slices)) - np.arange(len(slices))
+
+    monkeypatch.setattr(auditing, "_log_likelihood", count)
+    blind = tuple(
+        dataclasses.replace(r, label_offset=-1) if r.split == "train" and r.slice % 2 else r
+        for r in data.records
+    )
+    auditing._likelihoods(loaded, dataclasses.replace(data, records=blind), SIZE, 0)
+    blinder = tuple(dataclasses.replace(r, label_offset=-1) if r.split == "train" else r for r in blind)
+    half = tuple(dataclasses.replace(r, label_offset=-1) if r.slice % 2 else r for r in blinder)
+    auditing._likelihoods(loaded, dataclasses.replace(data, records=half), SIZE, 0)
+    assert asked == [{True}, {True}, {False}, {False}]
+
+
+def test_controls_are_drawn_as_the_samples_were(loaded, data, kinds, monkeypatch):
+    levels = []
+    true = auditing.put_noise_back
+
+    def put(loaded, drawn, given, seeds):
+        levels.append(set(given))
+        return true(loaded, drawn, given, seeds)
+
+    monkeypatch.setattr(auditing, "put_noise_back", put)
+    side = samples(read_side(data, "test", SIZE))
+    audit_samples(loaded, data, side, seed=0, kinds=kinds, grain=False)
+    assert levels
+    assert all(one == {0.0} for one in levels)

@@ -101,7 +101,7 @@ def test_the_audit_stands_with_its_control_and_what_it_cannot_see(whole):
     assert "| 5% | 1 | 0% |" in section
     assert re.search(r"\| texture \| \d+, 2 \| \d+, 1 \| \d+% \|", section)
     assert "What the audit cannot see:" in section
-    assert "another size than the samples: 0 were not searched" in section
+    assert "another size than the samples: 6 were not searched" in section
 
 
 def test_the_model_is_told_by_settings_training_and_weights(whole, evaluated):
@@ -112,13 +112,13 @@ def test_the_model_is_told_by_settings_training_and_weights(whole, evaluated):
     assert "| rebuilds slices without | detail weaker than 2 times their noise |" in section
     for model in ("model", "prior"):
         assert made[model]["weights_sha256"] in section
-    assert re.search(r"\| prior \| 3 \| 18 \| \d+ \| \d+ \| .* \| cpu \| 4 \| 42 \|", section)
+    assert re.search(r"\| prior \| 4 \| 24 \| \d+ \| \d+ \| .* \| cpu \| 4 \| 42 \|", section)
 
 
 def test_the_data_are_told_by_counts_and_hash(whole, evaluated):
     data = read_report(evaluated).provenance["data"]
     section = part(whole, "Evaluation data")
-    assert "| size | cropped or padded to 32×64 |" in section
+    assert "| size | native |" in section
     assert "| validation | 2 | 2 | 12 | 0 |" in section
     assert data["split_hash"] in section
 

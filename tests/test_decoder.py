@@ -302,7 +302,7 @@ def test_a_training_goes_on_where_it_stopped_bit_for_bit(own, tmp_path, monkeypa
     whole = DecoderObjective.step
 
     def stopped(self, batch, step, fraction):
-        if step == 11:
+        if step == 14:
             raise KeyboardInterrupt
         return whole(self, batch, step, fraction)
 
@@ -378,12 +378,12 @@ def draw(own, path, count=32):
 
 def test_each_size_of_slice_has_its_share_of_samples_and_at_least_a_group(own, tmp_path):
     kinds = load_prior(own[0].path.parent).info.slices
-    assert sorted(kind.slices for kind in kinds) == [6, 12]
+    assert sorted(kind.slices for kind in kinds) == [6, 18]
     found = draw(own, tmp_path / "few.safetensors")
     assert set(found) == {(kind.rows, kind.columns) for kind in kinds}
     for kind in kinds:
         grids = found[kind.rows, kind.columns]
-        share = max(16, round(32 * kind.slices / 18))
+        share = max(16, round(32 * kind.slices / 24))
         sides = own[0].tokenizer.grids((kind.rows, kind.columns))
         assert [tuple(grid.shape) for grid in grids] == [(share, *side) for side in sides]
 

@@ -18,6 +18,7 @@ from slicebook.judging.fidelity import measure_fidelity
 from slicebook.manifest import DatasetInfo, SliceRecord, SplitCounts, write_info, write_manifest
 from slicebook.metrics.reconstruction import CONVENTIONS, scores
 from slicebook.metrics.summary import level_use
+from slicebook.preparation import PrepareOptions, prepare
 from slicebook.tokenizer import Tokenizer
 
 # split, patient, rows, columns; two sizes, neither a multiple of the stride in both directions
@@ -315,9 +316,51 @@ def test_an_evaluation_that_fails_leaves_the_former_one_whole(tmp_path, data, mo
     with pytest.raises(ZeroDivisionError):
         evaluate(model(tmp_path / "model"), data, out, codecs=False, seed=7)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
-    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
 def test_everything_that_is_written_is_known_by_name(whole, evaluated):
     names = {path.name for folder in (whole[1], evaluated) for path in folder.iterdir()}
     assert names - {"MODEL_CARD.md"} <= set(WRITTEN)
+
+
+def test_files_that_no_evaluation_wrote_are_left_alone(tmp_path, data):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "patients.csv").write_text("name,age")
+    with pytest.raises(DataError, match=r"holds patients.csv and no report.json"):
+        evaluate(model(tmp_path / "model"), data, tmp_path / "out", codecs=False)
+    assert (tmp_path / "out" / "patients.csv").read_text() == "name,age"
+
+
+def test_a_file_is_no_folder_for_a_report(tmp_path, data, monkeypatch):
+    monkeypatch.setattr("slicebook.evaluate.measure_fidelity", lambda *_, **__: pytest.fail("worked first"))
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(DataError, match="is a file; choose a folder"):
+        evaluate(model(tmp_path / "model"), data, tmp_path / "out")
+
+
+def test_a_number_that_is_not_finite_is_a_part_left_out(tmp_path, trained, monkeypatch):
+    judged = measure_fidelity
+
+    def broken(*arguments, **named):
+        found = judged(*arguments, **named)
+        rate = found.bits_per_pixel.model_copy(update={"lowest": math.nan})
+        return found.model_copy(update={"bits_per_pixel": rate})
+
+    monkeypatch.setattr("slicebook.evaluate.measure_fidelity", broken)
+    data = write_prepared(tmp_path / "prepared")
+    with pytest.raises(DataError, match="fidelity: a number that was measured is not finite"):
+        evaluate(model(tmp_path / "model"), data, tmp_path / "out", codecs=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_reasons_name_no_folder(tmp_path, trained):
+    alone = PreparedData.open(trained.data)
+    found = evaluate(trained.run, alone, tmp_path / "out", samples=2, steps=1, codecs=False)
+    assert set(found.left_out) == {"generation"}  # one test patient
+    assert str(trained.data) not in (tmp_path / "out" / "report.json").read_text()
+
+
+def test_a_prior_is_not_judged_beside_slices_prepared_otherwise(tmp_path, trained):
+    prepare(trained.raw, tmp_path / "prepared", options=PrepareOptions(size=(48, 64)))
+    with pytest.raises(ConfigError, match="other sizes, spacings, intensities or numbers"):
+        evaluate(trained.run, PreparedData.open(tmp_path / "prepared"), tmp_path / "out")

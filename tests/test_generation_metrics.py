@@ -396,3 +396,14 @@ def test_a_patient_is_wanted_for_each_real_slice():
         compare(real, real, patients[1:], seed=0)
     with pytest.raises(ShapeError, match="159 names"):
         kernel_distance_floor(real, patients[1:], 20, 3, seed=0)
+
+
+def test_twins_of_the_other_half_are_what_real_slices_are():
+    features, patients = held_out(8, 12, seed=3)
+    found = compare(features.copy(), features, patients, seed=0, twins=True)
+    for name in ("kernel_distance", "frechet_distance", "coverage", "recall"):
+        one = getattr(found, name)
+        assert one.generated == pytest.approx(one.real)
+    assert found.covered is None
+    with pytest.raises(ShapeError, match="wanted one of each"):
+        compare(features[1:], features, patients, seed=0, twins=True)

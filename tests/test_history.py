@@ -29,8 +29,8 @@ def test_a_file_without_these_columns_is_no_history(tmp_path, text):
 
 def test_a_step_where_nothing_was_measured_is_left_out(tmp_path):
     (tmp_path / "metrics.csv").write_text(
-        "step,seconds,train_loss,validation_loss\n1,2,0.5,\n2,4,0.25,0.75\n"
+        "step,seconds,train_loss,validation_loss\n1,2,0.5,\n2,4,0.25,0.75\n3,5,nan,0.5\n"
     )
     found = read_history(tmp_path, None)["tokenizer"]
-    assert found.seconds == 4
-    assert found.curves == {"train_loss": ((1, 0.5), (2, 0.25)), "validation_loss": ((2, 0.75),)}
+    assert found.seconds == 5
+    assert found.curves == {"train_loss": ((1, 0.5), (2, 0.25)), "validation_loss": ((2, 0.75), (3, 0.5))}

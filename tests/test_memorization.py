@@ -10,7 +10,7 @@ from scipy.ndimage import gaussian_filter
 
 from slicebook.errors import DataError, ShapeError
 from slicebook.metrics.membership import membership
-from slicebook.metrics.memorization import audit
+from slicebook.metrics.memorization import FEWEST_SAMPLES, audit
 from slicebook.metrics.neighbours import (
     describe,
     nearest_by_correlation,
@@ -89,7 +89,7 @@ def test_a_copy_that_is_mirrored_and_moved_is_found_in_images():
     )
     patients = [str(i) for i in range(20)]
     found = audit(samples, held_out, patients, train, range(20), by_correlation, lossy, seed=0)
-    assert found.valid
+    assert found.controls[1].found
     assert found.copies_found
     first = found.closest[0]
     assert (first.sample, first.training, first.mirror, first.shift) == (3, 2, True, (2, -1))
@@ -169,7 +169,12 @@ def test_controls_replace_a_hundredth_and_a_twentieth():
 def test_at_least_one_copy_is_planted():
     found = audited(originals(3, 7))
     assert [one.planted for one in found.controls] == [1, 1]
-    assert found.valid
+
+
+def test_few_samples_make_the_audit_invalid():
+    few, enough = audited(originals(FEWEST_SAMPLES - 1, 7)), audited(originals(FEWEST_SAMPLES, 7))
+    assert few.verdict.startswith("INVALID: 99 samples were searched, wanted at least 100; generate more.")
+    assert (few.valid, enough.valid) == (False, True)
 
 
 def test_an_audit_is_json_and_depends_on_its_seed_alone():

@@ -268,7 +268,7 @@ def test_a_prior_tells_where_it_and_its_tokenizer_come_from(trained):
     info, tokenizer = load_prior(trained.run).info, load_tokenizer(trained.run).info
     assert info.tokenizer_provenance == tokenizer.provenance
     assert info.provenance.split_hash == PreparedData.open(trained.data).split_hash
-    assert (info.provenance.train_patients, info.provenance.train_slices) == (3, 18)
+    assert (info.provenance.train_patients, info.provenance.train_slices) == (4, 24)
     assert info.provenance.validation["validation_likelihood"] < 0
 
 
@@ -285,7 +285,7 @@ def test_a_finished_training_does_nothing(again, monkeypatch):
     monkeypatch.setattr(PriorObjective, "step", lambda *_: pytest.fail("trained on"))
     first = rows_of(again / "prior")
     summary = train_prior(again, **HOW)
-    assert (summary.epochs, summary.steps) == (4, 16)
+    assert (summary.epochs, summary.steps) == (4, 20)
     assert rows_of(again / "prior") == first
     assert {path: path.stat().st_mtime_ns for path in before} == before
 

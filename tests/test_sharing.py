@@ -66,6 +66,7 @@ def test_the_audit_of_another_model_clears_nothing(trained, variant, tmp_path):
         ({"grain": False}, "grain True then, False now"),
         ({"group": "0"}, "class any then, 0 now"),
         ({"conditional": False}, "conditional True then, False now"),
+        ({"position": 0.5}, "position any then, 0.5 now"),
     ],
 )
 def test_samples_drawn_in_another_way_were_not_audited(trained, cleared, tmp_path, how, named):

@@ -94,7 +94,7 @@ def test_every_exception_is_used():
 @pytest.mark.parametrize(
     "command",
     [
-        "python3 -m venv .venv && .venv/bin/pip install -e . && .venv/bin/slicebook demo",
+        "python3 -m venv .venv && .venv/bin/pip install -e '.[judge]' && .venv/bin/slicebook demo",
         "python3 -m venv .venv && .venv/bin/pip install -e '.[dev]' && .venv/bin/python -m pytest",
     ],
 )

@@ -13,10 +13,12 @@ import os
 import platform
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from statistics import median
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -29,6 +31,7 @@ from slicebook.book import Book
 from slicebook.config import Recipe, Record
 from slicebook.errors import CheckpointError, DataError
 from slicebook.grain import Grain
+from slicebook.manifest import SliceRecord
 from slicebook.prior import Prior
 from slicebook.tokenizer import Tokenizer
 
@@ -102,6 +105,26 @@ class SliceKind(Record):
     """Source intensity that -1 stands for; the median over slices."""
     high: float
     slices: int
+
+
+def slice_kinds(records: Sequence[SliceRecord]) -> tuple[SliceKind, ...]:
+    """Return the sizes of slices, the most frequent first, with their usual spacing and intensity."""
+    sizes: dict[tuple[int, int], list[SliceRecord]] = defaultdict(list)
+    for record in records:
+        sizes[record.rows, record.columns].append(record)
+    kinds = [
+        SliceKind(
+            rows=rows,
+            columns=columns,
+            row_mm=median(record.row_mm for record in some),
+            column_mm=median(record.column_mm for record in some),
+            low=median(record.low for record in some),
+            high=median(record.high for record in some),
+            slices=len(some),
+        )
+        for (rows, columns), some in sizes.items()
+    ]
+    return tuple(sorted(kinds, key=lambda kind: -kind.slices))
 
 
 class PriorInfo(Record):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -40,12 +41,12 @@ from slicebook.judging.descriptions import describe_training, descriptors
 from slicebook.judging.fidelity import Fidelity, measure_fidelity
 from slicebook.judging.history import History, read_history
 from slicebook.judging.likeness import Drawing, Likeness, Measure, draw_side, measure_likeness
-from slicebook.judging.sides import Side, read_side
+from slicebook.judging.sides import Side, check_trained_on, read_side
 from slicebook.judging.usefulness import Usefulness, measure_usefulness
 from slicebook.layouts import Split
 from slicebook.metrics import codecs as codec_metrics
 from slicebook.sampling import SamplingSettings
-from slicebook.text import replace_text, write_csv
+from slicebook.text import replace_text, to_json, write_csv
 
 SCHEMA_VERSION = 2
 REPORT_NAME, SCHEMA_NAME = "report.json", "report.schema.json"
@@ -166,24 +167,21 @@ def evaluate(
     out, device = Path(out), torch.device(device)
     tokenizer, prior = _load(Path(model), parts, device)
     asked, missing = _asked(tokenizer, prior, parts)
-    if prior and data.split_hash != prior.info.provenance.split_hash:
-        raise ConfigError(
-            f"{data.folder}: holds other patients, or another split, than {prior.path} was trained on; give "
-            "the prepared folder of its training, or judge reconstruction alone (--only fidelity)"
-        )
+    if prior:
+        check_trained_on(prior, data)
     slices = data.split(split)
-    partial = out.resolve().with_name(f".{out.resolve().name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
+    with _written_whole(out) as partial:
         how = _How(split, partial, samples, settings, grain, steps, device, seed, say, progress)
         work = _Work(say, {str(data.folder): "DATA", str(model): "MODEL"})
         if tokenizer and "fidelity" in asked:
             coded = codec_metrics.installed() if codecs is None else codecs
             say(f"fidelity: {len(slices)} slices of {len(slices.patients)} patients")
             with work("fidelity"):
-                work.found["fidelity"] = measure_fidelity(
-                    tokenizer.tokenizer, slices, partial, codecs=coded, device=device, seed=seed
+                work.keep(
+                    "fidelity",
+                    measure_fidelity(
+                        tokenizer.tokenizer, slices, partial, codecs=coded, device=device, seed=seed
+                    ),
                 )
         if prior and asked != PARTS[:1]:
             _judge_samples(work, prior, data, asked, how)
@@ -206,23 +204,45 @@ def evaluate(
             provenance=_provenance(tokenizer, prior, data, device, seed),
             **work.found,
         )
-        _write(found, partial, out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        if found.generation:
+            write_csv(partial / "measures.csv", [_row(one) for one in found.generation.measures()])
+        schema = json.dumps(Evaluation.model_json_schema(), indent=1)
+        replace_text(partial / SCHEMA_NAME, schema + "\n")
+        replace_text(partial / REPORT_NAME, found.model_dump_json(indent=1) + "\n")
     return found
 
 
-def _write(found: Evaluation, partial: Path, out: Path) -> None:
-    """Put what was written and the report in place of an earlier evaluation's, the report last."""
-    if found.generation:
-        write_csv(partial / "measures.csv", [_row(one) for one in found.generation.measures()])
-    replace_text(partial / SCHEMA_NAME, json.dumps(Evaluation.model_json_schema(), indent=1) + "\n")
-    out.mkdir(parents=True, exist_ok=True)
-    for name in WRITTEN:
-        (out / name).unlink(missing_ok=True)
-    for path in sorted(partial.iterdir()):
-        os.replace(path, out / path.name)
-    replace_text(out / REPORT_NAME, found.model_dump_json(indent=1) + "\n")
+@contextmanager
+def _written_whole(out: Path) -> Iterator[Path]:
+    """Give a folder to write into; what was written takes an earlier evaluation's place, the report last.
+
+    Raises:
+        DataError: `out` is a file, or holds files of these names that no evaluation wrote.
+    """
+    if out.exists() and not out.is_dir():
+        raise DataError(f"{out}: is a file; choose a folder for the report (--out)")
+    new, partial = not out.exists(), out / ".partial"
+    ours = (out / REPORT_NAME).exists() or partial.exists()  # the latter where one was killed
+    strange = [name for name in WRITTEN if (out / name).exists()]
+    if strange and not ours:
+        raise DataError(
+            f"{out}: holds {strange[0]} and no {REPORT_NAME}, so something else that would be written over; "
+            "choose another folder (--out)"
+        )
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        (out / REPORT_NAME).unlink(missing_ok=True)
+        written = sorted(path.name for path in partial.iterdir())
+        for name in sorted(written, key=REPORT_NAME.__eq__):
+            os.replace(partial / name, out / name)
+        for name in set(WRITTEN) - set(written):
+            (out / name).unlink(missing_ok=True)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        if new and not any(out.iterdir()):
+            out.rmdir()
 
 
 @dataclass(frozen=True)
@@ -273,9 +293,21 @@ class _Work:
             reason = str(error)
             self._say(f"left out: {', '.join(parts or (name,))}: {reason}")
             for path, word in self._words.items():  # a report names no folder: paths may tell of people
-                reason = reason.replace(path, word)
+                reason = re.sub(rf"(?<![\w/.-]){re.escape(path)}(?=[:/])", word, reason)
             self.left_out |= dict.fromkeys(parts or (name,), reason)
         self.seconds[name] = round(time.perf_counter() - began, 1)
+
+    def keep(self, name: str, record: Record) -> None:
+        """Keep what was found.
+
+        Raises:
+            DataError: A number in it is not finite: a report has no such number.
+        """
+        try:
+            to_json(record)
+        except ValueError as error:
+            raise DataError(f"{name}: a number that was measured is not finite ({error})") from error
+        self.found[name] = record
 
 
 def _judge_samples(
@@ -284,35 +316,43 @@ def _judge_samples(
     """Draw samples, and judge them as asked."""
     kind, seed, say = prior.info.slices[0], how.seed, how.say
     size, kinds = (kind.rows, kind.columns), descriptors()
-    with work("sampling", *(part for part in asked if part != "fidelity")):
+    beside = [part for part in ("generation", "usefulness") if part in asked]
+    real: Side | None = None
+    with work("real slices", *beside):
         real = read_side(data, how.split, size)
-        count = how.samples or min(max(len(real), FEWEST_SAMPLES), MOST_SAMPLES)
-        say(f"{count} samples of {kind.rows}×{kind.columns}")
+    count = how.samples or min(max(len(real or ()), FEWEST_SAMPLES), MOST_SAMPLES)
+    say(f"{count} samples of {kind.rows}×{kind.columns}")
+    with work("sampling", *(part for part in asked if part != "fidelity")):
         ours, drawing = draw_side(
             prior, data, count, settings=how.settings, grain=how.grain, seed=seed, progress=how.progress
         )
         work.found["drawing"] = drawing
-        _draw_sheets(ours, real, kind.row_mm / kind.column_mm, seed, how.out)
     if "drawing" not in work.found:
         return
-    if "generation" in asked:
+    _draw_sheets(ours, real, kind.row_mm / kind.column_mm, seed, how.out)
+    if "generation" in asked and real:
         with work("generation"):
-            work.found["generation"] = measure_likeness(
+            found = measure_likeness(
                 prior, data, how.split, ours, real, grain=how.grain, seed=seed, kinds=kinds, say=say
             )
+            work.keep("generation", found)
     if "audit" in asked:
-        with work("descriptions of the training set", "audit"):
-            training = describe_training(data, size, kinds, say=say)
         with work("audit"):
-            work.found["audit"] = audit_samples(
-                prior, data, ours, seed=seed, kinds=kinds, training=training, out=how.out, say=say
-            )
-    if "usefulness" in asked:
+            began = time.perf_counter()
+            training = describe_training(data, size, kinds, say=say)
+            work.seconds["audit, describing the training set"] = round(time.perf_counter() - began, 1)
+            audited = audit_samples(
+                prior, data, ours, seed=seed, grain=how.grain, kinds=kinds, training=training, out=how.out,
+                say=say,
+            )  # fmt: skip
+            work.keep("audit", audited)
+    if "usefulness" in asked and real:
         with work("usefulness"):
             train = read_side(data, "train", size, most=how.steps * segmenter.BATCH, seed=seed)
-            work.found["usefulness"] = measure_usefulness(
+            taught = measure_usefulness(
                 ours, train, real, data.info.label_values, steps=how.steps, seed=seed, say=say
             )
+            work.keep("usefulness", taught)
 
 
 def _load(
@@ -344,16 +384,19 @@ def _asked(
     return asked[:-1], {"usefulness": reason}
 
 
-def _draw_sheets(ours: Side, real: Side, aspect: float, seed: int, out: Path) -> None:
+def _draw_sheets(ours: Side, real: Side | None, aspect: float, seed: int, out: Path) -> None:
     """Write samples, none of them picked, and as many real slices; with their masks, if they have any."""
-    chosen = np.random.default_rng(seed).permutation(len(real))[:SHOWN].tolist()
-    for name, side, rows in (("samples", ours, range(min(SHOWN, len(ours)))), ("real", real, chosen)):
+    shown = [("samples", ours, list(range(min(SHOWN, len(ours)))))]
+    if real:
+        shown.append(("real", real, np.random.default_rng(seed).permutation(len(real))[:SHOWN].tolist()))
+    for name, side, rows in shown:
         cells = [sheets.gray(side.images[row, 0].numpy(), aspect) for row in rows]
         sheets.write_sheet(cells, out / f"{name}.png", columns=8)
-        if ours.masks is None or side.masks is None:
-            continue
-        tinted = [sheets.tinted(side.images[row, 0].numpy(), side.masks[row].numpy(), aspect) for row in rows]
-        sheets.write_sheet(tinted, out / f"{name}-masks.png", columns=8)
+        if side.masks is not None:
+            over = [
+                sheets.tinted(side.images[row, 0].numpy(), side.masks[row].numpy(), aspect) for row in rows
+            ]
+            sheets.write_sheet(over, out / f"{name}-masks.png", columns=8)
 
 
 def _warnings(

@@ -84,6 +84,7 @@ class Asked:
         grain: Whether noise is put back.
         group: Class of all; None for any.
         conditional: Whether the prior is told anything at all.
+        position: Of all; None for any.
     """
 
     size: tuple[int, int]
@@ -91,6 +92,7 @@ class Asked:
     grain: bool
     group: str | None
     conditional: bool
+    position: float | None
 
 
 Clear: TypeAlias = Callable[[LoadedPrior, Asked], Mapping[str, str]]
@@ -151,7 +153,7 @@ def generate(
     loaded = load_prior(model, choose_device(device))
     kind = _kind(loaded, size)
     _check_room(out, count, kind)
-    asked = Asked((kind.rows, kind.columns), settings, grain, group, conditional)
+    asked = Asked((kind.rows, kind.columns), settings, grain, group, conditional, position)
     beside = clear(loaded, asked) if clear else {}
     seeds = [seed + index for index in range(count)]
     positions = [_position(one) if position is None else position for one in seeds] if conditional else None

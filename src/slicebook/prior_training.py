@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
@@ -17,7 +16,6 @@ from slicebook.checkpoint import (
     STATE_NAME,
     LoadedTokenizer,
     PriorInfo,
-    SliceKind,
     State,
     hash_tensors,
     load_kept,
@@ -26,6 +24,7 @@ from slicebook.checkpoint import (
     load_tokenizer,
     save_prior,
     save_state,
+    slice_kinds,
 )
 from slicebook.config import Recipe, override
 from slicebook.dataset import PreparedData, SliceSet
@@ -129,7 +128,7 @@ def train_prior(
             kind="prior",
             recipe=recipe,
             masks=labelled.info.recipe if labelled else None,
-            slices=_kinds(train),
+            slices=slice_kinds(train.records),
             classes=classes,
             grain=grain,
             tokenizer_provenance=tokenizer.info.provenance,
@@ -308,25 +307,3 @@ def _grain(tokenizer: LoadedTokenizer, train: SliceSet, samples: Samples | None 
                 yield draw([grid[index : index + 1] for grid in grids], size)
 
     return learn_grain(pairs(), strength, None if samples is None else drawings(samples))
-
-
-def _kinds(slices: SliceSet) -> tuple[SliceKind, ...]:
-    """Return the sizes of slices, with their usual spacing and intensity."""
-    sizes: dict[tuple[int, int], list[int]] = defaultdict(list)
-    for index, record in enumerate(slices.records):
-        sizes[record.rows, record.columns].append(index)
-    kinds = []
-    for (rows, columns), indices in sizes.items():
-        records = [slices.records[index] for index in indices]
-        kinds.append(
-            SliceKind(
-                rows=rows,
-                columns=columns,
-                row_mm=median(record.row_mm for record in records),
-                column_mm=median(record.column_mm for record in records),
-                low=median(record.low for record in records),
-                high=median(record.high for record in records),
-                slices=len(records),
-            )
-        )
-    return tuple(sorted(kinds, key=lambda kind: -kind.slices))

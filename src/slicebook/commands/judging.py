@@ -57,6 +57,7 @@ def evaluate(
     from slicebook.dataset import PreparedData
     from slicebook.devices import choose_device
     from slicebook.evaluate import evaluate as judge
+    from slicebook.reporting.card import CARD_NAME, write_card
     from slicebook.reporting.page import write_page
     from slicebook.sampling import SamplingSettings
 
@@ -77,10 +78,13 @@ def evaluate(
         progress=counter("sample"),
     )
     page = write_page(out)
+    if (out / CARD_NAME).is_file():  # of an earlier evaluation: nothing old stands beside a new report
+        write_card(out)
     for warning in report.warnings:
         say(f"warning: {warning}")
     say(f"page: {page}")
     show(report, report.table(), as_json)
     missing = [part for part in only or () if part in report.left_out]
     if missing:
-        raise DataError(f"{out}: {missing[0]} could not be judged: {report.left_out[missing[0]]}")
+        reasons = "; ".join(f"{part}: {report.left_out[part]}" for part in missing)
+        raise DataError(f"{out}: not all could be judged. {reasons}")

@@ -41,6 +41,7 @@ from slicebook.token_set import encode_slices
 
 SOURCES = 0.05  # of the samples: as many training slices are copied for the control
 DRAWN = 6  # closest pairs
+STAND_INS = 540  # training slices, at most, where held-out patients are few
 MEMBERS = 160  # slices of each group whose likelihood is asked
 CODED = (
     "Bits of a held-out slice's tokens, and of its mask's, were they coded by the prior's likelihood (the "
@@ -78,6 +79,7 @@ def audit_samples(
     ours: Side,
     *,
     seed: int,
+    grain: bool = True,
     kinds: Sequence[Descriptor] | None = None,
     training: TrainingSet | None = None,
     out: Path | None = None,
@@ -90,6 +92,7 @@ def audit_samples(
         data: What it was trained on.
         ours: The samples, as `likeness.draw_side` makes them.
         seed: Of the controls and of the bootstrap.
+        grain: Whether noise was put back into the samples; so it is into planted copies.
         kinds: Of features to search in too; all there are by default.
         training: The training slices, described by these kinds; described here by default.
         out: Folder for closest.csv and closest.png; none by default.
@@ -103,7 +106,7 @@ def audit_samples(
     training = training or describe_training(data, size, kinds, say=say)
     train = training.slices
     owners = [record.patient for record in train.records]
-    held_out, whose, baseline = _held_out(data, size, train)
+    held_out, whose, baseline = _held_out(data, size, train, seed)
     count = min(len(train), max(1, round(SOURCES * len(ours))) * 2)
     places = np.sort(np.random.default_rng(seed).choice(len(train), count, replace=False))
     sources = _read(train, [train.records[at] for at in places])
@@ -114,7 +117,7 @@ def audit_samples(
             f"nearest training slices by {name} of {len(held_out)} real slices, {len(ours)} samples, and "
             "planted copies"
         )
-        again = partial(_again, loaded)
+        again = partial(_again, loaded, grain=grain)
         return audit(
             samples, held_out, whose, sources, places.tolist(), how, again, seed=seed, distance=distance
         )
@@ -129,11 +132,11 @@ def audit_samples(
         )
         for kind in kinds
     }
+    say("likelihoods of training slices and of held-out ones")
+    member, coded = _likelihoods(loaded, data, size, seed)
     if out is not None:
         _draw_closest(found.closest, samples, train, out / "closest.png")
         write_csv(out / "closest.csv", [_row(pair, ours, train) for pair in found.closest])
-    say("likelihoods of training slices and of held-out ones")
-    member, coded = _likelihoods(loaded, data, size, seed)
     return Auditing(
         baseline=baseline,
         training_slices=len(train),
@@ -159,7 +162,7 @@ class _FeatureSearch:
 
 
 def _held_out(
-    data: PreparedData, size: tuple[int, int], train: SliceSet
+    data: PreparedData, size: tuple[int, int], train: SliceSet, seed: int
 ) -> tuple[Float32[np.ndarray, "n h w"], list[str], str]:
     """Return slices of patients that were never trained on, whose they are, and that in words."""
     records = [
@@ -172,11 +175,12 @@ def _held_out(
     patients, trained = ({record.patient for record in some} for some in (records, train.records))
     words = f"{len(records)} slices of {len(patients)} patients that were never trained on"
     if len(patients) < FEWEST_PATIENTS and len(trained) > 2:  # without its own, two are left to compare
+        chosen = np.sort(np.random.default_rng(seed).permutation(len(train))[:STAND_INS])
         words += (
-            f", and, these being fewer than {FEWEST_PATIENTS}, {len(train)} training slices, each without "
+            f", and, these being fewer than {FEWEST_PATIENTS}, {len(chosen)} training slices, each without "
             "its own patient"
         )
-        records += train.records
+        records += [train.records[at] for at in chosen]
     return _read(train, records), [record.patient for record in records], words
 
 
@@ -184,32 +188,38 @@ def _read(among: SliceSet, records: Sequence[SliceRecord]) -> Float32[np.ndarray
     return np.concatenate(list(in_batches(SliceSet(among.folder, tuple(records)))))
 
 
-def _again(loaded: LoadedPrior, images: Float32[np.ndarray, "n h w"]) -> Float32[np.ndarray, "n h w"]:
-    """Return slices as the prior's book draws them from their own tokens, noise put back."""
+def _again(
+    loaded: LoadedPrior, images: Float32[np.ndarray, "n h w"], *, grain: bool
+) -> Float32[np.ndarray, "n h w"]:
+    """Return slices as the prior's book draws them from their own tokens."""
     device = next(loaded.prior.parameters()).device
     size = (images.shape[1], images.shape[2])
     parts = torch.split(torch.from_numpy(2 * images[:, None] - 1), BATCH)
     tokens = torch.cat([loaded.book.encode(part.to(device)).cpu() for part in parts])
     drawn = decode_pages(loaded, tokens, size).images
     seeds = list(range(len(drawn)))
-    return unit(put_noise_back(loaded, drawn, noise_levels(loaded, drawn, seeds), seeds))
+    levels = noise_levels(loaded, drawn, seeds) if grain else [0.0] * len(drawn)
+    return unit(put_noise_back(loaded, drawn, levels, seeds))
 
 
 def _likelihoods(
     loaded: LoadedPrior, data: PreparedData, size: tuple[int, int], seed: int
 ) -> tuple[Membership, Rate]:
     """Ask the prior how likely training slices are, and those that it never saw."""
+    records = [r for r in data.records if not r.blank and (r.rows, r.columns) == size]
+    # Mask tokens that are not known cost nothing: slices with and without masks are not to be mixed.
+    for alike in (
+        [r for r in records if r.label_offset >= 0],
+        [r for r in records if r.label_offset < 0],
+        records,
+    ):
+        sides = [[r for r in alike if (r.split == "train") is trained_on] for trained_on in (True, False)]
+        if all(sides):
+            break
     groups: list[tuple[Float64[np.ndarray, " n"], list[str]]] = []
-    for trained_on in (True, False):
-        records = [
-            record
-            for record in data.records
-            if (record.split == "train") is trained_on
-            and not record.blank
-            and (record.rows, record.columns) == size
-        ]
-        chosen = np.random.default_rng(seed).permutation(len(records))[:MEMBERS]
-        slices = SliceSet(data.folder, tuple(records[at] for at in np.sort(chosen)))
+    for side in sides:
+        chosen = np.random.default_rng(seed).permutation(len(side))[:MEMBERS]
+        slices = SliceSet(data.folder, tuple(side[at] for at in np.sort(chosen)))
         groups.append((_log_likelihood(loaded, slices), [record.patient for record in slices.records]))
     (inside, whose), (outside, others) = groups
     bits = (-outside / np.log(2) / (size[0] * size[1])).tolist()

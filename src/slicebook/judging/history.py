@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -56,7 +57,12 @@ def _read(path: Path, columns: tuple[str, ...]) -> History | None:
     with path.open(newline="", encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row.get("step") and row.get("seconds")]
     curves = {
-        name: tuple((int(row["step"]), float(row[name])) for row in rows if row.get(name)) for name in columns
+        name: tuple(
+            (int(row["step"]), float(row[name]))
+            for row in rows
+            if math.isfinite(float(row.get(name) or "nan"))
+        )
+        for name in columns
     }
     kept = {name: points for name, points in curves.items() if points}
     return History(seconds=float(rows[-1]["seconds"]), curves=kept) if kept else None

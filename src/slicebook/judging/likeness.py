@@ -2,7 +2,7 @@
 
 Samples are drawn at positions of training slices, and compared with held-out slices of the same size: on
 features, by the rules of anatomy for their masks, and beside what the tokenizer alone makes of the same
-held-out slices, for no prior over it comes nearer.
+held-out slices: what that loses, no prior over it can win back.
 """
 
 from __future__ import annotations
@@ -18,10 +18,9 @@ from torch import Tensor
 from slicebook.checkpoint import LoadedPrior, SliceKind
 from slicebook.config import Record
 from slicebook.dataset import PreparedData, SliceSet
-from slicebook.errors import ConfigError
 from slicebook.generating import decode_pages, draw, noise_levels, put_noise_back
 from slicebook.judging.descriptions import Descriptor, descriptors
-from slicebook.judging.sides import Side, of_size, unit
+from slicebook.judging.sides import Side, check_trained_on, of_size, unit
 from slicebook.layouts import Split
 from slicebook.metrics import masks
 from slicebook.metrics.appearance import Curves, compare_intensities, compare_spectra
@@ -75,7 +74,7 @@ class Features(Record):
     convention: str
     samples: Comparison
     tokenizer_alone: Comparison
-    """The held-out slices' own tokens, drawn anew: nearer than that no prior over them comes."""
+    """One half of the held-out patients, drawn anew from their own tokens, beside the other half."""
 
 
 class Measure(Record):
@@ -179,7 +178,9 @@ def measure_likeness(
         features[kind.name] = Features(
             convention=kind.convention,
             samples=compare(samples, theirs, real.patients, seed=seed, one_unit=kind.one_unit),
-            tokenizer_alone=compare(redrawn, theirs, real.patients, seed=seed, one_unit=kind.one_unit),
+            tokenizer_alone=compare(
+                redrawn, theirs, real.patients, seed=seed, one_unit=kind.one_unit, twins=True
+            ),
         )
     say("diversity, spectra, intensities, anatomy")
     anatomy = None
@@ -221,11 +222,7 @@ def draw_side(
     Raises:
         ConfigError: The prior was trained on other data.
     """
-    if data.split_hash != loaded.info.provenance.split_hash:
-        raise ConfigError(
-            f"{data.folder}: holds other patients, or another split, than {loaded.path} was trained on; give "
-            "the prepared folder of its training"
-        )
+    check_trained_on(loaded, data)
     kind, settings = loaded.info.slices[0], settings or SamplingSettings()
     size = (kind.rows, kind.columns)
     known = [record.position for record in of_size(data, "train", size).records]
@@ -263,7 +260,9 @@ def redraw(
     """Return real slices drawn anew from their own tokens."""
     kind = loaded.info.slices[0]
     size = (kind.rows, kind.columns)
-    tokens = encode_slices(loaded.book, of_size(data, split, size))[0].tokens[:, 0].long()
+    device = next(loaded.prior.parameters()).device
+    (sets,) = encode_slices(loaded.book, of_size(data, split, size), device=device)
+    tokens = sets.tokens[:, 0].long()
     again = decode_pages(loaded, tokens, size).images
     seeds = list(range(len(again)))
     return put_noise_back(loaded, again, noise_levels(loaded, again, seeds), seeds) if grain else again

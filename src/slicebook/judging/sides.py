@@ -10,8 +10,9 @@ import torch
 from jaxtyping import Float, Float32, UInt8
 from torch import Tensor
 
+from slicebook.checkpoint import LoadedPrior, slice_kinds
 from slicebook.dataset import PreparedData, SliceSet
-from slicebook.errors import DataError
+from slicebook.errors import ConfigError, DataError
 from slicebook.layouts import Split
 from slicebook.metrics.masks import Spacing
 
@@ -42,6 +43,25 @@ class Side:
     def label_maps(self) -> list[UInt8[np.ndarray, "h w"]]:
         """Return the masks as arrays; none where there are none."""
         return [] if self.masks is None else [one.numpy() for one in self.masks]
+
+
+def check_trained_on(loaded: LoadedPrior, data: PreparedData) -> None:
+    """Refuse data that a prior was not trained on, as they were prepared then.
+
+    Raises:
+        ConfigError: Other patients or another split; or other slices of the same, such as resampled ones.
+    """
+    if data.split_hash != loaded.info.provenance.split_hash:
+        raise ConfigError(
+            f"{data.folder}: holds other patients, or another split, than {loaded.path} was trained on; give "
+            "the prepared folder of its training, or judge reconstruction alone (--only fidelity)"
+        )
+    if slice_kinds(data.split("train").records) != loaded.info.slices:
+        raise ConfigError(
+            f"{data.folder}: its training slices have other sizes, spacings, intensities or numbers than "
+            f"those that {loaded.path} was trained on, so copies could not be told; give the prepared folder "
+            "of its training"
+        )
 
 
 def unit(images: Float[Tensor, "n 1 h w"]) -> Float32[np.ndarray, "n h w"]:

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float64, Int64, Shaped
 from scipy.spatial.distance import cdist
 
+from slicebook.errors import ShapeError
 from slicebook.metrics.beside import DRAWS, Beside, check_patients, draw_groups, put_beside
 from slicebook.metrics.distances import (
     NEIGHBOURS,
@@ -146,6 +147,7 @@ def compare(
     seed: int,
     draws: int = DRAWS,
     one_unit: bool = False,
+    twins: bool = False,
 ) -> Comparison:
     """Compare generated slices with held-out real ones, beside what real patients score against each other.
 
@@ -166,23 +168,29 @@ def compare(
         draws: How often.
         one_unit: Whether the features share a unit, as those of `deep` do and those of `texture` do not; see
             `distances.standardise`.
+        twins: Whether generated slice i was made of real slice i. Then those made of the second group are
+            measured against the first, for one beside its own original tells nothing; none is `covered`.
 
     Raises:
         DataError: There are fewer than 2 patients, or fewer than 2 slices in a group, or a feature is not
             finite.
-        ShapeError: The two sets have different features, or there is not a patient a slice.
+        ShapeError: The two sets have different features, there is not a patient a slice, or not a twin.
     """
     check_patients(real, patients)
+    if twins and len(generated) != len(real):
+        raise ShapeError(f"{len(generated)} slices made of {len(real)} real ones, wanted one of each")
     ours = standardise(generated, real, one_unit=one_unit)
     theirs = standardise(real, real, one_unit=one_unit)
     names = np.asarray(patients)
     generator = np.random.default_rng(seed)
     groups = draw_groups(patients, len(ours), draws, generator)
     with_balls = all(_neighbours_at_hand(names[group]) for pair in groups for group in pair)
-    pairs = _Pairs(np.concatenate([theirs, ours]), (*patients, *(f"generated {i}" for i in range(len(ours)))))
+    owners = patients if twins else [f"generated {i}" for i in range(len(ours))]
+    pairs = _Pairs(np.concatenate([theirs, ours]), (*patients, *owners))
     found: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in CONVENTIONS}
     for first, second in groups:
-        drawn = len(theirs) + generator.choice(len(ours), size=len(first), replace=False)
+        chosen = second if twins else generator.choice(len(ours), size=len(first), replace=False)
+        drawn = len(theirs) + chosen
         for side, measured in enumerate((drawn, second)):
             for name, value in pairs.measure(first, measured, with_balls).items():
                 found[name][side].append(value)
@@ -202,7 +210,9 @@ def compare(
         density=beside.get("density"),
         precision=beside.get("precision"),
         recall=beside.get("recall"),
-        covered=_covered(pairs, len(theirs), patients, seed) if _neighbours_at_hand(names) else None,
+        covered=None
+        if twins or not _neighbours_at_hand(names)
+        else _covered(pairs, len(theirs), patients, seed),
     )
 
 

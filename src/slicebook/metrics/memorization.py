@@ -21,6 +21,7 @@ RARE = 0.002  # one sample in 500 beyond the first threshold, were there no copi
 FALSE_ALARMS = 0.05  # both thresholds together, half each
 CONTROLS = (0.01, 0.05)  # shares planted; the last one must be found
 SEEN = 0.5  # of the planted copies: a test that misses more is no test
+FEWEST_SAMPLES = 100  # so that five copies are planted
 FEWEST_PATIENTS = 6  # the bootstrap of fewer is too narrow: see benchmarks/results/audit.json
 CLOSEST = 12  # pairs kept, to be drawn
 _RESAMPLES = 2000
@@ -225,7 +226,7 @@ def audit(
         replaced = generator.choice(len(samples), len(copies.images), replace=False)
         origins = np.asarray(sources_at)[copies.sources]
         controls.append(_control(share, baseline, found, search(copies.images, None), replaced, origins))
-    reason = _reason(controls[-1], len(set(held_out_patients)))
+    reason = _reason(controls[-1], len(set(held_out_patients)), len(samples))
     copies_found = any(test.found for test in tests)
     return Audit(
         valid=not reason,
@@ -332,12 +333,19 @@ def _control(
     )
 
 
-def _reason(control: Control, patients: int) -> str:
+def _reason(control: Control, patients: int, samples: int) -> str:
     """Return why an audit is not valid; nothing where it is."""
+    if samples < FEWEST_SAMPLES:
+        return f"{samples} samples were searched, wanted at least {FEWEST_SAMPLES}; generate more"
     if patients < FEWEST_PATIENTS:
         return (
             f"the baseline rests on {patients} held-out patients, wanted at least {FEWEST_PATIENTS}; hold "
             f"out more, or {_ADD}"
+        )
+    if control.seen >= SEEN and not control.found:
+        return (
+            f"{control.planted} planted copies are fewer than the test needs to call any; generate more "
+            "samples"
         )
     if not control.found:
         return (

@@ -46,6 +46,14 @@ def answers(found: Evaluation) -> tuple[Answer, ...]:
     return (_faithful(found), _generates(found), _copies(found), _useful(found))
 
 
+def whose(found: Evaluation) -> str:
+    """Return whose slices judge, in words."""
+    model = found.provenance["model"] or found.provenance["prior"]
+    if model["provenance"]["split_hash"] != found.provenance["data"]["split_hash"]:
+        return "patients of another data set"
+    return WHO[found.split]
+
+
 def _faithful(found: Evaluation) -> Answer:
     question = "Is it faithful?"
     rule = "Yes where its foreground SSIM is above JPEG 2000's at its bits, interval by patient above 0."
@@ -54,7 +62,7 @@ def _faithful(found: Evaluation) -> Answer:
         return Answer(question, "not asked", "Reconstruction was not judged.", rule)
     said = (
         f"SSIM of the foreground {fidelity.scores[fidelity.headline].in_words()} at "
-        f"{fidelity.bits_per_pixel.mean_of_slices:.3f} bits a pixel, on {found.patients} {WHO[found.split]}."
+        f"{fidelity.bits_per_pixel.mean_of_slices:.3f} bits a pixel, on {found.patients} {whose(found)}."
     )
     return Answer(question, *_beside_codec(fidelity, found.split, said), rule)
 
@@ -85,12 +93,16 @@ def _generates(found: Evaluation) -> Answer:
         return Answer(question, "not asked", "No sample was judged.", rule)
     held = _held(likeness)
     verdict: Verdict = "yes" if all(held) else "partly" if any(held) else "no"
+    if found.split == "train":
+        verdict = "measured"
     parts = []
     for name, features in likeness.features.items():
         distance, coverage = features.samples.kernel_distance, features.samples.coverage
         text = f"On {name}, kernel distance {distance.generated:.3g} (real patients up to "
         text += f"{distance.real_range[1]:.3g})"
-        if coverage is not None:
+        if coverage is None:
+            text += ", and too few patients for coverage"
+        else:
             text += f" and coverage {coverage.generated:.2f} of {coverage.real:.2f}"
         parts.append(text)
     if likeness.anatomy:
@@ -106,8 +118,8 @@ def _held(likeness: Likeness) -> list[bool]:
     for features in likeness.features.values():
         held.append(features.samples.as_near_as_real)
         coverage = features.samples.coverage
-        if coverage is not None and coverage.share is not None:
-            held.append(coverage.share >= COVERED)
+        # Too few patients for coverage, too few for a yes.
+        held.append(bool(coverage and coverage.share is not None and coverage.share >= COVERED))
     if likeness.anatomy and likeness.anatomy.ratio is not None:
         held.append(likeness.anatomy.ratio >= PASSING)
     return held
@@ -145,6 +157,8 @@ def _useful(found: Evaluation) -> Answer:
     if useful.ratio is None or useful.generated.mean is None:
         return Answer(question, "measured", "The training set itself taught nothing.", rule)
     verdict: Verdict = "yes" if useful.ratio >= USEFUL else "partly" if useful.ratio >= USEFUL / 2 else "no"
-    said = f"Dice {useful.generated.mean:.3f} on held-out patients, taught by samples alone; "
+    if found.split == "train":
+        verdict = "measured"
+    said = f"Dice {useful.generated.mean:.3f} on {whose(found)}, taught by samples alone; "
     said += f"{useful.training_set.mean:.3f} by the training set."
     return Answer(question, verdict, said, rule)

@@ -19,7 +19,8 @@ from slicebook.reporting.wording import UNKNOWN, estimate, number, share
 SCORES = ("ssim_foreground", "ssim_whole", "psnr_whole")
 NEARNESS = ("kernel distance", "Fréchet distance", "spectrum", "intensities")  # less is nearer
 NOTES = (
-    "In brackets: the 95 % interval by patient, of each report by itself. Where two intervals overlap, a "
+    "In brackets: the 95 % interval by patient (of MS-SSIM and the rules of anatomy by sample), of each "
+    "report by itself. Where two intervals overlap, a "
     "difference may still be real: on the same patients it is known better than each side is.",
     "Less is better of bits, distances, spectrum, intensities, samples beyond the gap, and membership (0.5 "
     "tells nothing); MS-SSIM of pairs is best where real patients' is; of all else, more is better.",

@@ -33,7 +33,12 @@ def model_rows(found: Evaluation) -> Rows:
         if found.drawing:
             rows.append(("parameters of the prior", f"{found.drawing.parameters:,}"))
         if found.audit:
-            rows.append(("bits per pixel, coded by the prior", number(found.audit.coded.mean_of_slices)))
+            rows.append(
+                (
+                    "bits per pixel of held-out slices, coded by the prior",
+                    number(found.audit.coded.mean_of_slices),
+                )
+            )
     for name, model in (("tokenizer", tokenizer), ("prior", prior)):
         if model:
             rows.append((f"SHA-256 of the {name}'s weights", model["weights_sha256"]))

@@ -19,6 +19,7 @@ from slicebook.judging.usefulness import Usefulness
 from slicebook.metrics.appearance import Curves
 from slicebook.metrics.reconstruction import HEADLINE
 from slicebook.reporting import charts, tables
+from slicebook.reporting.answers import whose
 from slicebook.reporting.wording import duration, estimate, number
 from slicebook.text import to_rows
 
@@ -29,7 +30,7 @@ REBUILT = (
 )
 DRAWN = (
     ("samples.png", "The first of the samples, none of them picked."),
-    ("real.png", "Real slices of held-out patients, chosen at random."),
+    ("real.png", "Real slices, chosen at random."),
     ("samples-masks.png", "The same samples with their masks."),
     ("real-masks.png", "The same real slices with theirs."),
 )
@@ -66,18 +67,18 @@ class Section:
 def sections(found: Evaluation, folder: Path) -> Iterator[Section]:
     """Yield the sections that an evaluation has something for, with the pictures that lie in its folder."""
     if found.fidelity:
-        yield _fidelity(found, found.fidelity, folder)
+        yield _fidelity(found.fidelity, folder)
     if found.generation and found.drawing:
-        yield _generation(found.drawing, found.generation, folder)
+        yield _generation(found.drawing, found.generation, whose(found), folder)
     if found.audit:
         yield _audit(found.audit, folder, alone=found.generation is None)
     if found.usefulness:
-        yield _usefulness(found.usefulness)
+        yield _usefulness(found.usefulness, whose(found))
     if found.left_out:
         yield Section(
             "left-out",
             "What could not be judged",
-            "It was asked for, and there was too little to judge it by.",
+            "Asked for, and left out.",
             [_table("Why", [("part", "reason"), *found.left_out.items()])],
         )
     if found.training:
@@ -95,37 +96,33 @@ def sections(found: Evaluation, folder: Path) -> Iterator[Section]:
     )
 
 
-def _fidelity(whole: Evaluation, found: Fidelity, folder: Path) -> Section:
+def _fidelity(found: Fidelity, folder: Path) -> Section:
     codec_titles = [codec.title for codec in (found.codecs or {}).values()]
-    scores, terms = list(found.table()), tables.conventions(found)
-    if whole.audit:
-        bits = number(whole.audit.coded.mean_of_slices)
-        scores.append(("bits_per_pixel, coded by the prior, mask included", bits, *["–"] * len(codec_titles)))
-        terms["coded by the prior"] = whole.audit.coded.convention
     return Section(
         "fidelity",
         "Is it faithful?",
         f"Slices rebuilt from their tokens{', beside ' * bool(codec_titles)}{' and '.join(codec_titles)}. "
         f"{found.averaging}",
         [
-            _table("Scores by patient, with their 95 % interval", scores),
+            _table("Scores by patient, with their 95 % interval", found.table()),
             *_pictures(folder, REBUILT),
             *_rate_distortion(found.rate_distortion),
             _usage(found),
             _table("How the codes are used", tables.level_rows(found)),
-            _terms("What each score is", terms),
+            _terms("What each score is", tables.conventions(found)),
         ],
     )
 
 
-def _generation(drawing: Drawing, found: Likeness, folder: Path) -> Section:
+def _generation(drawing: Drawing, found: Likeness, who: str, folder: Path) -> Section:
     anatomy = tables.anatomy_rows(found)
     return Section(
         "generation",
         "Does it generate?",
         f"{drawing.samples} samples of {drawing.rows}×{drawing.columns} pixels beside "
-        f"{found.held_out_slices} slices of {found.held_out_patients} held-out patients. Each measure stands "
-        "beside the same between two groups of real patients who share nobody.",
+        f"{found.held_out_slices} slices of {found.held_out_patients} {who}. Each measure stands beside the "
+        "same between two groups of these who share nobody. “Tokenizer alone”: one group drawn anew from its "
+        "own tokens, beside the other. Intervals are by patient; that of MS-SSIM of samples is by sample.",
         [
             *_pictures(folder, DRAWN),
             _table("Samples beside real patients, at equal numbers of slices", tables.likeness_rows(found)),
@@ -154,6 +151,7 @@ def _audit(found: Auditing, folder: Path, *, alone: bool) -> Section:
         ("measure", "value [95 % by patient]"),
         ("share nearer than the 1 % quantile of held-out slices", estimate(near.share, near.interval)),
         ("membership AUC", estimate(member.auc, member.interval)),
+        ("bits per pixel of held-out slices by the prior", number(found.coded.mean_of_slices)),
     ]
     return Section(
         "audit",
@@ -170,11 +168,11 @@ def _audit(found: Auditing, folder: Path, *, alone: bool) -> Section:
     )
 
 
-def _usefulness(found: Usefulness) -> Section:
+def _usefulness(found: Usefulness, who: str) -> Section:
     return Section(
         "usefulness",
         "Is it of use?",
-        f"Dice on held-out patients of a segmenter taught by {found.generated.pairs} samples, and of one "
+        f"Dice on {who} of a segmenter taught by {found.generated.pairs} samples, and of one "
         f"taught by {found.training_set.pairs} training slices, {found.steps} steps each.",
         [
             _table("Dice by label", tables.dice_rows(found)),
@@ -265,7 +263,6 @@ def _pictures(folder: Path, wanted: Sequence[tuple[str, str]]) -> list[Block]:
                     "source": f"data:image/png;base64,{content}",
                     "alt": caption,
                     "caption": caption,
-                    "width": "whole",
                 }
             )
     return found

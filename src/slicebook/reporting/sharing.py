@@ -70,6 +70,7 @@ def _check_alike(path: Path, drawing: Drawing, asked: Asked) -> None:
         "grain": asked.grain,
         "class": asked.group or "any",
         "conditional": asked.conditional,
+        "position": "any" if asked.position is None else asked.position,
     }
     audited = {
         **drawing.settings,
@@ -77,6 +78,7 @@ def _check_alike(path: Path, drawing: Drawing, asked: Asked) -> None:
         "grain": drawing.grain,
         "class": "any",
         "conditional": True,
+        "position": "any",
     }
     other = [
         f"{name} {audited[name]} then, {value} now" for name, value in found.items() if audited[name] != value
@@ -111,7 +113,8 @@ def _in_words(found: Evaluation, audit: Auditing) -> str:
 
 {copies.verdict}
 
-- Model {model}: {copies.samples} samples, drawn in the same way as these.
+- Model {model}: {copies.samples} samples, drawn in the same way as these, at positions of
+  training slices.
 - Searched: {audit.training_slices} training slices of {audit.training_patients} patients, moved and mirrored.
 - Not searched, being of other sizes: {audit.of_other_sizes} training slices.
 - Beside: {audit.baseline}.

@@ -23,9 +23,7 @@ def level_rows(found: Fidelity) -> Rows:
 
 def likeness_rows(found: Likeness) -> Rows:
     """Return every measure of samples beside the same between real patients."""
-    rows: Rows = [
-        ("measure", "samples [95 % by patient]", "real patients", "5 to 95 % of draws", "tokenizer alone")
-    ]
+    rows: Rows = [("measure", "samples [95 %]", "real patients", "5 to 95 % of draws", "tokenizer alone")]
     rows += [
         (
             titled(one),

@@ -6,7 +6,8 @@ RUN is a run with its prior, DATA the prepared folder of both, STUDY another one
 as many as a real study has: 11,460 to train on and 540 of test patients. Samples are drawn, which is not
 counted, and judged twice, as `slicebook evaluate` does it: how like the test patients they are, and whether
 they are copies of training slices. What those are described by is kept the first time, and the second counts.
-Each is a process of its own, timed from its start to its end.
+Each is a process of its own, timed from its start to its end; of `--tries` the quickest counts, since what
+else the machine does can only slow it down.
 """
 
 from __future__ import annotations
@@ -83,7 +84,9 @@ def _read(loaded: LoadedPrior, kept: Path) -> Side:
     )
 
 
-def measure_study(run: Path, data: Path, study: Path, *, count: int, threads: int) -> dict[str, Any]:
+def measure_study(
+    run: Path, data: Path, study: Path, *, count: int, threads: int, tries: int
+) -> dict[str, Any]:
     """Time every part on a study.
 
     Raises:
@@ -104,9 +107,12 @@ def measure_study(run: Path, data: Path, study: Path, *, count: int, threads: in
         for name in PARTS:
             _say(f"{name} of {count} samples")
             words = [run, data if name == "sampling" else fresh, kept, "--part", name, "-n", count]
-            parts[name] = alone([__file__, *map(str, words), "--threads", str(threads)], threads)
-            if PARTS[name] is _judge:
-                parts[name]["parts"] = json.loads((Path(kept) / STEPS).read_text(encoding="utf-8"))
+            found = []
+            for _ in range(tries if name == "again" else 1):
+                found.append(alone([__file__, *map(str, words), "--threads", str(threads)], threads))
+                if PARTS[name] is _judge:
+                    found[-1]["parts"] = json.loads((Path(kept) / STEPS).read_text(encoding="utf-8"))
+            parts[name] = _quickest(found)
     return {
         "rows": kind.rows,
         "columns": kind.columns,
@@ -126,18 +132,26 @@ def _without_descriptions(study: Path, to: Path) -> Path:
     return to
 
 
-def measure_demo(folder: Path, threads: int) -> dict[str, Any]:
+def measure_demo(folder: Path, *, threads: int, tries: int) -> dict[str, Any]:
     """Time `slicebook evaluate` of what `slicebook demo` left.
 
     Raises:
         DataError: It failed.
     """
-    with tempfile.TemporaryDirectory() as out:
-        words = ["evaluate", folder / "run", folder / "prepared", "--out", out]
-        found = alone(["-m", "slicebook", *map(str, words)], threads)
-        report = json.loads((Path(out) / "report.json").read_text(encoding="utf-8"))
-    samples, slices = report["drawing"]["samples"], report["slices"]
-    return {"samples": samples, "slices": slices, **found, "parts": report["seconds"]}
+    found = []
+    for _ in range(tries):
+        with tempfile.TemporaryDirectory() as kept:
+            data, out = _without_descriptions(folder / "prepared", Path(kept) / "data"), Path(kept) / "out"
+            words = ["evaluate", folder / "run", data, "--out", out]
+            cost = alone(["-m", "slicebook", *map(str, words)], threads)
+            report = json.loads((out / "report.json").read_text(encoding="utf-8"))
+        counts = {"samples": report["drawing"]["samples"], "slices": report["slices"]}
+        found.append(counts | cost | {"parts": report["seconds"]})
+    return _quickest(found)
+
+
+def _quickest(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    return min(found, key=lambda one: one["seconds"]) | {"tries": len(found)}
 
 
 def alone(words: Sequence[str], threads: int) -> dict[str, Any]:
@@ -184,6 +198,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--demo", metavar="DIR", type=Path, help="what `slicebook demo` left")
     parser.add_argument("-n", type=int, default=540, help="samples")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--tries", type=int, default=1, help="of what counts: the quickest is taken")
     parser.add_argument("--results", metavar="DIR", type=Path, default=machine.RESULTS)
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     asked = parser.parse_args(arguments)
@@ -192,8 +207,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if asked.part:  # in a process of its own: STUDY is the folder that the parts share
             PARTS[asked.part](load_prior(asked.run), PreparedData.open(asked.data), asked.study, asked.n)
             return 0
-        study = measure_study(asked.run, asked.data, asked.study, count=asked.n, threads=asked.threads)
-        demo = measure_demo(asked.demo, asked.threads) if asked.demo else None
+        how = {"threads": asked.threads, "tries": asked.tries}
+        study = measure_study(asked.run, asked.data, asked.study, count=asked.n, **how)
+        demo = measure_demo(asked.demo, **how) if asked.demo else None
     except SlicebookError as error:
         print(f"evaluation: {error}", file=sys.stderr)
         return 1

@@ -120,7 +120,7 @@ def evaluation(results: Results) -> str:
     )
     if demo:
         rows += _costs("**`slicebook evaluate` of a demo**", demo)
-        said += f" The demo: {demo['samples']} samples, {demo['slices']} slices."
+        said += f" The demo: {demo['samples']} samples, {demo['slices']} slices, nothing kept."
     return table(["", "seconds", "CPU seconds", "memory, GB"], rows) + f"{said} {where(found)}"
 
 

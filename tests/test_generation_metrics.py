@@ -1,12 +1,16 @@
 """Distances equal their closed forms, and what is wrong with generated slices shows beside real patients."""
 
 import numpy as np
+import prdc
 import pytest
+import torch
 from scipy.linalg import sqrtm
+from torchmetrics.image.fid import _compute_fid
 
 from slicebook.errors import DataError, ShapeError
 from slicebook.metrics.beside import draw_groups, interval_by_patient, measure_beside
 from slicebook.metrics.distances import (
+    NEIGHBOURS,
     balls,
     frechet_distance,
     kernel_distance,
@@ -92,12 +96,10 @@ def test_frechet_distance_of_correlated_features_is_that_of_the_matrix_root():
 
 @pytest.mark.parametrize("slices", [40, 6])
 def test_frechet_distance_is_that_of_torchmetrics(slices):
-    # Its formula: of the eigenvalues of Σx Σy, the real parts of the roots. 6 slices of 8 features: singular.
+    # 6 slices of 8 features have singular covariances.
     x, y = gaussian(slices, 8) @ gaussian(8, 8, seed=2), 2 * gaussian(slices, 8, seed=1) + 1
-    a, b = np.cov(x.T), np.cov(y.T)
-    means = ((x.mean(axis=0) - y.mean(axis=0)) ** 2).sum()
-    roots = np.sqrt(np.linalg.eigvals(a @ b).astype(complex)).real.sum()
-    assert frechet_distance(x, y) == pytest.approx(means + np.trace(a) + np.trace(b) - 2 * roots, rel=1e-5)
+    moments = [torch.from_numpy(one) for z in (x, y) for one in (z.mean(axis=0), np.cov(z.T))]
+    assert frechet_distance(x, y) == pytest.approx(float(_compute_fid(*moments)), rel=1e-5)
 
 
 def test_frechet_distance_is_defined_for_fewer_slices_than_features():
@@ -116,20 +118,12 @@ def test_balls_by_hand():
     assert found.recall == 2 / 3  # 1 and 5 in the wide ball of 30, which reaches down to 0.6
 
 
-@pytest.mark.parametrize(
-    ("spread", "shift", "counts"), [(0.6, 0.6, (30, 23, 187, 23)), (0.9, 0.7, (29, 36, 142, 30))]
-)
-def test_balls_are_those_of_the_reference_implementation(spread, shift, counts):
-    # What prdc 0.2, by the authors of density and coverage, says of these 36 real and 30 generated slices.
-    i, j = np.arange(36.0)[:, None], np.arange(3.0)[None]
-    real = np.sin(i * i * (j + 1))
-    generated = spread * np.sin((i[:30] + 0.5) ** 2 * (j + 1)) + shift * j / 2
+@pytest.mark.parametrize(("spread", "shift"), [(0.6, 0.6), (0.9, 0.7), (1.0, 0.0)])
+def test_balls_are_those_of_prdc(spread, shift, capsys):
+    real, generated = gaussian(36, 4), spread * gaussian(30, 4, seed=1) + shift
     found = balls(real, generated)
-    precision, recall, density, coverage = counts
-    assert found.precision == pytest.approx(precision / 30)
-    assert found.recall == pytest.approx(recall / 36)
-    assert found.density == pytest.approx(density / 5 / 30)
-    assert found.coverage == pytest.approx(coverage / 36)
+    for name, wanted in prdc.compute_prdc(real, generated, NEIGHBOURS).items():
+        assert getattr(found, name) == pytest.approx(wanted), name
 
 
 def test_balls_of_one_distribution_have_the_expectations_of_the_paper():

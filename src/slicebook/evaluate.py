@@ -57,7 +57,7 @@ WRITTEN = (
     *("samples.png", "real.png", "samples-masks.png", "real-masks.png"),
 )
 SHOWN = 32  # samples in the contact sheet, and as many real slices beside them
-STEPS = 400  # of each segmenter's training
+STEPS = 300  # of each segmenter's training
 MOST_SAMPLES, FEWEST_SAMPLES = 540, 100
 
 PARTS = ("fidelity", "generation", "audit", "usefulness")

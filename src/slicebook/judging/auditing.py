@@ -42,7 +42,7 @@ from slicebook.token_set import encode_slices
 SOURCES = 0.05  # of the samples: as many training slices are copied for the control
 DRAWN = 6  # closest pairs
 STAND_INS = 540  # training slices, at most, where held-out patients are few
-MEMBERS = 160  # slices of each group whose likelihood is asked
+MEMBERS = 120  # slices of each group whose likelihood is asked
 CODED = (
     "Bits of a held-out slice's tokens, and of its mask's, were they coded by the prior's likelihood (the "
     "mean over 4 orders), over the native pixels"

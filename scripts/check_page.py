@@ -48,9 +48,8 @@ WANTED = (
     Wanted("fidelity", "fidelity", "pairs.png"),
     Wanted("fidelity", "fidelity", "levels.png"),
     Wanted("fidelity", "fidelity", "worst.png"),
-    Wanted("fidelity", "fidelity", "svg.chart", 3),  # use of codes, SSIM and PSNR over bits
+    Wanted("fidelity.rate_distortion", "fidelity", "svg.chart", 3),  # use of codes, SSIM and PSNR over bits
     Wanted("training", "training", "svg.chart", 3),  # tokenizer, masks, prior
-    Wanted("left_out", "left-out", "table"),
     Wanted("generation", "generation", "table"),
     Wanted("generation", "generation", "samples.png"),
     Wanted("generation", "generation", "real.png"),

@@ -12,7 +12,7 @@ import torch
 from slicebook.checkpoint import Provenance, load_tokenizer, save_tokenizer
 from slicebook.config import Recipe, TokenizerConfig
 from slicebook.dataset import PreparedData
-from slicebook.errors import ConfigError, DataError
+from slicebook.errors import CheckpointError, ConfigError, DataError
 from slicebook.evaluate import WRITTEN, Evaluation, evaluate
 from slicebook.judging.fidelity import measure_fidelity
 from slicebook.manifest import DatasetInfo, SliceRecord, SplitCounts, write_info, write_manifest
@@ -364,3 +364,15 @@ def test_a_prior_is_not_judged_beside_slices_prepared_otherwise(tmp_path, traine
     prepare(trained.raw, tmp_path / "prepared", options=PrepareOptions(size=(48, 64)))
     with pytest.raises(ConfigError, match="other sizes, spacings, intensities or numbers"):
         evaluate(trained.run, PreparedData.open(tmp_path / "prepared"), tmp_path / "out")
+
+
+def test_a_prior_by_itself_is_judged_by_all_but_fidelity(tmp_path, trained):
+    data = PreparedData.open(trained.data)
+    found = evaluate(trained.run / "prior", data, tmp_path / "out", samples=2, steps=1)
+    assert found.fidelity is None
+    assert found.audit is not None
+    assert found.usefulness is not None
+    assert found.provenance["model"] is None
+    assert found.provenance["prior"]["kind"] == "prior"
+    with pytest.raises(CheckpointError, match="holds a prior, wanted a tokenizer"):
+        evaluate(trained.run / "prior", data, tmp_path / "out", parts=("fidelity",))

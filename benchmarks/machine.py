@@ -11,8 +11,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from slicebook.checkpoint import commit, versions
 from slicebook.devices import choose_device, choose_precision
+from slicebook.provenance import commit, versions
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -23,7 +23,7 @@ from typing import Any
 import machine
 import torch
 
-from slicebook.checkpoint import STATE_NAME, LoadedTokenizer, load_state, load_tokenizer
+from slicebook.checkpoint import LoadedTokenizer, load_tokenizer
 from slicebook.config import load_recipe
 from slicebook.dataset import PreparedData, SliceBatches
 from slicebook.errors import ConfigError, SlicebookError
@@ -31,6 +31,7 @@ from slicebook.evaluate import evaluate
 from slicebook.metrics import codecs
 from slicebook.metrics.reconstruction import CONVENTIONS
 from slicebook.metrics.summary import difference, level_use, summarise
+from slicebook.tensor_file import STATE_NAME, load_state
 from slicebook.training import TrainingSummary, train_tokenizer
 
 SEED = 42  # of the bootstrap

@@ -7,12 +7,16 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from beartype import BeartypeConf, beartype
 from jaxtyping import install_import_hook
+
+if TYPE_CHECKING:
+    from slicebook.checkpoint import LoadedPrior
+    from slicebook.judging.descriptions import Descriptor
 
 # As the type system has it, an int is a float (PEP 484).
 checked = beartype(conf=BeartypeConf(is_pep484_tower=True))
@@ -75,6 +79,23 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     grain = loaded.info.grain.model_copy(update={"drawn": (0.0,) * len(loaded.info.grain.drawn)})
     save_prior(loaded.path, loaded.prior, loaded.book, loaded.info.model_copy(update={"grain": grain}))
     return made
+
+
+@pytest.fixture(scope="session")
+def loaded(trained: Trained) -> "LoadedPrior":
+    """The tiny prior."""
+    from slicebook.checkpoint import load_prior
+
+    return load_prior(trained.run)
+
+
+@pytest.fixture(scope="session")
+def kinds() -> "list[Descriptor]":
+    """Of features: texture alone, which needs no weights."""
+    from slicebook.judging.descriptions import Descriptor
+    from slicebook.metrics import texture
+
+    return [Descriptor("texture", texture.CONVENTION, False, texture.texture_features)]
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,6 @@ from scipy.ndimage import gaussian_filter
 from test_inference import oblique, volume_file
 
 from slicebook.anomalies import _spread, anomaly, heat, surprise
-from slicebook.checkpoint import load_prior
 from slicebook.errors import CheckpointError, DataError
 from slicebook.likelihood import likelihood
 from slicebook.prior import Conditions
@@ -20,11 +19,6 @@ from slicebook.volumes import from_slices, read_nifti
 
 CPU = {"device": "cpu"}
 SIZE = (32, 48)  # of whole tokens
-
-
-@pytest.fixture(scope="module")
-def loaded(trained):
-    return load_prior(trained.run)
 
 
 @pytest.fixture(scope="module")

@@ -2,9 +2,8 @@
 
 import pytest
 
-from slicebook.evaluate import Evaluation
+from slicebook.evaluation import Evaluation, read_report
 from slicebook.reporting.answers import answers
-from slicebook.reporting.page import read_report
 
 FAITHFUL, GENERATES, COPIES, USEFUL = range(4)
 QUESTIONS = ["Is it faithful?", "Does it generate?", "Does it copy patients?", "Is it of use?"]

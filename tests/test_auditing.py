@@ -8,33 +8,20 @@ import numpy as np
 import pytest
 import torch
 
-from slicebook.checkpoint import load_prior
 from slicebook.dataset import PreparedData
 from slicebook.errors import DataError
 from slicebook.judging import auditing
 from slicebook.judging.auditing import audit_samples
-from slicebook.judging.descriptions import Descriptor
 from slicebook.judging.sides import Side, of_size, read_side
 from slicebook.likelihood import likelihood
-from slicebook.metrics import texture
 from slicebook.token_set import encode_slices
 
 SIZE = (32, 64)
 
 
 @pytest.fixture(scope="module")
-def loaded(trained):
-    return load_prior(trained.run)
-
-
-@pytest.fixture(scope="module")
 def data(trained):
     return PreparedData.open(trained.data)
-
-
-@pytest.fixture
-def kinds():
-    return [Descriptor("texture", texture.CONVENTION, False, texture.texture_features)]
 
 
 def samples(side: Side) -> Side:
@@ -44,14 +31,13 @@ def samples(side: Side) -> Side:
 
 
 @pytest.fixture(scope="module")
-def of_copies(loaded, data, tmp_path_factory):
+def of_copies(loaded, data, kinds, tmp_path_factory):
     """An audit of training slices that pose as samples, the first of them mirrored; and its folder."""
     slices = of_size(data, "train", SIZE, masked=False)
     side = samples(Side(torch.stack(list(slices)), None, ("",) * len(slices), ((1.0, 1.0),) * len(slices)))
     images = side.images.clone()
     images[0] = images[0].flip(-1)
     out = tmp_path_factory.mktemp("audit")
-    kinds = [Descriptor("texture", texture.CONVENTION, False, texture.texture_features)]
     return audit_samples(
         loaded, data, dataclasses.replace(side, images=images), seed=0, kinds=kinds, out=out
     ), out

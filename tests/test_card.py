@@ -9,9 +9,9 @@ import pytest
 
 from slicebook import cli
 from slicebook.errors import ConfigError, DataError
+from slicebook.evaluation import read_report
 from slicebook.reporting.answers import Answer, answers
 from slicebook.reporting.card import card, write_card
-from slicebook.reporting.page import read_report
 
 SECTIONS = [
     "Model details", "Intended use", "Factors", "Metrics", "Evaluation data", "Training data",

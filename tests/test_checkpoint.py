@@ -10,25 +10,22 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from slicebook import checkpoint
+from slicebook import provenance, tensor_file
 from slicebook.book import Book
 from slicebook.checkpoint import (
     MODEL_NAME,
-    Provenance,
-    State,
     find_model,
     find_prior,
-    hash_tensors,
     load_prior,
-    load_state,
     load_tokenizer,
     save_prior,
-    save_state,
     save_tokenizer,
 )
 from slicebook.config import Recipe, TokenizerConfig
 from slicebook.errors import CheckpointError, DataError
 from slicebook.prior import Prior
+from slicebook.provenance import Provenance
+from slicebook.tensor_file import State, hash_tensors, load_state, save_state
 from slicebook.tokenizer import Tokenizer
 
 RECIPE = Recipe(
@@ -72,8 +69,8 @@ def model(tmp_path):
 
 def resealed(path, **changes):
     """Write a model anew with some of its metadata changed, its hash kept right: the work of a liar."""
-    tensors, info = checkpoint._read(path)
-    checkpoint._write(path, tensors, info | changes)
+    tensors, info = tensor_file.read_tensors(path)
+    tensor_file.write_tensors(path, tensors, info | changes)
 
 
 def test_a_model_comes_back_bit_for_bit_with_its_settings_and_origin(model):
@@ -242,7 +239,7 @@ def test_a_save_that_fails_leaves_the_old_model_and_nothing_else(fails, model, m
     def full(*_args, **_kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(f"slicebook.checkpoint.{fails}", full)
+    monkeypatch.setattr(f"slicebook.tensor_file.{fails}", full)
     with pytest.raises(DataError, match=r"cannot be written.*No space left on device.*free some space"):
         save_tokenizer(model, untrained(seed=1), RECIPE, PROVENANCE)
     assert model.read_bytes() == before
@@ -255,7 +252,7 @@ def test_a_kill_during_a_save_leaves_the_old_model(model, monkeypatch):
     def killed(*_args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("slicebook.checkpoint.os.replace", killed)
+    monkeypatch.setattr("slicebook.tensor_file.os.replace", killed)
     with pytest.raises(KeyboardInterrupt):
         save_tokenizer(model, untrained(seed=1), RECIPE, PROVENANCE)
     assert model.read_bytes() == before
@@ -271,7 +268,7 @@ def test_the_metadata_is_readable_by_anybody_and_names_no_place(model):
 
 
 def test_the_commit_is_that_of_this_tree_or_none():
-    found = checkpoint.commit()
+    found = provenance.commit()
     assert found is None or len(found.rstrip("+")) == 40
 
 
@@ -331,7 +328,7 @@ def test_a_cut_prior_is_refused(prior):
 
 
 def test_a_prior_whose_weights_do_not_fit_is_refused(prior):
-    _, info = checkpoint._read(prior)
+    _, info = tensor_file.read_tensors(prior)
     info["recipe"]["prior"]["fine"]["layers"] = 2
     resealed(prior, recipe=info["recipe"])
     refuse_prior(prior, "its weights do not fit its settings; train it again")
@@ -378,7 +375,7 @@ def test_a_save_of_a_prior_that_fails_leaves_the_old_one(prior, monkeypatch):
     def full(*_args, **_kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("slicebook.checkpoint.save_file", full)
+    monkeypatch.setattr("slicebook.tensor_file.save_file", full)
     with pytest.raises(DataError, match="No space left on device"):
         save_prior(prior, loaded.prior, loaded.book, loaded.info)
     assert prior.read_bytes() == before

@@ -11,7 +11,7 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from slicebook import decoder as decoding
-from slicebook.checkpoint import MODEL_NAME, hash_tensors, load_prior, load_tokenizer, save_tokenizer
+from slicebook.checkpoint import MODEL_NAME, load_prior, load_tokenizer, save_tokenizer
 from slicebook.config import DecoderTrainingConfig, TokenizerConfig, load_recipe, override
 from slicebook.dataset import Batch, PreparedData
 from slicebook.decoder import KIND, DecoderObjective, Discriminator, draw_samples, train_decoder
@@ -20,6 +20,7 @@ from slicebook.errors import CheckpointError, ConfigError
 from slicebook.inference import reconstruct
 from slicebook.prior_training import train_prior
 from slicebook.sampling import sample
+from slicebook.tensor_file import hash_tensors
 from slicebook.tokenizer import Tokenizer
 
 

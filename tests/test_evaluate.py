@@ -9,16 +9,18 @@ import numpy as np
 import pytest
 import torch
 
-from slicebook.checkpoint import Provenance, load_tokenizer, save_tokenizer
+from slicebook.checkpoint import load_tokenizer, save_tokenizer
 from slicebook.config import Recipe, TokenizerConfig
 from slicebook.dataset import PreparedData
 from slicebook.errors import CheckpointError, ConfigError, DataError
-from slicebook.evaluate import WRITTEN, Evaluation, evaluate
+from slicebook.evaluate import evaluate
+from slicebook.evaluation import WRITTEN, Evaluation
 from slicebook.judging.fidelity import measure_fidelity
 from slicebook.manifest import DatasetInfo, SliceRecord, SplitCounts, write_info, write_manifest
 from slicebook.metrics.reconstruction import CONVENTIONS, scores
 from slicebook.metrics.summary import level_use
 from slicebook.preparation import PrepareOptions, prepare
+from slicebook.provenance import Provenance
 from slicebook.tokenizer import Tokenizer
 
 # split, patient, rows, columns; two sizes, neither a multiple of the stride in both directions

@@ -17,8 +17,9 @@ from test_token_file import rewritten
 from test_training import poison, prepared_folder, tiny, train
 
 from slicebook import cli
-from slicebook.checkpoint import State, load_state, load_tokenizer, save_state, save_tokenizer
+from slicebook.checkpoint import load_tokenizer, save_tokenizer
 from slicebook.inference import encode
+from slicebook.tensor_file import State, load_state, save_state
 
 FLOATS = np.ones((16, 16, 3), np.float32)
 

@@ -14,7 +14,6 @@ from test_sheets import pixels_of
 
 from slicebook import generating
 from slicebook.checking import check
-from slicebook.checkpoint import load_prior
 from slicebook.dataset import PreparedData
 from slicebook.errors import CheckpointError, ConfigError, DataError
 from slicebook.generating import decode_pages, draw, generate, noise_levels, put_noise_back
@@ -36,11 +35,6 @@ def made(trained, tmp_path_factory):
     out = tmp_path_factory.mktemp("generated") / "set"
     summary = generate(trained.run, out, count=3, seed=5, **CPU)
     return SimpleNamespace(out=out, summary=summary)
-
-
-@pytest.fixture(scope="module")
-def loaded(trained):
-    return load_prior(trained.run)
 
 
 def contents(folder):

@@ -9,11 +9,12 @@ import torch
 from test_dicom import CORONAL, pixels_of, save, slice_of
 from test_token_file import rewritten
 
-from slicebook.checkpoint import MODEL_NAME, Provenance, load_tokenizer, save_tokenizer
+from slicebook.checkpoint import MODEL_NAME, load_tokenizer, save_tokenizer
 from slicebook.config import Recipe, TokenizerConfig
 from slicebook.errors import CheckpointError, DataError, ShapeError
 from slicebook.inference import decode, encode, reconstruct
 from slicebook.preparation import IntensityMap
+from slicebook.provenance import Provenance
 from slicebook.stack import read_volumes
 from slicebook.tokenizer import Tokenizer
 from slicebook.volumes import read_nifti

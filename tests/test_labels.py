@@ -11,7 +11,7 @@ import torch
 from test_checkpoint import resealed
 from test_training import prepared_folder, tiny
 
-from slicebook.checkpoint import MODEL_NAME, STATE_NAME, load_state, load_tokenizer, save_state
+from slicebook.checkpoint import MODEL_NAME, load_tokenizer
 from slicebook.cli import main
 from slicebook.config import (
     AugmentConfig,
@@ -29,6 +29,7 @@ from slicebook.labels import compare, labels_from, one_hot
 from slicebook.manifest import read_info, read_manifest, write_info, write_manifest
 from slicebook.networks import Ladder
 from slicebook.objectives import LabelObjective
+from slicebook.tensor_file import STATE_NAME, load_state, save_state
 from slicebook.tokenizer import Tokenizer
 from slicebook.training import train_labels, train_tokenizer
 

@@ -5,10 +5,8 @@ import dataclasses
 import pytest
 import torch
 
-from slicebook.checkpoint import load_prior
 from slicebook.dataset import PreparedData
 from slicebook.errors import ConfigError, DataError
-from slicebook.judging.descriptions import Descriptor
 from slicebook.judging.likeness import FIRST_SAMPLE, draw_side, judge_anatomy, measure_likeness, redraw
 from slicebook.judging.sides import of_size, read_side, unit
 from slicebook.metrics import texture
@@ -19,11 +17,6 @@ SIZE = (32, 64)
 
 
 @pytest.fixture(scope="module")
-def loaded(trained):
-    return load_prior(trained.run)
-
-
-@pytest.fixture(scope="module")
 def data(trained):
     return PreparedData.open(trained.data)
 
@@ -31,11 +24,6 @@ def data(trained):
 @pytest.fixture(scope="module")
 def real(data):
     return read_side(data, "validation", SIZE)
-
-
-@pytest.fixture
-def kinds():
-    return [Descriptor("texture", texture.CONVENTION, False, texture.texture_features)]
 
 
 def test_a_sample_is_the_same_among_others(loaded, data):

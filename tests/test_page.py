@@ -6,7 +6,8 @@ from html.parser import HTMLParser
 import pytest
 
 from slicebook.errors import DataError
-from slicebook.reporting.page import PAGE_NAME, read_report, write_page
+from slicebook.evaluation import read_report
+from slicebook.reporting.page import PAGE_NAME, write_page
 
 
 class Read(HTMLParser):
@@ -103,8 +104,13 @@ def test_a_folder_without_a_report_says_how_to_get_one(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["{}", '{"schema_version": 1}', "no json"])
-def test_another_versions_report_is_refused(tmp_path, content):
+def test_a_report_that_cannot_be_read_is_refused(tmp_path, content):
     (tmp_path / "report.json").write_text(content)
     with pytest.raises(DataError, match="is no report of this version of Slicebook"):
         write_page(tmp_path)
     assert not (tmp_path / PAGE_NAME).exists()
+
+
+def test_another_versions_report_is_refused(variant):
+    with pytest.raises(DataError, match="is no report of this version of Slicebook"):
+        read_report(variant("report", schema_version=1))

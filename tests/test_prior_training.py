@@ -12,16 +12,7 @@ from test_prior import COUNT, LAYOUT, SIZES, rows, tiny
 from test_training import prepared_folder
 
 from slicebook.book import Book
-from slicebook.checkpoint import (
-    MODEL_NAME,
-    STATE_NAME,
-    hash_tensors,
-    load_prior,
-    load_state,
-    load_tokenizer,
-    save_state,
-    save_tokenizer,
-)
+from slicebook.checkpoint import MODEL_NAME, load_prior, load_tokenizer, save_tokenizer
 from slicebook.config import PriorTrainingConfig, load_recipe
 from slicebook.dataset import PreparedData
 from slicebook.errors import CheckpointError, ConfigError, DataError
@@ -30,6 +21,7 @@ from slicebook.prior import Conditions
 from slicebook.prior_objective import PriorObjective, mishear, withhold, withhold_masks
 from slicebook.prior_training import TOKENS_NAME, train_prior
 from slicebook.stages import draw_orders
+from slicebook.tensor_file import STATE_NAME, hash_tensors, load_state, save_state
 from slicebook.token_set import TokenBatch, encode_slices
 from slicebook.training import train_tokenizer
 

@@ -7,8 +7,8 @@ import pytest
 from slicebook import cli
 from slicebook.checkpoint import load_prior
 from slicebook.errors import ConfigError, DataError
+from slicebook.evaluation import read_report
 from slicebook.generating import generate
-from slicebook.reporting.page import read_report
 from slicebook.reporting.sharing import clearance
 from slicebook.sampling import SamplingSettings
 

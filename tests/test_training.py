@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from slicebook import __version__, training
-from slicebook.checkpoint import MODEL_NAME, STATE_NAME, load_tokenizer
+from slicebook.checkpoint import MODEL_NAME, load_tokenizer
 from slicebook.config import Recipe, TrainingConfig, load_recipe
 from slicebook.dataset import PreparedData
 from slicebook.errors import ConfigError, DataError
@@ -27,6 +27,7 @@ from slicebook.manifest import (
     write_manifest,
 )
 from slicebook.objectives import TokenizerObjective
+from slicebook.tensor_file import STATE_NAME
 from slicebook.tokenizer import Tokenizer
 from slicebook.training import train_tokenizer
 

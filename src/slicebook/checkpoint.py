@@ -1,69 +1,36 @@
-"""Models on disk: `model.safetensors` to share, `state.safetensors` to go on. Atomic, verified, no pickle.
+"""Models on disk: a file carries its own settings, provenance and the hash of its weights.
 
-A file carries its own settings, provenance and the hash of its weights in its metadata, so it is whole by
-itself: a flipped bit, another kind of model or a newer format is an error, never a wrong answer.
+So it is whole by itself: a flipped bit, another kind of model or a newer format is an error, never a wrong
+answer.
 """
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import json
-import os
-import platform
-import subprocess
-import tempfile
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from slicebook.book import Book
 from slicebook.config import Recipe, Record
-from slicebook.errors import CheckpointError, DataError
+from slicebook.errors import CheckpointError
 from slicebook.grain import Grain
 from slicebook.manifest import SliceRecord
 from slicebook.prior import Prior
+from slicebook.provenance import Provenance
+from slicebook.tensor_file import SCHEMA_VERSION, hash_tensors, kind_of, read_tensors, write_tensors
 from slicebook.tokenizer import Tokenizer
 
-SCHEMA_VERSION = 1
 MODEL_NAME = "model.safetensors"
-STATE_NAME = "state.safetensors"
-
 
 Kind = Literal["tokenizer", "label tokenizer", "decoder of generation"]
 """The last is a tokenizer whose last decoder invents what tokens leave open: not for reconstruction."""
-
-
-class Provenance(Record):
-    """Where a model comes from: enough to make it again."""
-
-    versions: dict[str, str]
-    """Of Slicebook, Python and the libraries that shape the numbers."""
-    commit: str | None
-    """Of the source tree, when Slicebook runs from one; ends in `+` when it held changes."""
-    device: str
-    split_hash: str
-    """Of the data set and its split; says whether patients were trained on."""
-    train_patients: int
-    train_slices: int
-    spacing: float | None
-    """In-plane, in mm, when the training slices were resampled."""
-    epoch: int
-    step: int
-    seconds: float
-    """Of training, validation included."""
-    validation: dict[str, float]
-    """Scores on validation patients when the model was kept."""
 
 
 class ModelInfo(Record):
@@ -158,15 +125,6 @@ class LoadedPrior:
     path: Path
 
 
-@dataclass(frozen=True)
-class State:
-    """Everything a training needs to go on."""
-
-    tensors: dict[str, Tensor]
-    progress: dict[str, Any]
-    """Counters, history and settings, as plain JSON values."""
-
-
 def save_tokenizer(
     path: Path, tokenizer: Tokenizer, recipe: Recipe, provenance: Provenance, *, kind: Kind | None = None
 ) -> None:
@@ -179,7 +137,7 @@ def save_tokenizer(
         provenance=provenance,
         weights_sha256=hash_tensors(tensors),
     )
-    _write(path, tensors, info.model_dump(mode="json"))
+    write_tensors(path, tensors, info.model_dump(mode="json"))
 
 
 def load_tokenizer(
@@ -213,7 +171,7 @@ def save_prior(path: Path, prior: Prior, book: Book, info: PriorInfo) -> None:
         for name, tensor in module.state_dict().items()
     }
     info = info.model_copy(update={"weights_sha256": hash_tensors(tensors)})
-    _write(path, tensors, info.model_dump(mode="json"))
+    write_tensors(path, tensors, info.model_dump(mode="json"))
 
 
 def load_prior(where: str | Path, device: str | torch.device = "cpu") -> LoadedPrior:
@@ -243,7 +201,7 @@ def load_prior(where: str | Path, device: str | torch.device = "cpu") -> LoadedP
 
 def _load(path: Path, kind: str, record: type[Info]) -> tuple[dict[str, Tensor], Info]:
     """Read a file of a kind, its weights verified."""
-    tensors, raw = _read(path)
+    tensors, raw = read_tensors(path)
     if raw.get("kind") != kind:
         found = raw.get("kind", "file of another program")
         # In the folder of a tokenizer's run, its own file is what is found until there is a prior.
@@ -316,12 +274,7 @@ def has_prior(where: Path) -> bool:
 
 def is_prior(where: Path) -> bool:
     """Return whether a path stands for a prior alone: its own file or folder, not a run that holds one."""
-    try:
-        with safe_open(find_model(where), framework="pt") as file:
-            header = file.metadata() or {}
-    except (OSError, SafetensorError):
-        return False
-    return bool(json.loads(header.get("slicebook", "{}")).get("kind") == "prior")
+    return kind_of(find_model(where)) == "prior"
 
 
 def _prior_in(where: Path) -> Path | None:
@@ -329,122 +282,3 @@ def _prior_in(where: Path) -> Path | None:
         return where
     candidates = (where / folder / MODEL_NAME for folder in ("prior", "run/prior", "."))
     return next((path for path in candidates if path.is_file()), None)
-
-
-def save_state(path: Path, state: State) -> None:
-    """Write all that a training needs to go on."""
-    header = {"schema_version": SCHEMA_VERSION, "kind": "state", "progress": state.progress}
-    _write(path, state.tensors, {**header, "weights_sha256": hash_tensors(state.tensors)})
-
-
-def load_state(path: Path) -> State:
-    """Read what `save_state` wrote.
-
-    Raises:
-        CheckpointError: A damaged file, or a file of another kind or format.
-    """
-    tensors, raw = _read(path)
-    if raw.get("kind") != "state" or raw.get("schema_version") != SCHEMA_VERSION:
-        raise CheckpointError(
-            f"{path}: is no state of a training in format {SCHEMA_VERSION}; train to another --out"
-        )
-    if hash_tensors(tensors) != raw.get("weights_sha256"):
-        raise CheckpointError(
-            f"{path}: does not match its hash, so the file is damaged; train to another --out"
-        )
-    return State(tensors, raw["progress"])
-
-
-def load_kept(path: Path, made_from: Mapping[str, Any]) -> dict[str, Tensor] | None:
-    """Return tensors that were kept from before, to save making them again.
-
-    Args:
-        path: Where `save_state` wrote them.
-        made_from: What they must have been made from, as their `progress` says.
-
-    Returns:
-        None where there are none, they are damaged, or were made from something else.
-    """
-    try:
-        state = load_state(path)
-    except CheckpointError:
-        return None
-    return state.tensors if state.progress == made_from else None
-
-
-def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, types, shapes and values, in the order of the names."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def versions() -> dict[str, str]:
-    """Versions of Slicebook, Python and the libraries that shape the numbers."""
-    names = ("slicebook", "torch", "lightning-fabric", "numpy", "scipy", "scikit-image")
-    return {"python": platform.python_version(), **{name: metadata.version(name) for name in names}}
-
-
-def commit() -> str | None:
-    """Commit of the source tree that runs, with `+` when it holds changes; None outside one."""
-    source = Path(__file__).resolve().parent
-
-    def git(*words: str) -> str:
-        command = ["git", "-C", str(source), *words]
-        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=10).stdout.strip()
-
-    try:
-        if Path(git("rev-parse", "--show-toplevel")) != source.parents[1]:
-            return None  # installed inside somebody else's repository
-        return git("rev-parse", "HEAD") + (
-            "+" if git("status", "--porcelain", "--untracked-files=no") else ""
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def _write(path: Path, tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> None:
-    # The only good file is never written onto: a kill halfway leaves it as it was.
-    path.parent.mkdir(parents=True, exist_ok=True)
-    flat = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    handle, partial = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
-    try:
-        text = json.dumps(info, sort_keys=True)
-        save_file(flat, partial, metadata={"slicebook": text, "sha256": _seal(text)})
-        with open(partial, "rb+") as file:
-            os.fsync(file.fileno())
-        os.chmod(partial, 0o644)
-        os.replace(partial, path)
-    except OSError as error:
-        raise DataError(
-            f"{path}: cannot be written ({error.strerror or error}); free some space or choose another folder"
-        ) from error
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(partial)
-
-
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"{path}: is no whole safetensors file ({error}); copy it again or train anew"
-        ) from error
-    text = header.get("slicebook", "{}")
-    # The weights have their own hash; this one keeps a flipped bit out of the settings.
-    if "slicebook" in header and header.get("sha256") != _seal(text):
-        raise CheckpointError(
-            f"{path}: its settings do not match their hash, so the file is damaged; copy it again"
-        )
-    return tensors, json.loads(text)
-
-
-def _seal(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()

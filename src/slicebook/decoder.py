@@ -19,18 +19,7 @@ from jaxtyping import Float, Int64
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from slicebook.checkpoint import (
-    Kind,
-    LoadedPrior,
-    LoadedTokenizer,
-    State,
-    hash_tensors,
-    load_kept,
-    load_state,
-    load_tokenizer,
-    save_state,
-    save_tokenizer,
-)
+from slicebook.checkpoint import Kind, LoadedPrior, LoadedTokenizer, load_tokenizer, save_tokenizer
 from slicebook.config import DecoderConfig, LossConfig, Recipe
 from slicebook.dataset import Batch, PreparedData, SliceBatches, SliceSet, augment, draw_augmentation
 from slicebook.devices import launch
@@ -40,6 +29,7 @@ from slicebook.grain import smooth
 from slicebook.objectives import Progress, draw_for, provenance, update_average
 from slicebook.run_folder import open_run
 from slicebook.sampling import GROUP, sample
+from slicebook.tensor_file import State, hash_tensors, load_kept, load_state, save_state
 from slicebook.token_set import conditions_of
 from slicebook.tokenizer import Reconstruction, Tokenizer, loss
 from slicebook.training import Fit

@@ -15,7 +15,8 @@ from slicebook.config import Recipe
 from slicebook.dataset import PreparedData
 from slicebook.devices import choose_device
 from slicebook.errors import DataError
-from slicebook.evaluate import Evaluation, evaluate
+from slicebook.evaluate import evaluate
+from slicebook.evaluation import Evaluation
 from slicebook.generating import GenerateSummary, generate
 from slicebook.inference import ReconstructSummary, reconstruct
 from slicebook.preparation import prepare

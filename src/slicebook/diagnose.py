@@ -16,7 +16,7 @@ from torch import Tensor
 from slicebook import pictures, sheets, text
 from slicebook.baselines import free_baselines
 from slicebook.book import Book
-from slicebook.checkpoint import MODEL_NAME, LoadedPrior, hash_tensors, load_prior, load_tokenizer
+from slicebook.checkpoint import MODEL_NAME, LoadedPrior, load_prior, load_tokenizer
 from slicebook.config import PriorConfig
 from slicebook.dataset import PreparedData, SliceSet
 from slicebook.devices import choose_device
@@ -51,6 +51,7 @@ from slicebook.symptoms import (
     Row,
     StageCost,
 )
+from slicebook.tensor_file import hash_tensors
 from slicebook.token_set import TokenSet, encode_slices
 
 MOST_JUDGED, MOST_LEARNED = 128, 2048  # slices of validation and of training

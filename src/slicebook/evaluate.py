@@ -5,11 +5,9 @@ One JSON holds every number with its convention, and what it takes to get it aga
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import re
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,97 +20,28 @@ import numpy as np
 import torch
 
 from slicebook import sheets
-from slicebook.checkpoint import (
-    LoadedPrior,
-    LoadedTokenizer,
-    commit,
-    has_prior,
-    is_prior,
-    load_prior,
-    load_tokenizer,
-    versions,
-)
+from slicebook.checkpoint import LoadedPrior, LoadedTokenizer, has_prior, is_prior, load_prior, load_tokenizer
 from slicebook.config import Record
 from slicebook.dataset import PreparedData
 from slicebook.errors import ConfigError, DataError, ShapeError
+from slicebook.evaluation import PARTS, Evaluation, write_report, written_whole
 from slicebook.judging import segmenter
-from slicebook.judging.auditing import Auditing, audit_samples
+from slicebook.judging.auditing import audit_samples
 from slicebook.judging.descriptions import describe_training, descriptors
 from slicebook.judging.fidelity import Fidelity, measure_fidelity
-from slicebook.judging.history import History, read_history
-from slicebook.judging.likeness import Drawing, Likeness, Measure, draw_side, measure_likeness
+from slicebook.judging.history import read_history
+from slicebook.judging.likeness import Measure, draw_side, measure_likeness
 from slicebook.judging.sides import Side, check_trained_on, read_side
-from slicebook.judging.usefulness import Usefulness, measure_usefulness
+from slicebook.judging.usefulness import measure_usefulness
 from slicebook.layouts import Split
 from slicebook.metrics import codecs as codec_metrics
+from slicebook.provenance import commit, versions
 from slicebook.sampling import SamplingSettings
-from slicebook.text import replace_text, to_json, write_csv
+from slicebook.text import to_json, write_csv
 
-SCHEMA_VERSION = 2
-REPORT_NAME, SCHEMA_NAME = "report.json", "report.schema.json"
-# All that an evaluation may leave, its page too: nothing of an earlier one may stand beside a new report.
-WRITTEN = (
-    *(REPORT_NAME, SCHEMA_NAME, "report.html", "slices.csv", "patients.csv", "measures.csv", "closest.csv"),
-    *("pairs.png", "worst.png", "levels.png", "closest.png"),
-    *("samples.png", "real.png", "samples-masks.png", "real-masks.png"),
-)
 SHOWN = 32  # samples in the contact sheet, and as many real slices beside them
 STEPS = 300  # of each segmenter's training
 MOST_SAMPLES, FEWEST_SAMPLES = 540, 100
-
-PARTS = ("fidelity", "generation", "audit", "usefulness")
-
-
-class Evaluation(Record):
-    """All that `slicebook evaluate` found; the content of `report.json`.
-
-    Parts that were not asked for are None, and so are those that could not be judged: `left_out` says why.
-    """
-
-    schema_version: int
-    split: Split
-    patients: int
-    slices: int
-    blank_slices_left_out: int
-    warnings: tuple[str, ...]
-    left_out: dict[str, str]
-    drawing: Drawing | None = None
-    """How the samples that were judged were drawn."""
-    fidelity: Fidelity | None = None
-    generation: Likeness | None = None
-    audit: Auditing | None = None
-    usefulness: Usefulness | None = None
-    training: dict[str, History]
-    """Of each model whose training left its curves beside it."""
-    seconds: dict[str, float]
-    """Of each piece of work."""
-    provenance: dict[str, Any]
-
-    def table(self) -> tuple[tuple[str, ...], ...]:
-        """Return the main numbers as rows of text, for a screen."""
-        rows = list(self.fidelity.table()) if self.fidelity else []
-        width = len(rows[0]) if rows else 2
-        found: list[tuple[str, str]] = []
-        if self.generation:
-            for name, features in self.generation.features.items():
-                for measure in ("kernel_distance", "coverage", "recall"):
-                    beside = getattr(features.samples, measure)
-                    if beside is not None:
-                        said = f"{beside.generated:.3g} beside {beside.real:.3g} of real patients"
-                        found.append((f"{name} {measure}", said))
-            if self.generation.anatomy:
-                anatomy = self.generation.anatomy
-                found.append(("anatomy_rules", f"{anatomy.generated:.1%} beside {anatomy.real:.1%}"))
-        if self.audit:
-            copies = self.audit.copies
-            said = "found" if copies.copies_found else "none found" if copies.valid else "INVALID audit"
-            found.append(("copies", said))
-            found.append(("membership_auc", f"{self.audit.membership.auc:.3f}"))
-        if self.usefulness and self.usefulness.generated.mean is not None:
-            theirs = self.usefulness.training_set.mean
-            said = f"{self.usefulness.generated.mean:.3f}" + (f" of {theirs:.3f}" if theirs else "")
-            found.append(("segmenter_dice", said))
-        return tuple(rows + [row + ("",) * (width - 2) for row in found])
 
 
 def evaluate(
@@ -170,7 +99,7 @@ def evaluate(
     if prior:
         check_trained_on(prior, data)
     slices = data.split(split)
-    with _written_whole(out) as partial:
+    with written_whole(out) as partial:
         how = _How(split, partial, samples, settings, grain, steps, device, seed, say, progress)
         work = _Work(say, {str(data.folder): "DATA", str(model): "MODEL"})
         if tokenizer and "fidelity" in asked:
@@ -190,7 +119,6 @@ def evaluate(
             raise DataError(f"{data.folder}: nothing could be judged: {reasons}")
         fidelity: Fidelity | None = work.found.get("fidelity")
         found = Evaluation(
-            schema_version=SCHEMA_VERSION,
             split=split,
             patients=len(slices.patients),
             slices=len(slices),
@@ -206,43 +134,8 @@ def evaluate(
         )
         if found.generation:
             write_csv(partial / "measures.csv", [_row(one) for one in found.generation.measures()])
-        schema = json.dumps(Evaluation.model_json_schema(), indent=1)
-        replace_text(partial / SCHEMA_NAME, schema + "\n")
-        replace_text(partial / REPORT_NAME, found.model_dump_json(indent=1) + "\n")
+        write_report(partial, found)
     return found
-
-
-@contextmanager
-def _written_whole(out: Path) -> Iterator[Path]:
-    """Give a folder to write into; what was written takes an earlier evaluation's place, the report last.
-
-    Raises:
-        DataError: `out` is a file, or holds files of these names that no evaluation wrote.
-    """
-    if out.exists() and not out.is_dir():
-        raise DataError(f"{out}: is a file; choose a folder for the report (--out)")
-    new, partial = not out.exists(), out / ".partial"
-    ours = (out / REPORT_NAME).exists() or partial.exists()  # the latter where one was killed
-    strange = [name for name in WRITTEN if (out / name).exists()]
-    if strange and not ours:
-        raise DataError(
-            f"{out}: holds {strange[0]} and no {REPORT_NAME}, so something else that would be written over; "
-            "choose another folder (--out)"
-        )
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        (out / REPORT_NAME).unlink(missing_ok=True)
-        written = sorted(path.name for path in partial.iterdir())
-        for name in sorted(written, key=REPORT_NAME.__eq__):
-            os.replace(partial / name, out / name)
-        for name in set(WRITTEN) - set(written):
-            (out / name).unlink(missing_ok=True)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        if new and not any(out.iterdir()):
-            out.rmdir()
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,11 @@ from jaxtyping import Float, UInt8
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from slicebook.checkpoint import Provenance, commit, save_tokenizer, versions
+from slicebook.checkpoint import save_tokenizer
 from slicebook.config import AugmentConfig, LossConfig, Recipe
 from slicebook.dataset import Batch, PreparedData, SliceSet, augment, augment_labels, draw_augmentation
 from slicebook.labels import compare, one_hot
+from slicebook.provenance import Provenance, commit, versions
 from slicebook.tokenizer import Tokenizer, draw_silence, loss
 
 LOW_USAGE = 0.25

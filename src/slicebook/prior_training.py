@@ -13,17 +13,11 @@ from torch import Tensor
 
 from slicebook.book import Book
 from slicebook.checkpoint import (
-    STATE_NAME,
     LoadedTokenizer,
     PriorInfo,
-    State,
-    hash_tensors,
-    load_kept,
     load_prior,
-    load_state,
     load_tokenizer,
     save_prior,
-    save_state,
     slice_kinds,
 )
 from slicebook.config import Recipe, override
@@ -38,6 +32,7 @@ from slicebook.prior import Prior
 from slicebook.prior_objective import PriorObjective
 from slicebook.quantizer import usage_of
 from slicebook.run_folder import open_run
+from slicebook.tensor_file import STATE_NAME, State, hash_tensors, load_kept, load_state, save_state
 from slicebook.token_set import TokenBatches, TokenSet, encode_slices
 from slicebook.training import Fit, TrainingSummary, summarise_run, train_labels
 

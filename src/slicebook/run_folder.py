@@ -14,12 +14,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from slicebook import pictures
-from slicebook.checkpoint import STATE_NAME, State, load_state
 from slicebook.config import Recipe, TrainingConfig, validate
 from slicebook.dataset import SliceBatches, SliceSet, augment, augment_labels, draw_augmentation
 from slicebook.display import Display
 from slicebook.errors import ConfigError
 from slicebook.labels import one_hot
+from slicebook.tensor_file import STATE_NAME, State, load_state
 from slicebook.tokenizer import Tokenizer
 
 # What a training leaves that was killed before its first validation, files in the making included.

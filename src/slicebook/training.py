@@ -18,7 +18,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from slicebook.checkpoint import MODEL_NAME, STATE_NAME, State, save_state
+from slicebook.checkpoint import MODEL_NAME
 from slicebook.config import LoopConfig, Recipe
 from slicebook.dataset import PreparedData, SliceBatches, explain_dead_worker
 from slicebook.devices import launch
@@ -26,6 +26,7 @@ from slicebook.display import Display
 from slicebook.errors import CheckpointError, ConfigError
 from slicebook.objectives import Batches, LabelObjective, Objective, P, Progress, TokenizerObjective
 from slicebook.run_folder import begin_run, open_run, write_metrics
+from slicebook.tensor_file import STATE_NAME, State, save_state
 from slicebook.tokenizer import Tokenizer
 
 CHECK_EVERY = 20  # steps between looks at the loss: each look waits for the device

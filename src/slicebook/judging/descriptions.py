@@ -15,12 +15,12 @@ import torch
 from jaxtyping import Float32, Float64
 
 from slicebook import __version__
-from slicebook.checkpoint import State, hash_tensors, load_kept, save_state
 from slicebook.dataset import PreparedData, SliceSet
 from slicebook.errors import DataError
 from slicebook.judging.sides import BATCH, in_batches, of_size
 from slicebook.metrics import deep, texture
 from slicebook.metrics.neighbours import CORRELATION, describe
+from slicebook.tensor_file import State, hash_tensors, load_kept, save_state
 
 FOLDER = "descriptions"
 TOLD_EVERY = 1024  # slices

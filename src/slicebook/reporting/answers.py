@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from slicebook.evaluate import Evaluation
+from slicebook.evaluation import Evaluation
 from slicebook.judging.fidelity import Fidelity
 from slicebook.judging.likeness import Likeness
 

@@ -7,10 +7,9 @@ from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
 
-from slicebook.evaluate import PARTS, Evaluation
+from slicebook.evaluation import PARTS, Evaluation, read_report
 from slicebook.reporting import markdown, provenance, tables
 from slicebook.reporting.answers import answers
-from slicebook.reporting.page import read_report
 from slicebook.reporting.wording import ends, estimate, number, share
 
 CARD_NAME = "MODEL_CARD.md"

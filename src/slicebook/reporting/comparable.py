@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from slicebook.evaluate import Evaluation
+from slicebook.evaluation import Evaluation
 from slicebook.reporting.wording import listed
 
 SHORT = 12  # characters of a hash

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from slicebook.errors import ConfigError
-from slicebook.evaluate import REPORT_NAME, Evaluation
+from slicebook.evaluation import REPORT_NAME, Evaluation, read_report
 from slicebook.metrics.summary import Summary
 from slicebook.reporting import comparable, markdown
 from slicebook.reporting.answers import answers
 from slicebook.reporting.comparable import SHORT
-from slicebook.reporting.page import read_report
 from slicebook.reporting.tables import conventions, titled
 from slicebook.reporting.wording import UNKNOWN, estimate, number, share
 

@@ -12,10 +12,8 @@ from importlib.resources import files
 from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
-from pydantic import ValidationError
 
-from slicebook.errors import DataError
-from slicebook.evaluate import REPORT_NAME, Evaluation
+from slicebook.evaluation import read_report
 from slicebook.reporting.answers import Answer, answers
 from slicebook.reporting.sections import sections
 from slicebook.text import replace_text
@@ -26,30 +24,6 @@ TONES: Mapping[tuple[str, str], str] = {
     ("Does it copy patients?", "no"): "good",
 }
 USUAL_TONES = {"yes": "good", "partly": "fair", "no": "bad", "invalid": "bad"}
-
-
-def read_report(folder: str | Path) -> Evaluation:
-    """Read what `slicebook evaluate` wrote.
-
-    Args:
-        folder: Its folder, or the file itself.
-
-    Raises:
-        DataError: There is no report, or it is of another version.
-    """
-    path = Path(folder)
-    path = path / REPORT_NAME if path.is_dir() else path
-    if not path.is_file():
-        raise DataError(
-            f"{path}: there is no report; write one first: slicebook evaluate MODEL DATA --out DIR"
-        )
-    try:
-        return Evaluation.model_validate_json(path.read_text(encoding="utf-8"))
-    except ValidationError as error:
-        raise DataError(
-            f"{path}: is no report of this version of Slicebook ({error.error_count()} faults); evaluate "
-            "again"
-        ) from error
 
 
 def write_page(folder: str | Path) -> Path:

@@ -9,7 +9,7 @@ import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from slicebook.evaluate import Evaluation
+from slicebook.evaluation import Evaluation
 from slicebook.reporting.tables import Rows
 from slicebook.reporting.wording import UNKNOWN, duration, listed, number, share
 

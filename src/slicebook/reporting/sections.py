@@ -9,7 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from slicebook.evaluate import Evaluation
+from slicebook.evaluation import Evaluation
 from slicebook.judging.auditing import Auditing
 from slicebook.judging.fidelity import Fidelity
 from slicebook.judging.history import History

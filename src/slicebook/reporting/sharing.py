@@ -9,11 +9,10 @@ from typing import Any
 
 from slicebook.checkpoint import LoadedPrior
 from slicebook.errors import ConfigError, DataError
-from slicebook.evaluate import Evaluation
+from slicebook.evaluation import Evaluation, read_report
 from slicebook.generating import Asked, Clear
 from slicebook.judging.auditing import Auditing
 from slicebook.judging.likeness import Drawing
-from slicebook.reporting.page import read_report
 
 AUDIT_NAME, WORDS_NAME = "audit.json", "AUDIT.md"
 

@@ -1,0 +1,148 @@
+"""What an evaluation leaves: one JSON of all that was found, in a folder written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from slicebook.config import Record
+from slicebook.errors import DataError
+from slicebook.judging.auditing import Auditing
+from slicebook.judging.fidelity import Fidelity
+from slicebook.judging.history import History
+from slicebook.judging.likeness import Drawing, Likeness
+from slicebook.judging.usefulness import Usefulness
+from slicebook.layouts import Split
+from slicebook.text import replace_text
+
+REPORT_NAME, SCHEMA_NAME = "report.json", "report.schema.json"
+# All that an evaluation may leave, its page too: nothing of an earlier one may stand beside a new report.
+WRITTEN = (
+    *(REPORT_NAME, SCHEMA_NAME, "report.html", "slices.csv", "patients.csv", "measures.csv", "closest.csv"),
+    *("pairs.png", "worst.png", "levels.png", "closest.png"),
+    *("samples.png", "real.png", "samples-masks.png", "real-masks.png"),
+)
+PARTS = ("fidelity", "generation", "audit", "usefulness")
+
+
+class Evaluation(Record):
+    """All that `slicebook evaluate` found; the content of `report.json`.
+
+    Parts that were not asked for are None, and so are those that could not be judged: `left_out` says why.
+    """
+
+    schema_version: Literal[2] = 2
+    split: Split
+    patients: int
+    slices: int
+    blank_slices_left_out: int
+    warnings: tuple[str, ...]
+    left_out: dict[str, str]
+    drawing: Drawing | None = None
+    """How the samples that were judged were drawn."""
+    fidelity: Fidelity | None = None
+    generation: Likeness | None = None
+    audit: Auditing | None = None
+    usefulness: Usefulness | None = None
+    training: dict[str, History]
+    """Of each model whose training left its curves beside it."""
+    seconds: dict[str, float]
+    """Of each piece of work."""
+    provenance: dict[str, Any]
+
+    def table(self) -> tuple[tuple[str, ...], ...]:
+        """Return the main numbers as rows of text, for a screen."""
+        rows = list(self.fidelity.table()) if self.fidelity else []
+        width = len(rows[0]) if rows else 2
+        found: list[tuple[str, str]] = []
+        if self.generation:
+            for name, features in self.generation.features.items():
+                for measure in ("kernel_distance", "coverage", "recall"):
+                    beside = getattr(features.samples, measure)
+                    if beside is not None:
+                        said = f"{beside.generated:.3g} beside {beside.real:.3g} of real patients"
+                        found.append((f"{name} {measure}", said))
+            if self.generation.anatomy:
+                anatomy = self.generation.anatomy
+                found.append(("anatomy_rules", f"{anatomy.generated:.1%} beside {anatomy.real:.1%}"))
+        if self.audit:
+            copies = self.audit.copies
+            said = "found" if copies.copies_found else "none found" if copies.valid else "INVALID audit"
+            found.append(("copies", said))
+            found.append(("membership_auc", f"{self.audit.membership.auc:.3f}"))
+        if self.usefulness and self.usefulness.generated.mean is not None:
+            theirs = self.usefulness.training_set.mean
+            said = f"{self.usefulness.generated.mean:.3f}" + (f" of {theirs:.3f}" if theirs else "")
+            found.append(("segmenter_dice", said))
+        return tuple(rows + [row + ("",) * (width - 2) for row in found])
+
+
+def write_report(folder: Path, found: Evaluation) -> None:
+    """Write what was found, and the schema that tells what each number is."""
+    schema = json.dumps(Evaluation.model_json_schema(), indent=1)
+    replace_text(folder / SCHEMA_NAME, schema + "\n")
+    replace_text(folder / REPORT_NAME, found.model_dump_json(indent=1) + "\n")
+
+
+def read_report(folder: str | Path) -> Evaluation:
+    """Read what `slicebook evaluate` wrote.
+
+    Args:
+        folder: Its folder, or the file itself.
+
+    Raises:
+        DataError: There is no report, or it is of another version.
+    """
+    path = Path(folder)
+    path = path / REPORT_NAME if path.is_dir() else path
+    if not path.is_file():
+        raise DataError(
+            f"{path}: there is no report; write one first: slicebook evaluate MODEL DATA --out DIR"
+        )
+    try:
+        return Evaluation.model_validate_json(path.read_text(encoding="utf-8"))
+    except ValidationError as error:
+        raise DataError(
+            f"{path}: is no report of this version of Slicebook ({error.error_count()} faults); evaluate "
+            "again"
+        ) from error
+
+
+@contextmanager
+def written_whole(out: Path) -> Iterator[Path]:
+    """Give a folder to write into; what was written takes an earlier evaluation's place, the report last.
+
+    Raises:
+        DataError: `out` is a file, or holds files of these names that no evaluation wrote.
+    """
+    if out.exists() and not out.is_dir():
+        raise DataError(f"{out}: is a file; choose a folder for the report (--out)")
+    new, partial = not out.exists(), out / ".partial"
+    ours = (out / REPORT_NAME).exists() or partial.exists()  # the latter where one was killed
+    strange = [name for name in WRITTEN if (out / name).exists()]
+    if strange and not ours:
+        raise DataError(
+            f"{out}: holds {strange[0]} and no {REPORT_NAME}, so something else that would be written over; "
+            "choose another folder (--out)"
+        )
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        (out / REPORT_NAME).unlink(missing_ok=True)
+        written = sorted(path.name for path in partial.iterdir())
+        for name in sorted(written, key=REPORT_NAME.__eq__):
+            os.replace(partial / name, out / name)
+        for name in set(WRITTEN) - set(written):
+            (out / name).unlink(missing_ok=True)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        if new and not any(out.iterdir()):
+            out.rmdir()

@@ -1,0 +1,154 @@
+"""Tensors on disk, with what is to be known of them: atomic, verified, no pickle.
+
+One format for what is shared and for what a training needs to go on: a safetensors file whose metadata carry
+their own hash, and that of the tensors.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from slicebook.errors import CheckpointError, DataError
+
+SCHEMA_VERSION = 1
+STATE_NAME = "state.safetensors"
+
+
+@dataclass(frozen=True)
+class State:
+    """Everything a training needs to go on."""
+
+    tensors: dict[str, Tensor]
+    progress: dict[str, Any]
+    """Counters, history and settings, as plain JSON values."""
+
+
+def save_state(path: Path, state: State) -> None:
+    """Write all that a training needs to go on."""
+    header = {"schema_version": SCHEMA_VERSION, "kind": "state", "progress": state.progress}
+    write_tensors(path, state.tensors, {**header, "weights_sha256": hash_tensors(state.tensors)})
+
+
+def load_state(path: Path) -> State:
+    """Read what `save_state` wrote.
+
+    Raises:
+        CheckpointError: A damaged file, or a file of another kind or format.
+    """
+    tensors, raw = read_tensors(path)
+    if raw.get("kind") != "state" or raw.get("schema_version") != SCHEMA_VERSION:
+        raise CheckpointError(
+            f"{path}: is no state of a training in format {SCHEMA_VERSION}; train to another --out"
+        )
+    if hash_tensors(tensors) != raw.get("weights_sha256"):
+        raise CheckpointError(
+            f"{path}: does not match its hash, so the file is damaged; train to another --out"
+        )
+    return State(tensors, raw["progress"])
+
+
+def load_kept(path: Path, made_from: Mapping[str, Any]) -> dict[str, Tensor] | None:
+    """Return tensors that were kept from before, to save making them again.
+
+    Args:
+        path: Where `save_state` wrote them.
+        made_from: What they must have been made from, as their `progress` says.
+
+    Returns:
+        None where there are none, they are damaged, or were made from something else.
+    """
+    try:
+        state = load_state(path)
+    except CheckpointError:
+        return None
+    return state.tensors if state.progress == made_from else None
+
+
+def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, types, shapes and values, in the order of the names."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> None:
+    """Write tensors with what is to be known of them, as plain JSON values, or leave all as it was.
+
+    Raises:
+        DataError: The folder or the disk does not take it.
+    """
+    # The only good file is never written onto: a kill halfway leaves it as it was.
+    path.parent.mkdir(parents=True, exist_ok=True)
+    flat = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    handle, partial = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    os.close(handle)
+    try:
+        text = json.dumps(info, sort_keys=True)
+        save_file(flat, partial, metadata={"slicebook": text, "sha256": _seal(text)})
+        with open(partial, "rb+") as file:
+            os.fsync(file.fileno())
+        os.chmod(partial, 0o644)
+        os.replace(partial, path)
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be written ({error.strerror or error}); free some space or choose another folder"
+        ) from error
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(partial)
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return what `write_tensors` wrote: the tensors, and what is to be known of them.
+
+    The caller compares `hash_tensors` with the hash that it has put there.
+
+    Raises:
+        CheckpointError: The file cannot be read, or what it says was changed.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{path}: is no whole safetensors file ({error}); copy it again or train anew"
+        ) from error
+    text = header.get("slicebook", "{}")
+    # The weights have their own hash; this one keeps a flipped bit out of the settings.
+    if "slicebook" in header and header.get("sha256") != _seal(text):
+        raise CheckpointError(
+            f"{path}: its settings do not match their hash, so the file is damaged; copy it again"
+        )
+    return tensors, json.loads(text)
+
+
+def kind_of(path: Path) -> str | None:
+    """Return the kind of file that it calls itself, unverified; None where it cannot be read."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+    except (OSError, SafetensorError):
+        return None
+    kind = json.loads(header.get("slicebook", "{}")).get("kind")
+    return None if kind is None else str(kind)
+
+
+def _seal(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -5,10 +5,10 @@
 
 RUN is a run with its prior, DATA the prepared folder of both, STUDY another one with slices of the same size,
 as many as a real study has: 11,460 to train on and 540 of test patients. Samples are drawn, which is not
-counted, and judged twice, as `slicebook evaluate` does it: how like the test patients they are, and whether
-they are copies of training slices. What those are described by is kept the first time, and the second counts.
-Each is a process of its own, timed from its start to its end; of `--tries` the quickest counts, since what
-else the machine does can only slow it down.
+counted, and judged twice, by what `slicebook evaluate` calls for that: how like the test patients they are,
+and whether they are copies of training slices. What those are described by is kept the first time, and the
+second counts. Each is a process of its own, timed from its start to its end; of `--tries` the quickest
+counts, since what else the machine does can only slow it down.
 """
 
 from __future__ import annotations

@@ -2,11 +2,15 @@
 
 import pytest
 
-from slicebook.evaluation import Evaluation, read_report
+from slicebook.evaluation import PARTS, Evaluation, read_report
 from slicebook.reporting.answers import answers
 
 FAITHFUL, GENERATES, COPIES, USEFUL = range(4)
 QUESTIONS = ["Is it faithful?", "Does it generate?", "Does it copy patients?", "Is it of use?"]
+
+
+ENOUGH = {"patients": 12, "generation__held_out_patients": 12}
+"""Patients to decide by: the tiny report has two, who decide nothing."""
 
 
 def verdict(folder, which):
@@ -56,7 +60,7 @@ def test_what_was_not_judged_has_no_answer(variant, part, which):
 )
 def test_faithful_is_above_jpeg_2000_on_the_patients_at_hand(variant, interval, wanted):
     change = {"fidelity__codecs__jpeg2000__advantage__ssim_foreground__interval": interval}
-    assert verdict(variant("report", **change), FAITHFUL) == wanted
+    assert verdict(variant("report", **ENOUGH, **change), FAITHFUL) == wanted
 
 
 def test_without_a_codec_fidelity_is_a_number_and_no_verdict(variant):
@@ -93,7 +97,8 @@ def test_it_generates_where_all_of_the_rule_holds(variant, distances, ratio, wan
         f"generation__features__{kind}__samples__coverage": covers(0.1 if wanted == "no" else 0.5)
         for kind in kinds
     }
-    assert verdict(variant("report", **change, generation__anatomy__ratio=ratio), GENERATES) == wanted
+    folder = variant("report", **ENOUGH, **change, generation__anatomy__ratio=ratio)
+    assert verdict(folder, GENERATES) == wanted
 
 
 @pytest.mark.parametrize(("coverage", "wanted"), [(0.40, "yes"), (0.39, "partly"), (None, "partly")])
@@ -102,28 +107,73 @@ def test_it_generates_only_where_it_covers(variant, coverage, wanted):
     for kind in ("texture", "efficientnet-lite0"):
         change[f"generation__features__{kind}__samples__kernel_distance"] = beside(0.5, 0.5, 1.0)
         change[f"generation__features__{kind}__samples__coverage"] = covers(coverage)
-    assert verdict(variant("report", **change, generation__anatomy=None), GENERATES) == wanted
+    folder = variant("report", **ENOUGH, **change, generation__anatomy=None)
+    assert verdict(folder, GENERATES) == wanted
 
 
 @pytest.mark.parametrize(
     ("valid", "copied", "wanted"),
-    [(True, False, "no"), (True, True, "yes"), (False, True, "yes"), (False, False, "invalid")],
+    [(True, False, "none found"), (True, True, "yes"), (False, True, "yes"), (False, False, "invalid")],
 )
 def test_finding_no_copies_counts_only_where_planted_ones_were_found(variant, valid, copied, wanted):
     change = {"audit__copies__valid": valid, "audit__copies__copies_found": copied}
     assert verdict(variant("report", **change), COPIES) == wanted
 
 
+def test_a_few_samples_beyond_are_not_called_copies(variant):
+    def beyond(tests):
+        return [tests[0] | {"beyond": 4, "needed": 5}, tests[1] | {"beyond": 0}]
+
+    change = {"audit__copies__valid": True, "audit__copies__copies_found": False}
+    found = answers(read_report(variant("report", **change, audit__copies__tests=beyond)))[COPIES]
+    assert found.verdict == "none found"
+    assert "4 of 24 samples beyond the gap" in found.finding
+    assert "copied" not in found.finding
+
+
 @pytest.mark.parametrize(
-    ("ratio", "wanted"), [(0.9, "yes"), (0.89, "partly"), (0.44, "no"), (None, "measured")]
+    ("ratio", "taught", "wanted"),
+    [
+        (0.9, 0.5, "yes"),
+        (0.89, 0.5, "partly"),
+        (0.44, 0.5, "no"),
+        (None, 0.5, "measured"),
+        (1.0, 0.02, "measured"),
+    ],
 )
-def test_useful_is_nine_tenths_of_what_patients_teach(variant, ratio, wanted):
+def test_useful_is_nine_tenths_of_what_patients_teach(variant, ratio, taught, wanted):
     change = {
         "usefulness__ratio": ratio,
         "usefulness__generated__mean": 0.5,
-        "usefulness__training_set__mean": 0.5,
+        "usefulness__training_set__mean": taught,
     }
-    assert verdict(variant("report", **change), USEFUL) == wanted
+    assert verdict(variant("report", **ENOUGH, **change), USEFUL) == wanted
+
+
+@pytest.mark.parametrize(("patients", "wanted"), [(5, "measured"), (6, "yes")])
+def test_few_patients_decide_nothing(variant, patients, wanted):
+    change = {
+        "patients": patients,
+        "generation__held_out_patients": patients,
+        "generation__anatomy": None,
+        "fidelity__codecs__jpeg2000__advantage__ssim_foreground__interval": [0.1, 0.2],
+        "usefulness__ratio": 1.0,
+        "usefulness__generated__mean": 0.9,
+        "usefulness__training_set__mean": 0.9,
+    }
+    for kind in ("texture", "efficientnet-lite0"):
+        change[f"generation__features__{kind}__samples__kernel_distance"] = beside(0.5, 0.5, 1.0)
+        change[f"generation__features__{kind}__samples__coverage"] = covers(0.5)
+    folder = variant("report", **change)
+    assert [verdict(folder, which) for which in (FAITHFUL, GENERATES, USEFUL)] == [wanted] * 3
+
+
+@pytest.mark.parametrize("which", range(4))
+def test_what_was_asked_for_and_could_not_be_judged_says_why(variant, which):
+    name = PARTS[which]
+    found = answers(read_report(variant("report", **{name: None, "left_out": {name: "too few"}})))[which]
+    assert found.verdict == "not judged"
+    assert "Why: too few." in found.finding
 
 
 def test_an_evaluation_survives_its_own_json(evaluated):
@@ -133,11 +183,11 @@ def test_an_evaluation_survives_its_own_json(evaluated):
 
 def test_patients_it_was_trained_on_make_nothing_faithful(variant):
     change = {"fidelity__codecs__jpeg2000__advantage__ssim_foreground__interval": [0.1, 0.2]}
-    assert verdict(variant("report", **change, split="train"), FAITHFUL) == "measured"
+    assert verdict(variant("report", **ENOUGH, **change, split="train"), FAITHFUL) == "measured"
 
 
 def test_patients_it_was_trained_on_judge_no_samples(variant):
-    folder = variant("report", split="train")
+    folder = variant("report", **ENOUGH, split="train")
     assert [verdict(folder, which) for which in (GENERATES, USEFUL)] == ["measured"] * 2
 
 

@@ -74,8 +74,19 @@ def test_the_distance_of_intensities_is_wassersteins():
     found = compare_intensities(other, real, PATIENTS, seed=0, draws=1)
     assert sum(found.real) == pytest.approx(1)
     wanted = wasserstein_distance(real.ravel(), other.ravel())
-    apart = np.abs(np.cumsum(np.subtract(found.generated, found.real))).sum() / 256
+    apart = np.abs(np.cumsum(np.subtract(found.generated, found.real))).sum() / len(found.at)
     assert apart == pytest.approx(wanted, rel=0.02)
+
+
+def test_the_band_is_that_of_the_bins_that_are_drawn():
+    real = slices(patients=8)
+    found = compare_intensities(real, real, PATIENTS, seed=0, draws=1)
+    edges = np.linspace(0, 1, len(found.at) + 1)
+    own = [
+        np.histogram(real[np.asarray(PATIENTS) == name], edges)[0] / real[0].size / PATIENTS.count(name)
+        for name in set(PATIENTS)
+    ]
+    assert found.real_high == pytest.approx(np.quantile(own, 0.95, axis=0), abs=1e-12)
 
 
 def test_fog_shifts_intensities_by_as_much():

@@ -32,11 +32,11 @@ def samples(side: Side) -> Side:
 
 @pytest.fixture(scope="module")
 def of_copies(loaded, data, kinds, tmp_path_factory):
-    """An audit of training slices that pose as samples, the first of them mirrored; and its folder."""
+    """An audit of training slices that pose as samples, every other one mirrored; and its folder."""
     slices = of_size(data, "train", SIZE, masked=False)
     side = samples(Side(torch.stack(list(slices)), None, ("",) * len(slices), ((1.0, 1.0),) * len(slices)))
     images = side.images.clone()
-    images[0] = images[0].flip(-1)
+    images[::2] = images[::2].flip(-1)
     out = tmp_path_factory.mktemp("audit")
     return audit_samples(
         loaded, data, dataclasses.replace(side, images=images), seed=0, kinds=kinds, out=out
@@ -47,7 +47,8 @@ def test_copies_are_found_and_traced(of_copies):
     found, _ = of_copies
     assert found.copies.copies_found
     assert all(pair.sample == pair.training for pair in found.copies.closest)
-    assert {pair.sample for pair in found.copies.closest if pair.mirror} <= {0}
+    assert all(pair.mirror == (pair.sample % 2 == 0) for pair in found.copies.closest)
+    assert len({pair.mirror for pair in found.copies.closest}) == 2
 
 
 def test_the_closest_pairs_are_drawn_and_listed(of_copies, data):
@@ -186,3 +187,10 @@ def test_controls_are_drawn_as_the_samples_were(loaded, data, kinds, monkeypatch
     audit_samples(loaded, data, side, seed=0, kinds=kinds, grain=False)
     assert levels
     assert all(one == {0.0} for one in levels)
+
+
+def test_slices_of_another_size_alone_are_no_baseline(loaded, data, kinds):
+    records = tuple(one for one in data.records if one.split == "train")
+    side = samples(read_side(data, "validation", SIZE))
+    with pytest.raises(DataError, match="holds no slice of 32×64, the size that is drawn, of a patient who"):
+        audit_samples(loaded, dataclasses.replace(data, records=records), side, seed=0, kinds=kinds)

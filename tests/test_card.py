@@ -10,7 +10,7 @@ import pytest
 from slicebook import cli
 from slicebook.errors import ConfigError, DataError
 from slicebook.evaluation import read_report
-from slicebook.reporting.answers import Answer, answers
+from slicebook.reporting.answers import WHO, Answer, answers
 from slicebook.reporting.card import card, write_card
 
 SECTIONS = [
@@ -163,15 +163,24 @@ def test_what_may_be_done_with_samples_hangs_on_the_audit(valid, found, said, to
 
 
 @pytest.mark.parametrize(
-    ("interval", "said"),
+    ("interval", "patients", "said"),
     [
-        ([0.6, 0.8], "they tell who was trained on better than chance does"),
-        ([0.4, 0.8], "one attack told nobody apart better than chance"),
-        (None, "too few patients to know"),
+        ([0.6, 0.8], 6, "they tell who was trained on better than chance does"),
+        ([0.4, 0.8], 6, "one attack told nobody apart better than chance"),
+        ([0.6, 0.8], 5, "too few patients to know"),
+        (None, 6, "too few patients to know"),
     ],
 )
-def test_what_may_be_done_with_weights_hangs_on_membership(interval, said, told):
-    assert f"- weights: {said}" in told(audit__membership__interval=interval).replace("*", "")
+def test_what_may_be_done_with_weights_hangs_on_membership(interval, patients, said, told):
+    change = {"audit__membership__training_patients": 6, "audit__membership__held_out_patients": patients}
+    assert f"- weights: {said}" in told(audit__membership__interval=interval, **change).replace("*", "")
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_it_says_whose_slices_judge(split, told):
+    text = told(split=split)
+    assert f"2 {WHO[split]}, and each measure" in text
+    assert f"Dice on {WHO[split]} of a segmenter" in text
 
 
 def test_without_an_audit_samples_and_weights_are_guarded(told):
@@ -193,7 +202,7 @@ def test_it_names_no_person_and_no_place(told, evaluated):
 
 
 def test_why_a_part_was_not_judged_is_not_repeated_for_errors_name_places(told, monkeypatch):
-    with_reason = Answer("Does it copy?", "not asked", "prepared-mueller: too few", "Rule.")
+    with_reason = Answer("Does it copy?", "not judged", "Why: prepared-mueller: too few.", "Rule.")
     monkeypatch.setattr("slicebook.reporting.card.answers", lambda _: (with_reason,) * 4)
     assert "mueller" not in told()
 
@@ -213,8 +222,8 @@ def test_why_a_part_was_not_judged_is_not_repeated_for_errors_name_places(told, 
 def test_a_part_that_was_not_judged_is_said_to_be_so(name, title, told):
     text = told(**{name: None})
     assert part(text, title).strip() == "Not judged."
-    assert f"| {title} | not asked | Not judged. |" in text
-    assert f"- {title} Not judged." in part(text, "Caveats and recommendations")
+    assert f"| {title} | not asked | Not asked. |" in text
+    assert f"- {title} Not asked." in part(text, "Caveats and recommendations")
 
 
 def test_a_tokenizer_alone_has_a_card_that_speaks_of_no_samples(told):

@@ -78,6 +78,7 @@ def test_ticks_are_round_and_within_the_axis(low, high, wanted):
 def test_ticks_of_a_logarithmic_axis_are_round_too():
     assert Axis("x", 0.05, 2, log=True).ticks() == pytest.approx([0.05, 0.1, 0.2, 0.5, 1, 2])
     assert Axis("x", 1, 1e6, log=True).ticks() == pytest.approx([10.0**e for e in range(7)])
+    assert Axis("x", 0.21, 0.45, log=True).ticks() == pytest.approx([0.25, 0.3, 0.35, 0.4, 0.45])
 
 
 @pytest.mark.parametrize("points", [[(1, 2)], [(1, 2), (1, 2)], [(0, 0), (1, 0)], [(-1, 5), (-1, 6)]])

@@ -1,10 +1,13 @@
 """A report tells the truth: rates over native pixels, patients counted once, warnings where they are due."""
 
 import csv
+import dataclasses
 import json
 import math
+import shutil
 import sys
 
+import jsonschema
 import numpy as np
 import pytest
 import torch
@@ -14,7 +17,7 @@ from slicebook.config import Recipe, TokenizerConfig
 from slicebook.dataset import PreparedData
 from slicebook.errors import CheckpointError, ConfigError, DataError
 from slicebook.evaluate import evaluate
-from slicebook.evaluation import WRITTEN, Evaluation
+from slicebook.evaluation import REPORT_NAME, SCHEMA_NAME, WRITTEN, Evaluation
 from slicebook.judging.fidelity import measure_fidelity
 from slicebook.manifest import DatasetInfo, SliceRecord, SplitCounts, write_info, write_manifest
 from slicebook.metrics.reconstruction import CONVENTIONS, scores
@@ -320,6 +323,15 @@ def test_an_evaluation_that_fails_leaves_the_former_one_whole(tmp_path, data, mo
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
 
+def test_a_report_keeps_the_schema_beside_it(whole, evaluated):
+    for folder in (whole[1], evaluated):
+        schema, report = (json.loads((folder / name).read_text()) for name in (SCHEMA_NAME, REPORT_NAME))
+        jsonschema.Draft202012Validator.check_schema(schema)
+        jsonschema.validate(report, schema)
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(report | {"slices": "many"}, schema)
+
+
 def test_everything_that_is_written_is_known_by_name(whole, evaluated):
     names = {path.name for folder in (whole[1], evaluated) for path in folder.iterdir()}
     assert names - {"MODEL_CARD.md"} <= set(WRITTEN)
@@ -328,9 +340,33 @@ def test_everything_that_is_written_is_known_by_name(whole, evaluated):
 def test_files_that_no_evaluation_wrote_are_left_alone(tmp_path, data):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "patients.csv").write_text("name,age")
-    with pytest.raises(DataError, match=r"holds patients.csv and no report.json"):
+    with pytest.raises(DataError, match=r"holds patients.csv and no report of ours"):
         evaluate(model(tmp_path / "model"), data, tmp_path / "out", codecs=False)
     assert (tmp_path / "out" / "patients.csv").read_text() == "name,age"
+
+
+@pytest.mark.parametrize("content", ["no json", "[]", '{"of": "another program"}'])
+def test_another_programs_report_is_left_alone(tmp_path, data, content):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "report.json").write_text(content)
+    (tmp_path / "out" / ".partial").mkdir()
+    with pytest.raises(DataError, match=r"holds report.json and no report of ours"):
+        evaluate(model(tmp_path / "model"), data, tmp_path / "out", codecs=False)
+    assert (tmp_path / "out" / "report.json").read_text() == content
+    assert (tmp_path / "out" / ".partial").is_dir()
+
+
+def test_samples_of_another_tokenizer_are_warned_of(tmp_path, trained):
+    shutil.copytree(trained.run, tmp_path / "run")
+    loaded = load_tokenizer(tmp_path / "run")
+    data = PreparedData.open(trained.data)
+    found = evaluate(tmp_path / "run", data, tmp_path / "one", samples=2, steps=1, codecs=False)
+    assert not any("another tokenizer" in warning for warning in found.warnings)
+    with torch.no_grad():
+        next(loaded.tokenizer.network.parameters()).mul_(1.5)  # of the encoder: other tokens
+    save_tokenizer(loaded.path, loaded.tokenizer, loaded.info.recipe, loaded.info.provenance)
+    found = evaluate(tmp_path / "run", data, tmp_path / "two", samples=2, steps=1, codecs=False)
+    assert any("another tokenizer" in warning for warning in found.warnings)
 
 
 def test_a_file_is_no_folder_for_a_report(tmp_path, data, monkeypatch):
@@ -355,11 +391,25 @@ def test_a_number_that_is_not_finite_is_a_part_left_out(tmp_path, trained, monke
     assert not (tmp_path / "out").exists()
 
 
+def odd(data):
+    """Return data whose test slices have a row less than all others."""
+    records = (dataclasses.replace(r, rows=r.rows - 1) if r.split == "test" else r for r in data.records)
+    return dataclasses.replace(data, records=tuple(records))
+
+
 def test_reasons_name_no_folder(tmp_path, trained):
-    alone = PreparedData.open(trained.data)
-    found = evaluate(trained.run, alone, tmp_path / "out", samples=2, steps=1, codecs=False)
-    assert set(found.left_out) == {"generation"}  # one test patient
+    data = odd(PreparedData.open(trained.data))
+    found = evaluate(trained.run, data, tmp_path / "out", samples=2, steps=1, codecs=False)
+    assert set(found.left_out) == {"generation", "usefulness"}
+    assert found.left_out["generation"].startswith("DATA: its split 'test' holds no slice of")
     assert str(trained.data) not in (tmp_path / "out" / "report.json").read_text()
+
+
+def test_an_audit_alone_needs_no_test_slice_of_the_size(tmp_path, trained):
+    data = odd(PreparedData.open(trained.data))
+    found = evaluate(trained.run, data, tmp_path / "out", parts=("audit",), samples=2, steps=1)
+    assert found.audit is not None
+    assert found.left_out == {}
 
 
 def test_a_prior_is_not_judged_beside_slices_prepared_otherwise(tmp_path, trained):

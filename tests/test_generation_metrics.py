@@ -6,6 +6,7 @@ import pytest
 import torch
 from scipy.linalg import sqrtm
 from torchmetrics.image.fid import _compute_fid
+from torchmetrics.image.kid import poly_mmd
 
 from slicebook.errors import DataError, ShapeError
 from slicebook.metrics.beside import draw_groups, interval_by_patient, measure_beside
@@ -100,6 +101,12 @@ def test_frechet_distance_is_that_of_torchmetrics(slices):
     x, y = gaussian(slices, 8) @ gaussian(8, 8, seed=2), 2 * gaussian(slices, 8, seed=1) + 1
     moments = [torch.from_numpy(one) for z in (x, y) for one in (z.mean(axis=0), np.cov(z.T))]
     assert frechet_distance(x, y) == pytest.approx(float(_compute_fid(*moments)), rel=1e-5)
+
+
+def test_kernel_distance_is_that_of_torchmetrics():
+    x, y = gaussian(40, 8), 1.3 * gaussian(40, 8, seed=1) + 0.2
+    theirs = poly_mmd(torch.from_numpy(x), torch.from_numpy(y))
+    assert kernel_distance(x, y) == pytest.approx(float(theirs), rel=1e-9)
 
 
 def test_frechet_distance_is_defined_for_fewer_slices_than_features():

@@ -12,11 +12,17 @@ from slicebook.generating import generate
 from slicebook.reporting.sharing import clearance
 from slicebook.sampling import SamplingSettings
 
+CLEAR = {
+    "audit__copies__valid": True,
+    "audit__copies__copies_found": False,
+    "audit__copies__at_most": 0.03,
+}
+
 
 @pytest.fixture
 def cleared(variant):
-    """A report whose audit is valid and found nothing."""
-    return variant("cleared", audit__copies__valid=True, audit__copies__copies_found=False)
+    """A report whose audit is valid, found nothing and leaves room for few copies."""
+    return variant("cleared", **CLEAR)
 
 
 def share(trained, report, out, **how):
@@ -33,6 +39,14 @@ def test_a_clear_audit_goes_with_the_samples(trained, cleared, tmp_path):
     words = (tmp_path / "out" / "AUDIT.md").read_text()
     assert report.audit.copies.verdict in words
     assert found["model_sha256"] in words
+    assert "at most 3.0% are copies" in words
+
+
+def test_few_audited_samples_clear_nothing(trained, variant, tmp_path):
+    report = variant("report", **CLEAR | {"audit__copies__at_most": 0.0501})
+    with pytest.raises(DataError, match=r"up to 5.0% of such samples may be copies.*evaluate more samples"):
+        share(trained, report, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_summary_names_no_patient_and_no_training_slice(trained, cleared, tmp_path):
@@ -67,6 +81,7 @@ def test_the_audit_of_another_model_clears_nothing(trained, variant, tmp_path):
         ({"group": "0"}, "class any then, 0 now"),
         ({"conditional": False}, "conditional True then, False now"),
         ({"position": 0.5}, "position any then, 0.5 now"),
+        ({"size": (36, 64)}, "size 32×64 then, 36×64 now"),
     ],
 )
 def test_samples_drawn_in_another_way_were_not_audited(trained, cleared, tmp_path, how, named):

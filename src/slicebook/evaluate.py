@@ -37,6 +37,7 @@ from slicebook.layouts import Split
 from slicebook.metrics import codecs as codec_metrics
 from slicebook.provenance import commit, versions
 from slicebook.sampling import SamplingSettings
+from slicebook.tensor_file import hash_tensors
 from slicebook.text import to_json, write_csv
 
 SHOWN = 32  # samples in the contact sheet, and as many real slices beside them
@@ -123,7 +124,11 @@ def evaluate(
             patients=len(slices.patients),
             slices=len(slices),
             blank_slices_left_out=sum(record.blank for record in data.records if record.split == split),
-            warnings=(*_warnings(tokenizer, data, split, slices.patients), *_codec_warnings(fidelity)),
+            warnings=(
+                *_warnings(tokenizer, data, split, slices.patients),
+                *_mismatch(tokenizer, prior),
+                *_codec_warnings(fidelity),
+            ),
             left_out=missing | work.left_out,
             training=read_history(
                 tokenizer.path.parent if tokenizer else None, prior.path.parent if prior else None
@@ -177,17 +182,18 @@ class _Work:
         self._say, self._words = say, words
 
     @contextmanager
-    def __call__(self, name: str, *parts: str) -> Iterator[None]:
+    def __call__(self, name: str, parts: Sequence[str] | None = None) -> Iterator[None]:
         """Time a piece of work. Data too few for it cost the parts that need it, by default itself."""
+        parts = (name,) if parts is None else parts
         began = time.perf_counter()
         try:
             yield
         except (DataError, ShapeError) as error:
             reason = str(error)
-            self._say(f"left out: {', '.join(parts or (name,))}: {reason}")
+            self._say(f"left out: {', '.join(parts) or name}: {reason}")
             for path, word in self._words.items():  # a report names no folder: paths may tell of people
                 reason = re.sub(rf"(?<![\w/.-]){re.escape(path)}(?=[:/])", word, reason)
-            self.left_out |= dict.fromkeys(parts or (name,), reason)
+            self.left_out |= dict.fromkeys(parts, reason)
         self.seconds[name] = round(time.perf_counter() - began, 1)
 
     def keep(self, name: str, record: Record) -> None:
@@ -211,11 +217,11 @@ def _judge_samples(
     size, kinds = (kind.rows, kind.columns), descriptors()
     beside = [part for part in ("generation", "usefulness") if part in asked]
     real: Side | None = None
-    with work("real slices", *beside):
+    with work("real slices", beside):
         real = read_side(data, how.split, size)
     count = how.samples or min(max(len(real or ()), FEWEST_SAMPLES), MOST_SAMPLES)
     say(f"{count} samples of {kind.rows}×{kind.columns}")
-    with work("sampling", *(part for part in asked if part != "fidelity")):
+    with work("sampling", [part for part in asked if part != "fidelity"]):
         ours, drawing = draw_side(
             prior, data, count, settings=how.settings, grain=how.grain, seed=seed, progress=how.progress
         )
@@ -314,6 +320,19 @@ def _warnings(
             "One patient: no interval, because a single patient says nothing of the spread between them."
         )
     return tuple(said)
+
+
+def _mismatch(tokenizer: LoadedTokenizer | None, prior: LoadedPrior | None) -> tuple[str, ...]:
+    """Return a warning where the samples are of another tokenizer than the reconstructions."""
+    if tokenizer is None or prior is None:
+        return ()
+    ours, theirs = tokenizer.tokenizer.token_state(), prior.book.images.token_state()
+    if hash_tensors(ours) == hash_tensors(theirs):
+        return ()
+    return (
+        "The prior was trained over another tokenizer than the one beside it, so what is said of "
+        "reconstructions is not of the tokenizer that drew the samples; train the prior anew.",
+    )
 
 
 def _codec_warnings(fidelity: Fidelity | None) -> tuple[str, ...]:

@@ -23,6 +23,7 @@ from slicebook.layouts import Split
 from slicebook.text import replace_text
 
 REPORT_NAME, SCHEMA_NAME = "report.json", "report.schema.json"
+PARTIAL = ".slicebook-evaluation"  # folder of one that is not whole yet
 # All that an evaluation may leave, its page too: nothing of an earlier one may stand beside a new report.
 WRITTEN = (
     *(REPORT_NAME, SCHEMA_NAME, "report.html", "slices.csv", "patients.csv", "measures.csv", "closest.csv"),
@@ -38,7 +39,7 @@ class Evaluation(Record):
     Parts that were not asked for are None, and so are those that could not be judged: `left_out` says why.
     """
 
-    schema_version: Literal[2] = 2
+    schema_version: Literal[3] = 3
     split: Split
     patients: int
     slices: int
@@ -124,12 +125,12 @@ def written_whole(out: Path) -> Iterator[Path]:
     """
     if out.exists() and not out.is_dir():
         raise DataError(f"{out}: is a file; choose a folder for the report (--out)")
-    new, partial = not out.exists(), out / ".partial"
-    ours = (out / REPORT_NAME).exists() or partial.exists()  # the latter where one was killed
+    new, partial = not out.exists(), out / PARTIAL
+    ours = _is_report(out / REPORT_NAME) or partial.exists()  # the latter where one was killed
     strange = [name for name in WRITTEN if (out / name).exists()]
     if strange and not ours:
         raise DataError(
-            f"{out}: holds {strange[0]} and no {REPORT_NAME}, so something else that would be written over; "
+            f"{out}: holds {strange[0]} and no report of ours, so something else that would be written over; "
             "choose another folder (--out)"
         )
     shutil.rmtree(partial, ignore_errors=True)
@@ -146,3 +147,12 @@ def written_whole(out: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
         if new and not any(out.iterdir()):
             out.rmdir()
+
+
+def _is_report(path: Path) -> bool:
+    """Return whether a file is a report, of whatever version."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and {"schema_version", "left_out", "provenance"} <= content.keys()

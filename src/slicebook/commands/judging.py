@@ -19,7 +19,7 @@ from slicebook.commands.options import (
     say,
     show,
 )
-from slicebook.errors import DataError
+from slicebook.errors import ConfigError, DataError
 
 
 def evaluate(
@@ -79,7 +79,10 @@ def evaluate(
     )
     page = write_page(out)
     if (out / CARD_NAME).is_file():  # of an earlier evaluation: nothing old stands beside a new report
-        write_card(out)
+        try:
+            write_card(out)
+        except ConfigError as error:
+            say(f"warning: the card is of an earlier report. {error}")
     for warning in report.warnings:
         say(f"warning: {warning}")
     say(f"page: {page}")

@@ -20,6 +20,7 @@ from slicebook import pictures
 from slicebook.checkpoint import LoadedPrior
 from slicebook.config import Record
 from slicebook.dataset import PreparedData, SliceSet
+from slicebook.errors import DataError
 from slicebook.generating import decode_pages, noise_levels, put_noise_back
 from slicebook.judging.descriptions import Descriptor, TrainingSet, describe_training, descriptors
 from slicebook.judging.sides import BATCH, Side, in_batches, unit
@@ -35,6 +36,7 @@ from slicebook.metrics.neighbours import (
     nearest_by_correlation,
     nearest_by_features,
 )
+from slicebook.metrics.planting import move
 from slicebook.metrics.summary import Rate, summarise_rate
 from slicebook.text import write_csv
 from slicebook.token_set import encode_slices
@@ -99,7 +101,8 @@ def audit_samples(
         say: Called before each part.
 
     Raises:
-        DataError: There is a single patient never trained on and too few training patients.
+        DataError: No patient never trained on has a slice of this size, or a single one has and there are
+            too few training patients.
     """
     size = (ours.images.shape[-2], ours.images.shape[-1])
     kinds = descriptors() if kinds is None else kinds
@@ -172,6 +175,12 @@ def _held_out(
         and not record.blank
         and (record.rows, record.columns) == size
     ]
+    if not records:
+        raise DataError(
+            f"{data.folder}: holds no slice of {size[0]}×{size[1]}, the size that is drawn, of a patient who "
+            "was never trained on, so there is nothing to judge nearness by; hold out such patients, or "
+            "prepare all data to one size (--size)"
+        )
     patients, trained = ({record.patient for record in some} for some in (records, train.records))
     words = f"{len(records)} slices of {len(patients)} patients that were never trained on"
     if len(patients) < FEWEST_PATIENTS and len(trained) > 2:  # without its own, two are left to compare
@@ -239,7 +248,8 @@ def _draw_closest(
 ) -> None:
     """Draw samples beside their nearest training slices, moved onto them, and the difference."""
     pairs = [
-        (samples[pair.sample], _moved(unit(train[pair.training][None])[0], pair)) for pair in closest[:DRAWN]
+        (samples[pair.sample], move(unit(train[pair.training][None])[0], pair.mirror, pair.shift))
+        for pair in closest[:DRAWN]
     ]
     records = [train.records[pair.training] for pair in closest[:DRAWN]]
     pictures.pairs(
@@ -268,12 +278,3 @@ def _row(pair: Pair, ours: Side, train: SliceSet) -> dict[str, Any]:
         "down": pair.shift[0],
         "right": pair.shift[1],
     }
-
-
-def _moved(image: Float32[np.ndarray, "h w"], pair: Pair) -> Float32[np.ndarray, "h w"]:
-    """Return a training slice where its sample lies, the edge repeated."""
-    turned = image[:, ::-1] if pair.mirror else image
-    rows, columns = (
-        np.clip(np.arange(side) - by, 0, side - 1) for side, by in zip(image.shape, pair.shift, strict=True)
-    )
-    return np.asarray(turned[rows][:, columns])

@@ -20,6 +20,7 @@ from slicebook.errors import DataError
 from slicebook.judging.sides import BATCH, in_batches, of_size
 from slicebook.metrics import deep, texture
 from slicebook.metrics.neighbours import CORRELATION, describe
+from slicebook.metrics.slices import check_slices
 from slicebook.tensor_file import State, hash_tensors, load_kept, save_state
 
 FOLDER = "descriptions"
@@ -42,7 +43,12 @@ class Descriptor:
         self._known: dict[bytes, Float64[np.ndarray, " f"]] = {}
 
     def __call__(self, images: Float32[np.ndarray, "n h w"]) -> Float64[np.ndarray, "n f"]:
-        """Describe slices in [0, 1]."""
+        """Describe slices in [0, 1].
+
+        Raises:
+            DataError: A value is not finite or outside [0, 1]; the message says of which slice.
+        """
+        check_slices(images, self.name)  # here, where a slice still has its number
         keys = [hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in images]
         new = {key: at for at, key in enumerate(keys) if key not in self._known}
         if new:

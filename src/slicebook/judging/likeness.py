@@ -111,7 +111,7 @@ class Likeness(Record):
     spectrum: Curves
     intensity: Curves
     anatomy: Anatomy | None
-    """None without masks of a pelvis."""
+    """None without masks of an axial pelvis."""
 
     def measures(self) -> tuple[Measure, ...]:
         """Return every measure that has one of real patients beside it."""
@@ -184,7 +184,8 @@ def measure_likeness(
         )
     say("diversity, spectra, intensities, anatomy")
     anatomy = None
-    if ours.masks is not None and real.masks is not None and data.info.label_values == PELVIS:
+    pelvis = (data.info.label_values, data.info.plane) == (PELVIS, "axial")
+    if ours.masks is not None and real.masks is not None and pelvis:
         train = of_size(data, "train", (ours.images.shape[-2], ours.images.shape[-1]))
         anatomy = judge_anatomy(ours, real, train, seed=seed)
     return Likeness(

@@ -107,9 +107,13 @@ def of_size(data: PreparedData, split: Split, size: tuple[int, int], *, masked: 
     Raises:
         DataError: There is none.
     """
-    labelled = any(record.split == split and record.label_offset >= 0 for record in data.records)
-    records = data.split(split, labelled=masked and labelled).records
-    chosen = tuple(one for one in records if (one.rows, one.columns) == size)
+    chosen = tuple(
+        one
+        for one in data.records
+        if one.split == split and not one.blank and (one.rows, one.columns) == size
+    )
+    if masked:
+        chosen = tuple(one for one in chosen if one.label_offset >= 0) or chosen
     if not chosen:
         raise DataError(
             f"{data.folder}: its split {split!r} holds no slice of {size[0]}×{size[1]}, the size that is "

@@ -15,6 +15,7 @@ from slicebook.metrics.beside import DRAWS, Beside, measure_beside
 from slicebook.metrics.slices import check_slices
 
 BINS = 256  # of intensity: what a screen shows
+SHOWN_BINS = 64  # of the curve of intensities: finer ones are ragged
 SMALLEST_SIDE = 8  # pixels: four rings
 _LEAST_POWER = 1e-8  # far below the steps of 8 bits (1e-6): with it a blank slice has a spectrum too
 
@@ -94,10 +95,11 @@ def compare_intensities(
     draws: int = DRAWS,
 ) -> Curves:
     """Compare how many pixels have which brightness. Arguments and errors are those of `compare_spectra`."""
-    centres = (np.arange(BINS) + 0.5) / BINS
     found = histograms(generated), histograms(real)
     distance = measure_beside(CONVENTIONS["intensity"], _shift, *found, patients, seed=seed, draws=draws)
-    return _curves(centres, *found, patients, distance)
+    centres = (np.arange(SHOWN_BINS) + 0.5) / SHOWN_BINS
+    ours, theirs = (one.reshape(len(one), SHOWN_BINS, -1).sum(axis=2) for one in found)
+    return _curves(centres, ours, theirs, patients, distance)
 
 
 def spectra(images: Float32[np.ndarray, "n h w"]) -> Float64[np.ndarray, "n rings"]:

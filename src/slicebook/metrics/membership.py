@@ -8,8 +8,9 @@ from jaxtyping import Float64
 
 from slicebook.errors import DataError
 from slicebook.metrics.ranking import CONVENTION, auroc
+from slicebook.metrics.reconstruction import expanded_tail
 
-_RESAMPLES = 2000
+_RESAMPLES = 10_000
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,8 @@ class Membership:
     Attributes:
         convention: What the area is.
         auc: 0.5 where they tell nothing.
-        interval: Bootstrap over the patients of both groups; None with fewer than two in one.
+        interval: Bootstrap over the patients of both groups, expanded for the smaller group's number
+            (`reconstruction.expanded_tail`); None with fewer than two in one.
         training_patients, held_out_patients: How many.
     """
 
@@ -75,7 +77,8 @@ def membership(
         ]
         pairs = [w @ [len(one) for one in side] for w, side in zip(weights, (inside, outside), strict=True)]
         draws = ((weights[0] @ won) * weights[1]).sum(axis=1) / (pairs[0] * pairs[1])
-        interval = tuple(np.quantile(draws, [0.025, 0.975]).tolist())
+        tail = expanded_tail(min(won.shape), 0.95)
+        interval = tuple(np.quantile(draws, [tail, 1 - tail]).tolist())
     return Membership(CONVENTION, _auc(training, held_out), interval, len(inside), len(outside))
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float32, Float64, Int64
-from scipy.stats import binom
+from scipy.stats import beta, binom
 
 from slicebook.errors import DataError
 from slicebook.metrics.neighbours import CORRELATION, Nearest
@@ -136,6 +136,9 @@ class Audit:
         valid: Whether the test would have found copies in a twentieth of the samples, and rests on enough
             held-out patients. Where it is not, finding no copies means nothing.
         copies_found: Whether one of `tests` found copies.
+        at_most: Upper end, 95 %, of the share of copies such as those planted among samples drawn so (Clopper
+            and Pearson 1934, one-sided, of the samples beyond the first gap; over the share of the planted
+            that were seen). Few samples say little: of 100 without any, 3 %. 1 where none planted was seen.
         verdict: Both in words.
         distance: How slices were compared.
         samples, held_out_slices, held_out_patients: How many.
@@ -147,6 +150,7 @@ class Audit:
 
     valid: bool
     copies_found: bool
+    at_most: float
     verdict: str
     distance: str
     samples: int
@@ -227,10 +231,10 @@ def audit(
         origins = np.asarray(sources_at)[copies.sources]
         controls.append(_control(share, baseline, found, search(copies.images, None), replaced, origins))
     reason = _reason(controls[-1], len(set(held_out_patients)), len(samples))
-    copies_found = any(test.found for test in tests)
     return Audit(
         valid=not reason,
-        copies_found=copies_found,
+        copies_found=any(test.found for test in tests),
+        at_most=_at_most(tests[0].beyond, len(samples), controls[-1].seen),
         verdict=_verdict(reason, controls[-1], tests, len(samples)),
         distance=distance,
         samples=len(samples),
@@ -331,6 +335,12 @@ def _control(
         traced=float((copies.index == origins).mean()),
         found=seen >= SEEN and any(test.found for test in alone),
     )
+
+
+def _at_most(beyond: int, samples: int, seen: float) -> float:
+    if not seen or beyond == samples:
+        return 1.0
+    return min(1.0, float(beta.ppf(_CONFIDENCE, beyond + 1, samples - beyond)) / seen)
 
 
 def _reason(control: Control, patients: int, samples: int) -> str:

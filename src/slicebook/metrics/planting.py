@@ -51,17 +51,23 @@ def plant(
     mirror = generator.random(count) < 0.5
     most = np.array([int(SHIFT * side) for side in sources.shape[1:]])
     shift = generator.integers(-most, most + 1, size=(count, 2)) * (generator.random((count, 1)) < 0.5)
-    moved = np.empty((count, *sources.shape[1:]), np.float32)
+    placed = np.empty((count, *sources.shape[1:]), np.float32)
     for at, (down, right) in enumerate(shift.tolist()):
-        source = sources[chosen[at]]
-        rows, columns = (
-            np.clip(np.arange(side) - by, 0, side - 1)
-            for side, by in zip(source.shape, (down, right), strict=True)
-        )
-        moved[at] = (source[:, ::-1] if mirror[at] else source)[rows][:, columns]
-    copies = reconstruct(moved)
-    if copies.shape != moved.shape:
+        placed[at] = move(sources[chosen[at]], bool(mirror[at]), (down, right))
+    copies = reconstruct(placed)
+    if copies.shape != placed.shape:
         raise ShapeError(
-            f"the tokenizer made {copies.shape} of copies of {moved.shape}; crop them back to their size"
+            f"the tokenizer made {copies.shape} of copies of {placed.shape}; crop them back to their size"
         )
     return Planted(copies, chosen, mirror, shift)
+
+
+def move(
+    image: Float32[np.ndarray, "h w"], mirror: bool, shift: tuple[int, int]
+) -> Float32[np.ndarray, "h w"]:
+    """Return a slice mirrored or not, then moved down and right by whole pixels, its edge repeated."""
+    turned = image[:, ::-1] if mirror else image
+    rows, columns = (
+        np.clip(np.arange(side) - by, 0, side - 1) for side, by in zip(image.shape, shift, strict=True)
+    )
+    return np.asarray(turned[rows][:, columns])

@@ -12,6 +12,8 @@ from types import MappingProxyType
 import numpy as np
 from jaxtyping import Bool, Float
 from scipy import ndimage
+from scipy.stats import norm
+from scipy.stats import t as student
 from skimage.filters import threshold_otsu
 from skimage.metrics import structural_similarity
 
@@ -175,13 +177,15 @@ def bootstrap_interval(
     patients: Sequence[str],
     *,
     seed: int,
-    resamples: int = 2000,
+    resamples: int = 10_000,
     confidence: float = 0.95,
 ) -> Interval | None:
-    """Return the percentile bootstrap interval of the mean of patient means, resampling patients.
+    """Return the expanded percentile bootstrap interval of the mean of patient means, resampling patients.
 
-    Slices of one patient are near-duplicates: resampling slices would make the interval far too narrow
-    (Efron and Tibshirani 1993, chapter 13, for the percentile interval).
+    Slices of one patient are near-duplicates: resampling slices would make the interval far too narrow. So
+    would plain percentiles with few patients, whose resamples spread too little: those of 6 hold the truth in
+    85 % of trials where 95 % are meant. Expanded, they are as far out as Student's t would have them
+    (`expanded_tail`); 93 % of trials then.
 
     Args:
         values: One score a slice; None where it is undefined, which is left out.
@@ -198,9 +202,20 @@ def bootstrap_interval(
         return None
     generator = np.random.default_rng(seed)
     draws = means[generator.integers(len(means), size=(resamples, len(means)))].mean(axis=1)
-    tail = (1 - confidence) / 2
+    tail = expanded_tail(len(means), confidence)
     low, high = np.quantile(draws, [tail, 1 - tail])
     return Interval(low=float(low), high=float(high), confidence=confidence)
+
+
+def expanded_tail(n: int, confidence: float) -> float:
+    """Return the share of a bootstrap's draws to leave out at each end, given n things to resample.
+
+    Φ(-√(n / (n - 1)) t), t that quantile of Student's t of n - 1 degrees of freedom which leaves the half of
+    1 - confidence beyond it: what makes the percentiles of a mean of normal values as wide as t's interval
+    (Hesterberg 2015, Am Stat 69:371, the expanded percentile interval).
+    """
+    reach = float(student.ppf((1 + confidence) / 2, n - 1))
+    return float(norm.cdf(-np.sqrt(n / (n - 1)) * reach))
 
 
 def _default_ssim(

@@ -12,11 +12,11 @@ from slicebook.metrics.reconstruction import CONVENTIONS, bootstrap_interval, pa
 
 Scores = Mapping[str, float | None]
 
-_RESAMPLES = 2000
+_RESAMPLES = 10_000
 _CONFIDENCE = 0.95
 AVERAGING = (
-    "A patient's score is the mean of their slices. The interval is the percentile bootstrap of the mean of "
-    f"patients, {_CONFIDENCE:.0%}, from {_RESAMPLES} resamples of patients"
+    "A patient's score is the mean of their slices. The interval is the expanded percentile bootstrap of "
+    f"the mean of patients (Hesterberg 2015), {_CONFIDENCE:.0%}, from {_RESAMPLES:,} resamples of patients"
 )
 
 

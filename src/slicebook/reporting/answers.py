@@ -11,9 +11,12 @@ from typing import Literal
 from slicebook.evaluation import Evaluation
 from slicebook.judging.fidelity import Fidelity
 from slicebook.judging.likeness import Likeness
+from slicebook.reporting.wording import estimate
 
+FEWEST = 6  # patients: fewer hardly know their own spread, so they decide nothing
 COVERED = 0.8  # of the coverage that real patients have of each other
 USEFUL = 0.9  # of what the training set teaches
+LEARNT = 0.5  # Dice that the training set has to teach, for that to be a yardstick
 WHO = {
     "train": "patients it was trained on",
     "validation": "patients that chose the checkpoint",
@@ -21,7 +24,7 @@ WHO = {
 }
 PASSING = 0.9  # of the rate at which real masks pass the rules of anatomy
 
-Verdict = Literal["yes", "partly", "no", "measured", "invalid", "not asked"]
+Verdict = Literal["yes", "partly", "no", "none found", "measured", "invalid", "not judged", "not asked"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,8 @@ class Answer:
 
     Attributes:
         question: As people ask it.
-        verdict: `measured` where there is nothing to judge the number by.
+        verdict: `measured` where there is too little to judge the number by; `not judged` where it was asked
+            for and could not be.
         finding: With its numbers.
         rule: What makes it a yes.
     """
@@ -56,26 +60,38 @@ def whose(found: Evaluation) -> str:
 
 def _faithful(found: Evaluation) -> Answer:
     question = "Is it faithful?"
-    rule = "Yes where its foreground SSIM is above JPEG 2000's at its bits, interval by patient above 0."
+    rule = (
+        "Yes where its foreground SSIM is above JPEG 2000's at its bits, no where it is below, interval by "
+        f"patient clear of 0; measured on fewer than {FEWEST} patients."
+    )
     fidelity = found.fidelity
     if fidelity is None:
-        return Answer(question, "not asked", "Reconstruction was not judged.", rule)
+        return _unjudged(found, "fidelity", question, "Reconstruction was not judged.", rule)
     said = (
         f"SSIM of the foreground {fidelity.scores[fidelity.headline].in_words()} at "
         f"{fidelity.bits_per_pixel.mean_of_slices:.3f} bits a pixel, on {found.patients} {whose(found)}."
     )
-    return Answer(question, *_beside_codec(fidelity, found.split, said), rule)
+    return Answer(question, *_beside_codec(fidelity, _decides(found, found.patients), said), rule)
 
 
-def _beside_codec(fidelity: Fidelity, split: str, said: str) -> tuple[Verdict, str]:
+def _unjudged(found: Evaluation, part: str, question: str, finding: str, rule: str) -> Answer:
+    if part in found.left_out:
+        return Answer(question, "not judged", f"{finding} Why: {found.left_out[part]}.", rule)
+    return Answer(question, "not asked", finding, rule)
+
+
+def _decides(found: Evaluation, patients: int) -> bool:
+    """Return whether these patients can decide anything."""
+    return found.split != "train" and patients >= FEWEST
+
+
+def _beside_codec(fidelity: Fidelity, decides: bool, said: str) -> tuple[Verdict, str]:
     codec = (fidelity.codecs or {}).get("jpeg2000")
-    if split == "train":
-        return "measured", said
     if codec is None:
         return "measured", f"{said} No codec was asked to do the same (--codecs)."
     gain = codec.advantage[fidelity.headline]
     said = f"{said} JPEG 2000 at these bits: {codec.scores[fidelity.headline].in_words()}."
-    if gain.interval is None:
+    if gain.interval is None or not decides:
         return "measured", said
     low, high = gain.interval
     return "yes" if low > 0 else "no" if high < 0 else "partly", said
@@ -86,14 +102,15 @@ def _generates(found: Evaluation) -> Answer:
     rule = (
         "Yes where, on every kind of features, the kernel distance is no larger than the 95th percentile of "
         f"that between real patients, coverage is at least {COVERED:.0%} of theirs, and masks of a pelvis "
-        f"pass the rules of anatomy at {PASSING:.0%} of the rate of real ones; partly where some of it holds."
+        f"pass the rules of anatomy at {PASSING:.0%} of the rate of real ones; partly where some of it "
+        f"holds; measured on fewer than {FEWEST} patients."
     )
     likeness = found.generation
     if likeness is None:
-        return Answer(question, "not asked", "No sample was judged.", rule)
+        return _unjudged(found, "generation", question, "No sample was judged.", rule)
     held = _held(likeness)
     verdict: Verdict = "yes" if all(held) else "partly" if any(held) else "no"
-    if found.split == "train":
+    if not _decides(found, likeness.held_out_patients):
         verdict = "measured"
     parts = []
     for name, features in likeness.features.items():
@@ -128,37 +145,42 @@ def _held(likeness: Likeness) -> list[bool]:
 def _copies(found: Evaluation) -> Answer:
     question = "Does it copy patients?"
     rule = (
-        "No where the audit is valid, so would have seen copies in a twentieth of the samples, and saw none."
+        "None found where the audit is valid, so would have seen copies in a twentieth of the samples, and "
+        "neither of its two tests found any. That is no proof that there are none."
     )
     if found.audit is None:
-        return Answer(question, "not asked", "Samples were not searched for copies.", rule)
-    copies = found.audit.copies
-    verdict: Verdict = "yes" if copies.copies_found else "no" if copies.valid else "invalid"
-    member = found.audit.membership
+        return _unjudged(found, "audit", question, "Samples were not searched for copies.", rule)
+    copies, member = found.audit.copies, found.audit.membership
+    verdict: Verdict = "yes" if copies.copies_found else "none found" if copies.valid else "invalid"
     said = copies.verdict
     if copies.valid:
-        beyond = max(test.beyond for test in copies.tests)
-        seen = copies.controls[-1]
-        said = f"{beyond} of {copies.samples} samples look copied; {seen.seen:.0%} of {seen.planted} planted "
-        said += "copies were seen."
-    said += f" Likelihoods tell training slices from others with an AUC of {member.auc:.2f}."
+        many, any_one = copies.tests
+        said = (
+            f"{many.beyond} of {copies.samples} samples beyond the gap that {many.expected:.1%} of real "
+            f"slices exceed (copies from {many.needed}), {any_one.beyond} beyond what chance allows; "
+            f"{copies.controls[-1].seen:.0%} of {copies.controls[-1].planted} planted copies seen."
+        )
+    said += " Likelihoods tell training slices from others with an AUC of "
+    said += f"{estimate(member.auc, member.interval)}."
     return Answer(question, verdict, said, rule)
 
 
 def _useful(found: Evaluation) -> Answer:
     question = "Is it of use?"
     rule = (
-        f"Yes where a segmenter taught by samples alone reaches {USEFUL:.0%} of one taught by the training "
-        "set."
+        f"Yes where a segmenter taught by samples alone reaches {USEFUL:.0%} of the Dice of one taught by "
+        f"the training set, partly from half of that; measured where the latter is below {LEARNT}, or on "
+        f"fewer than {FEWEST} patients."
     )
     useful = found.usefulness
     if useful is None:
-        return Answer(question, "not asked", "No segmenter was trained on samples.", rule)
-    if useful.ratio is None or useful.generated.mean is None:
+        return _unjudged(found, "usefulness", question, "No segmenter was trained on samples.", rule)
+    theirs = useful.training_set.mean
+    if useful.ratio is None or useful.generated.mean is None or theirs is None:
         return Answer(question, "measured", "The training set itself taught nothing.", rule)
     verdict: Verdict = "yes" if useful.ratio >= USEFUL else "partly" if useful.ratio >= USEFUL / 2 else "no"
-    if found.split == "train":
+    if theirs < LEARNT or not _decides(found, found.patients):
         verdict = "measured"
     said = f"Dice {useful.generated.mean:.3f} on {whose(found)}, taught by samples alone; "
-    said += f"{useful.training_set.mean:.3f} by the training set."
+    said += f"{theirs:.3f} by the training set."
     return Answer(question, verdict, said, rule)

@@ -9,15 +9,17 @@ from jinja2 import Environment, StrictUndefined
 
 from slicebook.evaluation import PARTS, Evaluation, read_report
 from slicebook.reporting import markdown, provenance, tables
-from slicebook.reporting.answers import answers
+from slicebook.reporting.answers import FEWEST, answers, whose
 from slicebook.reporting.wording import ends, estimate, number, share
 
 CARD_NAME = "MODEL_CARD.md"
 CHANCE = 0.5  # AUC of likelihoods that tell nothing
+UNJUDGED = ("not asked", "not judged")
 WHY = {
-    "not asked": "Not judged.",
+    "not asked": "Not asked.",
+    "not judged": "Could not be judged.",
     "invalid": "The test was not valid, so there is no answer.",
-    "measured": "Measured, with nothing to judge the number by.",
+    "measured": "Measured, with too little to judge the number by.",
 }
 
 Rows = tables.Rows
@@ -57,7 +59,7 @@ def card(found: Evaluation) -> str:
     said = answers(found)
     answer_rows: Rows = [("question", "answer", "what was found")]
     answer_rows += [
-        (one.question, one.verdict, "Not judged." if one.verdict == "not asked" else one.finding)
+        (one.question, one.verdict, WHY[one.verdict] if one.verdict in UNJUDGED else one.finding)
         for one in said
     ]
     environment = Environment(
@@ -76,6 +78,7 @@ def card(found: Evaluation) -> str:
         answers=said,
         answer_rows=answer_rows,
         copying=said[2].verdict,
+        who=whose(found),
         why=WHY,
         tells=_tells(found),
         untaught=_untaught(found),
@@ -87,8 +90,10 @@ def _tells(found: Evaluation) -> str:
     """Say whether likelihoods tell training slices from others: yes, no, unsure, or nothing."""
     if not found.audit:
         return ""
-    interval = found.audit.membership.interval
-    return "unsure" if interval is None else "yes" if interval[0] > CHANCE else "no"
+    member = found.audit.membership
+    if member.interval is None or min(member.training_patients, member.held_out_patients) < FEWEST:
+        return "unsure"
+    return "yes" if member.interval[0] > CHANCE else "no"
 
 
 def _untaught(found: Evaluation) -> str:

@@ -47,11 +47,12 @@ class Axis:
 
     def ticks(self) -> list[float]:
         """Return round values to name, from low to high."""
-        if self.log:
+        ratio = self.high / self.low if self.log else 0
+        if ratio >= 5:
             exponents = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
-            steps = (1, 2, 5) if self.high / self.low <= 1e3 else (1,)
+            steps = (1, 2, 5) if ratio <= 1e3 else (1,)
             values = [step * 10.0**exponent for exponent in exponents for step in steps]
-        else:
+        else:  # also of ratios, of which too few would lie between the ends
             step = _round_step((self.high - self.low) / TICKS)
             first = math.ceil(self.low / step - 1e-9)
             values = [index * step for index in range(first, math.floor(self.high / step + 1e-9) + 1)]

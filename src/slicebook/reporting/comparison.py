@@ -59,7 +59,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class SideBySide:
     """Several evaluations side by side.
 
     Attributes:
@@ -97,7 +97,7 @@ class Comparison:
         return "\n\n".join(parts) + "\n"
 
 
-def compare_reports(folders: Sequence[str | Path]) -> Comparison:
+def compare_reports(folders: Sequence[str | Path]) -> SideBySide:
     """Put evaluations side by side.
 
     Args:
@@ -117,7 +117,7 @@ def compare_reports(folders: Sequence[str | Path]) -> Comparison:
         measures = dict.fromkeys(name for column in columns for name in column)
         rows += [Row(name, tuple(column.get(name) for column in columns)) for name in measures]
     measured = [_conventions(one) for one in found]
-    return Comparison(
+    return SideBySide(
         titles=titles,
         differences=(*comparable.differences(titles, found), *comparable.redefined(titles, measured)),
         warnings=tuple(
@@ -130,7 +130,7 @@ def compare_reports(folders: Sequence[str | Path]) -> Comparison:
     )
 
 
-def write_comparison(comparison: Comparison, path: Path) -> None:
+def write_comparison(comparison: SideBySide, path: Path) -> None:
     """Write it as a page of Markdown.
 
     Raises:

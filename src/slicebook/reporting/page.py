@@ -21,7 +21,7 @@ from slicebook.text import replace_text
 PAGE_NAME = "report.html"
 TONES: Mapping[tuple[str, str], str] = {
     ("Does it copy patients?", "yes"): "bad",
-    ("Does it copy patients?", "no"): "good",
+    ("Does it copy patients?", "none found"): "good",
 }
 USUAL_TONES = {"yes": "good", "partly": "fair", "no": "bad", "invalid": "bad"}
 

@@ -78,7 +78,7 @@ def sections(found: Evaluation, folder: Path) -> Iterator[Section]:
         yield Section(
             "left-out",
             "What could not be judged",
-            "Asked for, and left out.",
+            "Left out, and why.",
             [_table("Why", [("part", "reason"), *found.left_out.items()])],
         )
     if found.training:
@@ -134,7 +134,6 @@ def _generation(drawing: Drawing, found: Likeness, who: str, folder: Path) -> Se
                 "intensity",
                 "share of pixels",
                 "Intensities of samples and of real slices",
-                join=4,
             ),
             *([_table("Masks that meet the rules of anatomy", anatomy)] if anatomy else []),
             _terms("What each measure is", tables.conventions(found)),
@@ -228,15 +227,11 @@ def _history(name: str, found: History) -> Block:
     )
 
 
-def _curves(curves: Curves, x: str, y: str, what: str, *, join: int = 1) -> Block:
-    """Return a chart of samples over the range of real patients; `join` neighbouring bins are summed."""
+def _curves(curves: Curves, x: str, y: str, what: str) -> Block:
+    """Return a chart of samples over the range of real patients."""
 
     def points(values: Sequence[float]) -> list[tuple[float, float]]:
-        starts = range(0, len(values) - join + 1, join)
-        return [
-            (sum(curves.at[start : start + join]) / join, sum(values[start : start + join]))
-            for start in starts
-        ]
+        return list(zip(curves.at, values, strict=True))
 
     drawn = charts.lines(
         {"samples": points(curves.generated), "real": points(curves.real)},

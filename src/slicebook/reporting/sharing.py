@@ -15,14 +15,15 @@ from slicebook.judging.auditing import Auditing
 from slicebook.judging.likeness import Drawing
 
 AUDIT_NAME, WORDS_NAME = "audit.json", "AUDIT.md"
+MOST_COPIES = 0.05  # of samples drawn so, as far as the audit can tell: what its own control is about
 
 
 def clearance(report: str | Path) -> Clear:
     """Return what allows samples to be shared by an audit of their model, for `generate`.
 
     It raises, before anything is drawn, unless the audit is of this model's weights and of samples that were
-    asked to be the same, would have seen planted copies, and saw none. Else the samples get its summary:
-    audit.json, and AUDIT.md in words.
+    asked to be the same, would have seen planted copies, saw none, and leaves room for few: less than a
+    twentieth of the samples. Else the samples get its summary: audit.json, and AUDIT.md in words.
 
     Args:
         report: The folder that `slicebook evaluate` wrote, or its report.json.
@@ -48,6 +49,12 @@ def clearance(report: str | Path) -> Clear:
         _check_alike(path, drawing, asked)
         if audit.copies.copies_found or not audit.copies.valid:
             raise DataError(f"{path}: its samples must not be shared. {audit.copies.verdict}")
+        if audit.copies.at_most > MOST_COPIES:
+            raise DataError(
+                f"{path}: up to {audit.copies.at_most:.1%} of such samples may be copies, as far as "
+                f"{audit.copies.samples} audited ones can tell, wanted at most {MOST_COPIES:.0%}; evaluate "
+                "more samples (-n)"
+            )
         return {
             AUDIT_NAME: json.dumps(_summary(found, audit), indent=2) + "\n",
             WORDS_NAME: _in_words(found, audit),
@@ -112,8 +119,10 @@ def _in_words(found: Evaluation, audit: Auditing) -> str:
 
 {copies.verdict}
 
-- Model {model}: {copies.samples} samples, drawn in the same way as these, at positions of
-  training slices.
+- Model {model}: {copies.samples} samples, drawn with the settings of these; at
+  positions of training slices, where these may be at any.
+- Of such samples at most {copies.at_most:.1%} are copies like those planted, as far as that many can tell
+  (95 % confidence).
 - Searched: {audit.training_slices} training slices of {audit.training_patients} patients, moved and mirrored.
 - Not searched, being of other sizes: {audit.of_other_sizes} training slices.
 - Beside: {audit.baseline}.

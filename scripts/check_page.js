@@ -31,7 +31,7 @@
       }
       const verdict = words(card.querySelector(".verdict"));
       if (!verdict) fault(card, "no verdict");
-      else if ((verdict.toLowerCase() !== "not asked") !== judged)
+      else if (!["not asked", "not judged"].includes(verdict.toLowerCase()) !== judged)
         fault(card, `verdict "${verdict}", but report.json says ${judged ? "judged" : "not judged"}`);
       const box = card.getBoundingClientRect();
       const [width, height] = asked.screen ?? [Infinity, Infinity];

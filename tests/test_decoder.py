@@ -131,11 +131,40 @@ def test_both_judges_begin_with_pulls_in_the_proportion_that_is_set(own):
     assert torch.allclose((total - pull)[4:] / push[4:], ((total - pull)[0] / push[0]).mean(), rtol=1e-3)
 
 
-def test_samples_are_judged_by_the_discriminator_alone(own):
+def test_samples_that_do_not_stray_are_judged_by_the_discriminator_alone(own):
     pull, push, _ = at_pixels(own)
     assert len(pull) == len(push) == 8
     assert (pull[4:] == 0).all()
     assert (push != 0).any(dim=(1, 2, 3)).all()
+
+
+@pytest.mark.parametrize("weight", [0.0, 4.0])
+def test_samples_are_held_to_the_faithful_decoders_outline(own, weight):
+    """Drawn brighter as a whole, each pixel is pulled back alike."""
+
+    def brighter(made):
+        made.outlines = {size: outlines - 0.25 for size, outlines in made.outlines.items()}
+
+    pull, *_ = at_pixels(own, f"decoder.training.outline={weight}", change=brighter)
+    held = pull[4:]
+    assert held == pytest.approx(torch.full_like(held, weight / held.numel()), rel=1e-3, abs=1e-12)
+
+
+def test_an_outline_is_the_average_over_a_cell_of_the_finest_grid(own):
+    made, draw = objective(own), torch.Generator().manual_seed(0)
+    drawn = torch.rand(1, 1, 36, 64, generator=draw)
+    found = made.adversaries.outline(drawn)
+    assert found.shape == (1, 1, 5, 8)  # 36 rows are four and a half cells of 8
+    assert float(found[0, 0, 1, 2]) == pytest.approx(float(drawn[0, 0, 8:16, 16:24].mean()))
+    assert float(found[0, 0, 4, 0]) == pytest.approx(float(drawn[0, 0, 32:, :8].mean()))
+
+
+def test_outlines_are_those_of_the_faithful_decoder(own):
+    loaded = own[0]
+    made = objective(own)
+    for size, grids in made.samples.items():
+        wanted = made.adversaries.outline(loaded.tokenizer.render(grids, size))
+        assert torch.allclose(made.outlines[size], wanted, atol=1e-6)
 
 
 def test_the_discriminator_is_taught_that_samples_are_none(own):

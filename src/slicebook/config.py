@@ -187,6 +187,8 @@ class DecoderTrainingConfig(LoopConfig):
     """Nothing chooses among epochs."""
     adversarial: Annotated[float, Field(ge=0.0)] = 0.5
     """How strongly the discriminator pulls; at 1 it begins as strongly as the tokenizer's loss does."""
+    outline: Annotated[float, Field(ge=0.0)] = 1.0
+    """Weight of how far a sample's drawing strays from the faithful decoder's, averaged over finest cells."""
     ema: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.995
     """Decay a step of the averaged weights."""
 

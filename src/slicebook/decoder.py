@@ -3,7 +3,9 @@
 The loss that a tokenizer learns from is least for a soft edge wherever the tokens leave its place open:
 faithful, but no real slice looks so, and least of all one drawn from tokens that a prior sampled. Here a copy
 of the last decoder goes on with a discriminator (Isola et al. 2017, https://arxiv.org/abs/1611.07004, section
-3.2.2), which judges drawings of both kinds of tokens. Reconstruction keeps the faithful decoder.
+3.2.2), which judges drawings of both kinds of tokens. A sample has no original to be true to, so its drawing
+is held to what the faithful decoder makes of it, on the average over each cell of the finest grid: what lies
+within a cell is free. Reconstruction keeps the faithful decoder.
 """
 
 from __future__ import annotations
@@ -44,6 +46,7 @@ SETTLING = 0.1  # share that a step has in the running mean of the pulls' propor
 
 Samples = Mapping[tuple[int, int], Sequence[Int64[Tensor, "n _ _"]]]
 """Of each size of slice, the token grids that a prior drew, finest first."""
+AT_ONCE = 16  # samples that the faithful decoder draws
 
 
 class Discriminator(nn.Module):
@@ -85,6 +88,8 @@ class _Adversaries(nn.Module):
         self.balance: Tensor
         self.register_buffer("balance", torch.zeros(()))  # not known yet
         self.loss = judged_by
+        self.outline_weight = config.training.outline
+        self.cell = tokenizer.config.scaling_rates[0]  # pixels of a side
 
     def train(self, mode: bool = True) -> _Adversaries:
         """Set the mode of the discriminator alone: both tokenizers keep their batch norm's statistics."""
@@ -93,13 +98,23 @@ class _Adversaries(nn.Module):
         self.learner.eval()
         return self
 
+    @torch.no_grad()
+    def outlines(self, grids: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+        """Return the outlines of what the decoder that is kept draws from tokens."""
+        parts = zip(*(torch.split(grid, AT_ONCE) for grid in grids), strict=True)
+        return torch.cat([self.outline(self.average.render(part, size).float()) for part in parts])
+
+    def outline(self, drawn: Tensor) -> Tensor:
+        """Return averages over the cells of the finest grid."""
+        return nn.functional.avg_pool2d(drawn, self.cell, ceil_mode=True)
+
     def forward(
-        self, images: Tensor, sampled: Sequence[Tensor], weight: float, averaged: bool
+        self, images: Tensor, sampled: Sequence[Tensor], outlines: Tensor, weight: float, averaged: bool
     ) -> dict[str, Tensor]:
         """Return the scores of a batch; to learn from, `loss` carries the gradients of both sides.
 
-        `sampled` are token grids that a prior drew: what is drawn from them has no original, so that the
-        discriminator alone judges it.
+        `sampled` are token grids that a prior drew, and `outlines` those of the faithful decoder's drawings
+        of them. Neither is looked at where the averaged weights are scored.
         """
         tokens = self.average.encode(images)
         size, count = (images.shape[-2], images.shape[-1]), len(images)
@@ -118,7 +133,8 @@ class _Adversaries(nn.Module):
         }
         if averaged:
             return scores
-        (pull,) = torch.autograd.grad(parts.total, drawn)
+        strayed = (self.outline(drawn[count:]) - outlines).abs().mean()
+        (pull,) = torch.autograd.grad(parts.total + self.outline_weight * strayed, drawn)
         (push,) = torch.autograd.grad(-self.discriminator(drawn).float().mean(), drawn)
         self._weigh(pull[:count], push[:count], settled=weight > 0)
         at_pixels = pull + weight * self.balance * push
@@ -128,6 +144,7 @@ class _Adversaries(nn.Module):
         discriminator_loss = (1 - real).relu().mean() + (1 + false).relu().mean()
         return scores | {
             "discriminator": discriminator_loss.detach(),
+            "strayed": strayed.detach(),
             "loss": parts.fidelity + carrier - carrier.detach() + discriminator_loss,
         }
 
@@ -161,6 +178,11 @@ class DecoderObjective:
         self.config = recipe.decoder
         self.samples = samples
         self.adversaries = _Adversaries(tokenizer.tokenizer, self.config, recipe.training.loss)
+        self.adversaries.to(fabric.device)
+        self.outlines = {
+            size: self.adversaries.outlines([grid.to(fabric.device) for grid in grids], size)
+            for size, grids in samples.items()
+        }
         self.module: nn.Module = self.adversaries  # the loop puts its wrapped form here
         self.recipe = recipe
         self.data = data
@@ -186,15 +208,19 @@ class DecoderObjective:
             images = augment(images, draw_augmentation(config.augment, len(images), draw))
         start, end = WARMUP
         weight = config.adversarial * min(1.0, max(0.0, (fraction - start) / (end - start)))
-        grids = self.samples[images.shape[-2], images.shape[-1]]
+        size = (images.shape[-2], images.shape[-1])
+        grids, outlines = self.samples[size], self.outlines[size]
         rows = torch.randint(len(grids[0]), (len(images),), generator=draw)
         sampled = [grid[rows].to(images.device) for grid in grids]
-        scores: dict[str, Tensor] = self.module(images, sampled, weight, averaged=False)
+        scores: dict[str, Tensor] = self.module(
+            images, sampled, outlines[rows.to(outlines.device)], weight, averaged=False
+        )
         return scores
 
     def validate(self, batch: Batch) -> dict[str, Tensor]:
         """Return the averaged weights' fidelity (a loss), SSIM, and sharpness; 1 is that of real slices."""
-        scores: dict[str, Tensor] = self.module(batch.images, (), 0.0, averaged=True)
+        nothing = batch.images.new_zeros(())
+        scores: dict[str, Tensor] = self.module(batch.images, (), nothing, 0.0, averaged=True)
         return scores
 
     def usage(self) -> dict[str, float]:

@@ -10,7 +10,7 @@ from scipy.ndimage import gaussian_filter
 
 from slicebook.errors import DataError, ShapeError
 from slicebook.metrics.membership import membership
-from slicebook.metrics.memorization import FEWEST_SAMPLES, audit
+from slicebook.metrics.memorization import FEWEST_SAMPLES, _at_most, audit
 from slicebook.metrics.neighbours import (
     describe,
     nearest_by_correlation,
@@ -269,3 +269,12 @@ def test_likelihoods_that_mean_nothing_are_refused():
         membership(np.zeros(1), ["a"], np.array([np.nan]), ["b"], seed=0)
     with pytest.raises(DataError, match="2 log-likelihoods of training slices with 1 patients"):
         membership(np.zeros(2), ["a"], np.zeros(1), ["b"], seed=0)
+
+
+@pytest.mark.parametrize(
+    ("beyond", "seen", "wanted"),
+    [(0, 1.0, 1 - 0.05**0.01), (0, 0.5, 2 * (1 - 0.05**0.01)), (0, 0.0, 1), (100, 1.0, 1)],
+)
+def test_without_any_beyond_the_share_left_open_is_in_closed_form(beyond, seen, wanted):
+    # All of 100 samples miss a share p of copies with probability (1 - p)^100: .05 at the upper end.
+    assert _at_most(beyond, 100, seen) == pytest.approx(wanted)

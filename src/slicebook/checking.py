@@ -2,166 +2,30 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import zlib
+import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 import pydicom
-from jaxtyping import Float32, UInt8
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError
-from nibabel.wrapstruct import WrapStructError
 
-from slicebook.dicom import read_dicom_series
-from slicebook.errors import DataError
-from slicebook.layouts import EVERY_FILE, Found, Source, SourceOptions, Unreadable, find_sources
-from slicebook.volumes import (
-    Plane,
-    Volume,
-    orientation_of,
-    plane_of,
-    read_labels,
-    read_nifti,
-    slice_spacing,
-    to_slices,
-)
+from slicebook.discovery import first_names
+from slicebook.layouts import EVERY_FILE, Found, Source, SourceOptions, Unreadable, find_sources, suspicions
+from slicebook.nifti_file import text_fields
+from slicebook.reader import Misfit as Misfit
+from slicebook.reader import Part as Part
+from slicebook.reader import count_files as count_files
+from slicebook.reader import read_parts as read_parts
 
-# Where NIfTI and DICOM headers tell who the patient was, or where and by whom the scan was made.
-_NIFTI_TEXT = ("descrip", "aux_file", "intent_name", "db_name")
+# Where DICOM headers tell who the patient was, or where and by whom the scan was made.
 _DICOM_PRIVATE = (
     *("PatientName", "PatientBirthDate", "PatientAddress", "PatientTelephoneNumbers", "OtherPatientIDs"),
     *("AccessionNumber", "InstitutionName", "ReferringPhysicianName", "OperatorsName", "PatientComments"),
+    *("OtherPatientNames", "PatientBirthName", "InstitutionAddress", "PerformingPhysicianName"),
 )
-
-
-@dataclass(frozen=True)
-class Part:
-    """The slices of one file, or of one DICOM series, in display orientation.
-
-    Attributes:
-        path: The file, or the first of the series.
-        number: Of its first slice within the volume.
-        plane: The one that the slices lie in, or nearest to.
-        spacing: Between slices, rows and columns, in mm.
-        digest: SHA-256 of the voxels; the same for a copy under another name, header or compression.
-        blank: No two voxels differ.
-    """
-
-    path: Path
-    number: int
-    images: Float32[np.ndarray, "n rows columns"]
-    labels: UInt8[np.ndarray, "n rows columns"] | None
-    plane: Plane
-    spacing: tuple[float, float, float]
-    digest: bytes
-    blank: bool
-
-    @property
-    def looks_like_a_mask(self) -> bool:
-        """Whether it holds a few whole numbers only: a mask that was taken for an image."""
-        if self.blank or self.labels is not None or len(np.unique(self.images[:, ::7, ::7])) > 8:
-            return False
-        values = np.unique(self.images)
-        return len(values) <= 8 and bool((values == np.rint(values)).all())
-
-
-@dataclass(frozen=True)
-class Misfit:
-    """A file that can be read and must not be used, and why."""
-
-    path: Path
-    reason: str
-
-
-def read_parts(source: Source, plane: Plane | None) -> Iterator[Part | Unreadable | Misfit]:
-    """Read a source, file by file. An image whose mask cannot be read is left out with it."""
-    if source.series is not None:
-        try:
-            volume = read_dicom_series(source.series)
-        except DataError as error:
-            yield Unreadable(source.images[0], str(error))
-        else:
-            yield _part(source.images[0], 0, volume, None, plane)
-        return
-    for number, (path, mask_path) in enumerate(zip(source.images, source.labels, strict=True)):
-        reading = path
-        try:
-            volume, mask = read_nifti(path), None
-            if mask_path is not None:
-                reading = mask_path
-                mask = read_labels(mask_path)
-        except DataError as error:
-            yield Unreadable(reading, str(error))
-            continue
-        part = _part(path, number, volume, mask, plane)
-        reason = _misfit(part, volume, mask_path, mask, source.is_stack)
-        yield Misfit(path, reason) if reason else part
-
-
-def count_files(found: Found) -> int:
-    """Return how many files there are to read; a DICOM series counts as one."""
-    readable = sum(
-        1 if s.series is not None else len(s.images) + sum(mask is not None for mask in s.labels)
-        for s in found.sources
-    )
-    return readable + len(found.unreadable)
-
-
-def _part(path: Path, number: int, volume: Volume, mask: Volume | None, plane: Plane | None) -> Part:
-    orientation = orientation_of(volume, plane)
-    same_shape = mask is not None and mask.array.shape == volume.array.shape
-    array = volume.array
-    digest = hashlib.sha256(repr(array.shape).encode() + array.tobytes(order="C")).digest()
-    return Part(
-        path=path,
-        number=number,
-        images=to_slices(array, orientation),
-        labels=to_slices(mask.array, orientation).astype(np.uint8) if mask and same_shape else None,
-        plane=plane_of(volume, orientation),
-        spacing=slice_spacing(volume, orientation),
-        digest=digest,
-        blank=bool(array.min() == array.max()),
-    )
-
-
-def _misfit(
-    part: Part, volume: Volume, mask_path: Path | None, mask: Volume | None, is_stack: bool
-) -> str | None:
-    """Return why a readable image cannot be used, or None."""
-    if is_stack and len(part.images) > 1:
-        return f"{part.path}: shape {volume.shape_on_disk}, wanted a 2D slice; move whole volumes elsewhere"
-    if not is_stack and part.looks_like_a_mask:
-        return (
-            f"{part.path}: holds {len(np.unique(part.images))} whole numbers only, so a mask, not an image; "
-            "pair it with its image by --mask, or narrow --patient-regex"
-        )
-    if mask is None:
-        return None
-    apart = max(np.abs(_corners(volume) - _corners(mask)).max(), 0.0)
-    if volume.array.shape == mask.array.shape and apart < 0.1 * min(volume.spacing):
-        return None
-    return (
-        f"{mask_path}: the mask does not lie on its image {part.path}: image shape {volume.array.shape}, "
-        f"affine {_rounded(volume.affine)}; mask shape {mask.array.shape}, affine {_rounded(mask.affine)}; "
-        "resample the mask to its image"
-    )
-
-
-def _corners(volume: Volume) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
-    """Return the first and last voxel and the ends of the three axes, in mm."""
-    indices = np.vstack([np.diag(np.array(volume.array.shape) - 1), np.zeros(3)])
-    return np.asarray(indices @ volume.affine[:3, :3].T + volume.affine[:3, 3])
-
-
-def _rounded(affine: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> list[list[float]]:
-    rounded: list[list[float]] = affine[:3].round(3).tolist()
-    return rounded
 
 
 @dataclass(frozen=True)
@@ -170,16 +34,18 @@ class CheckReport:
 
     Attributes:
         patients: How many, or None where the patient of a file is not known.
-        files: To read; a DICOM series counts as one.
+        files: To read, masks among them.
         blank_slices: Of one intensity throughout; training leaves them out.
         shapes: Slices by rows × columns.
         spacings: Files by slice × row × column distance in mm.
         intensity: Smallest and largest.
         label_values: Voxels by label.
         duplicates: Groups of files with the same voxels.
-        header_fields: Files (DICOM: series) by header field whose text may tell who the patient is.
+        header_fields: Files by header field whose text may tell who the patient is.
         unreadable, misfits: Why, file by file.
         unmatched: Files that fit neither the layout nor the patient regex, and masks without an image.
+        series: Volumes by kind of series, which --series chooses from; what is left out is said.
+        notes: What was passed over, and what makes the patients doubtful.
     """
 
     folder: str
@@ -201,6 +67,8 @@ class CheckReport:
     unreadable: tuple[str, ...]
     misfits: tuple[str, ...]
     unmatched: tuple[str, ...]
+    series: dict[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -234,7 +102,13 @@ class CheckReport:
             ("unmatched", str(len(self.unmatched))),
             ("header text, maybe of the patient", _listed(self.header_fields) or "none"),
         ]
-        return rows + [("problem", problem) for problem in self.problems]
+        copies = [f"same voxels: {first_names(list(group))}" for group in self.duplicates]
+        rows += [("series", f"{name}: {count} volumes") for name, count in self.series.items()]
+        rows += [("unmatched", first_names(list(self.unmatched)))] if self.unmatched else []
+        rows += [("note", note) for note in self.notes]
+        return rows + [
+            ("problem", line) for group in (self.unreadable, self.misfits, copies) for line in grouped(group)
+        ]
 
 
 def check(
@@ -283,7 +157,36 @@ def check(
         unreadable=tuple(bad.reason for bad in (*found.unreadable, *tally.unreadable)),
         misfits=tuple(bad.reason for bad in tally.misfits),
         unmatched=tuple(str(path) for path in found.unmatched),
+        series=_series_kinds(found),
+        notes=(*found.notes, *suspicions(found), *tally.notes()),
     )
+
+
+def grouped(lines: Sequence[str]) -> list[str]:
+    """Return lines that say the same of several files as the first three and a count."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    for line in lines:
+        _, _, what = line.partition(": ")
+        groups[re.sub(r"\S*[/\\]\S*|[\d.,]+", "#", what)].append(line)
+    shown = []
+    for same in groups.values():
+        shown += same[:3]
+        shown += [f"… and {len(same) - 3} more of this kind"] if len(same) > 3 else []
+    return shown
+
+
+def _series_kinds(found: Found) -> dict[str, int]:
+    """Count volumes by description, plane and why they are left out, where a layout has several kinds."""
+    counts: Counter[str] = Counter()
+    for source, reason in (*((source, "") for source in found.sources), *found.left_out):
+        if source.kind or source.series is not None:
+            plane = source.series.plane if source.series is not None else ""
+            modality = source.series.modality if source.series is not None else ""
+            counts[
+                ", ".join(filter(None, (source.kind or "no description", modality, plane)))
+                + (f" (left out: {reason})" if reason else "")
+            ] += 1
+    return dict(sorted(counts.items()))
 
 
 class _Tally:
@@ -299,6 +202,7 @@ class _Tally:
         self.unreadable: list[Unreadable] = []
         self.misfits: list[Misfit] = []
         self.blank_slices = self.masks = 0
+        self.disagreeing: list[str] = []
         self.low, self.high = float("inf"), float("-inf")
 
     def add(self, part: Part | Unreadable | Misfit) -> None:
@@ -320,33 +224,34 @@ class _Tally:
         )
         if not part.blank:  # blank slices are alike, and no copies
             self.copies[part.digest].append(str(part.path))
+        if part.forms_disagree:
+            self.disagreeing.append(str(part.path))
         if part.labels is not None:
             self.masks += 1
             counts = np.bincount(part.labels.ravel())
             self.label_values.update({value: int(counts[value]) for value in np.flatnonzero(counts).tolist()})
 
+    def notes(self) -> list[str]:
+        """Return what holds of some files and stops nothing."""
+        if not self.disagreeing:
+            return []
+        return [
+            f"{len(self.disagreeing)} files whose sform and qform disagree; the sform is used: "
+            f"{first_names(self.disagreeing)}"
+        ]
 
-def _private_fields(source: Source) -> set[str]:
-    """Return the names of header fields with text that may tell who the patient is, never the text."""
-    if source.series is not None:
-        header = pydicom.dcmread(
-            source.images[0], stop_before_pixels=True, specific_tags=list(_DICOM_PRIVATE)
-        )
-        return {name for name in _DICOM_PRIVATE if str(header.get(name) or "").strip()}
-    fields: set[str] = set()
-    for path in (*source.images, *source.labels):
-        if path is not None:
-            fields |= _nifti_text(path)
+
+def _private_fields(source: Source) -> Counter[str]:
+    """Count files by header field with text that may tell who the patient is; never returns the text."""
+    fields: Counter[str] = Counter()
+    if source.series is None:
+        for path in (*source.images, *source.labels):
+            fields.update(text_fields(path) if path is not None else ())
+        return fields
+    for path in source.images:
+        header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(_DICOM_PRIVATE))
+        fields.update(name for name in _DICOM_PRIVATE if str(header.get(name) or "").strip())
     return fields
-
-
-def _nifti_text(path: Path) -> set[str]:
-    try:
-        header = nib.Nifti1Image.from_filename(path).header
-    except (ImageFileError, HeaderDataError, WrapStructError, OSError, EOFError, zlib.error):
-        return set()  # said among the unreadable
-    names = {name for name in _NIFTI_TEXT if name in header and bytes(header[name]).strip(b"\0 ")}
-    return names | ({"extensions"} if len(header.extensions) else set())
 
 
 def _listed(counts: dict[str, int] | dict[int, int]) -> str:

@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -114,7 +114,7 @@ _READ: dict[str, Callable[[str], Any]] = {
     **dict.fromkeys(("index", "slice", "rows", "columns", "offset", "label_offset"), int),
     **dict.fromkeys(("position", "row_mm", "column_mm", "low", "high"), float),
     **dict.fromkeys(("patient", "volume", "group"), str),
-    "split": {split: split for split in SPLITS}.__getitem__,
+    "split": lambda cell: SPLITS[SPLITS.index(cast("Split", cell))],
     "blank": {"0": False, "1": True}.__getitem__,
 }
 

@@ -88,6 +88,22 @@ def read_stored(path: Path, limits: Limits) -> tuple[nib.Nifti1Header, Shaped[np
     return header, np.frombuffer(content, dtype, offset=offset).reshape(shape, order="F")
 
 
+_TEXT_FIELDS = ("descrip", "aux_file", "intent_name", "db_name")
+
+
+def text_fields(path: Path) -> set[str]:
+    """Return the names of header fields that hold text, and `extensions`; never the text itself."""
+    try:
+        with _opened(path) as (stream, _):
+            start = stream.read(544)
+            header = _parse_header(path, start)
+    except DataError:
+        return set()
+    names = {name for name in _TEXT_FIELDS if name in header and bytes(header[name]).strip(b"\0 ")}
+    size = int(header.sizeof_hdr)
+    return names | ({"extensions"} if start[size : size + 1] > b"\0" else set())
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
     """Yield the unpacked stream and the size on disk; damage on the way is a `DataError`."""

@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from jaxtyping import Float32, Shaped
-from skimage.transform import resize
 
 from slicebook import __version__
-from slicebook.checking import Misfit, Part, count_files, read_parts
+from slicebook.checking import Misfit, Part, count_files, grouped, read_parts
+from slicebook.discovery import first_names
 from slicebook.errors import ConfigError, DataError
 from slicebook.layouts import (
     DEFAULT_FRACTIONS,
@@ -35,6 +34,7 @@ from slicebook.layouts import (
     find_sources,
     group_of,
     refuse_guesses,
+    suspicions,
 )
 from slicebook.manifest import (
     SCHEMA_VERSION,
@@ -45,6 +45,9 @@ from slicebook.manifest import (
     write_manifest,
     write_quarantine,
 )
+from slicebook.transforms import IntensityMap as IntensityMap
+from slicebook.transforms import crop_or_pad as crop_or_pad
+from slicebook.transforms import resample as resample
 from slicebook.volumes import Plane
 
 MAX_UNREADABLE = 0.05  # of the files; one alone is always quarantined
@@ -97,45 +100,15 @@ NATIVE = PrepareOptions()
 class PreparedSummary:
     """What `prepare` did.
 
-    `quarantined` (file, reason) and `unmatched` name raw files: they are for the owner's screen.
+    `quarantined` (file, reason), `unmatched` and `notes` (what was passed over or is doubtful) name raw
+    files: they are for the owner's screen.
     """
 
     folder: Path
     info: DatasetInfo
     quarantined: tuple[tuple[str, str], ...]
     unmatched: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class IntensityMap:
-    """The straight line between a volume's intensities and [-1, 1].
-
-    Attributes:
-        low, high: Intensities that become -1 and 1; those beyond are clipped.
-    """
-
-    low: float
-    high: float
-
-    @classmethod
-    def fit(
-        cls, array: Float32[np.ndarray, "*shape"], percentiles: tuple[float, float] = (0.5, 99.5)
-    ) -> IntensityMap:
-        """Take two percentiles of a volume; its extremes where those coincide."""
-        low, high = (float(value) for value in np.percentile(array, percentiles))
-        if not low < high:
-            low, high = float(array.min()), float(array.max())
-        return cls(low, high if low < high else low + 1)
-
-    def forward(self, array: Float32[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape"]:
-        """Map intensities to [-1, 1]."""
-        unit = (array.astype(np.float64) - self.low) / (self.high - self.low)
-        return (2 * unit - 1).clip(-1, 1).astype(np.float32)
-
-    def inverse(self, array: Float32[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape"]:
-        """Map [-1, 1] back to intensities; what was clipped stays clipped."""
-        unit = (array.astype(np.float64) + 1) / 2
-        return (unit * (self.high - self.low) + self.low).astype(np.float32)
+    notes: tuple[str, ...] = ()
 
 
 def prepare(
@@ -185,7 +158,9 @@ def prepare(
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     quarantined = tuple((str(bad.path), bad.reason) for bad in writer.unreadable)
-    return PreparedSummary(out, info, quarantined, tuple(str(path) for path in found.unmatched))
+    return PreparedSummary(
+        out, info, quarantined, tuple(str(path) for path in found.unmatched), (*found.notes, *writer.notes())
+    )
 
 
 class _Writer:
@@ -209,6 +184,7 @@ class _Writer:
         self.label_values: set[int] = set()
         self.voxels: dict[bytes, tuple[Source, Path]] = {}  # whose they were first
         self.duplicates = 0
+        self.disagreeing: list[str] = []
         self.split_lines: list[str] = []
         self.images: BinaryIO = (folder / "images.f32").open("wb")
         self.labels: BinaryIO = (folder / "labels.u8").open("wb")
@@ -224,13 +200,18 @@ class _Writer:
     def quarantine(self, files: Iterable[Unreadable]) -> None:
         """Set files aside, unless there are too many of them."""
         self.unreadable += files
-        count, total = len(self.unreadable), count_files(self.found)
-        if count >= 2 and count > MAX_UNREADABLE * total:
-            shown = "; ".join(bad.reason for bad in self.unreadable[:5])
-            raise DataError(
-                f"{count} of {total} files cannot be read, more than {MAX_UNREADABLE:.0%}: {shown}; replace "
-                "or remove them (slicebook check lists all)"
-            )
+        series = [bad for bad in self.unreadable if bad.is_series]
+        single = [bad for bad in self.unreadable if not bad.is_series]
+        for bad, total, what in (
+            (single, count_files(self.found), "files"),
+            (series, len(self.found.sources), "series"),
+        ):
+            if len(bad) >= 2 and len(bad) > MAX_UNREADABLE * total:
+                shown = "; ".join(grouped([one.reason for one in bad])[:5])
+                raise DataError(
+                    f"{len(bad)} of {total} {what} cannot be read, more than {MAX_UNREADABLE:.0%}: {shown}; "
+                    "replace or remove them (slicebook check lists all)"
+                )
 
     def add(self, source: Source) -> None:
         """Read a volume, map its intensities, and append its slices."""
@@ -263,8 +244,8 @@ class _Writer:
             return True
         if first.patient != source.patient:
             raise DataError(
-                f"{part.path}: the same voxels as {path}, of another patient ({source.patient} and "
-                f"{first.patient}), so the split could leak; remove one of them"
+                f"{part.path}: the same voxels as {path}, of another patient, so the split could leak; "
+                "remove one of them, or give both to one patient by --patient-regex"
             )
         self.duplicates += 1
         return False
@@ -273,6 +254,8 @@ class _Writer:
         self, part: Part, patient: str, volume: str, split: Split, mapping: IntensityMap, last: int
     ) -> None:
         self.planes.add(part.plane)
+        if part.forms_disagree:
+            self.disagreeing.append(str(part.path))
         if part.labels is not None:
             self.label_values.update(np.unique(part.labels).tolist())
         shape, row_mm, column_mm = _resampled_shape(part, self.options.spacing)
@@ -345,6 +328,21 @@ class _Writer:
         write_info(self.folder, info)
         return info
 
+    def notes(self) -> tuple[str, ...]:
+        """Return what is doubtful about the data, a line each."""
+        lines = list(suspicions(self.found))
+        kinds = {source.kind for source in self.found.sources}
+        if len(kinds) > 1:
+            lines.append(
+                f"series of {len(kinds)} kinds are taken; slicebook check lists them, --series chooses"
+            )
+        if self.disagreeing:
+            lines.append(
+                f"sform and qform of {len(self.disagreeing)} files disagree; the sform is used: "
+                f"{first_names(self.disagreeing)}"
+            )
+        return tuple(lines)
+
     def _count(self, split: Split) -> SplitCounts:
         records = [record for record in self.records if record.split == split]
         return SplitCounts(
@@ -353,38 +351,6 @@ class _Writer:
             slices=len(records),
             blank=sum(record.blank for record in records),
         )
-
-
-def resample(
-    image: Shaped[np.ndarray, "rows columns"], shape: tuple[int, int]
-) -> Shaped[np.ndarray, "new_rows new_columns"]:
-    """Resample a slice to a shape over the same field of view.
-
-    Images (float32): cubic, after a Gaussian against aliasing where pixels get larger. Masks (uint8):
-    nearest.
-    """
-    if image.shape == shape:
-        return image
-    if image.dtype == np.uint8:
-        nearest = resize(image, shape, order=0, anti_aliasing=False, preserve_range=True)
-        return np.asarray(nearest, np.uint8)
-    cubic = resize(image, shape, order=3, mode="edge", anti_aliasing=True, preserve_range=True)
-    return np.asarray(cubic, np.float32)
-
-
-def crop_or_pad(
-    image: Shaped[np.ndarray, "rows columns"], size: tuple[int, int], fill: int
-) -> Shaped[np.ndarray, "new_rows new_columns"]:
-    """Cut or extend a slice about its centre; an odd remainder goes after it."""
-    for axis, wanted in enumerate(size):
-        found = image.shape[axis]
-        start = max(found - wanted, 0) // 2
-        image = image.take(range(start, min(start + wanted, found)), axis=axis)
-        before = max(wanted - found, 0) // 2
-        padding = [(0, 0), (0, 0)]
-        padding[axis] = (before, wanted - image.shape[axis] - before)
-        image = np.pad(image, padding, constant_values=fill)
-    return image
 
 
 def _resampled_shape(part: Part, spacing: float | None) -> tuple[tuple[int, int], float, float]:

@@ -112,6 +112,19 @@ def _affine_of(path: Path, geometry: nib.Nifti1Header) -> Float64[np.ndarray, "4
     return affine
 
 
+def qform_of(volume: Volume) -> Float64[np.ndarray, "4 4"] | None:
+    """Return the affine of the qform, in mm, where a NIfTI has both forms and the sform is the one used."""
+    geometry = volume.geometry
+    if geometry is None or not int(geometry["sform_code"]) or not int(geometry["qform_code"]):
+        return None
+    try:
+        affine = np.array(geometry.get_qform(), dtype=np.float64)
+    except (HeaderDataError, ValueError):
+        return None
+    affine[:3] *= _MILLIMETRES.get(int(geometry["xyzt_units"]), 1.0)
+    return affine if np.isfinite(affine).all() else None
+
+
 def check_affine(path: Path, affine: Float64[np.ndarray, "4 4"]) -> None:
     """Raise `DataError` unless the affine is finite and spans the three dimensions of space."""
     axes = affine[:3, :3]

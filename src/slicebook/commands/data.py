@@ -5,7 +5,19 @@ from typing import Annotated, Literal
 
 import typer
 
-from slicebook.commands.options import Data, Json, Layout, Mask, PatientRegex, Plane, Seed, counter, say, show
+from slicebook.commands.options import (
+    Data,
+    Json,
+    Layout,
+    Mask,
+    PatientRegex,
+    Plane,
+    Seed,
+    Series,
+    counter,
+    say,
+    show,
+)
 
 
 def phantom(
@@ -45,6 +57,7 @@ def check(
     plane: Plane = None,
     patient_regex: PatientRegex = None,
     mask: Mask = None,
+    series: Series = None,
     as_json: Json = False,
 ) -> None:
     """Report on a folder of volumes. Exits with 1 when a file cannot be read or used."""
@@ -52,7 +65,7 @@ def check(
     from slicebook.layouts import SourceOptions
 
     report = checking.check(
-        data, SourceOptions(layout, plane, patient_regex, mask), progress=counter("volume")
+        data, SourceOptions(layout, plane, patient_regex, mask, series), progress=counter("volume")
     )
     show(report, report.rows(), as_json)
     if report.unreadable or report.misfits:
@@ -68,6 +81,7 @@ def prepare(
     plane: Plane = None,
     patient_regex: PatientRegex = None,
     mask: Mask = None,
+    series: Series = None,
     spacing: Annotated[float | None, typer.Option(help="Resample in-plane to this many mm.")] = None,
     size: Annotated[
         tuple[int, int] | None, typer.Option(metavar="ROWS COLUMNS", help="Crop or pad centrally to this.")
@@ -88,21 +102,24 @@ def prepare(
 ) -> None:
     """Split volumes by patient and cache their slices."""
     from slicebook import preparation
+    from slicebook.checking import grouped
     from slicebook.layouts import SourceOptions
 
     summary = preparation.prepare(
         data,
         out,
-        SourceOptions(layout, plane, patient_regex, mask),
+        SourceOptions(layout, plane, patient_regex, mask, series),
         preparation.PrepareOptions(
             spacing=spacing, size=size, fractions=fractions, seed=seed, class_regex=class_regex
         ),
         progress=counter("volume"),
     )
-    for path, reason in summary.quarantined:
-        say(f"left out: {reason if path in reason else f'{path}: {reason}'}")
-    for path in summary.unmatched:
-        say(f"left out: {path}: its name fits neither the layout nor --patient-regex")
+    for line in summary.notes:
+        say(f"note: {line}")
+    reasons = [reason if path in reason else f"{path}: {reason}" for path, reason in summary.quarantined]
+    names = [f"{path}: its name fits neither the layout nor --patient-regex" for path in summary.unmatched]
+    for line in grouped([*reasons, *names]):
+        say(f"left out: {line}")
     header = ("", "patients", "volumes", "slices", "blank")
     counts = [
         (split, one.patients, one.volumes, one.slices, one.blank)

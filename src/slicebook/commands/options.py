@@ -24,13 +24,18 @@ TopP = Annotated[float, typer.Option(help="Draw among the likeliest codes that h
 Guidance = Annotated[float, typer.Option(help="Push towards the conditions; 0 is off.")]
 Source = Annotated[Path, typer.Argument(metavar="IN", help="NIfTI or DICOM file, or a folder of either.")]
 Layout = Annotated[
-    Literal["hipmri2d", "nifti", "dicom"] | None, typer.Option(help="Recognised when not given.")
+    Literal["hipmri2d", "nnunet", "bids", "nifti", "dicom"] | None,
+    typer.Option(help="Recognised when not given."),
 ]
 Plane = Annotated[
     Literal["axial", "sagittal", "coronal"] | None, typer.Option(help="The acquired one when not given.")
 ]
 PatientRegex = Annotated[
     str | None, typer.Option(help="Searched in each path; its one group is the patient. Never guessed.")
+]
+Series = Annotated[
+    str | None,
+    typer.Option(help="Take only series with this regular expression in their description or UID."),
 ]
 Mask = Annotated[
     str | None, typer.Option(help="Where an image's mask is: _t2=_prostate replaces, _seg adds to the name.")

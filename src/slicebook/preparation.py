@@ -186,9 +186,9 @@ class _Writer:
         self.duplicates = 0
         self.disagreeing: list[str] = []
         self.split_lines: list[str] = []
+        self.quarantine(found.unreadable)  # before files are opened, as it may raise
         self.images: BinaryIO = (folder / "images.f32").open("wb")
         self.labels: BinaryIO = (folder / "labels.u8").open("wb")
-        self.quarantine(found.unreadable)
 
     def __enter__(self) -> _Writer:
         return self

@@ -192,8 +192,10 @@ def private_traits(dataset: Dataset) -> dict[str, Hashable]:
         tuple(hidden(0x2005, "Philips MR Imaging DD 001", element) for element in (0xB0, 0xB1, 0xB2)),
         hidden(0x0065, "Image Private Header", 0x37),
     )
-    direction = next((d for d in directions if d is not None and d != (None, None, None)), None)
-    traits = (b_value, direction, hidden(0x0043, "GEMS_PARM_01", 0x2F))
+    direction = next((d for d in directions if d not in (None, (None,) * 3)), None)
+    # Of GE: real, imaginary or phase; and whether this is the field map or the magnitude beside it.
+    components = tuple(hidden(0x0043, "GEMS_PARM_01", element) for element in (0x2F, 0x30))
+    traits = (b_value, direction, components if components != (None, None) else None)
     return {trait.name: value for trait, value in zip(PRIVATE, traits, strict=True) if value is not None}
 
 

@@ -24,7 +24,7 @@ checked = beartype(conf=BeartypeConf(is_pep484_tower=True))
 install_import_hook("slicebook", f"{__name__}.checked")
 torch.set_num_threads(1)
 
-HOW = {"device": "cpu", "precision": "32-true", "progress": False}
+HOW: dict[str, Any] = {"device": "cpu", "precision": "32-true", "progress": False}
 SMALL = (
     *("tokenizer.scaling_rates=[8, 2]", "tokenizer.codebook_sizes=[16, 8]", "tokenizer.code_dim=4"),
     *("tokenizer.width=16", "tokenizer.residual_layers=1", "training.learning_rate=3e-3"),

@@ -17,7 +17,7 @@ from slicebook.metrics.distances import (
     kernel_distance,
     standardise,
 )
-from slicebook.metrics.generation import compare, kernel_distance_floor
+from slicebook.metrics.generation import compare
 
 
 def column(*values):
@@ -177,46 +177,12 @@ def test_one_slice_has_no_distance(measure):
         measure(gaussian(1), gaussian(5))
 
 
-def test_the_floor_is_between_groups_without_a_common_patient():
-    # Patients stand apart by far: groups that shared one would be near each other.
-    features = np.repeat(10.0 * np.eye(2), 10, axis=0) + 0.01 * gaussian(20, features=2)
-    floor = kernel_distance_floor(features, ["a"] * 10 + ["b"] * 10, 5, 20, seed=0)
-    assert min(floor.values) > 1000
-    assert (floor.slices, floor.patients, len(floor.values)) == (5, 2, 20)
-    assert floor.median == np.median(floor.values)
-    assert floor.percentile_95 == np.quantile(floor.values, 0.95)
-
-
-def test_the_floor_says_how_many_slices_the_patients_allow():
-    features, patients = held_out(patients=5, slices=4)
-    assert kernel_distance_floor(features, patients, 1000, 10, seed=0).slices == 8  # two patients of five
-
-
-def test_the_floor_depends_on_its_seed_alone():
-    features, patients = held_out()
-    first = kernel_distance_floor(features, patients, 30, 5, seed=3)
-    assert first == kernel_distance_floor(features, patients, 30, 5, seed=3)
-    assert first != kernel_distance_floor(features, patients, 30, 5, seed=4)
-
-
-def test_one_patient_has_no_floor():
-    with pytest.raises(DataError, match="at least 2 to compare"):
-        kernel_distance_floor(gaussian(10), ["one"] * 10, 5, 3, seed=0)
-
-
 def test_real_slices_of_new_patients_pass():
     real, patients = held_out()
     found = compare(held_out(seed=5)[0], real, patients, seed=0, draws=30)
     assert found.as_near_as_real
     assert found.coverage.share > 0.8
     assert (found.slices, found.patients, found.draws) == (80, 8, 30)
-
-
-def test_the_real_side_is_the_floor():
-    real, patients = held_out()
-    found = compare(held_out(seed=5)[0], real, patients, seed=0, draws=200).kernel_distance
-    floor = kernel_distance_floor(standardise(real, real), patients, 80, 200, seed=9)
-    assert found.real_range[1] == pytest.approx(floor.percentile_95, rel=0.3)
 
 
 def test_shifted_slices_are_farther_than_real_patients():
@@ -395,8 +361,6 @@ def test_a_patient_is_wanted_for_each_real_slice():
     real, patients = held_out()
     with pytest.raises(ShapeError, match="159 names of patients for 160 real slices"):
         compare(real, real, patients[1:], seed=0)
-    with pytest.raises(ShapeError, match="159 names"):
-        kernel_distance_floor(real, patients[1:], 20, 3, seed=0)
 
 
 def test_twins_of_the_other_half_are_what_real_slices_are():

@@ -19,7 +19,6 @@ from slicebook.metrics.distances import (
     balls_between,
     frechet_distance,
     kernel,
-    kernel_distance,
     reach,
     standardise,
     unbiased_mmd,
@@ -58,24 +57,6 @@ COVERED = "Coverage of all slices of a held-out patient by all generated ones, n
 
 
 @dataclass(frozen=True)
-class Floor:
-    """How far apart two groups of real patients are.
-
-    Attributes:
-        slices: In each of the two groups: what was asked for, or all that the patients allow.
-        patients: In both groups together.
-        values: One distance a draw.
-        median, percentile_95: Of the values.
-    """
-
-    slices: int
-    patients: int
-    values: tuple[float, ...]
-    median: float
-    percentile_95: float
-
-
-@dataclass(frozen=True)
 class Comparison:
     """Generated slices beside held-out ones.
 
@@ -108,35 +89,6 @@ class Comparison:
     def as_near_as_real(self) -> bool:
         """Whether the kernel distance is at most the 95th percentile of that between real patients."""
         return self.kernel_distance.generated <= self.kernel_distance.real_range[1]
-
-
-def kernel_distance_floor(
-    features: Float64[np.ndarray, "n f"], patients: Sequence[str], n: int, draws: int = DRAWS, *, seed: int
-) -> Floor:
-    """Return the kernel distance between patient-disjoint groups of a held-out set, drawn repeatedly.
-
-    The groups are those of `beside.draw_groups`.
-
-    Args:
-        features: Standardised features of the held-out slices.
-        patients: The patient of each.
-        n: Slices wanted in each group.
-        draws: How often.
-        seed: Seeds the one generator used.
-
-    Raises:
-        DataError: There are fewer than 2 patients, or too few slices for a distance.
-    """
-    check_patients(features, patients)
-    groups = draw_groups(patients, n, draws, np.random.default_rng(seed))
-    values = [kernel_distance(features[first], features[second]) for first, second in groups]
-    return Floor(
-        slices=len(groups[0][0]),
-        patients=len(set(patients)),
-        values=tuple(values),
-        median=float(np.median(values)),
-        percentile_95=float(np.quantile(values, 0.95)),
-    )
 
 
 def compare(

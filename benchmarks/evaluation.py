@@ -55,9 +55,9 @@ def _judge(loaded: LoadedPrior, data: PreparedData, kept: Path, _: int) -> None:
     clock = [time.perf_counter()]
     measure_likeness(loaded, data, "test", ours, real, seed=SEED, kinds=kinds, say=_say)
     clock.append(time.perf_counter())
-    training = describe_training(data, size, kinds, say=_say)
+    training = describe_training(data, size, say=_say)
     clock.append(time.perf_counter())
-    audit_samples(loaded, data, ours, seed=SEED, kinds=kinds, training=training, out=kept, say=_say)
+    audit_samples(loaded, data, ours, seed=SEED, training=training, out=kept, say=_say)
     clock.append(time.perf_counter())
     machine.write(
         kept / STEPS, dict(zip(("generation", "descriptions", "audit"), np.diff(clock), strict=True))

@@ -238,12 +238,11 @@ def _judge_samples(
     if "audit" in asked:
         with work("audit"):
             began = time.perf_counter()
-            training = describe_training(data, size, kinds, say=say)
+            training = describe_training(data, size, say=say)
             work.seconds["audit, describing the training set"] = round(time.perf_counter() - began, 1)
             audited = audit_samples(
-                prior, data, ours, seed=seed, grain=how.grain, kinds=kinds, training=training, out=how.out,
-                say=say,
-            )  # fmt: skip
+                prior, data, ours, seed=seed, grain=how.grain, training=training, out=how.out, say=say
+            )
             work.keep("audit", audited)
     if "usefulness" in asked and real:
         with work("usefulness"):

@@ -22,19 +22,14 @@ from slicebook.config import Record
 from slicebook.dataset import PreparedData, SliceSet
 from slicebook.errors import DataError
 from slicebook.generating import decode_pages, noise_levels, put_noise_back
-from slicebook.judging.descriptions import Descriptor, TrainingSet, describe_training, descriptors
+from slicebook.judging.descriptions import TrainingSet, describe_training
 from slicebook.judging.sides import BATCH, Side, in_batches, unit
 from slicebook.likelihood import likelihood
 from slicebook.manifest import SliceRecord
-from slicebook.metrics.distances import standardise
 from slicebook.metrics.membership import Membership, membership
 from slicebook.metrics.memorization import FEWEST_PATIENTS, Audit, Pair, audit
 from slicebook.metrics.neighbours import (
-    CORRELATION,
-    EUCLIDEAN,
-    Nearest,
     nearest_by_correlation,
-    nearest_by_features,
 )
 from slicebook.metrics.planting import move
 from slicebook.metrics.summary import Rate, summarise_rate
@@ -59,8 +54,6 @@ class Auditing(Record):
         training_slices, training_patients: How many were searched.
         of_other_sizes: Training slices that were not, for samples of this size cannot be compared with them.
         copies: The verdict and what it rests on: the correlation of images, shifted and mirrored.
-        in_features: The same search among features, by their name; reported beside, not decided by, for its
-            false alarms were not measured.
         membership: How well likelihoods tell training slices from held-out ones.
         coded: What the held-out slices among them cost.
     """
@@ -70,7 +63,6 @@ class Auditing(Record):
     training_patients: int
     of_other_sizes: int
     copies: Audit
-    in_features: dict[str, Audit]
     membership: Membership
     coded: Rate
 
@@ -82,7 +74,6 @@ def audit_samples(
     *,
     seed: int,
     grain: bool = True,
-    kinds: Sequence[Descriptor] | None = None,
     training: TrainingSet | None = None,
     out: Path | None = None,
     say: Callable[[str], None] = lambda _: None,
@@ -95,8 +86,7 @@ def audit_samples(
         ours: The samples, as `likeness.draw_side` makes them.
         seed: Of the controls and of the bootstrap.
         grain: Whether noise was put back into the samples; so it is into planted copies.
-        kinds: Of features to search in too; all there are by default.
-        training: The training slices, described by these kinds; described here by default.
+        training: The training slices, described for the search; described here by default.
         out: Folder for closest.csv and closest.png; none by default.
         say: Called before each part.
 
@@ -105,8 +95,7 @@ def audit_samples(
             too few training patients.
     """
     size = (ours.images.shape[-2], ours.images.shape[-1])
-    kinds = descriptors() if kinds is None else kinds
-    training = training or describe_training(data, size, kinds, say=say)
+    training = training or describe_training(data, size, say=say)
     train = training.slices
     owners = [record.patient for record in train.records]
     held_out, whose, baseline = _held_out(data, size, train, seed)
@@ -115,26 +104,10 @@ def audit_samples(
     sources = _read(train, [train.records[at] for at in places])
     samples = unit(ours.images)
 
-    def search(name: str, how: Callable[..., Nearest], distance: str) -> Audit:
-        say(
-            f"nearest training slices by {name} of {len(held_out)} real slices, {len(ours)} samples, and "
-            "planted copies"
-        )
-        again = partial(_again, loaded, grain=grain)
-        return audit(
-            samples, held_out, whose, sources, places.tolist(), how, again, seed=seed, distance=distance
-        )
-
-    by_image = partial(nearest_by_correlation, training=training.windows, training_patients=owners)
-    found = search("correlation", by_image, CORRELATION)
-    in_features = {
-        kind.name: search(
-            kind.name,
-            _FeatureSearch(kind, training.features[kind.name], owners),
-            f"{EUCLIDEAN}: {kind.convention}",
-        )
-        for kind in kinds
-    }
+    say(f"nearest training slices of {len(held_out)} real slices, {len(ours)} samples, and planted copies")
+    search = partial(nearest_by_correlation, training=training.windows, training_patients=owners)
+    again = partial(_again, loaded, grain=grain)
+    found = audit(samples, held_out, whose, sources, places.tolist(), search, again, seed=seed)
     say("likelihoods of training slices and of held-out ones")
     member, coded = _likelihoods(loaded, data, size, seed)
     if out is not None:
@@ -146,22 +119,9 @@ def audit_samples(
         training_patients=len(set(owners)),
         of_other_sizes=len(data.split("train")) - len(train),
         copies=found,
-        in_features=in_features,
         membership=member,
         coded=coded,
     )
-
-
-class _FeatureSearch:
-    """A search among features, standardised by the training set's."""
-
-    def __init__(self, kind: Descriptor, training: Float64[np.ndarray, "m f"], owners: Sequence[str]) -> None:
-        self.kind, self.raw, self.owners = kind, training, owners
-        self.training = standardise(training, training, one_unit=kind.one_unit)
-
-    def __call__(self, images: Float32[np.ndarray, "n h w"], patients: Sequence[str] | None) -> Nearest:
-        features = standardise(self.kind(images), self.raw, one_unit=self.kind.one_unit)
-        return nearest_by_features(features, patients, self.training, self.owners)
 
 
 def _held_out(

@@ -6,7 +6,7 @@ What is kept lies in the prepared folder, beside the slices it was made of, for 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -72,18 +72,15 @@ class TrainingSet:
     Attributes:
         slices: What was described.
         windows: The middle of each, as `neighbours.describe` has it.
-        features: By the name of their kind, a row a slice.
     """
 
     slices: SliceSet
     windows: Float32[np.ndarray, "n r c"]
-    features: Mapping[str, Float64[np.ndarray, "n _"]]
 
 
 def describe_training(
     data: PreparedData,
     size: tuple[int, int],
-    kinds: Sequence[Descriptor],
     *,
     say: Callable[[str], None] = lambda _: None,
 ) -> TrainingSet:
@@ -92,35 +89,26 @@ def describe_training(
     Args:
         data: The prepared folder; the descriptions are kept in its `descriptions`, if it can be written to.
         size: Rows and columns.
-        kinds: Of features.
         say: Told how far it is.
 
     Raises:
         DataError: There is no training slice of this size.
     """
     slices = of_size(data, "train", size, masked=False)
-    windows = _kept(data, slices, "windows", CORRELATION, describe, say)
-    features = {
-        kind.name: _kept(data, slices, kind.name, kind.convention, kind.compute, say).astype(np.float64)
-        for kind in kinds
-    }
-    return TrainingSet(slices, windows, features)
+    return TrainingSet(slices, _kept(data, slices, say))
 
 
 def _kept(
     data: PreparedData,
     slices: SliceSet,
-    name: str,
-    convention: str,
-    compute: Describe,
     say: Callable[[str], None],
-) -> Float32[np.ndarray, "n ..."]:
+) -> Float32[np.ndarray, "n r c"]:
     """Return descriptions in single precision: the same whether kept or made anew."""
     rows, columns = slices.records[0].rows, slices.records[0].columns
-    path = data.folder / FOLDER / f"{name}-{rows}x{columns}.safetensors"
+    path = data.folder / FOLDER / f"windows-{rows}x{columns}.safetensors"
     made_from: dict[str, Any] = {
         "slicebook_version": __version__,
-        "convention": convention,
+        "convention": CORRELATION,
         "data": data.info.model_dump(mode="json"),
         "slices": hash_tensors({"offsets": torch.tensor([record.offset for record in slices.records])}),
     }
@@ -130,8 +118,8 @@ def _kept(
     parts: list[np.ndarray] = []
     for batch in in_batches(slices):
         if len(parts) * BATCH % TOLD_EVERY == 0:
-            say(f"{name} of {len(slices)} training slices: {len(parts) * BATCH} done")
-        parts.append(compute(batch).astype(np.float32))
+            say(f"windows of {len(slices)} training slices: {len(parts) * BATCH} done")
+        parts.append(describe(batch))
     values = np.concatenate(parts)
     try:
         save_state(path, State({"values": torch.from_numpy(values)}, made_from))

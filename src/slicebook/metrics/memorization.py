@@ -172,7 +172,6 @@ def audit(
     reconstruct: Reconstruct,
     *,
     seed: int,
-    distance: str = CORRELATION,
 ) -> Audit:
     """Test samples for copies of training slices, and the test itself with planted copies.
 
@@ -200,7 +199,6 @@ def audit(
         search: Such as `partial(nearest_by_correlation, training=..., training_patients=...)`.
         reconstruct: Slices through the tokenizer that the samples were decoded by.
         seed: Seeds the one generator used.
-        distance: How `search` compares, in words.
 
     Raises:
         DataError: There is no sample, a single held-out patient, or too few sources; or the held-out slices
@@ -236,7 +234,7 @@ def audit(
         copies_found=any(test.found for test in tests),
         at_most=_at_most(tests[0].beyond, len(samples), controls[-1].seen),
         verdict=_verdict(reason, controls[-1], tests, len(samples)),
-        distance=distance,
+        distance=CORRELATION,
         samples=len(samples),
         held_out_slices=len(held_out),
         held_out_patients=len(set(held_out_patients)),

@@ -1,7 +1,6 @@
 """Which training slice is nearest to a slice, and how far the nearest slice of any other patient is.
 
-Measured in one of two ways: by the correlation of the images, whatever their mirroring and shift, or by the
-distance of features. Both return `Nearest`, so what is made of it need not know which was used.
+Slices are compared by the correlation of the images, whatever their mirroring and shift.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,7 +9,6 @@ from itertools import product
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Float64, Int64
-from scipy.spatial.distance import cdist
 
 from slicebook.errors import DataError, ShapeError
 
@@ -28,7 +26,6 @@ CORRELATION = (
     f"its mirror image, that is most like it, up to {SHIFT:.0%} of each side away; averaged over cells of a "
     f"{CELLS}nd of the shorter side"
 )
-EUCLIDEAN = "Euclidean distance of standardised features"
 
 Move = tuple[bool, int, int]  # mirrored or not, pixels down, pixels right
 
@@ -156,45 +153,6 @@ def nearest_by_correlation(
             beyond = max(one[1] for one in placed if owners[one[0]] != owners[index])
             found.index[at], found.mirror[at], found.shift[at] = index, mirror, (down, right)
             found.distance[at], found.beyond[at] = _distance(correlation), _distance(beyond)
-    return found
-
-
-def nearest_by_features(
-    features: Float64[np.ndarray, "n f"],
-    patients: Sequence[str] | None,
-    training: Float64[np.ndarray, "m _"],
-    training_patients: Sequence[str],
-) -> Nearest:
-    """Find the training slice that is nearest in a space of features, by Euclidean distance.
-
-    Args:
-        features: Of each slice, standardised by the caller (`distances.standardise`).
-        patients: The patient of each slice, whose training slices are left out; None where they have none.
-        training: Of the training slices, by the same means.
-        training_patients: The patient of each.
-
-    Raises:
-        DataError: A value is not finite, or fewer than 2 patients are left to be the nearest and the next.
-        ShapeError: The two sets have different features.
-    """
-    if features.shape[1] != training.shape[1]:
-        raise ShapeError(
-            f"slices have {features.shape[1]} features, the training slices {training.shape[1]}; describe "
-            "both in the same way"
-        )
-    owners, whose = _owners(training_patients, patients, len(training), len(features))
-    _check_finite(features, "slice")
-    _check_finite(training, "training slice")
-    found = _empty(len(features))
-    for start in range(0, len(features), CHUNK):
-        apart = cdist(features[start : start + CHUNK], training)
-        apart[whose[start : start + CHUNK, None] == owners] = np.inf
-        rows = np.arange(len(apart))
-        index = apart.argmin(axis=1)
-        found.index[start : start + CHUNK] = index
-        found.distance[start : start + CHUNK] = apart[rows, index]
-        apart[owners[index][:, None] == owners] = np.inf
-        found.beyond[start : start + CHUNK] = apart.min(axis=1)
     return found
 
 

@@ -159,7 +159,6 @@ def _audit(found: Auditing, folder: Path, *, alone: bool) -> Section:
         [
             _table("The two tests", tables.gap_rows(found)),
             _table("The same tests with planted copies", tables.control_rows(found)),
-            _table("The same search among features, reported beside", tables.search_rows(found)),
             _table("Reported beside, not decided by", others),
             *_pictures(folder, CLOSEST if not alone else (*CLOSEST, DRAWN[0])),
             _terms("What these are", tables.conventions(found)),

@@ -99,17 +99,6 @@ def control_rows(found: Auditing) -> Rows:
     return rows
 
 
-def search_rows(found: Auditing) -> Rows:
-    """Return what the same tests say where nearest is meant otherwise: among features."""
-    rows: Rows = [
-        ("nearest by", "samples beyond, copies from", "any one beyond, copies from", "planted seen")
-    ]
-    for name, one in found.in_features.items():
-        counts = [f"{test.beyond}, {test.needed}" for test in one.tests]
-        rows.append((name, *counts, share(one.controls[-1].seen)))
-    return rows
-
-
 def conventions(found: Fidelity | Likeness | Auditing | Usefulness) -> dict[str, str]:
     """Return what was measured, by name."""
     if isinstance(found, Fidelity):

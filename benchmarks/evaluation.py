@@ -31,10 +31,10 @@ import torch
 from slicebook.checkpoint import LoadedPrior, load_prior
 from slicebook.dataset import PreparedData
 from slicebook.errors import DataError, SlicebookError
-from slicebook.judging.auditing import audit_samples
-from slicebook.judging.descriptions import describe_training, descriptors
-from slicebook.judging.likeness import draw_side, measure_likeness
-from slicebook.judging.sides import Side, read_side
+from slicebook.judging.features import descriptors
+from slicebook.judging.generation import draw_side, measure_likeness
+from slicebook.judging.memorization import audit_samples, describe_training
+from slicebook.judging.slices import Side, read_side
 
 SEED = 42
 DRAWN, STEPS = "samples.npz", "steps.json"  # what the parts leave for others

@@ -26,10 +26,10 @@ from slicebook.checkpoint import LoadedPrior, load_prior
 from slicebook.dataset import PreparedData
 from slicebook.errors import SlicebookError
 from slicebook.evaluate import STEPS
-from slicebook.judging import segmenter
-from slicebook.judging.likeness import draw_side, measure_likeness
-from slicebook.judging.sides import Side, read_side
-from slicebook.judging.usefulness import measure_usefulness
+from slicebook.judging import downstream as segmenter
+from slicebook.judging.downstream import measure_usefulness
+from slicebook.judging.generation import draw_side, measure_likeness
+from slicebook.judging.slices import Side, read_side
 from slicebook.sampling import SamplingSettings
 
 SEED = 42  # of the positions, of the draws of patients, and of the bootstrap

@@ -16,8 +16,8 @@ from slicebook.checkpoint import load_tokenizer
 from slicebook.config import load_recipe
 from slicebook.dataset import PreparedData
 from slicebook.errors import DataError
-from slicebook.judging.likeness import Drawing, Likeness
-from slicebook.judging.usefulness import Usefulness
+from slicebook.judging.downstream import Usefulness
+from slicebook.judging.generation import Drawing, Likeness
 from slicebook.preparation import prepare
 from slicebook.prior_training import train_prior
 
@@ -37,7 +37,7 @@ def scripts():
     """The scripts by name, imported as Python does when it runs one of them; no picture is drawn."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(ROOT / "benchmarks")
-        for place in ("pictures.batch", "pictures.curves", "judging.fidelity._draw"):
+        for place in ("pictures.batch", "pictures.curves", "judging.reconstruction._draw"):
             patch.setattr(f"slicebook.{place}", lambda *_, **__: None)
         import anomaly
         import audit

@@ -18,10 +18,10 @@ from slicebook.dataset import PreparedData
 from slicebook.errors import CheckpointError, ConfigError, DataError
 from slicebook.evaluate import evaluate
 from slicebook.evaluation import REPORT_NAME, SCHEMA_NAME, WRITTEN, Evaluation
-from slicebook.judging.fidelity import measure_fidelity
+from slicebook.judging.reconstruction import measure_fidelity
 from slicebook.manifest import DatasetInfo, SliceRecord, SplitCounts, write_info, write_manifest
-from slicebook.metrics.reconstruction import CONVENTIONS, scores
-from slicebook.metrics.summary import level_use
+from slicebook.metrics.image_quality import CONVENTIONS, scores
+from slicebook.metrics.statistics import level_use
 from slicebook.preparation import PrepareOptions, prepare
 from slicebook.provenance import Provenance
 from slicebook.tokenizer import Tokenizer

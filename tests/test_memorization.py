@@ -12,12 +12,7 @@ from scipy.spatial.distance import cdist
 from slicebook.errors import DataError, ShapeError
 from slicebook.metrics.membership import membership
 from slicebook.metrics.memorization import FEWEST_SAMPLES, _at_most, audit
-from slicebook.metrics.neighbours import (
-    Nearest,
-    describe,
-    nearest_by_correlation,
-)
-from slicebook.metrics.planting import plant
+from slicebook.metrics.nearest import Nearest, describe, nearest_by_correlation, plant
 
 FEATURES = 10
 

@@ -24,15 +24,14 @@ from slicebook.checkpoint import LoadedPrior, LoadedTokenizer, has_prior, is_pri
 from slicebook.config import Record
 from slicebook.dataset import PreparedData
 from slicebook.errors import ConfigError, DataError, ShapeError
-from slicebook.evaluation import PARTS, Evaluation, write_report, written_whole
-from slicebook.judging import segmenter
-from slicebook.judging.auditing import audit_samples
-from slicebook.judging.descriptions import describe_training, descriptors
-from slicebook.judging.fidelity import Fidelity, measure_fidelity
-from slicebook.judging.history import read_history
-from slicebook.judging.likeness import Measure, draw_side, measure_likeness
-from slicebook.judging.sides import Side, check_trained_on, read_side
-from slicebook.judging.usefulness import measure_usefulness
+from slicebook.evaluation import PARTS, Evaluation, read_history, write_report, written_whole
+from slicebook.judging import downstream as segmenter
+from slicebook.judging.downstream import measure_usefulness
+from slicebook.judging.features import descriptors
+from slicebook.judging.generation import Measure, draw_side, measure_likeness
+from slicebook.judging.memorization import audit_samples, describe_training
+from slicebook.judging.reconstruction import Fidelity, measure_fidelity
+from slicebook.judging.slices import Side, check_trained_on, read_side
 from slicebook.layouts import Split
 from slicebook.metrics import codecs as codec_metrics
 from slicebook.provenance import commit, versions
@@ -274,7 +273,7 @@ def _asked(
     """
     possible = PARTS[0 if tokenizer else 1 : None if prior else 1]
     asked = tuple(part for part in possible if part in (parts or possible))
-    if "usefulness" not in asked or segmenter.installed():
+    if "usefulness" not in asked or segmenter.is_installed():
         return asked, {}
     if parts:
         segmenter.Segmenter(1)  # says what is missing

@@ -13,8 +13,7 @@ from jaxtyping import Float32, Float64, Int64
 from scipy.stats import beta, binom
 
 from slicebook.errors import DataError
-from slicebook.metrics.neighbours import CORRELATION, Nearest
-from slicebook.metrics.planting import Images, Reconstruct, plant
+from slicebook.metrics.nearest import CORRELATION, Images, Nearest, Reconstruct, plant
 
 NEAR = 0.01  # quantile of held-out slices' distances
 RARE = 0.002  # one sample in 500 beyond the first threshold, were there no copies

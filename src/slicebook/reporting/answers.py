@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from slicebook.evaluation import Evaluation
-from slicebook.judging.fidelity import Fidelity
-from slicebook.judging.likeness import Likeness
+from slicebook.judging.generation import Likeness
+from slicebook.judging.reconstruction import Fidelity
 from slicebook.reporting.wording import estimate
 
 FEWEST = 6  # patients: fewer hardly know their own spread, so they decide nothing

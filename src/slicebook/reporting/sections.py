@@ -9,15 +9,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from slicebook.evaluation import Evaluation
-from slicebook.judging.auditing import Auditing
-from slicebook.judging.fidelity import Fidelity
-from slicebook.judging.history import History
-from slicebook.judging.likeness import Drawing, Likeness
-from slicebook.judging.rate_distortion import RateDistortion
-from slicebook.judging.usefulness import Usefulness
-from slicebook.metrics.appearance import Curves
-from slicebook.metrics.reconstruction import HEADLINE
+from slicebook.evaluation import Evaluation, History
+from slicebook.judging.downstream import Usefulness
+from slicebook.judging.generation import Drawing, Likeness
+from slicebook.judging.memorization import Auditing
+from slicebook.judging.reconstruction import Fidelity, RateDistortion
+from slicebook.metrics.image_quality import HEADLINE
+from slicebook.metrics.spectra import Curves
 from slicebook.reporting import charts, tables
 from slicebook.reporting.answers import whose
 from slicebook.reporting.wording import duration, estimate, number

@@ -11,8 +11,8 @@ from slicebook.checkpoint import LoadedPrior
 from slicebook.errors import ConfigError, DataError
 from slicebook.evaluation import Evaluation, read_report
 from slicebook.generating import Asked, Clear
-from slicebook.judging.auditing import Auditing
-from slicebook.judging.likeness import Drawing
+from slicebook.judging.generation import Drawing
+from slicebook.judging.memorization import Auditing
 
 AUDIT_NAME, WORDS_NAME = "audit.json", "AUDIT.md"
 MOST_COPIES = 0.05  # of samples drawn so, as far as the audit can tell: what its own control is about

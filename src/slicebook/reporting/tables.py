@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from slicebook.judging.auditing import Auditing
-from slicebook.judging.fidelity import Fidelity
-from slicebook.judging.likeness import Likeness, Measure
-from slicebook.judging.usefulness import Usefulness
+from slicebook.judging.downstream import Usefulness
+from slicebook.judging.generation import Likeness, Measure
+from slicebook.judging.memorization import Auditing
+from slicebook.judging.reconstruction import Fidelity
 from slicebook.reporting.wording import ends, estimate, number, share
 
 Rows = list[tuple[str, ...]]

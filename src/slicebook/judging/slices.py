@@ -14,7 +14,7 @@ from slicebook.checkpoint import LoadedPrior, slice_kinds
 from slicebook.dataset import PreparedData, SliceSet
 from slicebook.errors import ConfigError, DataError
 from slicebook.layouts import Split
-from slicebook.metrics.masks import Spacing
+from slicebook.metrics.anatomy import Spacing
 
 BATCH = 64  # slices read at a time
 

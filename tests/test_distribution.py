@@ -9,15 +9,15 @@ from torchmetrics.image.fid import _compute_fid
 from torchmetrics.image.kid import poly_mmd
 
 from slicebook.errors import DataError, ShapeError
-from slicebook.metrics.beside import draw_groups, interval_by_patient, measure_beside
-from slicebook.metrics.distances import (
+from slicebook.metrics.distribution import (
     NEIGHBOURS,
     balls,
+    compare,
     frechet_distance,
     kernel_distance,
     standardise,
 )
-from slicebook.metrics.generation import compare
+from slicebook.metrics.statistics import draw_groups, interval_by_patient, measure_beside
 
 
 def column(*values):

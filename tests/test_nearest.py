@@ -5,12 +5,8 @@ import pytest
 from scipy.ndimage import gaussian_filter
 
 from slicebook.errors import DataError, ShapeError
-from slicebook.metrics import neighbours
-from slicebook.metrics.neighbours import (
-    Nearest,
-    describe,
-    nearest_by_correlation,
-)
+from slicebook.metrics import nearest as neighbours
+from slicebook.metrics.nearest import Nearest, describe, nearest_by_correlation
 
 ROWS, COLUMNS = 68, 136  # moved by up to 4 and 8 pixels
 

@@ -19,15 +19,15 @@ from slicebook.checkpoint import LoadedPrior, SliceKind
 from slicebook.config import Record
 from slicebook.dataset import PreparedData, SliceSet
 from slicebook.generating import decode_pages, draw, noise_levels, put_noise_back
-from slicebook.judging.descriptions import Descriptor, descriptors
-from slicebook.judging.sides import Side, check_trained_on, of_size, unit
+from slicebook.judging.features import Descriptor, descriptors
+from slicebook.judging.slices import Side, check_trained_on, of_size, unit
 from slicebook.layouts import Split
-from slicebook.metrics import masks
-from slicebook.metrics.appearance import Curves, compare_intensities, compare_spectra
-from slicebook.metrics.beside import Beside
+from slicebook.metrics import anatomy as masks
+from slicebook.metrics.anatomy import Spacing
+from slicebook.metrics.distribution import Comparison, compare
 from slicebook.metrics.diversity import Diversity, compare_diversity
-from slicebook.metrics.generation import Comparison, compare
-from slicebook.metrics.masks import Spacing
+from slicebook.metrics.spectra import Curves, compare_intensities, compare_spectra
+from slicebook.metrics.statistics import Beside
 from slicebook.sampling import GROUP, SamplingSettings
 from slicebook.token_set import encode_slices
 

@@ -1,13 +1,15 @@
-"""Whether a prior's samples are copies of training slices, and its likelihoods give patients away.
+"""Whether samples copy training slices, and whether likelihoods reveal the training patients.
 
-The verdict is `metrics.memorization`'s; here are the slices it judges. Held-out slices are those of all
-patients that were never trained on. Where these are too few to be a baseline, training slices stand beside
-them, each without its own patient.
+The test itself is `metrics.memorization`; this module selects the slices. Held-out slices are those of all
+patients that were never trained on. Where these are too few for a baseline, training slices are added, each
+searched without its own patient. The windows of the training set are cached in the prepared folder, beside
+the slices they were made of, for they reveal the same patients.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,23 +18,20 @@ import numpy as np
 import torch
 from jaxtyping import Float32, Float64
 
-from slicebook import pictures
+from slicebook import __version__, pictures
 from slicebook.checkpoint import LoadedPrior
 from slicebook.config import Record
 from slicebook.dataset import PreparedData, SliceSet
 from slicebook.errors import DataError
 from slicebook.generating import decode_pages, noise_levels, put_noise_back
-from slicebook.judging.descriptions import TrainingSet, describe_training
-from slicebook.judging.sides import BATCH, Side, in_batches, unit
+from slicebook.judging.slices import BATCH, Side, in_batches, of_size, unit
 from slicebook.likelihood import likelihood
 from slicebook.manifest import SliceRecord
 from slicebook.metrics.membership import Membership, membership
 from slicebook.metrics.memorization import FEWEST_PATIENTS, Audit, Pair, audit
-from slicebook.metrics.neighbours import (
-    nearest_by_correlation,
-)
-from slicebook.metrics.planting import move
-from slicebook.metrics.summary import Rate, summarise_rate
+from slicebook.metrics.nearest import CORRELATION, describe, move, nearest_by_correlation
+from slicebook.metrics.statistics import Rate, summarise_rate
+from slicebook.tensor_file import State, hash_tensors, load_kept, save_state
 from slicebook.text import write_csv
 from slicebook.token_set import encode_slices
 
@@ -238,3 +237,72 @@ def _row(pair: Pair, ours: Side, train: SliceSet) -> dict[str, Any]:
         "down": pair.shift[0],
         "right": pair.shift[1],
     }
+
+
+FOLDER = "descriptions"
+
+
+TOLD_EVERY = 1024  # slices
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """The training slices of one size, described for a search.
+
+    Attributes:
+        slices: What was described.
+        windows: The middle of each, as `neighbours.describe` has it.
+    """
+
+    slices: SliceSet
+    windows: Float32[np.ndarray, "n r c"]
+
+
+def describe_training(
+    data: PreparedData,
+    size: tuple[int, int],
+    *,
+    say: Callable[[str], None] = lambda _: None,
+) -> TrainingSet:
+    """Describe the training slices of a size, or read what was kept from another evaluation.
+
+    Args:
+        data: The prepared folder; the descriptions are kept in its `descriptions`, if it can be written to.
+        size: Rows and columns.
+        say: Told how far it is.
+
+    Raises:
+        DataError: There is no training slice of this size.
+    """
+    slices = of_size(data, "train", size, masked=False)
+    return TrainingSet(slices, _kept(data, slices, say))
+
+
+def _kept(
+    data: PreparedData,
+    slices: SliceSet,
+    say: Callable[[str], None],
+) -> Float32[np.ndarray, "n r c"]:
+    """Return descriptions in single precision: the same whether kept or made anew."""
+    rows, columns = slices.records[0].rows, slices.records[0].columns
+    path = data.folder / FOLDER / f"windows-{rows}x{columns}.safetensors"
+    made_from: dict[str, Any] = {
+        "slicebook_version": __version__,
+        "convention": CORRELATION,
+        "data": data.info.model_dump(mode="json"),
+        "slices": hash_tensors({"offsets": torch.tensor([record.offset for record in slices.records])}),
+    }
+    known = load_kept(path, made_from)
+    if known is not None:
+        return known["values"].numpy()
+    parts: list[np.ndarray] = []
+    for batch in in_batches(slices):
+        if len(parts) * BATCH % TOLD_EVERY == 0:
+            say(f"windows of {len(slices)} training slices: {len(parts) * BATCH} done")
+        parts.append(describe(batch))
+    values = np.concatenate(parts)
+    try:
+        save_state(path, State({"values": torch.from_numpy(values)}, made_from))
+    except (DataError, OSError) as error:  # the folder may be another's
+        say(f"not kept for the next time: {error}")
+    return values

@@ -10,9 +10,9 @@ import torch
 
 from slicebook.dataset import PreparedData
 from slicebook.errors import DataError
-from slicebook.judging import auditing
-from slicebook.judging.auditing import audit_samples
-from slicebook.judging.sides import Side, of_size, read_side
+from slicebook.judging import memorization as auditing
+from slicebook.judging.memorization import audit_samples
+from slicebook.judging.slices import Side, of_size, read_side
 from slicebook.likelihood import likelihood
 from slicebook.token_set import encode_slices
 

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from slicebook.errors import DataError
-from slicebook.judging import segmenter
-from slicebook.judging.sides import Side
-from slicebook.judging.usefulness import measure_usefulness
+from slicebook.judging import downstream as segmenter
+from slicebook.judging.downstream import measure_usefulness
+from slicebook.judging.slices import Side
 
 VALUES = (0, 3)
 
@@ -60,7 +60,19 @@ def test_slices_without_masks_teach_no_segmenter(without):
 
 def test_slices_of_any_size_come_back_labelled():
     masks = torch.zeros(2, 19, 23, dtype=torch.uint8)
-    network = segmenter.train(torch.zeros(2, 1, 19, 23), masks, (0, 1), steps=1, seed=0)
+    network = segmenter.train_segmenter(torch.zeros(2, 1, 19, 23), masks, (0, 1), steps=1, seed=0)
     drawn = segmenter.segment(network, torch.zeros(3, 1, 19, 23), (0, 1))
     assert drawn.shape == (3, 19, 23)
     assert drawn.dtype == torch.uint8
+
+
+def test_the_segmenter_learns_what_it_is_shown():
+    masks = torch.zeros(16, 19, 24, dtype=torch.uint8)
+    for row in range(16):
+        masks[row, 4:14, row // 2 : row // 2 + 8] = 3
+    images = (masks[:, None].float() - 1.5) / 2
+    network = segmenter.train_segmenter(images, masks, (0, 3), steps=80, seed=0)
+    found = segmenter.segment(network, images, (0, 3))
+    assert (found == masks).float().mean() > 0.98
+    again = segmenter.train_segmenter(images, masks, (0, 3), steps=80, seed=0)
+    assert torch.equal(segmenter.segment(again, images, (0, 3)), found)

@@ -11,8 +11,8 @@ from scipy.fft import fft2
 from scipy.signal.windows import hann
 
 from slicebook.errors import ShapeError
-from slicebook.metrics.beside import DRAWS, Beside, measure_beside
-from slicebook.metrics.slices import check_slices
+from slicebook.metrics.image_quality import check_slices
+from slicebook.metrics.statistics import DRAWS, Beside, measure_beside
 
 BINS = 256  # of intensity: what a screen shows
 SHOWN_BINS = 64  # of the curve of intensities: finer ones are ragged

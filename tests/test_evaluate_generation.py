@@ -7,10 +7,10 @@ import torch
 
 from slicebook.dataset import PreparedData
 from slicebook.errors import ConfigError, DataError
-from slicebook.judging.likeness import FIRST_SAMPLE, draw_side, judge_anatomy, measure_likeness, redraw
-from slicebook.judging.sides import of_size, read_side, unit
+from slicebook.judging.generation import FIRST_SAMPLE, draw_side, judge_anatomy, measure_likeness, redraw
+from slicebook.judging.slices import of_size, read_side, unit
 from slicebook.metrics import texture
-from slicebook.metrics.generation import compare
+from slicebook.metrics.distribution import compare
 from slicebook.sampling import SamplingSettings
 
 SIZE = (32, 64)

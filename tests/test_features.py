@@ -8,10 +8,11 @@ import torch
 
 from slicebook.dataset import PreparedData
 from slicebook.errors import DataError
-from slicebook.judging import descriptions
-from slicebook.judging.descriptions import Descriptor, describe_training, descriptors
-from slicebook.judging.sides import of_size, read_side, unit
-from slicebook.metrics.neighbours import describe
+from slicebook.judging import memorization as descriptions
+from slicebook.judging.features import Descriptor, descriptors
+from slicebook.judging.memorization import describe_training
+from slicebook.judging.slices import of_size, read_side, unit
+from slicebook.metrics.nearest import describe
 
 SIZE = (32, 64)
 

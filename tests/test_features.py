@@ -11,7 +11,7 @@ from slicebook.errors import DataError
 from slicebook.judging import memorization as descriptions
 from slicebook.judging.features import Descriptor, descriptors
 from slicebook.judging.memorization import describe_training
-from slicebook.judging.slices import of_size, read_side, unit
+from slicebook.judging.slices import of_size, read_slices, unit
 from slicebook.metrics.nearest import describe
 
 SIZE = (32, 64)
@@ -114,11 +114,11 @@ def test_both_kinds_of_features_are_known_where_the_weights_are(monkeypatch):
 
 
 def test_no_more_slices_are_read_than_asked_for(data):
-    few, all_of_them = read_side(data, "train", SIZE, most=4, seed=1), read_side(data, "train", SIZE)
+    few, all_of_them = read_slices(data, "train", SIZE, most=4, seed=1), read_slices(data, "train", SIZE)
     assert (len(few), len(few.patients), len(few.masks)) == (4, 4, 4)
-    assert len(read_side(data, "train", SIZE, most=1000)) == len(all_of_them)
+    assert len(read_slices(data, "train", SIZE, most=1000)) == len(all_of_them)
 
 
 def test_a_size_that_no_slice_has_is_refused(data):
     with pytest.raises(DataError, match=r"holds no slice of 16×16.*--size"):
-        read_side(data, "train", (16, 16))
+        read_slices(data, "train", (16, 16))

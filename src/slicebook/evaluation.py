@@ -17,10 +17,10 @@ from pydantic import ValidationError
 
 from slicebook.config import Record
 from slicebook.errors import DataError
-from slicebook.judging.downstream import Usefulness
-from slicebook.judging.generation import Drawing, Likeness
-from slicebook.judging.memorization import Auditing
-from slicebook.judging.reconstruction import Fidelity
+from slicebook.judging.downstream import DownstreamResult
+from slicebook.judging.generation import GenerationResult, SamplingInfo
+from slicebook.judging.memorization import MemorizationResult
+from slicebook.judging.reconstruction import ReconstructionResult
 from slicebook.layouts import Split
 from slicebook.text import replace_text
 
@@ -70,12 +70,12 @@ class Evaluation(Record):
     blank_slices_left_out: int
     warnings: tuple[str, ...]
     left_out: dict[str, str]
-    drawing: Drawing | None = None
+    drawing: SamplingInfo | None = None
     """How the samples that were judged were drawn."""
-    fidelity: Fidelity | None = None
-    generation: Likeness | None = None
-    audit: Auditing | None = None
-    usefulness: Usefulness | None = None
+    fidelity: ReconstructionResult | None = None
+    generation: GenerationResult | None = None
+    audit: MemorizationResult | None = None
+    usefulness: DownstreamResult | None = None
     training: dict[str, History]
     """Of each model whose training left its curves beside it."""
     seconds: dict[str, float]

@@ -17,13 +17,13 @@ from torch.nn import functional
 
 from slicebook.config import Record
 from slicebook.errors import ConfigError, DataError
-from slicebook.judging.slices import Side
+from slicebook.judging.slices import SliceCollection
 from slicebook.labels import labels_from
 from slicebook.metrics import anatomy as masks
 from slicebook.metrics.statistics import Summary
 
 
-class Taught(Record):
+class SegmenterResult(Record):
     """What one set of pairs taught."""
 
     pairs: int
@@ -33,29 +33,29 @@ class Taught(Record):
     """Of the labels' means of patients; None where no test slice has a label."""
 
 
-class Usefulness(Record):
+class DownstreamResult(Record):
     """Segmenters trained on generated pairs and on the training set, tested on held-out patients."""
 
     convention: str
     steps: int
     batch_size: int
     seed: int
-    generated: Taught
-    training_set: Taught
+    generated: SegmenterResult
+    training_set: SegmenterResult
     ratio: float | None
     """Generated over training set; None where the latter taught nothing."""
 
 
-def measure_usefulness(
-    ours: Side,
-    train: Side,
-    held_out: Side,
+def evaluate_downstream(
+    ours: SliceCollection,
+    train: SliceCollection,
+    held_out: SliceCollection,
     values: Sequence[int],
     *,
     steps: int,
     seed: int,
     say: Callable[[str], None] = lambda _: None,
-) -> Usefulness:
+) -> DownstreamResult:
     """Train a small U-Net on generated pairs, another on the training set, and test both.
 
     Args:
@@ -83,7 +83,7 @@ def measure_usefulness(
         found[name] = _taught(len(side), drawn, held_out, values, seed)
     ours_taught, theirs = found.values()
     ratio = ours_taught.mean / theirs.mean if ours_taught.mean is not None and theirs.mean else None
-    return Usefulness(
+    return DownstreamResult(
         convention="Dice of each label over all slices of a held-out patient, mean of patients; "
         f"{NAME}, trained from scratch on the pairs, half of them mirrored; the mean is that of "
         "the labels",
@@ -97,11 +97,11 @@ def measure_usefulness(
 
 
 def _taught(
-    pairs: int, drawn: list[UInt8[np.ndarray, "h w"]], real: Side, values: Sequence[int], seed: int
-) -> Taught:
+    pairs: int, drawn: list[UInt8[np.ndarray, "h w"]], real: SliceCollection, values: Sequence[int], seed: int
+) -> SegmenterResult:
     scores = masks.dice(drawn, real.label_maps(), real.patients, list(values)[1:], seed=seed)
     means = [one.mean_of_patients for one in scores.values() if one.mean_of_patients is not None]
-    return Taught(
+    return SegmenterResult(
         pairs=pairs,
         labels={str(value): one for value, one in scores.items()},
         mean=float(np.mean(means)) if means else None,

@@ -24,7 +24,7 @@ from slicebook.config import Record
 from slicebook.dataset import PreparedData, SliceSet
 from slicebook.errors import DataError
 from slicebook.generating import decode_pages, noise_levels, put_noise_back
-from slicebook.judging.slices import BATCH, Side, in_batches, of_size, unit
+from slicebook.judging.slices import BATCH, SliceCollection, in_batches, of_size, unit
 from slicebook.likelihood import likelihood
 from slicebook.manifest import SliceRecord
 from slicebook.metrics.membership import Membership, membership
@@ -45,7 +45,7 @@ CODED = (
 )
 
 
-class Auditing(Record):
+class MemorizationResult(Record):
     """What was found of copies.
 
     Attributes:
@@ -66,23 +66,23 @@ class Auditing(Record):
     coded: Rate
 
 
-def audit_samples(
+def evaluate_memorization(
     loaded: LoadedPrior,
     data: PreparedData,
-    ours: Side,
+    ours: SliceCollection,
     *,
     seed: int,
     grain: bool = True,
     training: TrainingSet | None = None,
     out: Path | None = None,
     say: Callable[[str], None] = lambda _: None,
-) -> Auditing:
+) -> MemorizationResult:
     """Audit samples for copies of training slices; list and draw the closest pairs into `out`.
 
     Args:
         loaded: The prior that drew them.
         data: What it was trained on.
-        ours: The samples, as `likeness.draw_side` makes them.
+        ours: The samples, as `likeness.draw_samples` makes them.
         seed: Of the controls and of the bootstrap.
         grain: Whether noise was put back into the samples; so it is into planted copies.
         training: The training slices, described for the search; described here by default.
@@ -112,7 +112,7 @@ def audit_samples(
     if out is not None:
         _draw_closest(found.closest, samples, train, out / "closest.png")
         write_csv(out / "closest.csv", [_row(pair, ours, train) for pair in found.closest])
-    return Auditing(
+    return MemorizationResult(
         baseline=baseline,
         training_slices=len(train),
         training_patients=len(set(owners)),
@@ -223,7 +223,7 @@ def _draw_closest(
     )
 
 
-def _row(pair: Pair, ours: Side, train: SliceSet) -> dict[str, Any]:
+def _row(pair: Pair, ours: SliceCollection, train: SliceSet) -> dict[str, Any]:
     record = train.records[pair.training]
     return {
         "sample": pair.sample,

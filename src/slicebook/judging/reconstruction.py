@@ -157,7 +157,7 @@ def _add(
     trials.setdefault(key, []).append((bits / original.size, {name: found[name] for name in SHOWN}))
 
 
-class Fidelity(Record):
+class ReconstructionResult(Record):
     """How faithfully a tokenizer rebuilds slices, and at how many bits."""
 
     headline: str
@@ -208,7 +208,7 @@ class _ScoredSlice:
         return headline if headline is not None else self.scores["ssim_whole"] or 0.0
 
 
-def measure_fidelity(
+def evaluate_reconstruction(
     tokenizer: Tokenizer,
     slices: SliceSet,
     out: Path,
@@ -217,7 +217,7 @@ def measure_fidelity(
     device: str | torch.device = "cpu",
     seed: int = 42,
     batch_size: int = 16,
-) -> Fidelity:
+) -> ReconstructionResult:
     """Score a tokenizer on slices; write slices.csv, patients.csv, worst.png, pairs.png and levels.png.
 
     Args:
@@ -241,7 +241,7 @@ def measure_fidelity(
     )
     patients = [one.record.patient for one in scored]
     through = {name: _codec_report(name, scored, library, seed) for name, library in libraries.items()}
-    found = Fidelity(
+    found = ReconstructionResult(
         headline=HEADLINE,
         images="Prepared slices before any padding, on [0, 1] = (x + 1) / 2, so after the clipping of "
         "intensities beyond their volume's percentiles; reconstructions clipped to [0, 1].",

@@ -16,11 +16,11 @@ from scipy.spatial.distance import cdist
 from slicebook.errors import DataError, ShapeError
 from slicebook.metrics.statistics import (
     DRAWS,
-    Beside,
+    RelativeMeasure,
     Summary,
     check_patients,
     draw_groups,
-    put_beside,
+    summarise_draws,
     summarise_one,
 )
 
@@ -29,8 +29,8 @@ _CONSTANT = 1e-9  # of a feature's largest magnitude: less spread than this is r
 
 
 @dataclass(frozen=True)
-class Balls:
-    """What `balls` finds.
+class PRDC:
+    """What `prdc` finds.
 
     Attributes:
         coverage: Share of the real slices with a generated one in their ball.
@@ -125,14 +125,14 @@ def frechet_distance(x: Float64[np.ndarray, "n f"], y: Float64[np.ndarray, "m _"
     return max(0.0, means + sum(float((root**2).sum()) for root in roots) - 2 * common)
 
 
-def balls(
+def prdc(
     real: Float64[np.ndarray, "n f"],
     generated: Float64[np.ndarray, "m _"],
     real_patients: Sequence[str] | None = None,
     generated_patients: Sequence[str] | None = None,
     *,
     neighbours: int = NEIGHBOURS,
-) -> Balls:
+) -> PRDC:
     """Compare two sets by balls that reach from each slice to its k-th neighbour in its own set.
 
     Coverage and density: Naeem et al. 2020 (https://arxiv.org/abs/2002.09797), k = 5 as there. Precision and
@@ -152,7 +152,7 @@ def balls(
         ShapeError: The two sets have different features.
     """
     _check(real, generated, least=1)
-    return balls_between(
+    return prdc_between(
         cdist(real, generated),
         reach(cdist(real, real), real_patients, neighbours),
         reach(cdist(generated, generated), generated_patients, neighbours),
@@ -160,16 +160,16 @@ def balls(
     )
 
 
-def balls_between(
+def prdc_between(
     across: Float64[np.ndarray, "n m"],
     reach_of_real: Float64[np.ndarray, " n"],
     reach_of_generated: Float64[np.ndarray, " m"],
     neighbours: int,
-) -> Balls:
+) -> PRDC:
     """Compare two sets, given the distances from one to the other and how far the balls of each reach."""
     inside = across <= reach_of_real[:, None]
     inside_generated = across <= reach_of_generated[None, :]
-    return Balls(
+    return PRDC(
         coverage=float(inside.any(axis=1).mean()),
         density=float(inside.sum() / (neighbours * across.shape[1])),
         precision=float(inside.any(axis=0).mean()),
@@ -273,12 +273,12 @@ class Comparison:
     draws: int
     patients: int
     standardised: str
-    kernel_distance: Beside
-    frechet_distance: Beside
-    coverage: Beside | None
-    density: Beside | None
-    precision: Beside | None
-    recall: Beside | None
+    kernel_distance: RelativeMeasure
+    frechet_distance: RelativeMeasure
+    coverage: RelativeMeasure | None
+    density: RelativeMeasure | None
+    precision: RelativeMeasure | None
+    recall: RelativeMeasure | None
     covered: Summary | None
 
     @property
@@ -295,7 +295,7 @@ def compare(
     seed: int,
     draws: int = DRAWS,
     one_unit: bool = False,
-    twins: bool = False,
+    paired: bool = False,
 ) -> Comparison:
     """Compare generated slices with held-out real ones, beside what real patients score against each other.
 
@@ -316,7 +316,7 @@ def compare(
         draws: How often.
         one_unit: Whether the features share a unit, as those of `deep` do and those of `texture` do not; see
             `distances.standardise`.
-        twins: Whether generated slice i was made of real slice i. Then those made of the second group are
+        paired: Whether generated slice i was made of real slice i. Then those made of the second group are
             measured against the first, for one beside its own original tells nothing; none is `covered`.
 
     Raises:
@@ -325,7 +325,7 @@ def compare(
         ShapeError: The two sets have different features, there is not a patient a slice, or not a twin.
     """
     check_patients(real, patients)
-    if twins and len(generated) != len(real):
+    if paired and len(generated) != len(real):
         raise ShapeError(f"{len(generated)} slices made of {len(real)} real ones, wanted one of each")
     ours = standardise(generated, real, one_unit=one_unit)
     theirs = standardise(real, real, one_unit=one_unit)
@@ -333,17 +333,17 @@ def compare(
     generator = np.random.default_rng(seed)
     groups = draw_groups(patients, len(ours), draws, generator)
     with_balls = all(_neighbours_at_hand(names[group]) for pair in groups for group in pair)
-    owners = patients if twins else [f"generated {i}" for i in range(len(ours))]
+    owners = patients if paired else [f"generated {i}" for i in range(len(ours))]
     pairs = _Pairs(np.concatenate([theirs, ours]), (*patients, *owners))
     found: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in CONVENTIONS}
     for first, second in groups:
-        chosen = second if twins else generator.choice(len(ours), size=len(first), replace=False)
+        chosen = second if paired else generator.choice(len(ours), size=len(first), replace=False)
         drawn = len(theirs) + chosen
         for side, measured in enumerate((drawn, second)):
             for name, value in pairs.measure(first, measured, with_balls).items():
                 found[name][side].append(value)
     beside = {
-        name: put_beside(CONVENTIONS[name], *both, len(set(patients)), BOUNDS[name])
+        name: summarise_draws(CONVENTIONS[name], *both, len(set(patients)), BOUNDS[name])
         for name, both in found.items()
         if both[0]
     }
@@ -359,7 +359,7 @@ def compare(
         precision=beside.get("precision"),
         recall=beside.get("recall"),
         covered=None
-        if twins or not _neighbours_at_hand(names)
+        if paired or not _neighbours_at_hand(names)
         else _covered(pairs, len(theirs), patients, seed),
     )
 
@@ -384,13 +384,13 @@ class _Pairs:
             "frechet_distance": frechet_distance(self.features[reference], self.features[other]),
         }
         if with_balls:
-            balls = balls_between(
+            prdc = prdc_between(
                 self.apart[between],
                 reach(self.apart[first], self.names[reference].tolist(), NEIGHBOURS),
                 reach(self.apart[second], self.names[other].tolist(), NEIGHBOURS),
                 NEIGHBOURS,
             )
-            found |= vars(balls)
+            found |= vars(prdc)
         return found
 
 

@@ -25,7 +25,7 @@ Groups = tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " n"]]
 
 
 @dataclass(frozen=True)
-class Beside:
+class RelativeMeasure:
     """One measure of generated slices, and the same of real ones from other patients.
 
     Each is taken against the same group of real slices, once a draw.
@@ -50,13 +50,13 @@ class Beside:
         return self.generated / self.real if self.real else None
 
 
-def put_beside(
+def summarise_draws(
     convention: str,
     generated: Sequence[float],
     real: Sequence[float],
     patients: int,
     bounds: tuple[float, float] = (-np.inf, np.inf),
-) -> Beside:
+) -> RelativeMeasure:
     """Sum up one measure over draws.
 
     Args:
@@ -67,7 +67,7 @@ def put_beside(
         bounds: Lowest and highest value that the measure can have.
     """
     low, high = interval_by_patient(generated, patients)
-    return Beside(
+    return RelativeMeasure(
         convention=convention,
         generated=float(np.median(generated)),
         generated_range=_range(generated),
@@ -94,7 +94,7 @@ def interval_by_patient(halves: Sequence[float], patients: int) -> tuple[float, 
     return middle - reach, middle + reach
 
 
-def measure_beside(
+def measure_relative(
     convention: str,
     measure: Callable[[Float64[np.ndarray, "n f"], Float64[np.ndarray, "m f"]], float],
     generated: Float64[np.ndarray, "m f"],
@@ -103,7 +103,7 @@ def measure_beside(
     *,
     seed: int,
     draws: int = DRAWS,
-) -> Beside:
+) -> RelativeMeasure:
     """Take one measure of descriptions of slices, beside the same between real patients.
 
     Args:
@@ -126,7 +126,7 @@ def measure_beside(
         drawn = generator.choice(len(generated), size=len(first), replace=False)
         ours.append(measure(real[first], generated[drawn]))
         theirs.append(measure(real[first], real[second]))
-    return put_beside(convention, ours, theirs, len(set(patients)), (0, np.inf))
+    return summarise_draws(convention, ours, theirs, len(set(patients)), (0, np.inf))
 
 
 def check_patients(rows: Shaped[np.ndarray, "n ..."], patients: Sequence[str]) -> None:

@@ -10,10 +10,10 @@ from types import MappingProxyType
 from typing import Any
 
 from slicebook.evaluation import Evaluation, History
-from slicebook.judging.downstream import Usefulness
-from slicebook.judging.generation import Drawing, Likeness
-from slicebook.judging.memorization import Auditing
-from slicebook.judging.reconstruction import Fidelity, RateDistortion
+from slicebook.judging.downstream import DownstreamResult
+from slicebook.judging.generation import GenerationResult, SamplingInfo
+from slicebook.judging.memorization import MemorizationResult
+from slicebook.judging.reconstruction import RateDistortion, ReconstructionResult
 from slicebook.metrics.image_quality import HEADLINE
 from slicebook.metrics.spectra import Curves
 from slicebook.reporting import charts, tables
@@ -94,7 +94,7 @@ def sections(found: Evaluation, folder: Path) -> Iterator[Section]:
     )
 
 
-def _fidelity(found: Fidelity, folder: Path) -> Section:
+def _fidelity(found: ReconstructionResult, folder: Path) -> Section:
     codec_titles = [codec.title for codec in (found.codecs or {}).values()]
     return Section(
         "fidelity",
@@ -112,7 +112,7 @@ def _fidelity(found: Fidelity, folder: Path) -> Section:
     )
 
 
-def _generation(drawing: Drawing, found: Likeness, who: str, folder: Path) -> Section:
+def _generation(drawing: SamplingInfo, found: GenerationResult, who: str, folder: Path) -> Section:
     anatomy = tables.anatomy_rows(found)
     return Section(
         "generation",
@@ -139,7 +139,7 @@ def _generation(drawing: Drawing, found: Likeness, who: str, folder: Path) -> Se
     )
 
 
-def _audit(found: Auditing, folder: Path, *, alone: bool) -> Section:
+def _audit(found: MemorizationResult, folder: Path, *, alone: bool) -> Section:
     copies, member, near = found.copies, found.membership, found.copies.nearer
     searched = f"{found.training_slices} training slices of {found.training_patients} patients"
     if found.of_other_sizes:
@@ -164,7 +164,7 @@ def _audit(found: Auditing, folder: Path, *, alone: bool) -> Section:
     )
 
 
-def _usefulness(found: Usefulness, who: str) -> Section:
+def _usefulness(found: DownstreamResult, who: str) -> Section:
     return Section(
         "usefulness",
         "Is it of use?",
@@ -198,7 +198,7 @@ def _rate_distortion(found: RateDistortion) -> list[Block]:
     return blocks
 
 
-def _usage(found: Fidelity) -> Block:
+def _usage(found: ReconstructionResult) -> Block:
     drawn = charts.bars(
         {f"level {one.level}": one.shares for one in found.levels},
         x="codes, the most used first",

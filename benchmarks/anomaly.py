@@ -32,8 +32,8 @@ from slicebook.dataset import PreparedData, SliceSet
 from slicebook.errors import ConfigError, DataError, SlicebookError
 from slicebook.grain import noise_level
 from slicebook.inpainting import fill
-from slicebook.metrics.ranking import CONVENTION, auroc
-from slicebook.metrics.summary import summarise_one
+from slicebook.metrics.statistics import AUROC_CONVENTION as CONVENTION
+from slicebook.metrics.statistics import auroc, summarise_one
 from slicebook.prior import Conditions
 
 SEED = 42

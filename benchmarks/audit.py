@@ -26,10 +26,10 @@ import torch
 from slicebook.checkpoint import load_tokenizer
 from slicebook.dataset import PreparedData
 from slicebook.errors import DataError, SlicebookError
-from slicebook.metrics import memorization, neighbours
+from slicebook.metrics import memorization
+from slicebook.metrics import nearest as neighbours
 from slicebook.metrics.memorization import audit
-from slicebook.metrics.neighbours import Nearest, describe, nearest_by_correlation
-from slicebook.metrics.planting import plant
+from slicebook.metrics.nearest import Nearest, describe, nearest_by_correlation, plant
 from slicebook.phantom import FIRST_CASE, patient_volume
 from slicebook.tokenizer import Tokenizer
 

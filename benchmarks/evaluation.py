@@ -31,10 +31,10 @@ import torch
 from slicebook.checkpoint import LoadedPrior, load_prior
 from slicebook.dataset import PreparedData
 from slicebook.errors import DataError, SlicebookError
-from slicebook.judging.auditing import audit_samples
-from slicebook.judging.descriptions import describe_training, descriptors
-from slicebook.judging.likeness import draw_side, measure_likeness
-from slicebook.judging.sides import Side, read_side
+from slicebook.judging.features import descriptors
+from slicebook.judging.generation import draw_samples, evaluate_generation
+from slicebook.judging.memorization import describe_training, evaluate_memorization
+from slicebook.judging.slices import SliceCollection, read_slices
 
 SEED = 42
 DRAWN, STEPS = "samples.npz", "steps.json"  # what the parts leave for others
@@ -42,7 +42,7 @@ WANTED = {"seconds": 300, "memory_gb": 4, "demo_seconds": 90}  # set before anyt
 
 
 def _draw(loaded: LoadedPrior, data: PreparedData, kept: Path, count: int) -> None:
-    side, _ = draw_side(loaded, data, count, seed=SEED, progress=_count)
+    side, _ = draw_samples(loaded, data, count, seed=SEED, progress=_count)
     masks = {} if side.masks is None else {"masks": side.masks.numpy()}
     np.savez(kept / DRAWN, images=side.images.numpy(), seeds=side.seeds, **masks)
 
@@ -51,13 +51,13 @@ def _judge(loaded: LoadedPrior, data: PreparedData, kept: Path, _: int) -> None:
     """Judge samples, and leave the seconds of each step."""
     ours, kinds = _read(loaded, kept), descriptors()
     size = (ours.images.shape[-2], ours.images.shape[-1])
-    real = read_side(data, "test", size)
+    real = read_slices(data, "test", size)
     clock = [time.perf_counter()]
-    measure_likeness(loaded, data, "test", ours, real, seed=SEED, kinds=kinds, say=_say)
+    evaluate_generation(loaded, data, "test", ours, real, seed=SEED, kinds=kinds, say=_say)
     clock.append(time.perf_counter())
-    training = describe_training(data, size, kinds, say=_say)
+    training = describe_training(data, size, say=_say)
     clock.append(time.perf_counter())
-    audit_samples(loaded, data, ours, seed=SEED, kinds=kinds, training=training, out=kept, say=_say)
+    evaluate_memorization(loaded, data, ours, seed=SEED, training=training, out=kept, say=_say)
     clock.append(time.perf_counter())
     machine.write(
         kept / STEPS, dict(zip(("generation", "descriptions", "audit"), np.diff(clock), strict=True))
@@ -71,12 +71,12 @@ PARTS: Mapping[str, Callable[[LoadedPrior, PreparedData, Path, int], None]] = {
 }
 
 
-def _read(loaded: LoadedPrior, kept: Path) -> Side:
+def _read(loaded: LoadedPrior, kept: Path) -> SliceCollection:
     """Return the samples as they were drawn, in another process."""
     with np.load(kept / DRAWN) as file:
         found = {name: file[name] for name in file.files}
     kind, count = loaded.info.slices[0], len(found["images"])
-    return Side(
+    return SliceCollection(
         torch.from_numpy(found["images"]),
         torch.from_numpy(found["masks"]) if "masks" in found else None,
         ("",) * count,

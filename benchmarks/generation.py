@@ -26,10 +26,10 @@ from slicebook.checkpoint import LoadedPrior, load_prior
 from slicebook.dataset import PreparedData
 from slicebook.errors import SlicebookError
 from slicebook.evaluate import STEPS
-from slicebook.judging import segmenter
-from slicebook.judging.likeness import draw_side, measure_likeness
-from slicebook.judging.sides import Side, read_side
-from slicebook.judging.usefulness import measure_usefulness
+from slicebook.judging import downstream as segmenter
+from slicebook.judging.downstream import evaluate_downstream
+from slicebook.judging.generation import draw_samples, evaluate_generation
+from slicebook.judging.slices import SliceCollection, read_slices
 from slicebook.sampling import SamplingSettings
 
 SEED = 42  # of the positions, of the draws of patients, and of the bootstrap
@@ -54,25 +54,27 @@ def measure(
     """
     kind = loaded.info.slices[0]
     size = (kind.rows, kind.columns)
-    real = read_side(data, "test", size)
+    real = read_slices(data, "test", size)
     _say(f"{count} samples of {kind.rows}×{kind.columns}")
-    ours, drawing = draw_side(loaded, data, count, settings=settings, grain=grain, seed=SEED, progress=_count)
+    ours, drawing = draw_samples(
+        loaded, data, count, settings=settings, grain=grain, seed=SEED, progress=_count
+    )
     _draw_sheets(ours, real, kind.row_mm / kind.column_mm, sheets_to)
-    likeness = measure_likeness(loaded, data, "test", ours, real, grain=grain, seed=SEED, say=_say)
+    likeness = evaluate_generation(loaded, data, "test", ours, real, grain=grain, seed=SEED, say=_say)
     found: dict[str, Any] = {
         "drawing": drawing.model_dump(mode="json"),
         "generation": likeness.model_dump(mode="json"),
         "usefulness": None,
     }
     if ours.masks is not None and real.masks is not None:
-        train = read_side(data, "train", size, most=steps * segmenter.BATCH, seed=SEED)
+        train = read_slices(data, "train", size, most=steps * segmenter.BATCH, seed=SEED)
         values = data.info.label_values
-        taught = measure_usefulness(ours, train, real, values, steps=steps, seed=SEED, say=_say)
+        taught = evaluate_downstream(ours, train, real, values, steps=steps, seed=SEED, say=_say)
         found["usefulness"] = taught.model_dump(mode="json")
     return found
 
 
-def _draw_sheets(ours: Side, real: Side, aspect: float, folder: Path) -> None:
+def _draw_sheets(ours: SliceCollection, real: SliceCollection, aspect: float, folder: Path) -> None:
     """Write samples left and real test slices right, none of them picked; the same with masks; a figure."""
     chosen = np.random.default_rng(SEED).permutation(len(real))[:SHOWN].tolist()
     sides = ((ours, list(range(min(SHOWN, len(ours))))), (real, chosen))

@@ -29,8 +29,8 @@ from slicebook.dataset import PreparedData, SliceBatches
 from slicebook.errors import ConfigError, SlicebookError
 from slicebook.evaluate import evaluate
 from slicebook.metrics import codecs
-from slicebook.metrics.reconstruction import CONVENTIONS
-from slicebook.metrics.summary import difference, level_use, summarise
+from slicebook.metrics.image_quality import CONVENTIONS, difference, summarise
+from slicebook.metrics.statistics import level_use
 from slicebook.tensor_file import STATE_NAME, load_state
 from slicebook.training import TrainingSummary, train_tokenizer
 

@@ -16,7 +16,7 @@ from jaxtyping import install_import_hook
 
 if TYPE_CHECKING:
     from slicebook.checkpoint import LoadedPrior
-    from slicebook.judging.descriptions import Descriptor
+    from slicebook.judging.features import Descriptor
 
 # As the type system has it, an int is a float (PEP 484).
 checked = beartype(conf=BeartypeConf(is_pep484_tower=True))
@@ -92,7 +92,7 @@ def loaded(trained: Trained) -> "LoadedPrior":
 @pytest.fixture(scope="session")
 def kinds() -> "list[Descriptor]":
     """Of features: texture alone, which needs no weights."""
-    from slicebook.judging.descriptions import Descriptor
+    from slicebook.judging.features import Descriptor
     from slicebook.metrics import texture
 
     return [Descriptor("texture", texture.CONVENTION, False, texture.texture_features)]

@@ -16,8 +16,8 @@ from slicebook.checkpoint import load_tokenizer
 from slicebook.config import load_recipe
 from slicebook.dataset import PreparedData
 from slicebook.errors import DataError
-from slicebook.judging.likeness import Drawing, Likeness
-from slicebook.judging.usefulness import Usefulness
+from slicebook.judging.downstream import DownstreamResult
+from slicebook.judging.generation import GenerationResult, SamplingInfo
 from slicebook.preparation import prepare
 from slicebook.prior_training import train_prior
 
@@ -37,7 +37,7 @@ def scripts():
     """The scripts by name, imported as Python does when it runs one of them; no picture is drawn."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(ROOT / "benchmarks")
-        for place in ("pictures.batch", "pictures.curves", "judging.fidelity._draw"):
+        for place in ("pictures.batch", "pictures.curves", "judging.reconstruction._draw"):
             patch.setattr(f"slicebook.{place}", lambda *_, **__: None)
         import anomaly
         import audit
@@ -222,13 +222,13 @@ def draw_samples(scripts, folder, *more):
 
 
 def test_samples_are_judged_beside_test_patients(generated, measured):
-    likeness = Likeness.model_validate(generated["generation"])
+    likeness = GenerationResult.model_validate(generated["generation"])
     assert (likeness.held_out_patients, likeness.held_out_slices) == (2, 8)
     assert set(likeness.features) == {"texture", "efficientnet-lite0"}
     assert likeness.anatomy is not None
     assert set(likeness.anatomy.by_rule) == set(likeness.anatomy.rules)
-    assert Drawing.model_validate(generated["drawing"]).samples == 6
-    taught = Usefulness.model_validate(generated["usefulness"])
+    assert SamplingInfo.model_validate(generated["drawing"]).samples == 6
+    taught = DownstreamResult.model_validate(generated["usefulness"])
     assert taught.generated.pairs == 6
     assert taught.training_set.pairs == 4  # the other 4 are of another size
     assert set(taught.generated.labels) == set("12345")

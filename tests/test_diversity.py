@@ -8,7 +8,7 @@ from scipy.stats import norm
 from slicebook.errors import DataError, ShapeError
 from slicebook.metrics import diversity
 from slicebook.metrics.diversity import WEIGHTS, compare_diversity, ms_ssim, scales
-from slicebook.metrics.reconstruction import ssim_map
+from slicebook.metrics.image_quality import ssim_map
 
 
 def picture(seed=0, shape=(24, 40)):

@@ -18,10 +18,10 @@ from slicebook.dataset import PreparedData
 from slicebook.errors import CheckpointError, ConfigError, DataError
 from slicebook.evaluate import evaluate
 from slicebook.evaluation import REPORT_NAME, SCHEMA_NAME, WRITTEN, Evaluation
-from slicebook.judging.fidelity import measure_fidelity
+from slicebook.judging.reconstruction import evaluate_reconstruction
 from slicebook.manifest import DatasetInfo, SliceRecord, SplitCounts, write_info, write_manifest
-from slicebook.metrics.reconstruction import CONVENTIONS, scores
-from slicebook.metrics.summary import level_use
+from slicebook.metrics.image_quality import CONVENTIONS, scores
+from slicebook.metrics.statistics import level_use
 from slicebook.preparation import PrepareOptions, prepare
 from slicebook.provenance import Provenance
 from slicebook.tokenizer import Tokenizer
@@ -201,7 +201,7 @@ def test_perplexity_is_the_exponential_of_the_entropy():
 def test_no_score_depends_on_the_batch_size(tmp_path, whole, undrawn):
     many, _, data = whole
     loaded = load_tokenizer(model(tmp_path / "model"))
-    one = measure_fidelity(loaded.tokenizer, data.split("test"), tmp_path, batch_size=1)
+    one = evaluate_reconstruction(loaded.tokenizer, data.split("test"), tmp_path, batch_size=1)
     for name in CONVENTIONS:
         assert one.scores[name].mean_of_slices == pytest.approx(
             many.fidelity.scores[name].mean_of_slices, abs=1e-5
@@ -370,21 +370,23 @@ def test_samples_of_another_tokenizer_are_warned_of(tmp_path, trained):
 
 
 def test_a_file_is_no_folder_for_a_report(tmp_path, data, monkeypatch):
-    monkeypatch.setattr("slicebook.evaluate.measure_fidelity", lambda *_, **__: pytest.fail("worked first"))
+    monkeypatch.setattr(
+        "slicebook.evaluate.evaluate_reconstruction", lambda *_, **__: pytest.fail("worked first")
+    )
     (tmp_path / "out").write_text("a file")
     with pytest.raises(DataError, match="is a file; choose a folder"):
         evaluate(model(tmp_path / "model"), data, tmp_path / "out")
 
 
 def test_a_number_that_is_not_finite_is_a_part_left_out(tmp_path, trained, monkeypatch):
-    judged = measure_fidelity
+    judged = evaluate_reconstruction
 
     def broken(*arguments, **named):
         found = judged(*arguments, **named)
         rate = found.bits_per_pixel.model_copy(update={"lowest": math.nan})
         return found.model_copy(update={"bits_per_pixel": rate})
 
-    monkeypatch.setattr("slicebook.evaluate.measure_fidelity", broken)
+    monkeypatch.setattr("slicebook.evaluate.evaluate_reconstruction", broken)
     data = write_prepared(tmp_path / "prepared")
     with pytest.raises(DataError, match="fidelity: a number that was measured is not finite"):
         evaluate(model(tmp_path / "model"), data, tmp_path / "out", codecs=False)

@@ -7,16 +7,12 @@ from functools import partial
 import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
+from scipy.spatial.distance import cdist
 
 from slicebook.errors import DataError, ShapeError
 from slicebook.metrics.membership import membership
 from slicebook.metrics.memorization import FEWEST_SAMPLES, _at_most, audit
-from slicebook.metrics.neighbours import (
-    describe,
-    nearest_by_correlation,
-    nearest_by_features,
-)
-from slicebook.metrics.planting import plant
+from slicebook.metrics.nearest import Nearest, describe, nearest_by_correlation, plant
 
 FEATURES = 10
 
@@ -47,8 +43,15 @@ HELD_OUT, HELD_OUT_PATIENTS = people(12, seed=1)
 
 
 def search(images, patients):
-    features = images[..., 0].astype(np.float64)
-    return nearest_by_features(features, patients, TRAIN[..., 0].astype(np.float64), WHOSE)
+    """Search among the features themselves, by Euclidean distance."""
+    distances = cdist(images[..., 0], TRAIN[..., 0])
+    owners = np.array(WHOSE)
+    if patients is not None:
+        distances[np.array(patients)[:, None] == owners] = np.inf
+    nearest = distances.argmin(axis=1)
+    others = np.where(owners[nearest][:, None] == owners, np.inf, distances)
+    unmoved = np.zeros((len(images), 2), np.int64)
+    return Nearest(nearest, distances.min(axis=1), others.min(axis=1), unmoved[:, 0] > 0, unmoved)
 
 
 def audited(samples, held_out=HELD_OUT, patients=HELD_OUT_PATIENTS, reconstruct=lossy, seed=0):

@@ -31,7 +31,6 @@ for command in (
     prior.generate,
     prior.inpaint,
     prior.anomaly,
-    prior.diagnose,
     tokenizer.reconstruct,
     tokenizer.encode,
     tokenizer.decode,

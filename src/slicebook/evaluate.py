@@ -24,15 +24,14 @@ from slicebook.checkpoint import LoadedPrior, LoadedTokenizer, has_prior, is_pri
 from slicebook.config import Record
 from slicebook.dataset import PreparedData
 from slicebook.errors import ConfigError, DataError, ShapeError
-from slicebook.evaluation import PARTS, Evaluation, write_report, written_whole
-from slicebook.judging import segmenter
-from slicebook.judging.auditing import audit_samples
-from slicebook.judging.descriptions import describe_training, descriptors
-from slicebook.judging.fidelity import Fidelity, measure_fidelity
-from slicebook.judging.history import read_history
-from slicebook.judging.likeness import Measure, draw_side, measure_likeness
-from slicebook.judging.sides import Side, check_trained_on, read_side
-from slicebook.judging.usefulness import measure_usefulness
+from slicebook.evaluation import PARTS, Evaluation, read_history, write_report, written_whole
+from slicebook.judging import downstream as segmenter
+from slicebook.judging.downstream import evaluate_downstream
+from slicebook.judging.features import descriptors
+from slicebook.judging.generation import Measure, draw_samples, evaluate_generation
+from slicebook.judging.memorization import describe_training, evaluate_memorization
+from slicebook.judging.reconstruction import ReconstructionResult, evaluate_reconstruction
+from slicebook.judging.slices import SliceCollection, check_trained_on, read_slices
 from slicebook.layouts import Split
 from slicebook.metrics import codecs as codec_metrics
 from slicebook.provenance import commit, versions
@@ -109,7 +108,7 @@ def evaluate(
             with work("fidelity"):
                 work.keep(
                     "fidelity",
-                    measure_fidelity(
+                    evaluate_reconstruction(
                         tokenizer.tokenizer, slices, partial, codecs=coded, device=device, seed=seed
                     ),
                 )
@@ -118,7 +117,7 @@ def evaluate(
         if not work.found.keys() - {"drawing"}:
             reasons = "; ".join(dict.fromkeys(work.left_out.values()))
             raise DataError(f"{data.folder}: nothing could be judged: {reasons}")
-        fidelity: Fidelity | None = work.found.get("fidelity")
+        fidelity: ReconstructionResult | None = work.found.get("fidelity")
         found = Evaluation(
             split=split,
             patients=len(slices.patients),
@@ -216,13 +215,13 @@ def _judge_samples(
     kind, seed, say = prior.info.slices[0], how.seed, how.say
     size, kinds = (kind.rows, kind.columns), descriptors()
     beside = [part for part in ("generation", "usefulness") if part in asked]
-    real: Side | None = None
+    real: SliceCollection | None = None
     with work("real slices", beside):
-        real = read_side(data, how.split, size)
+        real = read_slices(data, how.split, size)
     count = how.samples or min(max(len(real or ()), FEWEST_SAMPLES), MOST_SAMPLES)
     say(f"{count} samples of {kind.rows}×{kind.columns}")
     with work("sampling", [part for part in asked if part != "fidelity"]):
-        ours, drawing = draw_side(
+        ours, drawing = draw_samples(
             prior, data, count, settings=how.settings, grain=how.grain, seed=seed, progress=how.progress
         )
         work.found["drawing"] = drawing
@@ -231,24 +230,23 @@ def _judge_samples(
     _draw_sheets(ours, real, kind.row_mm / kind.column_mm, seed, how.out)
     if "generation" in asked and real:
         with work("generation"):
-            found = measure_likeness(
+            found = evaluate_generation(
                 prior, data, how.split, ours, real, grain=how.grain, seed=seed, kinds=kinds, say=say
             )
             work.keep("generation", found)
     if "audit" in asked:
         with work("audit"):
             began = time.perf_counter()
-            training = describe_training(data, size, kinds, say=say)
+            training = describe_training(data, size, say=say)
             work.seconds["audit, describing the training set"] = round(time.perf_counter() - began, 1)
-            audited = audit_samples(
-                prior, data, ours, seed=seed, grain=how.grain, kinds=kinds, training=training, out=how.out,
-                say=say,
-            )  # fmt: skip
+            audited = evaluate_memorization(
+                prior, data, ours, seed=seed, grain=how.grain, training=training, out=how.out, say=say
+            )
             work.keep("audit", audited)
     if "usefulness" in asked and real:
         with work("usefulness"):
-            train = read_side(data, "train", size, most=how.steps * segmenter.BATCH, seed=seed)
-            taught = measure_usefulness(
+            train = read_slices(data, "train", size, most=how.steps * segmenter.BATCH, seed=seed)
+            taught = evaluate_downstream(
                 ours, train, real, data.info.label_values, steps=how.steps, seed=seed, say=say
             )
             work.keep("usefulness", taught)
@@ -275,7 +273,7 @@ def _asked(
     """
     possible = PARTS[0 if tokenizer else 1 : None if prior else 1]
     asked = tuple(part for part in possible if part in (parts or possible))
-    if "usefulness" not in asked or segmenter.installed():
+    if "usefulness" not in asked or segmenter.is_installed():
         return asked, {}
     if parts:
         segmenter.Segmenter(1)  # says what is missing
@@ -283,7 +281,9 @@ def _asked(
     return asked[:-1], {"usefulness": reason}
 
 
-def _draw_sheets(ours: Side, real: Side | None, aspect: float, seed: int, out: Path) -> None:
+def _draw_sheets(
+    ours: SliceCollection, real: SliceCollection | None, aspect: float, seed: int, out: Path
+) -> None:
     """Write samples, none of them picked, and as many real slices; with their masks, if they have any."""
     shown = [("samples", ours, list(range(min(SHOWN, len(ours)))))]
     if real:
@@ -335,7 +335,7 @@ def _mismatch(tokenizer: LoadedTokenizer | None, prior: LoadedPrior | None) -> t
     )
 
 
-def _codec_warnings(fidelity: Fidelity | None) -> tuple[str, ...]:
+def _codec_warnings(fidelity: ReconstructionResult | None) -> tuple[str, ...]:
     return tuple(
         f"{one.title} has no stream as small as the tokenizer's bits for {one.slices_over_budget} slices: "
         f"its scores stand at {one.bits_per_pixel.mean_of_slices:.3f} bits per pixel."

@@ -2,25 +2,49 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import math
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 from pydantic import ValidationError
 
 from slicebook.config import Record
 from slicebook.errors import DataError
-from slicebook.judging.auditing import Auditing
-from slicebook.judging.fidelity import Fidelity
-from slicebook.judging.history import History
-from slicebook.judging.likeness import Drawing, Likeness
-from slicebook.judging.usefulness import Usefulness
+from slicebook.judging.downstream import DownstreamResult
+from slicebook.judging.generation import GenerationResult, SamplingInfo
+from slicebook.judging.memorization import MemorizationResult
+from slicebook.judging.reconstruction import ReconstructionResult
 from slicebook.layouts import Split
 from slicebook.text import replace_text
+
+COLUMNS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "tokenizer": ("train_loss", "validation_loss"),
+        "masks": ("train_loss", "validation_loss"),
+        "prior": ("validation_bits_per_pixel",),
+        "decoder": ("train_fidelity", "validation_fidelity"),
+    }
+)
+
+
+class History(Record):
+    """Of one training.
+
+    Attributes:
+        seconds: It took, validation included.
+        curves: Points of (step, value), by the name of the column.
+    """
+
+    seconds: float
+    curves: dict[str, tuple[tuple[int, float], ...]]
+
 
 REPORT_NAME, SCHEMA_NAME = "report.json", "report.schema.json"
 PARTIAL = ".slicebook-evaluation"  # folder of one that is not whole yet
@@ -46,12 +70,12 @@ class Evaluation(Record):
     blank_slices_left_out: int
     warnings: tuple[str, ...]
     left_out: dict[str, str]
-    drawing: Drawing | None = None
+    drawing: SamplingInfo | None = None
     """How the samples that were judged were drawn."""
-    fidelity: Fidelity | None = None
-    generation: Likeness | None = None
-    audit: Auditing | None = None
-    usefulness: Usefulness | None = None
+    fidelity: ReconstructionResult | None = None
+    generation: GenerationResult | None = None
+    audit: MemorizationResult | None = None
+    usefulness: DownstreamResult | None = None
     training: dict[str, History]
     """Of each model whose training left its curves beside it."""
     seconds: dict[str, float]
@@ -156,3 +180,45 @@ def _is_report(path: Path) -> bool:
     except (OSError, ValueError):
         return False
     return isinstance(content, dict) and {"schema_version", "left_out", "provenance"} <= content.keys()
+
+
+# Of each model: where it lies from the folder of its tokenizer or prior, and what is worth seeing of it.
+
+
+def read_history(tokenizer: Path | None, prior: Path | None) -> dict[str, History]:
+    """Return the history of each model whose training left one beside it.
+
+    Args:
+        tokenizer: The folder of its run.
+        prior: The folder of the prior, which holds those of the masks' tokenizer and of the decoder.
+    """
+    folders = {
+        "tokenizer": tokenizer,
+        "masks": prior and prior / "masks",
+        "prior": prior,
+        "decoder": prior and prior / "decoder",
+    }
+    found = {
+        name: _read_history(folder / "metrics.csv", COLUMNS[name])
+        for name, folder in folders.items()
+        if folder
+    }
+    return {name: history for name, history in found.items() if history}
+
+
+def _read_history(path: Path, columns: tuple[str, ...]) -> History | None:
+    """Return None where there is nothing to read: a model travels without its history."""
+    if not path.is_file():
+        return None
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row.get("step") and row.get("seconds")]
+    curves = {
+        name: tuple(
+            (int(row["step"]), float(row[name]))
+            for row in rows
+            if math.isfinite(float(row.get(name) or "nan"))
+        )
+        for name in columns
+    }
+    kept = {name: points for name, points in curves.items() if points}
+    return History(seconds=float(rows[-1]["seconds"]), curves=kept) if kept else None

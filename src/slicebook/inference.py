@@ -20,7 +20,7 @@ from slicebook import pictures
 from slicebook.checkpoint import LoadedTokenizer, load_tokenizer
 from slicebook.devices import choose_device
 from slicebook.errors import CheckpointError, DataError, ShapeError
-from slicebook.metrics.reconstruction import SMALLEST_SIDE, scores
+from slicebook.metrics.image_quality import SMALLEST_SIDE, scores
 from slicebook.nifti_file import write_atomically
 from slicebook.preparation import IntensityMap
 from slicebook.stack import Stack, read_volumes, spare_originals

@@ -164,25 +164,3 @@ def anomaly(
         progress=counter("slice"),
     )
     show(summary, text.to_rows(summary), as_json)
-
-
-def diagnose(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a tokenizer's run, or of a demo.")],
-    data: Annotated[
-        Path | None, typer.Option(metavar="DATA", help="The prepared folder, when it was moved.")
-    ] = None,
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder for the pictures.")] = None,
-    overfit_seconds: Annotated[
-        float, typer.Option(min=0, help="For a fresh prior to learn 32 slices by heart; 0 leaves it out.")
-    ] = 60,
-    device: Device = "auto",
-    seed: Seed = 0,
-    as_json: Json = False,
-) -> None:
-    """Tell early whether generation will work: eight numbers, with RUN/prior or, but for some, without."""
-    from slicebook import diagnose as diagnosing
-
-    found = diagnosing.diagnose(
-        run, data=data, out=out, overfit_seconds=overfit_seconds, device=device, seed=seed, say=say
-    )
-    show(found, found.table(), as_json)

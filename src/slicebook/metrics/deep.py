@@ -20,7 +20,7 @@ from torch import Tensor
 
 from slicebook.errors import CheckpointError, ConfigError
 from slicebook.metrics.efficientnet import FEATURES, SIZE, EfficientNetLite0, fold
-from slicebook.metrics.slices import check_slices
+from slicebook.metrics.image_quality import check_slices
 
 NAME = "efficientnet-lite0"
 CONVENTION = (

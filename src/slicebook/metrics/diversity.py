@@ -9,8 +9,8 @@ from scipy.ndimage import gaussian_filter
 from scipy.stats import t as student
 
 from slicebook.errors import DataError, ShapeError
-from slicebook.metrics.beside import CONFIDENCE, check_patients
-from slicebook.metrics.slices import check_slices
+from slicebook.metrics.image_quality import check_slices
+from slicebook.metrics.statistics import CONFIDENCE, check_patients
 
 PAIRS = 500
 WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # of the scales, finest first (Wang et al. 2003)

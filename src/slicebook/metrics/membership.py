@@ -7,8 +7,8 @@ import numpy as np
 from jaxtyping import Float64
 
 from slicebook.errors import DataError
-from slicebook.metrics.ranking import CONVENTION, auroc
-from slicebook.metrics.reconstruction import expanded_tail
+from slicebook.metrics.statistics import AUROC_CONVENTION as CONVENTION
+from slicebook.metrics.statistics import auroc, expanded_tail
 
 _RESAMPLES = 10_000
 

@@ -13,8 +13,7 @@ from jaxtyping import Float32, Float64, Int64
 from scipy.stats import beta, binom
 
 from slicebook.errors import DataError
-from slicebook.metrics.neighbours import CORRELATION, Nearest
-from slicebook.metrics.planting import Images, Reconstruct, plant
+from slicebook.metrics.nearest import CORRELATION, Images, Nearest, Reconstruct, plant
 
 NEAR = 0.01  # quantile of held-out slices' distances
 RARE = 0.002  # one sample in 500 beyond the first threshold, were there no copies
@@ -172,7 +171,6 @@ def audit(
     reconstruct: Reconstruct,
     *,
     seed: int,
-    distance: str = CORRELATION,
 ) -> Audit:
     """Test samples for copies of training slices, and the test itself with planted copies.
 
@@ -200,7 +198,6 @@ def audit(
         search: Such as `partial(nearest_by_correlation, training=..., training_patients=...)`.
         reconstruct: Slices through the tokenizer that the samples were decoded by.
         seed: Seeds the one generator used.
-        distance: How `search` compares, in words.
 
     Raises:
         DataError: There is no sample, a single held-out patient, or too few sources; or the held-out slices
@@ -236,7 +233,7 @@ def audit(
         copies_found=any(test.found for test in tests),
         at_most=_at_most(tests[0].beyond, len(samples), controls[-1].seen),
         verdict=_verdict(reason, controls[-1], tests, len(samples)),
-        distance=distance,
+        distance=CORRELATION,
         samples=len(samples),
         held_out_slices=len(held_out),
         held_out_patients=len(set(held_out_patients)),

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float32, Float64, Int64
 from scipy.fft import dctn, idctn
 
-from slicebook.metrics.slices import check_slices
+from slicebook.metrics.image_quality import check_slices
 
 SIGMAS = (2, 3, 4, 5)  # pixels, of the Laplacian of Gaussian
 DISTANCES = (1, 2, 4)  # pixels between the two of a pair in the co-occurrence matrix

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from slicebook.evaluation import Evaluation
-from slicebook.judging.fidelity import Fidelity
-from slicebook.judging.likeness import Likeness
+from slicebook.judging.generation import GenerationResult
+from slicebook.judging.reconstruction import ReconstructionResult
 from slicebook.reporting.wording import estimate
 
 FEWEST = 6  # patients: fewer hardly know their own spread, so they decide nothing
@@ -85,7 +85,7 @@ def _decides(found: Evaluation, patients: int) -> bool:
     return found.split != "train" and patients >= FEWEST
 
 
-def _beside_codec(fidelity: Fidelity, decides: bool, said: str) -> tuple[Verdict, str]:
+def _beside_codec(fidelity: ReconstructionResult, decides: bool, said: str) -> tuple[Verdict, str]:
     codec = (fidelity.codecs or {}).get("jpeg2000")
     if codec is None:
         return "measured", f"{said} No codec was asked to do the same (--codecs)."
@@ -130,7 +130,7 @@ def _generates(found: Evaluation) -> Answer:
     return Answer(question, verdict, f"{'. '.join(parts)}.", rule)
 
 
-def _held(likeness: Likeness) -> list[bool]:
+def _held(likeness: GenerationResult) -> list[bool]:
     held = []
     for features in likeness.features.values():
         held.append(features.samples.as_near_as_real)

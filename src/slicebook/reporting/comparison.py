@@ -8,7 +8,7 @@ from pathlib import Path
 
 from slicebook.errors import ConfigError
 from slicebook.evaluation import REPORT_NAME, Evaluation, read_report
-from slicebook.metrics.summary import Summary
+from slicebook.metrics.statistics import Summary
 from slicebook.reporting import comparable, markdown
 from slicebook.reporting.answers import answers
 from slicebook.reporting.comparable import SHORT

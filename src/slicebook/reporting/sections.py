@@ -9,15 +9,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from slicebook.evaluation import Evaluation
-from slicebook.judging.auditing import Auditing
-from slicebook.judging.fidelity import Fidelity
-from slicebook.judging.history import History
-from slicebook.judging.likeness import Drawing, Likeness
-from slicebook.judging.rate_distortion import RateDistortion
-from slicebook.judging.usefulness import Usefulness
-from slicebook.metrics.appearance import Curves
-from slicebook.metrics.reconstruction import HEADLINE
+from slicebook.evaluation import Evaluation, History
+from slicebook.judging.downstream import DownstreamResult
+from slicebook.judging.generation import GenerationResult, SamplingInfo
+from slicebook.judging.memorization import MemorizationResult
+from slicebook.judging.reconstruction import RateDistortion, ReconstructionResult
+from slicebook.metrics.image_quality import HEADLINE
+from slicebook.metrics.spectra import Curves
 from slicebook.reporting import charts, tables
 from slicebook.reporting.answers import whose
 from slicebook.reporting.wording import duration, estimate, number
@@ -96,7 +94,7 @@ def sections(found: Evaluation, folder: Path) -> Iterator[Section]:
     )
 
 
-def _fidelity(found: Fidelity, folder: Path) -> Section:
+def _fidelity(found: ReconstructionResult, folder: Path) -> Section:
     codec_titles = [codec.title for codec in (found.codecs or {}).values()]
     return Section(
         "fidelity",
@@ -114,7 +112,7 @@ def _fidelity(found: Fidelity, folder: Path) -> Section:
     )
 
 
-def _generation(drawing: Drawing, found: Likeness, who: str, folder: Path) -> Section:
+def _generation(drawing: SamplingInfo, found: GenerationResult, who: str, folder: Path) -> Section:
     anatomy = tables.anatomy_rows(found)
     return Section(
         "generation",
@@ -141,7 +139,7 @@ def _generation(drawing: Drawing, found: Likeness, who: str, folder: Path) -> Se
     )
 
 
-def _audit(found: Auditing, folder: Path, *, alone: bool) -> Section:
+def _audit(found: MemorizationResult, folder: Path, *, alone: bool) -> Section:
     copies, member, near = found.copies, found.membership, found.copies.nearer
     searched = f"{found.training_slices} training slices of {found.training_patients} patients"
     if found.of_other_sizes:
@@ -159,7 +157,6 @@ def _audit(found: Auditing, folder: Path, *, alone: bool) -> Section:
         [
             _table("The two tests", tables.gap_rows(found)),
             _table("The same tests with planted copies", tables.control_rows(found)),
-            _table("The same search among features, reported beside", tables.search_rows(found)),
             _table("Reported beside, not decided by", others),
             *_pictures(folder, CLOSEST if not alone else (*CLOSEST, DRAWN[0])),
             _terms("What these are", tables.conventions(found)),
@@ -167,7 +164,7 @@ def _audit(found: Auditing, folder: Path, *, alone: bool) -> Section:
     )
 
 
-def _usefulness(found: Usefulness, who: str) -> Section:
+def _usefulness(found: DownstreamResult, who: str) -> Section:
     return Section(
         "usefulness",
         "Is it of use?",
@@ -201,7 +198,7 @@ def _rate_distortion(found: RateDistortion) -> list[Block]:
     return blocks
 
 
-def _usage(found: Fidelity) -> Block:
+def _usage(found: ReconstructionResult) -> Block:
     drawn = charts.bars(
         {f"level {one.level}": one.shares for one in found.levels},
         x="codes, the most used first",

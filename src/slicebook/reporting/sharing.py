@@ -11,8 +11,8 @@ from slicebook.checkpoint import LoadedPrior
 from slicebook.errors import ConfigError, DataError
 from slicebook.evaluation import Evaluation, read_report
 from slicebook.generating import Asked, Clear
-from slicebook.judging.auditing import Auditing
-from slicebook.judging.likeness import Drawing
+from slicebook.judging.generation import SamplingInfo
+from slicebook.judging.memorization import MemorizationResult
 
 AUDIT_NAME, WORDS_NAME = "audit.json", "AUDIT.md"
 MOST_COPIES = 0.05  # of samples drawn so, as far as the audit can tell: what its own control is about
@@ -68,7 +68,7 @@ def _why(found: Evaluation) -> str:
     return f" ({reason})" if reason else ""
 
 
-def _check_alike(path: Path, drawing: Drawing, asked: Asked) -> None:
+def _check_alike(path: Path, drawing: SamplingInfo, asked: Asked) -> None:
     """Refuse samples that are asked to be others than those audited: bolder or tamer ones copy otherwise."""
     found = {
         **asdict(asked.settings),
@@ -96,11 +96,10 @@ def _check_alike(path: Path, drawing: Drawing, asked: Asked) -> None:
         )
 
 
-def _summary(found: Evaluation, audit: Auditing) -> dict[str, Any]:
+def _summary(found: Evaluation, audit: MemorizationResult) -> dict[str, Any]:
     """Return the audit without its pairs, which tell where training slices stand."""
     content = audit.model_dump(mode="json")
-    for one in (content["copies"], *content["in_features"].values()):
-        del one["closest"]
+    del content["copies"]["closest"]
     return {
         "model_sha256": found.provenance["prior"]["weights_sha256"],
         "split_hash": found.provenance["data"]["split_hash"],
@@ -112,7 +111,7 @@ def _summary(found: Evaluation, audit: Auditing) -> dict[str, Any]:
     }
 
 
-def _in_words(found: Evaluation, audit: Auditing) -> str:
+def _in_words(found: Evaluation, audit: MemorizationResult) -> str:
     member, copies, model = audit.membership, audit.copies, found.provenance["prior"]["weights_sha256"]
     reach = "" if member.interval is None else f" [{member.interval[0]:.2f}, {member.interval[1]:.2f}]"
     return f"""# Audit of the model that drew these slices

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from slicebook.judging.auditing import Auditing
-from slicebook.judging.fidelity import Fidelity
-from slicebook.judging.likeness import Likeness, Measure
-from slicebook.judging.usefulness import Usefulness
+from slicebook.judging.downstream import DownstreamResult
+from slicebook.judging.generation import GenerationResult, Measure
+from slicebook.judging.memorization import MemorizationResult
+from slicebook.judging.reconstruction import ReconstructionResult
 from slicebook.reporting.wording import ends, estimate, number, share
 
 Rows = list[tuple[str, ...]]
 
 
-def level_rows(found: Fidelity) -> Rows:
+def level_rows(found: ReconstructionResult) -> Rows:
     """Return how the codes of each level are used."""
     rows: Rows = [("level, 0 the finest", "codes", "in use", "perplexity")]
     rows += [
@@ -21,7 +21,7 @@ def level_rows(found: Fidelity) -> Rows:
     return rows
 
 
-def likeness_rows(found: Likeness) -> Rows:
+def likeness_rows(found: GenerationResult) -> Rows:
     """Return every measure of samples beside the same between real patients."""
     rows: Rows = [("measure", "samples [95 %]", "real patients", "5 to 95 % of draws", "tokenizer alone")]
     rows += [
@@ -42,7 +42,7 @@ def titled(one: Measure) -> str:
     return f"{one.features}: {one.measure}" if one.features else one.measure
 
 
-def anatomy_rows(found: Likeness) -> Rows:
+def anatomy_rows(found: GenerationResult) -> Rows:
     """Return how many masks meet each rule; nothing without masks of a pelvis."""
     whole = found.anatomy
     if not whole:
@@ -57,7 +57,7 @@ def anatomy_rows(found: Likeness) -> Rows:
     return rows
 
 
-def dice_rows(found: Usefulness) -> Rows:
+def dice_rows(found: DownstreamResult) -> Rows:
     """Return what samples taught a segmenter, beside what the training set did."""
     rows: Rows = [("label", "taught by samples", "taught by the training set")]
     rows += [
@@ -67,7 +67,7 @@ def dice_rows(found: Usefulness) -> Rows:
     return [*rows, ("mean", number(found.generated.mean), number(found.training_set.mean))]
 
 
-def gap_rows(found: Auditing) -> Rows:
+def gap_rows(found: MemorizationResult) -> Rows:
     """Return the two tests for copies."""
     rows: Rows = [("test", "samples beyond", "copies from")]
     rows += [
@@ -81,7 +81,7 @@ def gap_rows(found: Auditing) -> Rows:
     return rows
 
 
-def control_rows(found: Auditing) -> Rows:
+def control_rows(found: MemorizationResult) -> Rows:
     """Return what the tests saw of planted copies."""
     rows: Rows = [
         ("share of samples planted", "copies", "seen", "traced to their slice", "enough to be found")
@@ -99,26 +99,17 @@ def control_rows(found: Auditing) -> Rows:
     return rows
 
 
-def search_rows(found: Auditing) -> Rows:
-    """Return what the same tests say where nearest is meant otherwise: among features."""
-    rows: Rows = [
-        ("nearest by", "samples beyond, copies from", "any one beyond, copies from", "planted seen")
-    ]
-    for name, one in found.in_features.items():
-        counts = [f"{test.beyond}, {test.needed}" for test in one.tests]
-        rows.append((name, *counts, share(one.controls[-1].seen)))
-    return rows
-
-
-def conventions(found: Fidelity | Likeness | Auditing | Usefulness) -> dict[str, str]:
+def conventions(
+    found: ReconstructionResult | GenerationResult | MemorizationResult | DownstreamResult,
+) -> dict[str, str]:
     """Return what was measured, by name."""
-    if isinstance(found, Fidelity):
+    if isinstance(found, ReconstructionResult):
         scores = {name: one.convention for name, one in found.scores.items()}
         return {"images": found.images, "bits_per_pixel": found.bits_per_pixel.convention} | scores
-    if isinstance(found, Likeness):
+    if isinstance(found, GenerationResult):
         kinds = {name: features.convention for name, features in found.features.items()}
         return kinds | {one.measure: one.convention for one in found.measures()}
-    if isinstance(found, Auditing):
+    if isinstance(found, MemorizationResult):
         copies = found.copies
         return {
             "distance": copies.distance,

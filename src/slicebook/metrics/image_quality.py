@@ -10,16 +10,17 @@ from dataclasses import dataclass, fields
 from types import MappingProxyType
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Float32
 from scipy import ndimage
-from scipy.stats import norm
-from scipy.stats import t as student
 from skimage.filters import threshold_otsu
 from skimage.metrics import structural_similarity
 
 from slicebook.errors import DataError, ShapeError
+from slicebook.metrics.statistics import Summary, summarise_one
 
 HEADLINE = "ssim_foreground"
+
+Scores = Mapping[str, float | None]
 
 _RECORD = (
     "SSIM of record: scikit-image structural_similarity(gaussian_weights=True, sigma=1.5, "
@@ -78,15 +79,6 @@ class SliceScores:
     def named(self) -> dict[str, float | None]:
         """Return the scores by name, in the order of `CONVENTIONS`."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A bootstrap interval of a mean: its bounds and the share of resamples between them."""
-
-    low: float
-    high: float
-    confidence: float
 
 
 def foreground(original: Float[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
@@ -163,61 +155,6 @@ def scores(
     )
 
 
-def patient_means(values: Sequence[float | None], patients: Sequence[str]) -> dict[str, float]:
-    """Return each patient's mean over the slices that have a value, patients in order of appearance."""
-    gathered: dict[str, list[float]] = {}
-    for value, patient in zip(values, patients, strict=True):
-        if value is not None:
-            gathered.setdefault(patient, []).append(value)
-    return {patient: float(np.mean(own)) for patient, own in gathered.items()}
-
-
-def bootstrap_interval(
-    values: Sequence[float | None],
-    patients: Sequence[str],
-    *,
-    seed: int,
-    resamples: int = 10_000,
-    confidence: float = 0.95,
-) -> Interval | None:
-    """Return the expanded percentile bootstrap interval of the mean of patient means, resampling patients.
-
-    Slices of one patient are near-duplicates: resampling slices would make the interval far too narrow. So
-    would plain percentiles with few patients, whose resamples spread too little: those of 6 hold the truth in
-    85 % of trials where 95 % are meant. Expanded, they are as far out as Student's t would have them
-    (`expanded_tail`); 93 % of trials then.
-
-    Args:
-        values: One score a slice; None where it is undefined, which is left out.
-        patients: The patient of each slice.
-        seed: Seeds the one generator used.
-        resamples: Number of bootstrap draws.
-        confidence: Share of the draws between the bounds.
-
-    Returns:
-        The interval, or None for fewer than two patients: one patient says nothing of the spread.
-    """
-    means = np.array(list(patient_means(values, patients).values()))
-    if len(means) < 2:
-        return None
-    generator = np.random.default_rng(seed)
-    draws = means[generator.integers(len(means), size=(resamples, len(means)))].mean(axis=1)
-    tail = expanded_tail(len(means), confidence)
-    low, high = np.quantile(draws, [tail, 1 - tail])
-    return Interval(low=float(low), high=float(high), confidence=confidence)
-
-
-def expanded_tail(n: int, confidence: float) -> float:
-    """Return the share of a bootstrap's draws to leave out at each end, given n things to resample.
-
-    Φ(-√(n / (n - 1)) t), t that quantile of Student's t of n - 1 degrees of freedom which leaves the half of
-    1 - confidence beyond it: what makes the percentiles of a mean of normal values as wide as t's interval
-    (Hesterberg 2015, Am Stat 69:371, the expanded percentile interval).
-    """
-    reach = float(student.ppf((1 + confidence) / 2, n - 1))
-    return float(norm.cdf(-np.sqrt(n / (n - 1)) * reach))
-
-
 def _default_ssim(
     truth: Float[np.ndarray, "h w"], copy: Float[np.ndarray, "h w"], data_range: float
 ) -> float:
@@ -265,3 +202,54 @@ def _check_values(original: Float[np.ndarray, "..."], reconstruction: Float[np.n
 
 def _by(shape: tuple[int, ...]) -> str:
     return "×".join(map(str, shape))
+
+
+def summarise(found: Sequence[Scores], patients: Sequence[str], seed: int) -> dict[str, Summary]:
+    """Summarise every score of `CONVENTIONS` over slices, given each slice's scores and patient."""
+    return {
+        name: summarise_one(convention, [one[name] for one in found], patients, seed)
+        for name, convention in CONVENTIONS.items()
+    }
+
+
+def difference(ours: Scores, theirs: Scores) -> Scores:
+    """Return ours less theirs, score by score; None where either is."""
+    return {
+        name: None if value is None or (other := theirs[name]) is None else value - other
+        for name, value in ours.items()
+    }
+
+
+_ROUNDING = 1e-4  # this far outside [0, 1] is not worth a refusal
+
+
+def check_slices(images: Float32[np.ndarray, "n h w"], measure: str, smallest_side: int = 1) -> None:
+    """Refuse slices that a measure would turn into numbers without a meaning.
+
+    Args:
+        images: Slices, wanted in [0, 1].
+        measure: What is about to look at them, for the message.
+        smallest_side: In pixels.
+
+    Raises:
+        DataError: A value is not finite or outside [0, 1]; the slice is named by its number.
+        ShapeError: A side is too short.
+    """
+    rows, columns = images.shape[1:]
+    if min(rows, columns) < smallest_side:
+        raise ShapeError(
+            f"slices are {rows}×{columns}, {measure} wants sides of at least {smallest_side} pixels; "
+            "prepare the data with a larger --size"
+        )
+    for index, image in enumerate(images):
+        low, high = float(image.min()), float(image.max())
+        if not (np.isfinite(low) and np.isfinite(high)):  # NaN and infinities show in the extremes
+            raise DataError(
+                f"slice {index} has values that are not finite; its {measure} would mean nothing. Leave it "
+                "out, and find what wrote it"
+            )
+        if low < -_ROUNDING or high > 1 + _ROUNDING:
+            raise DataError(
+                f"slice {index} spans {low:.4g} to {high:.4g}, wanted [0, 1]; map a prepared slice x by "
+                "(x + 1) / 2, and clip a generated one"
+            )

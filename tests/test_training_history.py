@@ -2,7 +2,7 @@
 
 import pytest
 
-from slicebook.judging.history import COLUMNS, read_history
+from slicebook.evaluation import COLUMNS, read_history
 
 
 def test_every_training_of_a_run_tells_its_curves(trained):

@@ -14,13 +14,13 @@ from slicebook.checkpoint import LoadedPrior, slice_kinds
 from slicebook.dataset import PreparedData, SliceSet
 from slicebook.errors import ConfigError, DataError
 from slicebook.layouts import Split
-from slicebook.metrics.masks import Spacing
+from slicebook.metrics.anatomy import Spacing
 
 BATCH = 64  # slices read at a time
 
 
 @dataclass(frozen=True)
-class Side:
+class SliceCollection:
     """Slices of one size, to be compared with others.
 
     Attributes:
@@ -69,9 +69,9 @@ def unit(images: Float[Tensor, "n 1 h w"]) -> Float32[np.ndarray, "n h w"]:
     return np.asarray(((images[:, 0].clamp(-1, 1) + 1) / 2).numpy(), dtype=np.float32)
 
 
-def read_side(
+def read_slices(
     data: PreparedData, split: Split, size: tuple[int, int], *, most: int | None = None, seed: int = 42
-) -> Side:
+) -> SliceCollection:
     """Return a split's slices of a size; where the data have masks, those with one.
 
     Args:
@@ -92,7 +92,7 @@ def read_side(
     labelled = all(record.label_offset >= 0 for record in slices.records)
     labels = torch.stack([slices.labels(i) for i in range(len(slices))]) if labelled else None
     spacings = tuple((record.row_mm, record.column_mm) for record in slices.records)
-    return Side(images, labels, tuple(record.patient for record in slices.records), spacings)
+    return SliceCollection(images, labels, tuple(record.patient for record in slices.records), spacings)
 
 
 def of_size(data: PreparedData, split: Split, size: tuple[int, int], *, masked: bool = True) -> SliceSet:

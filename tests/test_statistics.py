@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from slicebook.metrics.ranking import auroc
+from slicebook.metrics.statistics import auroc
 
 
 def test_every_pair_counts_once_and_ties_by_half():

@@ -1,7 +1,7 @@
 """Distances equal their closed forms, and what is wrong with generated slices shows beside real patients."""
 
 import numpy as np
-import prdc
+import prdc as prdc_library
 import pytest
 import torch
 from scipy.linalg import sqrtm
@@ -9,15 +9,15 @@ from torchmetrics.image.fid import _compute_fid
 from torchmetrics.image.kid import poly_mmd
 
 from slicebook.errors import DataError, ShapeError
-from slicebook.metrics.beside import draw_groups, interval_by_patient, measure_beside
-from slicebook.metrics.distances import (
+from slicebook.metrics.distribution import (
     NEIGHBOURS,
-    balls,
+    compare,
     frechet_distance,
     kernel_distance,
+    prdc,
     standardise,
 )
-from slicebook.metrics.generation import compare, kernel_distance_floor
+from slicebook.metrics.statistics import draw_groups, interval_by_patient, measure_relative
 
 
 def column(*values):
@@ -118,7 +118,7 @@ def test_frechet_distance_is_defined_for_fewer_slices_than_features():
 
 def test_balls_by_hand():
     # k = 1. Real at 0, 1, 5 reach 1, 1, 4; generated at 0.5, 0.6, 30, 90 reach 0.1, 0.1, 29.4, 60.
-    found = balls(column(0, 1, 5), column(0.5, 0.6, 30, 90), neighbours=1)
+    found = prdc(column(0, 1, 5), column(0.5, 0.6, 30, 90), neighbours=1)
     assert found.coverage == 2 / 3  # 0 and 1; 5 reaches down to 1 only
     assert found.density == 1  # of four, each of 0.5 and 0.6 lies in two balls
     assert found.precision == 0.5
@@ -128,14 +128,14 @@ def test_balls_by_hand():
 @pytest.mark.parametrize(("spread", "shift"), [(0.6, 0.6), (0.9, 0.7), (1.0, 0.0)])
 def test_balls_are_those_of_prdc(spread, shift, capsys):
     real, generated = gaussian(36, 4), spread * gaussian(30, 4, seed=1) + shift
-    found = balls(real, generated)
-    for name, wanted in prdc.compute_prdc(real, generated, NEIGHBOURS).items():
+    found = prdc(real, generated)
+    for name, wanted in prdc_library.compute_prdc(real, generated, NEIGHBOURS).items():
         assert getattr(found, name) == pytest.approx(wanted), name
 
 
 def test_balls_of_one_distribution_have_the_expectations_of_the_paper():
     # Naeem et al. 2020, lemmas 1 and 2: whatever the distribution, a density of 1 and this coverage.
-    found = [balls(gaussian(30, 2, seed=i), gaussian(20, 2, seed=1000 + i), neighbours=3) for i in range(300)]
+    found = [prdc(gaussian(30, 2, seed=i), gaussian(20, 2, seed=1000 + i), neighbours=3) for i in range(300)]
     missed = (29 * 28 * 27) / (49 * 48 * 47)  # the 3 nearest of 49 others are all among 29 real ones
     assert np.mean([one.density for one in found]) == pytest.approx(1, abs=0.03)
     assert np.mean([one.coverage for one in found]) == pytest.approx(1 - missed, abs=0.015)
@@ -144,24 +144,24 @@ def test_balls_of_one_distribution_have_the_expectations_of_the_paper():
 def test_balls_reach_to_other_patients_only():
     real = column(0, 0.1, 2, 2.1)
     generated = column(1.0, 50, 100)
-    assert balls(real, generated, neighbours=1).coverage == 0
-    assert balls(real, generated, ["a", "a", "b", "b"], neighbours=1).coverage == 1
+    assert prdc(real, generated, neighbours=1).coverage == 0
+    assert prdc(real, generated, ["a", "a", "b", "b"], neighbours=1).coverage == 1
 
 
 @pytest.mark.parametrize("values", [gaussian(12), np.zeros((12, 3))])
 def test_identical_sets_cover_each_other(values):
-    found = balls(values, values.copy())
+    found = prdc(values, values.copy())
     assert (found.coverage, found.precision, found.recall) == (1, 1, 1)
 
 
 def test_no_neighbours_are_refused():
     with pytest.raises(DataError, match="has 5 others"):
-        balls(gaussian(6), gaussian(6), neighbours=6)
+        prdc(gaussian(6), gaussian(6), neighbours=6)
     with pytest.raises(DataError, match="has 0 others"):
-        balls(gaussian(6), gaussian(6), ["one"] * 6)
+        prdc(gaussian(6), gaussian(6), ["one"] * 6)
 
 
-@pytest.mark.parametrize("measure", [kernel_distance, frechet_distance, balls, standardise])
+@pytest.mark.parametrize("measure", [kernel_distance, frechet_distance, prdc, standardise])
 def test_a_measure_refuses_what_it_cannot_compare(measure):
     broken = gaussian(10)
     broken[3, 1] = np.nan
@@ -177,46 +177,12 @@ def test_one_slice_has_no_distance(measure):
         measure(gaussian(1), gaussian(5))
 
 
-def test_the_floor_is_between_groups_without_a_common_patient():
-    # Patients stand apart by far: groups that shared one would be near each other.
-    features = np.repeat(10.0 * np.eye(2), 10, axis=0) + 0.01 * gaussian(20, features=2)
-    floor = kernel_distance_floor(features, ["a"] * 10 + ["b"] * 10, 5, 20, seed=0)
-    assert min(floor.values) > 1000
-    assert (floor.slices, floor.patients, len(floor.values)) == (5, 2, 20)
-    assert floor.median == np.median(floor.values)
-    assert floor.percentile_95 == np.quantile(floor.values, 0.95)
-
-
-def test_the_floor_says_how_many_slices_the_patients_allow():
-    features, patients = held_out(patients=5, slices=4)
-    assert kernel_distance_floor(features, patients, 1000, 10, seed=0).slices == 8  # two patients of five
-
-
-def test_the_floor_depends_on_its_seed_alone():
-    features, patients = held_out()
-    first = kernel_distance_floor(features, patients, 30, 5, seed=3)
-    assert first == kernel_distance_floor(features, patients, 30, 5, seed=3)
-    assert first != kernel_distance_floor(features, patients, 30, 5, seed=4)
-
-
-def test_one_patient_has_no_floor():
-    with pytest.raises(DataError, match="at least 2 to compare"):
-        kernel_distance_floor(gaussian(10), ["one"] * 10, 5, 3, seed=0)
-
-
 def test_real_slices_of_new_patients_pass():
     real, patients = held_out()
     found = compare(held_out(seed=5)[0], real, patients, seed=0, draws=30)
     assert found.as_near_as_real
     assert found.coverage.share > 0.8
     assert (found.slices, found.patients, found.draws) == (80, 8, 30)
-
-
-def test_the_real_side_is_the_floor():
-    real, patients = held_out()
-    found = compare(held_out(seed=5)[0], real, patients, seed=0, draws=200).kernel_distance
-    floor = kernel_distance_floor(standardise(real, real), patients, 80, 200, seed=9)
-    assert found.real_range[1] == pytest.approx(floor.percentile_95, rel=0.3)
 
 
 def test_shifted_slices_are_farther_than_real_patients():
@@ -309,7 +275,7 @@ def test_a_comparison_is_what_the_distances_say_of_each_draw():
     assert found.frechet_distance.real == pytest.approx(frechet_distance(reference, other))
     sides = ((ours, None, "generated"), (other, names[second].tolist(), "real"))
     for measured, whose, side in sides:
-        near = balls(reference, measured, names[first].tolist(), whose)
+        near = prdc(reference, measured, names[first].tolist(), whose)
         for name, value in vars(near).items():
             assert getattr(getattr(found, name), side) == value, name
 
@@ -359,7 +325,7 @@ def test_the_interval_holds_what_other_patients_would_have_said():
     found = []
     for seed in range(60):
         real, patients = held_out(slices=8, between=0.7, seed=seed)
-        found.append(measure_beside("", frechet_distance, generated, real, patients, seed=seed, draws=20))
+        found.append(measure_relative("", frechet_distance, generated, real, patients, seed=seed, draws=20))
     expected = np.mean([one.generated for one in found])
     within = np.mean([one.interval[0] <= expected <= one.interval[1] for one in found])
     assert 0.85 <= within <= 1  # 95 % wanted; the distance is skewed
@@ -385,7 +351,7 @@ def test_a_measure_of_ones_own_is_put_beside_real_patients():
     def apart(x, y):
         return abs(float(x.mean() - y.mean()))
 
-    found = measure_beside("means apart", apart, rows + 10, rows, patients, seed=0, draws=40)
+    found = measure_relative("means apart", apart, rows + 10, rows, patients, seed=0, draws=40)
     assert found.generated == pytest.approx(10, abs=1)
     assert found.real <= 3
     assert found.interval[0] > found.real_range[1]
@@ -395,16 +361,14 @@ def test_a_patient_is_wanted_for_each_real_slice():
     real, patients = held_out()
     with pytest.raises(ShapeError, match="159 names of patients for 160 real slices"):
         compare(real, real, patients[1:], seed=0)
-    with pytest.raises(ShapeError, match="159 names"):
-        kernel_distance_floor(real, patients[1:], 20, 3, seed=0)
 
 
 def test_twins_of_the_other_half_are_what_real_slices_are():
     features, patients = held_out(8, 12, seed=3)
-    found = compare(features.copy(), features, patients, seed=0, twins=True)
+    found = compare(features.copy(), features, patients, seed=0, paired=True)
     for name in ("kernel_distance", "frechet_distance", "coverage", "recall"):
         one = getattr(found, name)
         assert one.generated == pytest.approx(one.real)
     assert found.covered is None
     with pytest.raises(ShapeError, match="wanted one of each"):
-        compare(features[1:], features, patients, seed=0, twins=True)
+        compare(features[1:], features, patients, seed=0, paired=True)

@@ -5,13 +5,8 @@ import pytest
 from scipy.ndimage import gaussian_filter
 
 from slicebook.errors import DataError, ShapeError
-from slicebook.metrics import neighbours
-from slicebook.metrics.neighbours import (
-    Nearest,
-    describe,
-    nearest_by_correlation,
-    nearest_by_features,
-)
+from slicebook.metrics import nearest as neighbours
+from slicebook.metrics.nearest import Nearest, describe, nearest_by_correlation
 
 ROWS, COLUMNS = 68, 136  # moved by up to 4 and 8 pixels
 
@@ -150,20 +145,11 @@ def test_no_slices_have_no_neighbours():
     assert len(nearest(TRAIN[:0])) == 0
 
 
-def test_features_by_hand():
-    train = np.array([[0.0], [1.0], [5.0], [9.0]])
-    found = nearest_by_features(np.array([[0.9], [5.0], [3.0]]), None, train, ["a", "a", "b", "c"])
-    assert found.index.tolist() == [1, 2, 1]  # 1 and 5 are as near to 3: the first
-    assert found.distance == pytest.approx([0.1, 0, 2])
-    assert found.beyond == pytest.approx([4.1, 4, 2])
+def test_a_gap_is_the_log_of_how_many_times_farther_the_next_patient_is():
+    distance, beyond = np.array([0.1, 0.0, 2.0]), np.array([4.1, 4.0, 2.0])
+    zero = np.zeros(3, np.int64)
+    found = Nearest(zero, distance, beyond, zero > 0, np.zeros((3, 2), np.int64))
     assert found.gap == pytest.approx([np.log(41), np.log(1e6), 0])
-
-
-def test_features_leave_out_the_same_patient(monkeypatch):
-    monkeypatch.setattr(neighbours, "CHUNK", 2)
-    train = np.array([[0.0], [1.0], [5.0], [9.0]])
-    found = nearest_by_features(train, ["a", "a", "b", "c"], train, ["a", "a", "b", "c"])
-    assert found.index.tolist() == [2, 2, 1, 2]
 
 
 def test_two_patients_with_one_slice_have_no_gap():
@@ -174,14 +160,9 @@ def test_two_patients_with_one_slice_have_no_gap():
 def test_what_is_not_finite_is_refused_with_its_place():
     broken, windows = TRAIN.copy(), describe(TRAIN)
     broken[1, 0, 0], windows[1, 0, 0] = np.nan, np.inf
-    features, whole = np.array([[0.0], [np.nan]]), np.zeros((2, 1))
     for refused in (lambda: nearest(broken), lambda: describe(broken)):
         with pytest.raises(DataError, match=r"^slice 1 has values that are not finite"):
             refused()
-    with pytest.raises(DataError, match=r"^slice 1 has values"):
-        nearest_by_features(features, None, whole, ["a", "b"])
-    with pytest.raises(DataError, match=r"^training slice 1 has values"):
-        nearest_by_features(whole, None, features, ["a", "b"])
     with pytest.raises(DataError, match=r"^training slice 1 has values"):
         nearest_by_correlation(TRAIN, None, windows, WHOSE)
 
@@ -191,8 +172,6 @@ def test_sizes_that_do_not_fit_are_refused():
         nearest(slices(1, shape=(68, 100)))
     with pytest.raises(ShapeError, match="16×40, a search for copies wants sides of at least 17"):
         describe(slices(1, shape=(16, 40)))
-    with pytest.raises(ShapeError, match="2 features, the training slices 3"):
-        nearest_by_features(np.zeros((1, 2)), None, np.zeros((2, 3)), ["a", "b"])
 
 
 def test_too_few_patients_are_refused():

@@ -1,13 +1,15 @@
-"""Whether a prior's samples are copies of training slices, and its likelihoods give patients away.
+"""Whether samples copy training slices, and whether likelihoods reveal the training patients.
 
-The verdict is `metrics.memorization`'s; here are the slices it judges. Held-out slices are those of all
-patients that were never trained on. Where these are too few to be a baseline, training slices stand beside
-them, each without its own patient.
+The test itself is `metrics.memorization`; this module selects the slices. Held-out slices are those of all
+patients that were never trained on. Where these are too few for a baseline, training slices are added, each
+searched without its own patient. The windows of the training set are cached in the prepared folder, beside
+the slices they were made of, for they reveal the same patients.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,28 +18,20 @@ import numpy as np
 import torch
 from jaxtyping import Float32, Float64
 
-from slicebook import pictures
+from slicebook import __version__, pictures
 from slicebook.checkpoint import LoadedPrior
 from slicebook.config import Record
 from slicebook.dataset import PreparedData, SliceSet
 from slicebook.errors import DataError
 from slicebook.generating import decode_pages, noise_levels, put_noise_back
-from slicebook.judging.descriptions import Descriptor, TrainingSet, describe_training, descriptors
-from slicebook.judging.sides import BATCH, Side, in_batches, unit
+from slicebook.judging.slices import BATCH, SliceCollection, in_batches, of_size, unit
 from slicebook.likelihood import likelihood
 from slicebook.manifest import SliceRecord
-from slicebook.metrics.distances import standardise
 from slicebook.metrics.membership import Membership, membership
 from slicebook.metrics.memorization import FEWEST_PATIENTS, Audit, Pair, audit
-from slicebook.metrics.neighbours import (
-    CORRELATION,
-    EUCLIDEAN,
-    Nearest,
-    nearest_by_correlation,
-    nearest_by_features,
-)
-from slicebook.metrics.planting import move
-from slicebook.metrics.summary import Rate, summarise_rate
+from slicebook.metrics.nearest import CORRELATION, describe, move, nearest_by_correlation
+from slicebook.metrics.statistics import Rate, summarise_rate
+from slicebook.tensor_file import State, hash_tensors, load_kept, save_state
 from slicebook.text import write_csv
 from slicebook.token_set import encode_slices
 
@@ -51,7 +45,7 @@ CODED = (
 )
 
 
-class Auditing(Record):
+class MemorizationResult(Record):
     """What was found of copies.
 
     Attributes:
@@ -59,8 +53,6 @@ class Auditing(Record):
         training_slices, training_patients: How many were searched.
         of_other_sizes: Training slices that were not, for samples of this size cannot be compared with them.
         copies: The verdict and what it rests on: the correlation of images, shifted and mirrored.
-        in_features: The same search among features, by their name; reported beside, not decided by, for its
-            false alarms were not measured.
         membership: How well likelihoods tell training slices from held-out ones.
         coded: What the held-out slices among them cost.
     """
@@ -70,33 +62,30 @@ class Auditing(Record):
     training_patients: int
     of_other_sizes: int
     copies: Audit
-    in_features: dict[str, Audit]
     membership: Membership
     coded: Rate
 
 
-def audit_samples(
+def evaluate_memorization(
     loaded: LoadedPrior,
     data: PreparedData,
-    ours: Side,
+    ours: SliceCollection,
     *,
     seed: int,
     grain: bool = True,
-    kinds: Sequence[Descriptor] | None = None,
     training: TrainingSet | None = None,
     out: Path | None = None,
     say: Callable[[str], None] = lambda _: None,
-) -> Auditing:
+) -> MemorizationResult:
     """Audit samples for copies of training slices; list and draw the closest pairs into `out`.
 
     Args:
         loaded: The prior that drew them.
         data: What it was trained on.
-        ours: The samples, as `likeness.draw_side` makes them.
+        ours: The samples, as `likeness.draw_samples` makes them.
         seed: Of the controls and of the bootstrap.
         grain: Whether noise was put back into the samples; so it is into planted copies.
-        kinds: Of features to search in too; all there are by default.
-        training: The training slices, described by these kinds; described here by default.
+        training: The training slices, described for the search; described here by default.
         out: Folder for closest.csv and closest.png; none by default.
         say: Called before each part.
 
@@ -105,8 +94,7 @@ def audit_samples(
             too few training patients.
     """
     size = (ours.images.shape[-2], ours.images.shape[-1])
-    kinds = descriptors() if kinds is None else kinds
-    training = training or describe_training(data, size, kinds, say=say)
+    training = training or describe_training(data, size, say=say)
     train = training.slices
     owners = [record.patient for record in train.records]
     held_out, whose, baseline = _held_out(data, size, train, seed)
@@ -115,53 +103,24 @@ def audit_samples(
     sources = _read(train, [train.records[at] for at in places])
     samples = unit(ours.images)
 
-    def search(name: str, how: Callable[..., Nearest], distance: str) -> Audit:
-        say(
-            f"nearest training slices by {name} of {len(held_out)} real slices, {len(ours)} samples, and "
-            "planted copies"
-        )
-        again = partial(_again, loaded, grain=grain)
-        return audit(
-            samples, held_out, whose, sources, places.tolist(), how, again, seed=seed, distance=distance
-        )
-
-    by_image = partial(nearest_by_correlation, training=training.windows, training_patients=owners)
-    found = search("correlation", by_image, CORRELATION)
-    in_features = {
-        kind.name: search(
-            kind.name,
-            _FeatureSearch(kind, training.features[kind.name], owners),
-            f"{EUCLIDEAN}: {kind.convention}",
-        )
-        for kind in kinds
-    }
+    say(f"nearest training slices of {len(held_out)} real slices, {len(ours)} samples, and planted copies")
+    search = partial(nearest_by_correlation, training=training.windows, training_patients=owners)
+    again = partial(_again, loaded, grain=grain)
+    found = audit(samples, held_out, whose, sources, places.tolist(), search, again, seed=seed)
     say("likelihoods of training slices and of held-out ones")
     member, coded = _likelihoods(loaded, data, size, seed)
     if out is not None:
         _draw_closest(found.closest, samples, train, out / "closest.png")
         write_csv(out / "closest.csv", [_row(pair, ours, train) for pair in found.closest])
-    return Auditing(
+    return MemorizationResult(
         baseline=baseline,
         training_slices=len(train),
         training_patients=len(set(owners)),
         of_other_sizes=len(data.split("train")) - len(train),
         copies=found,
-        in_features=in_features,
         membership=member,
         coded=coded,
     )
-
-
-class _FeatureSearch:
-    """A search among features, standardised by the training set's."""
-
-    def __init__(self, kind: Descriptor, training: Float64[np.ndarray, "m f"], owners: Sequence[str]) -> None:
-        self.kind, self.raw, self.owners = kind, training, owners
-        self.training = standardise(training, training, one_unit=kind.one_unit)
-
-    def __call__(self, images: Float32[np.ndarray, "n h w"], patients: Sequence[str] | None) -> Nearest:
-        features = standardise(self.kind(images), self.raw, one_unit=self.kind.one_unit)
-        return nearest_by_features(features, patients, self.training, self.owners)
 
 
 def _held_out(
@@ -264,7 +223,7 @@ def _draw_closest(
     )
 
 
-def _row(pair: Pair, ours: Side, train: SliceSet) -> dict[str, Any]:
+def _row(pair: Pair, ours: SliceCollection, train: SliceSet) -> dict[str, Any]:
     record = train.records[pair.training]
     return {
         "sample": pair.sample,
@@ -278,3 +237,72 @@ def _row(pair: Pair, ours: Side, train: SliceSet) -> dict[str, Any]:
         "down": pair.shift[0],
         "right": pair.shift[1],
     }
+
+
+FOLDER = "descriptions"
+
+
+TOLD_EVERY = 1024  # slices
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """The training slices of one size, described for a search.
+
+    Attributes:
+        slices: What was described.
+        windows: The middle of each, as `neighbours.describe` has it.
+    """
+
+    slices: SliceSet
+    windows: Float32[np.ndarray, "n r c"]
+
+
+def describe_training(
+    data: PreparedData,
+    size: tuple[int, int],
+    *,
+    say: Callable[[str], None] = lambda _: None,
+) -> TrainingSet:
+    """Describe the training slices of a size, or read what was kept from another evaluation.
+
+    Args:
+        data: The prepared folder; the descriptions are kept in its `descriptions`, if it can be written to.
+        size: Rows and columns.
+        say: Told how far it is.
+
+    Raises:
+        DataError: There is no training slice of this size.
+    """
+    slices = of_size(data, "train", size, masked=False)
+    return TrainingSet(slices, _kept(data, slices, say))
+
+
+def _kept(
+    data: PreparedData,
+    slices: SliceSet,
+    say: Callable[[str], None],
+) -> Float32[np.ndarray, "n r c"]:
+    """Return descriptions in single precision: the same whether kept or made anew."""
+    rows, columns = slices.records[0].rows, slices.records[0].columns
+    path = data.folder / FOLDER / f"windows-{rows}x{columns}.safetensors"
+    made_from: dict[str, Any] = {
+        "slicebook_version": __version__,
+        "convention": CORRELATION,
+        "data": data.info.model_dump(mode="json"),
+        "slices": hash_tensors({"offsets": torch.tensor([record.offset for record in slices.records])}),
+    }
+    known = load_kept(path, made_from)
+    if known is not None:
+        return known["values"].numpy()
+    parts: list[np.ndarray] = []
+    for batch in in_batches(slices):
+        if len(parts) * BATCH % TOLD_EVERY == 0:
+            say(f"windows of {len(slices)} training slices: {len(parts) * BATCH} done")
+        parts.append(describe(batch))
+    values = np.concatenate(parts)
+    try:
+        save_state(path, State({"values": torch.from_numpy(values)}, made_from))
+    except (DataError, OSError) as error:  # the folder may be another's
+        say(f"not kept for the next time: {error}")
+    return values

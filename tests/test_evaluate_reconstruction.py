@@ -6,9 +6,10 @@ import torch
 
 from slicebook.checkpoint import load_tokenizer
 from slicebook.dataset import PreparedData
-from slicebook.judging.rate_distortion import FACTORS, decode_prefixes, measure_rate_distortion
-from slicebook.judging.sides import unit
-from slicebook.metrics.reconstruction import patient_means, scores
+from slicebook.judging.reconstruction import FACTORS, decode_prefixes, measure_rate_distortion
+from slicebook.judging.slices import unit
+from slicebook.metrics.image_quality import scores
+from slicebook.metrics.statistics import patient_means
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +72,6 @@ def test_without_codecs_the_tokenizer_stands_alone(tokenizer, slices):
 
 
 def test_no_more_slices_are_used_than_it_takes(tokenizer, slices, monkeypatch, found):
-    monkeypatch.setattr("slicebook.judging.rate_distortion.MOST_SLICES", 3)
+    monkeypatch.setattr("slicebook.judging.reconstruction.MOST_SLICES", 3)
     assert found.slices == len(slices)
     assert measure_rate_distortion(tokenizer, slices, codecs=False).slices == 3

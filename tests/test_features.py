@@ -8,9 +8,11 @@ import torch
 
 from slicebook.dataset import PreparedData
 from slicebook.errors import DataError
-from slicebook.judging import descriptions
-from slicebook.judging.descriptions import Descriptor, describe_training, descriptors
-from slicebook.judging.sides import of_size, read_side, unit
+from slicebook.judging import memorization as descriptions
+from slicebook.judging.features import Descriptor, descriptors
+from slicebook.judging.memorization import describe_training
+from slicebook.judging.slices import of_size, read_slices, unit
+from slicebook.metrics.nearest import describe
 
 SIZE = (32, 64)
 
@@ -35,7 +37,7 @@ def kind(asked):
 @pytest.fixture
 def data(trained, tmp_path):
     """A copy of the prepared folder: descriptions are kept in it."""
-    shutil.copytree(trained.data, tmp_path / "prepared")
+    shutil.copytree(trained.data, tmp_path / "prepared", ignore=shutil.ignore_patterns("descriptions"))
     return PreparedData.open(tmp_path / "prepared")
 
 
@@ -46,53 +48,63 @@ def test_a_slice_is_described_once_wherever_it_stands(kind, asked):
     np.testing.assert_array_equal(again, first[[3, 1, 1]])
 
 
-def test_kept_descriptions_are_those_that_would_be_made(data, asked, kind):
-    made = describe_training(data, SIZE, [kind])
-    kept = describe_training(data, SIZE, [kind])
-    assert sum(asked) == len(made.slices) == len(of_size(data, "train", SIZE, masked=False))
-    np.testing.assert_array_equal(made.features["two numbers"], kept.features["two numbers"])
+@pytest.fixture
+def described(monkeypatch):
+    """How many slices were described for the search, a number a call."""
+    counts = []
+
+    def count(images):
+        counts.append(len(images))
+        return describe(images)
+
+    monkeypatch.setattr(descriptions, "describe", count)
+    return counts
+
+
+def test_kept_windows_are_those_that_would_be_made(data, described):
+    made, kept = describe_training(data, SIZE), describe_training(data, SIZE)
+    assert sum(described) == len(made.slices) == len(of_size(data, "train", SIZE, masked=False))
     np.testing.assert_array_equal(made.windows, kept.windows)
-    anew = kind.compute(unit(torch.stack(list(made.slices))))
-    np.testing.assert_allclose(made.features["two numbers"], anew, rtol=1e-6)
+    np.testing.assert_array_equal(made.windows, describe(unit(torch.stack(list(made.slices)))))
 
 
-def test_a_damaged_file_is_made_again(data, asked, kind):
-    describe_training(data, SIZE, [kind])
-    (path,) = (data.folder / "descriptions").glob("two numbers-*")
+def test_a_damaged_file_is_made_again(data, described):
+    describe_training(data, SIZE)
+    (path,) = (data.folder / "descriptions").glob("windows-*")
     content = bytearray(path.read_bytes())
     content[-3] ^= 4
     path.write_bytes(content)
-    again = describe_training(data, SIZE, [kind])
-    assert sum(asked) == 2 * len(again.slices)
+    again = describe_training(data, SIZE)
+    assert sum(described) == 2 * len(again.slices)
 
 
 @pytest.mark.parametrize("changed", ["convention", "slices"])
-def test_what_was_kept_of_something_else_is_not_used(data, asked, kind, changed):
-    count = len(describe_training(data, SIZE, [kind]).slices)
+def test_what_was_kept_of_something_else_is_not_used(data, described, changed, monkeypatch):
+    count = len(describe_training(data, SIZE).slices)
     if changed == "convention":
-        kind = Descriptor(kind.name, "the same, but otherwise", False, kind.compute)
+        monkeypatch.setattr(descriptions, "CORRELATION", "the same, but otherwise")
     else:
         (first, *_) = (record for record in data.records if record.split == "train")
         data = PreparedData(data.folder, data.info, tuple(one for one in data.records if one != first))
-    again = describe_training(data, SIZE, [kind])
-    assert sum(asked) == count + len(again.slices)
+    again = describe_training(data, SIZE)
+    assert sum(described) == count + len(again.slices)
 
 
-def test_a_folder_that_cannot_be_written_to_is_no_reason_to_stop(data, kind, monkeypatch):
+def test_a_folder_that_cannot_be_written_to_is_no_reason_to_stop(data, monkeypatch):
     def full(*_):
         raise DataError("descriptions: cannot be written (No space left on device)")
 
     monkeypatch.setattr(descriptions, "save_state", full)
-    said = []
-    found = describe_training(data, SIZE, [kind], say=said.append)
-    assert len(found.features["two numbers"]) == len(found.slices)
-    assert any("not kept" in line and "No space left" in line for line in said)
+    lines = []
+    training = describe_training(data, SIZE, say=lines.append)
+    assert len(training.windows) == len(training.slices)
+    assert any("not kept" in line and "No space left" in line for line in lines)
 
 
-def test_how_far_it_is_is_told(data, kind):
-    said = []
-    count = len(describe_training(data, SIZE, [kind], say=said.append).slices)
-    assert f"two numbers of {count} training slices: 0 done" in said
+def test_progress_is_reported(data):
+    lines = []
+    count = len(describe_training(data, SIZE, say=lines.append).slices)
+    assert f"windows of {count} training slices: 0 done" in lines
 
 
 def test_both_kinds_of_features_are_known_where_the_weights_are(monkeypatch):
@@ -102,11 +114,11 @@ def test_both_kinds_of_features_are_known_where_the_weights_are(monkeypatch):
 
 
 def test_no_more_slices_are_read_than_asked_for(data):
-    few, all_of_them = read_side(data, "train", SIZE, most=4, seed=1), read_side(data, "train", SIZE)
+    few, all_of_them = read_slices(data, "train", SIZE, most=4, seed=1), read_slices(data, "train", SIZE)
     assert (len(few), len(few.patients), len(few.masks)) == (4, 4, 4)
-    assert len(read_side(data, "train", SIZE, most=1000)) == len(all_of_them)
+    assert len(read_slices(data, "train", SIZE, most=1000)) == len(all_of_them)
 
 
 def test_a_size_that_no_slice_has_is_refused(data):
     with pytest.raises(DataError, match=r"holds no slice of 16×16.*--size"):
-        read_side(data, "train", (16, 16))
+        read_slices(data, "train", (16, 16))

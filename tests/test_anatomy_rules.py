@@ -4,13 +4,7 @@ import numpy as np
 import pytest
 
 from slicebook.errors import DataError, ShapeError
-from slicebook.metrics.masks import (
-    RULES,
-    anatomy_rules,
-    dice,
-    learn_reference,
-    pass_rate,
-)
+from slicebook.metrics.anatomy import RULES, anatomy_rules, dice, learn_reference, pass_rate
 from slicebook.pelvis import BACKGROUND, BLADDER, BODY, BONE, PROSTATE, RECTUM
 from slicebook.phantom import patient_volume
 

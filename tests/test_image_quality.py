@@ -6,15 +6,8 @@ from scipy.stats import t as student
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from slicebook.errors import DataError, ShapeError
-from slicebook.metrics.reconstruction import (
-    CONVENTIONS,
-    _edges,
-    bootstrap_interval,
-    foreground,
-    patient_means,
-    scores,
-    ssim_map,
-)
+from slicebook.metrics.image_quality import CONVENTIONS, _edges, foreground, scores, ssim_map
+from slicebook.metrics.statistics import bootstrap_interval, patient_means
 
 
 def body(rows=40, columns=48, hole=True):

@@ -13,8 +13,7 @@ from jaxtyping import Bool, UInt8
 from scipy import ndimage
 
 from slicebook.errors import DataError, ShapeError
-from slicebook.metrics.reconstruction import Interval, bootstrap_interval, patient_means
-from slicebook.metrics.summary import Summary, summarise_one
+from slicebook.metrics.statistics import Interval, Summary, bootstrap_interval, patient_means, summarise_one
 from slicebook.pelvis import BLADDER, BODY, BONE, PROSTATE, RECTUM
 
 ORGANS: Mapping[str, int] = MappingProxyType({"bladder": BLADDER, "rectum": RECTUM, "prostate": PROSTATE})

@@ -7,10 +7,16 @@ import torch
 
 from slicebook.dataset import PreparedData
 from slicebook.errors import ConfigError, DataError
-from slicebook.judging.likeness import FIRST_SAMPLE, draw_side, judge_anatomy, measure_likeness, redraw
-from slicebook.judging.sides import of_size, read_side, unit
+from slicebook.judging.generation import (
+    FIRST_SAMPLE,
+    draw_samples,
+    evaluate_generation,
+    judge_anatomy,
+    redraw,
+)
+from slicebook.judging.slices import of_size, read_slices, unit
 from slicebook.metrics import texture
-from slicebook.metrics.generation import compare
+from slicebook.metrics.distribution import compare
 from slicebook.sampling import SamplingSettings
 
 SIZE = (32, 64)
@@ -23,25 +29,25 @@ def data(trained):
 
 @pytest.fixture(scope="module")
 def real(data):
-    return read_side(data, "validation", SIZE)
+    return read_slices(data, "validation", SIZE)
 
 
 def test_a_sample_is_the_same_among_others(loaded, data):
-    few, _ = draw_side(loaded, data, 2)
-    more, _ = draw_side(loaded, data, 3)
+    few, _ = draw_samples(loaded, data, 2)
+    more, _ = draw_samples(loaded, data, 3)
     torch.testing.assert_close(few.images, more.images[:2], rtol=0, atol=0)
     assert more.seeds == (FIRST_SAMPLE, FIRST_SAMPLE + 1, FIRST_SAMPLE + 2)
 
 
 def test_how_samples_were_drawn_is_told(loaded, data):
     settings = SamplingSettings(0.7, 0.6, 0.5, 1.0)
-    side, drawing = draw_side(loaded, data, 2, settings=settings, grain=False)
+    side, drawing = draw_samples(loaded, data, 2, settings=settings, grain=False)
     assert (drawing.samples, drawing.rows, drawing.columns, drawing.first_seed) == (2, *SIZE, FIRST_SAMPLE)
     assert drawing.settings == dataclasses.asdict(settings)
     assert (drawing.grain, drawing.noise_put_back) == (False, 0)
     assert sum(drawing.tokens.values()) == sum(len(stage) for stage in loaded.book.layout(SIZE).stages)
     assert side.masks.shape == (2, *SIZE)
-    noisy, told = draw_side(loaded, data, 2, settings=settings)
+    noisy, told = draw_samples(loaded, data, 2, settings=settings)
     assert told.noise_put_back > 0
     assert not torch.equal(noisy.images, side.images)
 
@@ -49,11 +55,11 @@ def test_how_samples_were_drawn_is_told(loaded, data):
 def test_data_that_the_prior_was_not_trained_on_are_refused(loaded, data):
     other = dataclasses.replace(data, info=data.info.model_copy(update={"split_hash": "another"}))
     with pytest.raises(ConfigError, match="holds other patients"):
-        draw_side(loaded, other, 1)
+        draw_samples(loaded, other, 1)
 
 
 def test_real_slices_are_as_near_as_real_slices(loaded, data, real, kinds):
-    found = measure_likeness(loaded, data, "validation", real, real, seed=1, kinds=kinds)
+    found = evaluate_generation(loaded, data, "validation", real, real, seed=1, kinds=kinds)
     assert list(found.features) == ["texture"]
     samples = found.features["texture"].samples
     assert samples.as_near_as_real
@@ -67,7 +73,7 @@ def test_real_slices_are_as_near_as_real_slices(loaded, data, real, kinds):
 def test_noise_is_not_near(loaded, data, real, kinds):
     noise = torch.rand(real.images.shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
     ours = dataclasses.replace(real, images=noise, masks=None)
-    found = measure_likeness(loaded, data, "validation", ours, real, seed=1, kinds=kinds)
+    found = evaluate_generation(loaded, data, "validation", ours, real, seed=1, kinds=kinds)
     samples = found.features["texture"].samples
     assert not samples.as_near_as_real
     assert samples.kernel_distance.generated > 10 * abs(samples.kernel_distance.real)
@@ -75,15 +81,15 @@ def test_noise_is_not_near(loaded, data, real, kinds):
 
 
 def test_the_tokenizer_alone_is_measured_on_other_patients_than_it_stands_beside(loaded, data, real, kinds):
-    found = measure_likeness(loaded, data, "validation", real, real, seed=1, kinds=kinds)
+    found = evaluate_generation(loaded, data, "validation", real, real, seed=1, kinds=kinds)
     again = redraw(loaded, data, "validation")
     described = [texture.texture_features(unit(images)) for images in (again, real.images)]
-    wanted = compare(*described, real.patients, seed=1, twins=True)
+    wanted = compare(*described, real.patients, seed=1, paired=True)
     assert found.features["texture"].tokenizer_alone == wanted
 
 
 def test_every_measure_stands_beside_real_patients(loaded, data, real, kinds):
-    found = measure_likeness(loaded, data, "validation", real, real, seed=1, kinds=kinds)
+    found = evaluate_generation(loaded, data, "validation", real, real, seed=1, kinds=kinds)
     rows = {(one.features, one.measure): one for one in found.measures()}
     named = {name for features, name in rows if features == "texture"}
     # Two patients are too few for neighbours of another patient: no coverage, density, precision or recall.
@@ -96,9 +102,9 @@ def test_every_measure_stands_beside_real_patients(loaded, data, real, kinds):
 
 
 def test_one_held_out_patient_cannot_be_compared_with_another(loaded, data, kinds):
-    alone = read_side(data, "test", SIZE)
+    alone = read_slices(data, "test", SIZE)
     with pytest.raises(DataError, match="1 held-out patient, wanted at least 2"):
-        measure_likeness(loaded, data, "test", alone, alone, seed=1, kinds=kinds)
+        evaluate_generation(loaded, data, "test", alone, alone, seed=1, kinds=kinds)
 
 
 def test_samples_that_are_not_finite_are_named(loaded, data, real, kinds):
@@ -106,13 +112,13 @@ def test_samples_that_are_not_finite_are_named(loaded, data, real, kinds):
     images[3, 0, 5, 5] = float("nan")
     ours = dataclasses.replace(real, images=images)
     with pytest.raises(DataError, match="slice 3 has values that are not finite"):
-        measure_likeness(loaded, data, "validation", ours, real, seed=1, kinds=kinds)
+        evaluate_generation(loaded, data, "validation", ours, real, seed=1, kinds=kinds)
 
 
 @pytest.mark.parametrize("value", [-1.0, 0.3])
 def test_constant_samples_are_as_far_as_can_be(loaded, data, real, kinds, value):
     ours = dataclasses.replace(real, images=torch.full_like(real.images, value))
-    found = measure_likeness(loaded, data, "validation", ours, real, seed=1, kinds=kinds)
+    found = evaluate_generation(loaded, data, "validation", ours, real, seed=1, kinds=kinds)
     assert not found.features["texture"].samples.as_near_as_real
     assert found.diversity.generated == pytest.approx(1)
 

@@ -1,16 +1,15 @@
-"""Which training slice is nearest to a slice, and how far the nearest slice of any other patient is.
+"""The nearest training slice to a slice, and the distance to the nearest slice of any other patient.
 
-Measured in one of two ways: by the correlation of the images, whatever their mirroring and shift, or by the
-distance of features. Both return `Nearest`, so what is made of it need not know which was used.
+Slices are compared by the correlation of the images, whatever their mirroring and shift. `plant` makes such
+copies of training slices as a generator that memorises would, for the positive control of an audit.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Float64, Int64
-from scipy.spatial.distance import cdist
 
 from slicebook.errors import DataError, ShapeError
 
@@ -28,7 +27,6 @@ CORRELATION = (
     f"its mirror image, that is most like it, up to {SHIFT:.0%} of each side away; averaged over cells of a "
     f"{CELLS}nd of the shorter side"
 )
-EUCLIDEAN = "Euclidean distance of standardised features"
 
 Move = tuple[bool, int, int]  # mirrored or not, pixels down, pixels right
 
@@ -156,45 +154,6 @@ def nearest_by_correlation(
             beyond = max(one[1] for one in placed if owners[one[0]] != owners[index])
             found.index[at], found.mirror[at], found.shift[at] = index, mirror, (down, right)
             found.distance[at], found.beyond[at] = _distance(correlation), _distance(beyond)
-    return found
-
-
-def nearest_by_features(
-    features: Float64[np.ndarray, "n f"],
-    patients: Sequence[str] | None,
-    training: Float64[np.ndarray, "m _"],
-    training_patients: Sequence[str],
-) -> Nearest:
-    """Find the training slice that is nearest in a space of features, by Euclidean distance.
-
-    Args:
-        features: Of each slice, standardised by the caller (`distances.standardise`).
-        patients: The patient of each slice, whose training slices are left out; None where they have none.
-        training: Of the training slices, by the same means.
-        training_patients: The patient of each.
-
-    Raises:
-        DataError: A value is not finite, or fewer than 2 patients are left to be the nearest and the next.
-        ShapeError: The two sets have different features.
-    """
-    if features.shape[1] != training.shape[1]:
-        raise ShapeError(
-            f"slices have {features.shape[1]} features, the training slices {training.shape[1]}; describe "
-            "both in the same way"
-        )
-    owners, whose = _owners(training_patients, patients, len(training), len(features))
-    _check_finite(features, "slice")
-    _check_finite(training, "training slice")
-    found = _empty(len(features))
-    for start in range(0, len(features), CHUNK):
-        apart = cdist(features[start : start + CHUNK], training)
-        apart[whose[start : start + CHUNK, None] == owners] = np.inf
-        rows = np.arange(len(apart))
-        index = apart.argmin(axis=1)
-        found.index[start : start + CHUNK] = index
-        found.distance[start : start + CHUNK] = apart[rows, index]
-        apart[owners[index][:, None] == owners] = np.inf
-        found.beyond[start : start + CHUNK] = apart.min(axis=1)
     return found
 
 
@@ -347,3 +306,67 @@ def _check_finite(values: Float[np.ndarray, "n ..."], what: str, first: int = 0)
 
 def _by(shape: tuple[int, ...]) -> str:
     return "×".join(map(str, shape))
+
+
+Images = Float32[np.ndarray, "n h w"]
+Reconstruct = Callable[[Images], Images]
+"""From slices to what a tokenizer leaves of them."""
+
+
+@dataclass(frozen=True)
+class Planted:
+    """Copies of slices.
+
+    Attributes:
+        images: The copies.
+        sources: Which slice each was made of.
+        mirror, shift: What was done to it first: mirrored, then moved down and right (pixels).
+    """
+
+    images: Float32[np.ndarray, "n h w"]
+    sources: Int64[np.ndarray, " n"]
+    mirror: Bool[np.ndarray, " n"]
+    shift: Int64[np.ndarray, "n 2"]
+
+
+def plant(
+    sources: Float32[np.ndarray, "k h w"],
+    count: int,
+    reconstruct: Reconstruct,
+    generator: np.random.Generator,
+) -> Planted:
+    """Make copies of slices drawn without repetition: half mirrored, half moved, all through a tokenizer.
+
+    The two halves are drawn apart, so that a quarter is as it was. A move is by whole pixels, up to 6 % of
+    each side; from outside comes the edge, repeated.
+
+    Raises:
+        DataError: There are fewer slices than copies wanted.
+        ShapeError: The tokenizer changes the size of slices.
+    """
+    if not 0 < count <= len(sources):
+        raise DataError(f"{count} copies of {len(sources)} slices, wanted at least 1 and a slice for each")
+    chosen = generator.choice(len(sources), count, replace=False)
+    mirror = generator.random(count) < 0.5
+    most = np.array([int(SHIFT * side) for side in sources.shape[1:]])
+    shift = generator.integers(-most, most + 1, size=(count, 2)) * (generator.random((count, 1)) < 0.5)
+    placed = np.empty((count, *sources.shape[1:]), np.float32)
+    for at, (down, right) in enumerate(shift.tolist()):
+        placed[at] = move(sources[chosen[at]], bool(mirror[at]), (down, right))
+    copies = reconstruct(placed)
+    if copies.shape != placed.shape:
+        raise ShapeError(
+            f"the tokenizer made {copies.shape} of copies of {placed.shape}; crop them back to their size"
+        )
+    return Planted(copies, chosen, mirror, shift)
+
+
+def move(
+    image: Float32[np.ndarray, "h w"], mirror: bool, shift: tuple[int, int]
+) -> Float32[np.ndarray, "h w"]:
+    """Return a slice mirrored or not, then moved down and right by whole pixels, its edge repeated."""
+    turned = image[:, ::-1] if mirror else image
+    rows, columns = (
+        np.clip(np.arange(side) - by, 0, side - 1) for side, by in zip(image.shape, shift, strict=True)
+    )
+    return np.asarray(turned[rows][:, columns])

@@ -10,9 +10,9 @@ import torch
 
 from slicebook.dataset import PreparedData
 from slicebook.errors import DataError
-from slicebook.judging import auditing
-from slicebook.judging.auditing import audit_samples
-from slicebook.judging.sides import Side, of_size, read_side
+from slicebook.judging import memorization as auditing
+from slicebook.judging.memorization import evaluate_memorization
+from slicebook.judging.slices import SliceCollection, of_size, read_slices
 from slicebook.likelihood import likelihood
 from slicebook.token_set import encode_slices
 
@@ -24,23 +24,23 @@ def data(trained):
     return PreparedData.open(trained.data)
 
 
-def samples(side: Side) -> Side:
+def samples(side: SliceCollection) -> SliceCollection:
     """The same slices, as if they had been drawn."""
     count = len(side)
     return dataclasses.replace(side, patients=("",) * count, seeds=tuple(range(70, 70 + count)))
 
 
 @pytest.fixture(scope="module")
-def of_copies(loaded, data, kinds, tmp_path_factory):
+def of_copies(loaded, data, tmp_path_factory):
     """An audit of training slices that pose as samples, every other one mirrored; and its folder."""
     slices = of_size(data, "train", SIZE, masked=False)
-    side = samples(Side(torch.stack(list(slices)), None, ("",) * len(slices), ((1.0, 1.0),) * len(slices)))
+    side = samples(
+        SliceCollection(torch.stack(list(slices)), None, ("",) * len(slices), ((1.0, 1.0),) * len(slices))
+    )
     images = side.images.clone()
     images[::2] = images[::2].flip(-1)
     out = tmp_path_factory.mktemp("audit")
-    return audit_samples(
-        loaded, data, dataclasses.replace(side, images=images), seed=0, kinds=kinds, out=out
-    ), out
+    return evaluate_memorization(loaded, data, dataclasses.replace(side, images=images), seed=0, out=out), out
 
 
 def test_copies_are_found_and_traced(of_copies):
@@ -68,66 +68,57 @@ def test_the_closest_pairs_are_drawn_and_listed(of_copies, data):
         assert int(row["seed"]) == 70 + pair.sample
 
 
-def test_features_are_searched_too(of_copies):
-    found, _ = of_copies
-    (name, one), *others = found.in_features.items()
-    assert (name, others) == ("texture", [])
-    assert one.copies_found
-    assert "Euclidean" in one.distance
-    assert "texture" in one.distance
-
-
-def test_slices_of_strangers_are_no_copies(loaded, data, kinds):
-    strangers = samples(read_side(data, "validation", SIZE))
-    found = audit_samples(loaded, data, strangers, seed=0, kinds=kinds)
+def test_slices_of_strangers_are_no_copies(loaded, data):
+    strangers = samples(read_slices(data, "validation", SIZE))
+    found = evaluate_memorization(loaded, data, strangers, seed=0)
     assert not found.copies.copies_found
 
 
-def test_blank_samples_copy_nobody(loaded, data, kinds):
-    side = samples(read_side(data, "validation", SIZE))
+def test_blank_samples_copy_nobody(loaded, data):
+    side = samples(read_slices(data, "validation", SIZE))
     blank = dataclasses.replace(side, images=torch.full_like(side.images, -1))
-    found = audit_samples(loaded, data, blank, seed=0, kinds=kinds)
+    found = evaluate_memorization(loaded, data, blank, seed=0)
     assert not found.copies.copies_found
     assert found.copies.nearer.share == 0
 
 
-def test_samples_that_are_not_finite_are_refused(loaded, data, kinds):
-    side = samples(read_side(data, "validation", SIZE))
+def test_samples_that_are_not_finite_are_refused(loaded, data):
+    side = samples(read_slices(data, "validation", SIZE))
     images = side.images.clone()
     images[1, 0, 3, 3] = float("nan")
     with pytest.raises(DataError, match="slice 1 has values that are not finite"):
-        audit_samples(loaded, data, dataclasses.replace(side, images=images), seed=0, kinds=kinds)
+        evaluate_memorization(loaded, data, dataclasses.replace(side, images=images), seed=0)
 
 
-def test_few_strangers_are_joined_by_training_patients(loaded, data, kinds):
-    found = audit_samples(loaded, data, samples(read_side(data, "test", SIZE)), seed=0, kinds=kinds)
+def test_few_strangers_are_joined_by_training_patients(loaded, data):
+    found = evaluate_memorization(loaded, data, samples(read_slices(data, "test", SIZE)), seed=0)
     train = of_size(data, "train", SIZE)
     assert f"{len(train)} training slices, each without its own patient" in found.baseline
     assert found.copies.held_out_patients == 6
 
 
-def test_two_training_patients_are_no_baseline_but_can_be_searched(loaded, data, kinds):
+def test_two_training_patients_are_no_baseline_but_can_be_searched(loaded, data):
     few = tuple(r for r in data.records if r.split != "train" or r.patient != "patient-0001")
-    side = samples(read_side(data, "test", SIZE))
-    found = audit_samples(loaded, dataclasses.replace(data, records=few), side, seed=0, kinds=kinds)
+    side = samples(read_slices(data, "test", SIZE))
+    found = evaluate_memorization(loaded, dataclasses.replace(data, records=few), side, seed=0)
     assert found.baseline == "18 slices of 3 patients that were never trained on"
     assert not found.copies.valid
 
 
-def test_a_single_training_patient_cannot_be_told_from_the_next(loaded, data, kinds):
+def test_a_single_training_patient_cannot_be_told_from_the_next(loaded, data):
     few = tuple(r for r in data.records if r.split != "train" or r.patient == "patient-0001")
-    side = samples(read_side(data, "validation", SIZE))
+    side = samples(read_slices(data, "validation", SIZE))
     with pytest.raises(DataError, match="1 training patients besides a slice's own, wanted at least 2"):
-        audit_samples(loaded, dataclasses.replace(data, records=few), side, seed=0, kinds=kinds)
+        evaluate_memorization(loaded, dataclasses.replace(data, records=few), side, seed=0)
 
 
-def test_training_slices_without_a_mask_are_searched_too(loaded, data, kinds):
+def test_training_slices_without_a_mask_are_searched_too(loaded, data):
     blind = tuple(
         dataclasses.replace(r, label_offset=-1) if r.patient == "patient-0001" else r for r in data.records
     )
     some = dataclasses.replace(data, records=blind)
-    found = audit_samples(loaded, some, samples(read_side(data, "test", SIZE)), seed=0, kinds=kinds)
-    assert found.training_patients == 3 > len(set(read_side(some, "train", SIZE).patients))
+    found = evaluate_memorization(loaded, some, samples(read_slices(data, "test", SIZE)), seed=0)
+    assert found.training_patients == 3 > len(set(read_slices(some, "train", SIZE).patients))
 
 
 def test_slices_of_another_size_are_counted_as_not_searched(of_copies, data):
@@ -148,9 +139,9 @@ def test_bits_are_the_priors_likelihood_of_slices_it_never_saw(of_copies, loaded
     assert (found.membership.training_patients, found.membership.held_out_patients) == (3, 3)
 
 
-def test_stand_ins_are_no_more_than_it_takes(loaded, data, kinds, monkeypatch):
+def test_stand_ins_are_no_more_than_it_takes(loaded, data, monkeypatch):
     monkeypatch.setattr(auditing, "STAND_INS", 5)
-    found = audit_samples(loaded, data, samples(read_side(data, "test", SIZE)), seed=0, kinds=kinds)
+    found = evaluate_memorization(loaded, data, samples(read_slices(data, "test", SIZE)), seed=0)
     assert "5 training slices, each without its own patient" in found.baseline
     assert found.copies.held_out_slices == 18 + 5
 
@@ -174,7 +165,7 @@ def test_membership_compares_slices_with_masks_or_without_but_does_not_mix_them(
     assert asked == [{True}, {True}, {False}, {False}]
 
 
-def test_controls_are_drawn_as_the_samples_were(loaded, data, kinds, monkeypatch):
+def test_controls_are_drawn_as_the_samples_were(loaded, data, monkeypatch):
     levels = []
     true = auditing.put_noise_back
 
@@ -183,14 +174,14 @@ def test_controls_are_drawn_as_the_samples_were(loaded, data, kinds, monkeypatch
         return true(loaded, drawn, given, seeds)
 
     monkeypatch.setattr(auditing, "put_noise_back", put)
-    side = samples(read_side(data, "test", SIZE))
-    audit_samples(loaded, data, side, seed=0, kinds=kinds, grain=False)
+    side = samples(read_slices(data, "test", SIZE))
+    evaluate_memorization(loaded, data, side, seed=0, grain=False)
     assert levels
     assert all(one == {0.0} for one in levels)
 
 
-def test_slices_of_another_size_alone_are_no_baseline(loaded, data, kinds):
+def test_slices_of_another_size_alone_are_no_baseline(loaded, data):
     records = tuple(one for one in data.records if one.split == "train")
-    side = samples(read_side(data, "validation", SIZE))
+    side = samples(read_slices(data, "validation", SIZE))
     with pytest.raises(DataError, match="holds no slice of 32×64, the size that is drawn, of a patient who"):
-        audit_samples(loaded, dataclasses.replace(data, records=records), side, seed=0, kinds=kinds)
+        evaluate_memorization(loaded, dataclasses.replace(data, records=records), side, seed=0)

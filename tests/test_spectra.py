@@ -6,7 +6,7 @@ from scipy.ndimage import gaussian_filter
 from scipy.stats import wasserstein_distance
 
 from slicebook.errors import DataError, ShapeError
-from slicebook.metrics.appearance import compare_intensities, compare_spectra, histograms, spectra
+from slicebook.metrics.spectra import compare_intensities, compare_spectra, histograms, spectra
 
 
 def slices(n=40, seed=0, shape=(32, 48), patients=None):

@@ -11,8 +11,8 @@ from scipy.fft import fft2
 from scipy.signal.windows import hann
 
 from slicebook.errors import ShapeError
-from slicebook.metrics.beside import DRAWS, Beside, measure_beside
-from slicebook.metrics.slices import check_slices
+from slicebook.metrics.image_quality import check_slices
+from slicebook.metrics.statistics import DRAWS, RelativeMeasure, measure_relative
 
 BINS = 256  # of intensity: what a screen shows
 SHOWN_BINS = 64  # of the curve of intensities: finer ones are ragged
@@ -47,7 +47,7 @@ class Curves:
     real: tuple[float, ...]
     real_low: tuple[float, ...]
     real_high: tuple[float, ...]
-    distance: Beside
+    distance: RelativeMeasure
 
 
 def compare_spectra(
@@ -80,7 +80,7 @@ def compare_spectra(
         )
     frequencies, _, _ = _rings(*real.shape[1:])
     found = spectra(generated), spectra(real)
-    distance = measure_beside(
+    distance = measure_relative(
         CONVENTIONS["spectrum"], _decibels_apart, *found, patients, seed=seed, draws=draws
     )
     return _curves(frequencies, *found, patients, distance)
@@ -96,7 +96,7 @@ def compare_intensities(
 ) -> Curves:
     """Compare how many pixels have which brightness. Arguments and errors are those of `compare_spectra`."""
     found = histograms(generated), histograms(real)
-    distance = measure_beside(CONVENTIONS["intensity"], _shift, *found, patients, seed=seed, draws=draws)
+    distance = measure_relative(CONVENTIONS["intensity"], _shift, *found, patients, seed=seed, draws=draws)
     centres = (np.arange(SHOWN_BINS) + 0.5) / SHOWN_BINS
     ours, theirs = (one.reshape(len(one), SHOWN_BINS, -1).sum(axis=2) for one in found)
     return _curves(centres, ours, theirs, patients, distance)
@@ -136,7 +136,7 @@ def _curves(
     generated: Float64[np.ndarray, "m f"],
     real: Float64[np.ndarray, "n f"],
     patients: Sequence[str],
-    distance: Beside,
+    distance: RelativeMeasure,
 ) -> Curves:
     names = np.asarray(patients)
     own = np.array([real[names == name].mean(axis=0) for name in sorted(set(patients))])

@@ -19,15 +19,15 @@ from slicebook.checkpoint import LoadedPrior, SliceKind
 from slicebook.config import Record
 from slicebook.dataset import PreparedData, SliceSet
 from slicebook.generating import decode_pages, draw, noise_levels, put_noise_back
-from slicebook.judging.descriptions import Descriptor, descriptors
-from slicebook.judging.sides import Side, check_trained_on, of_size, unit
+from slicebook.judging.features import Descriptor, descriptors
+from slicebook.judging.slices import SliceCollection, check_trained_on, of_size, unit
 from slicebook.layouts import Split
-from slicebook.metrics import masks
-from slicebook.metrics.appearance import Curves, compare_intensities, compare_spectra
-from slicebook.metrics.beside import Beside
+from slicebook.metrics import anatomy as masks
+from slicebook.metrics.anatomy import Spacing
+from slicebook.metrics.distribution import Comparison, compare
 from slicebook.metrics.diversity import Diversity, compare_diversity
-from slicebook.metrics.generation import Comparison, compare
-from slicebook.metrics.masks import Spacing
+from slicebook.metrics.spectra import Curves, compare_intensities, compare_spectra
+from slicebook.metrics.statistics import RelativeMeasure
 from slicebook.sampling import GROUP, SamplingSettings
 from slicebook.token_set import encode_slices
 
@@ -36,7 +36,7 @@ TITLES = {"frechet_distance": "Fréchet distance"}
 PELVIS = (0, 1, 2, 3, 4, 5)  # the labels that the rules of anatomy know
 
 
-class Drawing(Record):
+class SamplingInfo(Record):
     """How samples were drawn."""
 
     samples: int
@@ -100,7 +100,7 @@ class Measure(Record):
     convention: str
 
 
-class Likeness(Record):
+class GenerationResult(Record):
     """Samples beside held-out slices of the same size."""
 
     held_out_patients: int
@@ -119,7 +119,7 @@ class Likeness(Record):
         for name, features in self.features.items():
             alone = vars(features.tokenizer_alone)
             for measure, one in vars(features.samples).items():
-                if isinstance(one, Beside):
+                if isinstance(one, RelativeMeasure):
                     title = TITLES.get(measure, measure.replace("_", " "))
                     found.append(_measure(title, name, one, alone[measure].generated))
         found.append(_measure("spectrum", "", self.spectrum.distance, None))
@@ -140,26 +140,26 @@ class Likeness(Record):
         return tuple(found)
 
 
-def measure_likeness(
+def evaluate_generation(
     loaded: LoadedPrior,
     data: PreparedData,
     split: Split,
-    ours: Side,
-    real: Side,
+    ours: SliceCollection,
+    real: SliceCollection,
     *,
     grain: bool = True,
     seed: int,
     kinds: Sequence[Descriptor] | None = None,
     say: Callable[[str], None] = lambda _: None,
-) -> Likeness:
+) -> GenerationResult:
     """Compare samples with held-out slices, and with what the tokenizer alone makes of those.
 
     Args:
         loaded: The prior that drew the samples.
         data: What it was trained on.
         split: That the held-out slices are of.
-        ours: The samples, as `draw_side` makes them.
-        real: The held-out slices, as `read_side` reads them.
+        ours: The samples, as `draw_samples` makes them.
+        real: The held-out slices, as `read_slices` reads them.
         grain: Whether noise was put back into the samples.
         seed: Of every draw of patients, and of the bootstrap.
         kinds: Of features; all there are by default.
@@ -179,7 +179,7 @@ def measure_likeness(
             convention=kind.convention,
             samples=compare(samples, theirs, real.patients, seed=seed, one_unit=kind.one_unit),
             tokenizer_alone=compare(
-                redrawn, theirs, real.patients, seed=seed, one_unit=kind.one_unit, twins=True
+                redrawn, theirs, real.patients, seed=seed, one_unit=kind.one_unit, paired=True
             ),
         )
     say("diversity, spectra, intensities, anatomy")
@@ -188,7 +188,7 @@ def measure_likeness(
     if ours.masks is not None and real.masks is not None and pelvis:
         train = of_size(data, "train", (ours.images.shape[-2], ours.images.shape[-1]))
         anatomy = judge_anatomy(ours, real, train, seed=seed)
-    return Likeness(
+    return GenerationResult(
         held_out_patients=len(set(real.patients)),
         held_out_slices=len(real),
         features=features,
@@ -199,7 +199,7 @@ def measure_likeness(
     )
 
 
-def draw_side(
+def draw_samples(
     loaded: LoadedPrior,
     data: PreparedData,
     count: int,
@@ -208,7 +208,7 @@ def draw_side(
     grain: bool = True,
     seed: int = 42,
     progress: Callable[[int, int], None] | None = None,
-) -> tuple[Side, Drawing]:
+) -> tuple[SliceCollection, SamplingInfo]:
     """Draw samples of the most frequent size, at positions of training slices.
 
     Args:
@@ -234,14 +234,14 @@ def draw_side(
     seconds = time.perf_counter() - began
     page = decode_pages(loaded, tokens, size)
     noise = noise_levels(loaded, page.images, seeds) if grain else [0.0] * count
-    side = Side(
+    side = SliceCollection(
         put_noise_back(loaded, page.images, noise, seeds),
         page.masks,
         ("",) * count,
         (_spacing(kind),) * count,
         tuple(seeds),
     )
-    return side, Drawing(
+    return side, SamplingInfo(
         samples=count,
         rows=kind.rows,
         columns=kind.columns,
@@ -269,7 +269,7 @@ def redraw(
     return put_noise_back(loaded, again, noise_levels(loaded, again, seeds), seeds) if grain else again
 
 
-def judge_anatomy(ours: Side, real: Side, train: SliceSet, *, seed: int) -> Anatomy:
+def judge_anatomy(ours: SliceCollection, real: SliceCollection, train: SliceSet, *, seed: int) -> Anatomy:
     """Return how many masks meet the rules, beside held-out ones; the rules' ranges are the training's."""
     reference = masks.learn_reference(
         [train.labels(row).numpy() for row in range(len(train))],
@@ -297,7 +297,7 @@ def judge_anatomy(ours: Side, real: Side, train: SliceSet, *, seed: int) -> Anat
     )
 
 
-def _measure(name: str, features: str, one: Beside, alone: float | None) -> Measure:
+def _measure(name: str, features: str, one: RelativeMeasure, alone: float | None) -> Measure:
     return Measure(
         measure=name,
         features=features,

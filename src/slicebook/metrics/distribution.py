@@ -1,0 +1,405 @@
+"""Distances between the features of generated slices and those of real slices.
+
+Features are given as arrays, such as those of `texture` and `deep`. Slices of one patient are
+near-duplicates, so neighbours are sought among other patients only: by the papers' own rule the radius of a
+real slice ends at the next slice of the same patient, and real patients hardly cover each other.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import numpy as np
+from jaxtyping import Float64, Int64, Shaped
+from scipy.spatial.distance import cdist
+
+from slicebook.errors import DataError, ShapeError
+from slicebook.metrics.statistics import (
+    DRAWS,
+    RelativeMeasure,
+    Summary,
+    check_patients,
+    draw_groups,
+    summarise_draws,
+    summarise_one,
+)
+
+NEIGHBOURS = 5
+_CONSTANT = 1e-9  # of a feature's largest magnitude: less spread than this is rounding
+
+
+@dataclass(frozen=True)
+class PRDC:
+    """What `prdc` finds.
+
+    Attributes:
+        coverage: Share of the real slices with a generated one in their ball.
+        density: Mean over generated slices of the number of real balls they lie in, over k; can exceed 1.
+        precision: Share of the generated slices that lie in a real ball.
+        recall: Share of the real slices that lie in a generated ball.
+    """
+
+    coverage: float
+    density: float
+    precision: float
+    recall: float
+
+
+def standardise(
+    features: Float64[np.ndarray, "n f"], reference: Float64[np.ndarray, "m _"], *, one_unit: bool = False
+) -> Float64[np.ndarray, "n f"]:
+    """Return features as standard deviations from the mean of a reference set.
+
+    A feature at a time: one that is constant in the reference has no such unit, so its mean is taken off, and
+    it keeps its own. Or, with `one_unit`, all divided by the root mean square of their standard deviations:
+    for features that share a unit, such as a network's, of which some hardly ever stir. By its own unit, one
+    that stirs in a single slice of the reference would shout down all others in the next that stirs it.
+    Standard deviations are those of the population (divided by m).
+
+    Raises:
+        DataError: A feature is not finite, or the reference holds fewer than 2 slices.
+        ShapeError: The two sets have different features.
+    """
+    _check(features, reference, least=0)
+    if len(reference) < 2:
+        raise DataError(f"the reference holds {len(reference)} slices, wanted at least 2 for a spread")
+    spread = reference.std(axis=0)
+    largest = np.abs(reference).max(axis=0)
+    if one_unit:
+        spread, largest = np.sqrt((spread**2).mean()), largest.max()
+    return np.asarray(
+        (features - reference.mean(axis=0)) / np.where(spread <= _CONSTANT * largest, 1.0, spread)
+    )
+
+
+def kernel_distance(x: Float64[np.ndarray, "n f"], y: Float64[np.ndarray, "m _"]) -> float:
+    """Return the kernel distance of two sets of standardised features: the unbiased squared MMD.
+
+    The kernel is (a·b/d + 1)³ with d features (Bińkowski et al. 2018, https://arxiv.org/abs/1801.01401). Its
+    mean within x and its mean within y, a slice never with itself, less twice its mean between them. The
+    expectation is 0 for sets of one distribution, whatever their size, so it can be below 0. No root is
+    taken.
+
+    Raises:
+        DataError: A set has fewer than 2 slices, or a feature is not finite.
+        ShapeError: The two sets have different features.
+    """
+    _check(x, y, least=2)
+    return unbiased_mmd(kernel(x, x), kernel(y, y), kernel(x, y))
+
+
+def kernel(x: Float64[np.ndarray, "n f"], y: Float64[np.ndarray, "m f"]) -> Float64[np.ndarray, "n m"]:
+    """Return (a·b/d + 1)³ of every slice of x with every one of y, of d features each."""
+    return np.asarray((x @ y.T / x.shape[1] + 1) ** 3)
+
+
+def unbiased_mmd(
+    within_x: Float64[np.ndarray, "n n"],
+    within_y: Float64[np.ndarray, "m m"],
+    between: Float64[np.ndarray, "n m"],
+) -> float:
+    """Return the squared maximum mean discrepancy (Gretton et al. 2012, eq. 3), given a kernel's values."""
+    within = [
+        float((one.sum() - np.trace(one)) / (len(one) * (len(one) - 1))) for one in (within_x, within_y)
+    ]
+    return sum(within) - 2 * float(between.mean())
+
+
+def frechet_distance(x: Float64[np.ndarray, "n f"], y: Float64[np.ndarray, "m _"]) -> float:
+    """Return the Fréchet distance of the Gaussians that have the two sets' means and covariances.
+
+    |μx - μy|² + Tr(Σx + Σy - 2 (Σx Σy)^½), covariances over n - 1 (Heusel et al. 2017, eq. 6,
+    https://arxiv.org/abs/1706.08500). Defined for fewer slices than features, where covariances are singular,
+    and then far above 0 even for one distribution: read it beside the same of real slices.
+
+    Raises:
+        DataError: A set has fewer than 2 slices, or a feature is not finite.
+        ShapeError: The two sets have different features.
+    """
+    _check(x, y, least=2)
+    # With Σ = RᵀR, the eigenvalues of Σx Σy are the squared singular values of Rx Ryᵀ: no root of a singular
+    # matrix is taken, which is where the usual sqrtm turns complex.
+    roots = [_root(one) for one in (x, y)]
+    common = float(np.linalg.svd(roots[0] @ roots[1].T, compute_uv=False).sum())
+    means = float(((x.mean(axis=0) - y.mean(axis=0)) ** 2).sum())
+    return max(0.0, means + sum(float((root**2).sum()) for root in roots) - 2 * common)
+
+
+def prdc(
+    real: Float64[np.ndarray, "n f"],
+    generated: Float64[np.ndarray, "m _"],
+    real_patients: Sequence[str] | None = None,
+    generated_patients: Sequence[str] | None = None,
+    *,
+    neighbours: int = NEIGHBOURS,
+) -> PRDC:
+    """Compare two sets by balls that reach from each slice to its k-th neighbour in its own set.
+
+    Coverage and density: Naeem et al. 2020 (https://arxiv.org/abs/2002.09797), k = 5 as there. Precision and
+    recall: Kynkäänniemi et al. 2019 (https://arxiv.org/abs/1904.06991), with the same k. Distances are
+    Euclidean; balls are closed, so that copies lie in each other's.
+
+    Args:
+        real: Standardised features of real slices.
+        generated: Those of generated ones.
+        real_patients: The patient of each real slice; slices of one patient are no neighbours. Left out, each
+            slice is a patient of its own, as in the papers.
+        generated_patients: The same for the generated set, for when real slices stand in for it.
+        neighbours: k.
+
+    Raises:
+        DataError: A slice has fewer than k others to be neighbours, or a feature is not finite.
+        ShapeError: The two sets have different features.
+    """
+    _check(real, generated, least=1)
+    return prdc_between(
+        cdist(real, generated),
+        reach(cdist(real, real), real_patients, neighbours),
+        reach(cdist(generated, generated), generated_patients, neighbours),
+        neighbours,
+    )
+
+
+def prdc_between(
+    across: Float64[np.ndarray, "n m"],
+    reach_of_real: Float64[np.ndarray, " n"],
+    reach_of_generated: Float64[np.ndarray, " m"],
+    neighbours: int,
+) -> PRDC:
+    """Compare two sets, given the distances from one to the other and how far the balls of each reach."""
+    inside = across <= reach_of_real[:, None]
+    inside_generated = across <= reach_of_generated[None, :]
+    return PRDC(
+        coverage=float(inside.any(axis=1).mean()),
+        density=float(inside.sum() / (neighbours * across.shape[1])),
+        precision=float(inside.any(axis=0).mean()),
+        recall=float(inside_generated.any(axis=1).mean()),
+    )
+
+
+def reach(
+    apart: Float64[np.ndarray, "n n"], patients: Sequence[str] | None, neighbours: int
+) -> Float64[np.ndarray, " n"]:
+    """Return the distance of each slice to its k-th neighbour of another patient, given all distances.
+
+    Raises:
+        DataError: A slice has fewer than k such others.
+    """
+    names = np.arange(len(apart)) if patients is None else np.asarray(patients)
+    others = np.where(names[:, None] == names[None, :], np.inf, apart)
+    least = int(np.isfinite(others).sum(axis=1).min())
+    if least < neighbours:
+        raise DataError(
+            f"a slice has {least} others to be its neighbours (those of one patient are none), wanted at "
+            f"least {neighbours}; give more slices or patients"
+        )
+    return np.asarray(np.partition(others, neighbours - 1, axis=1)[:, neighbours - 1])
+
+
+def _root(x: Float64[np.ndarray, "n f"]) -> Float64[np.ndarray, "r f"]:
+    """Return a matrix R, of min(n, f) rows, with RᵀR the covariance of the features."""
+    centred = (x - x.mean(axis=0)) / np.sqrt(len(x) - 1)
+    return centred if len(x) <= x.shape[1] else np.asarray(np.linalg.qr(centred, mode="r"))
+
+
+def _check(x: Float64[np.ndarray, "n f"], y: Float64[np.ndarray, "m _"], *, least: int) -> None:
+    if x.shape[1] != y.shape[1]:
+        raise ShapeError(
+            f"one set has {x.shape[1]} features, the other {y.shape[1]}; describe both in the same way"
+        )
+    for features in (x, y):
+        if len(features) < least:
+            raise DataError(
+                f"a set of {len(features)} slices, wanted at least {least} for this measure; give more slices"
+            )
+        broken = np.argwhere(~np.isfinite(features))
+        if len(broken):
+            row, column = broken[0].tolist()
+            raise DataError(
+                f"feature {column} of slice {row} is {features[row, column]}, which is not finite "
+                f"({len(np.unique(broken[:, 0]))} slices have such); leave those slices out"
+            )
+
+
+CONVENTIONS: Mapping[str, str] = MappingProxyType(
+    {
+        "kernel_distance": "Kernel distance: unbiased squared MMD with the kernel (a·b/d + 1)³ "
+        "(Bińkowski et al. 2018); can be below 0.",
+        "frechet_distance": "Fréchet distance of two Gaussians (Heusel et al. 2017, eq. 6).",
+        "coverage": "Share of the real slices with a generated one as near as their 5th neighbour among real "
+        "slices of other patients (Naeem et al. 2020, whose neighbours are any).",
+        "density": "Number of those balls that a generated slice lies in, over 5 (Naeem et al. 2020), mean.",
+        "precision": "Share of the generated slices in any of those balls (Kynkäänniemi et al. 2019, k = 3 "
+        "there).",
+        "recall": "Share of the real slices in any ball of a generated slice, which reaches to its 5th "
+        "generated neighbour (Kynkäänniemi et al. 2019, k = 3 there).",
+    }
+)
+BOUNDS: Mapping[str, tuple[float, float]] = MappingProxyType(
+    {
+        "kernel_distance": (-np.inf, np.inf),
+        "frechet_distance": (0, np.inf),
+        "coverage": (0, 1),
+        "density": (0, np.inf),
+        "precision": (0, 1),
+        "recall": (0, 1),
+    }
+)
+STANDARDISED = "features less the mean of the held-out slices, over their standard deviation"
+ONE_UNIT = (
+    "features less the mean of the held-out slices, over the root mean square of their standard deviations"
+)
+COVERED = "Coverage of all slices of a held-out patient by all generated ones, neighbours as in coverage"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Generated slices beside held-out ones.
+
+    Attributes:
+        slices: In each group of each draw: the same for generated and real.
+        draws: How often the patients were parted anew.
+        patients: Held-out ones, both groups together.
+        standardised: What was done to the features first.
+        kernel_distance, frechet_distance: Less is nearer.
+        coverage, density, precision, recall: More is better; `share` compares with real patients. None where
+            some slice has not 5 slices of other patients in its group; 4 patients are the fewest that can do.
+        covered: Coverage of all held-out slices by all generated ones, averaged over patients, with the
+            bootstrap interval over patients. Grows with the number generated: it has no real one beside it.
+            None with fewer than 2 patients who have neighbours.
+    """
+
+    slices: int
+    draws: int
+    patients: int
+    standardised: str
+    kernel_distance: RelativeMeasure
+    frechet_distance: RelativeMeasure
+    coverage: RelativeMeasure | None
+    density: RelativeMeasure | None
+    precision: RelativeMeasure | None
+    recall: RelativeMeasure | None
+    covered: Summary | None
+
+    @property
+    def as_near_as_real(self) -> bool:
+        """Whether the kernel distance is at most the 95th percentile of that between real patients."""
+        return self.kernel_distance.generated <= self.kernel_distance.real_range[1]
+
+
+def compare(
+    generated: Float64[np.ndarray, "m f"],
+    real: Float64[np.ndarray, "n _"],
+    patients: Sequence[str],
+    *,
+    seed: int,
+    draws: int = DRAWS,
+    one_unit: bool = False,
+    paired: bool = False,
+) -> Comparison:
+    """Compare generated slices with held-out real ones, beside what real patients score against each other.
+
+    Features are standardised by the held-out slices. Each draw parts the held-out patients
+    (`beside.draw_groups`); one group is the reference, and as many slices of the other group, and of the
+    generated ones at random, are measured against it. So both meet the same reference at the same size. What
+    another choice of patients would have changed is in the interval of each (`beside.interval_by_patient`),
+    which repeats no slice; `covered` alone, a mean over patients, has a bootstrap's.
+
+    Generated slices that are fair draws of the whole population come nearer than one small group of
+    patients to another, and coverage is blind to what both sides lack: read all measures together.
+
+    Args:
+        generated: Raw features of generated slices, independent of each other.
+        real: Raw features of slices of patients that were never trained on.
+        patients: The patient of each real slice.
+        seed: Seeds the one generator used.
+        draws: How often.
+        one_unit: Whether the features share a unit, as those of `deep` do and those of `texture` do not; see
+            `distances.standardise`.
+        paired: Whether generated slice i was made of real slice i. Then those made of the second group are
+            measured against the first, for one beside its own original tells nothing; none is `covered`.
+
+    Raises:
+        DataError: There are fewer than 2 patients, or fewer than 2 slices in a group, or a feature is not
+            finite.
+        ShapeError: The two sets have different features, there is not a patient a slice, or not a twin.
+    """
+    check_patients(real, patients)
+    if paired and len(generated) != len(real):
+        raise ShapeError(f"{len(generated)} slices made of {len(real)} real ones, wanted one of each")
+    ours = standardise(generated, real, one_unit=one_unit)
+    theirs = standardise(real, real, one_unit=one_unit)
+    names = np.asarray(patients)
+    generator = np.random.default_rng(seed)
+    groups = draw_groups(patients, len(ours), draws, generator)
+    with_balls = all(_neighbours_at_hand(names[group]) for pair in groups for group in pair)
+    owners = patients if paired else [f"generated {i}" for i in range(len(ours))]
+    pairs = _Pairs(np.concatenate([theirs, ours]), (*patients, *owners))
+    found: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in CONVENTIONS}
+    for first, second in groups:
+        chosen = second if paired else generator.choice(len(ours), size=len(first), replace=False)
+        drawn = len(theirs) + chosen
+        for side, measured in enumerate((drawn, second)):
+            for name, value in pairs.measure(first, measured, with_balls).items():
+                found[name][side].append(value)
+    beside = {
+        name: summarise_draws(CONVENTIONS[name], *both, len(set(patients)), BOUNDS[name])
+        for name, both in found.items()
+        if both[0]
+    }
+    return Comparison(
+        slices=len(groups[0][0]),
+        draws=draws,
+        patients=len(set(patients)),
+        standardised=ONE_UNIT if one_unit else STANDARDISED,
+        kernel_distance=beside["kernel_distance"],
+        frechet_distance=beside["frechet_distance"],
+        coverage=beside.get("coverage"),
+        density=beside.get("density"),
+        precision=beside.get("precision"),
+        recall=beside.get("recall"),
+        covered=None
+        if paired or not _neighbours_at_hand(names)
+        else _covered(pairs, len(theirs), patients, seed),
+    )
+
+
+class _Pairs:
+    """Slices, and what their measures need of each two, which draws only choose from."""
+
+    def __init__(self, features: Float64[np.ndarray, "n f"], patients: Sequence[str]) -> None:
+        self.features = features
+        self.names = np.asarray(patients)
+        self.kernel = kernel(features, features)
+        self.apart = cdist(features, features)
+
+    def measure(
+        self, reference: Int64[np.ndarray, " r"], other: Int64[np.ndarray, " m"], with_balls: bool
+    ) -> dict[str, float]:
+        """Return every measure of some slices against others, by name."""
+        first, second = np.ix_(reference, reference), np.ix_(other, other)
+        between = np.ix_(reference, other)
+        found = {
+            "kernel_distance": unbiased_mmd(self.kernel[first], self.kernel[second], self.kernel[between]),
+            "frechet_distance": frechet_distance(self.features[reference], self.features[other]),
+        }
+        if with_balls:
+            prdc = prdc_between(
+                self.apart[between],
+                reach(self.apart[first], self.names[reference].tolist(), NEIGHBOURS),
+                reach(self.apart[second], self.names[other].tolist(), NEIGHBOURS),
+                NEIGHBOURS,
+            )
+            found |= vars(prdc)
+        return found
+
+
+def _covered(pairs: _Pairs, real: int, patients: Sequence[str], seed: int) -> Summary:
+    nearest = pairs.apart[:real, real:].min(axis=1)
+    inside = nearest <= reach(pairs.apart[:real, :real], patients, NEIGHBOURS)
+    return summarise_one(COVERED, inside.astype(float).tolist(), patients, seed)
+
+
+def _neighbours_at_hand(patients: Shaped[np.ndarray, " n"]) -> bool:
+    """Return whether every slice has enough slices of other patients beside it."""
+    return bool(len(patients) - np.unique(patients, return_counts=True)[1].max() >= NEIGHBOURS)

@@ -61,5 +61,5 @@ def test_every_option_that_is_named_exists(path: Path) -> None:
 
 
 def test_an_option_that_does_not_exist_would_be_noticed() -> None:
-    named = {match[0] for match in OPTION.finditer("prepare it again (--mask), or --mask; a--b")}
-    assert named - KNOWN == {"--mask"}
+    named = {match[0] for match in OPTION.finditer("prepare it again (--mask-suffix), or --mask; a--b")}
+    assert named - KNOWN == {"--mask-suffix"}

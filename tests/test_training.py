@@ -434,7 +434,7 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_model(tmp_path):
     before = {name: (run / name).read_bytes() for name in (MODEL_NAME, STATE_NAME, "metrics.csv")}
     poison(data, "train")
     with pytest.raises(
-        ConfigError, match=r"no longer a number after step 4.*model\.safetensors is the best"
+        ConfigError, match=r"NaN or infinite after step 4.*model\.safetensors is the best"
     ) as caught:
         train(data, tiny(), run)
     assert "\n" not in str(caught.value)
@@ -453,7 +453,7 @@ def test_a_learning_rate_far_too_high_stops_before_anything_is_kept(data, tmp_pa
 def test_a_validation_loss_that_is_no_number_stops_before_anything_is_kept(tmp_path):
     data = prepared_folder(tmp_path / "data")
     poison(data, "validation")
-    with pytest.raises(ConfigError, match="no longer a number"):
+    with pytest.raises(ConfigError, match="the loss is NaN or infinite after step"):
         train(data, tiny(), tmp_path / "run")
     assert not (tmp_path / "run" / STATE_NAME).exists()
 

@@ -98,7 +98,7 @@ def test_one_process_is_launched_on_one_device(alone):
 )
 def test_a_precision_that_does_not_work_is_refused_with_those_that_do(name, alone):
     with pytest.raises(
-        ConfigError, match=f"'{name}' does not work on device cpu; wanted auto .*32-true, bf16"
+        ConfigError, match=f"precision {name} does not work on device cpu; wanted auto .*32-true, bf16"
     ):
         launch("cpu", name)
 

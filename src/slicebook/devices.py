@@ -58,7 +58,7 @@ def choose_precision(name: str, device: torch.device) -> str | None:
         return "bf16-mixed" if native else "32-true"
     if name not in known:
         raise ConfigError(
-            f"precision {name!r} does not work on device {device.type}; wanted auto or one of "
+            f"precision {name} does not work on device {device.type}; wanted auto or one of "
             f"{', '.join(known)}"
         )
     return name

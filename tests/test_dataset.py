@@ -3,16 +3,20 @@
 import os
 import pickle
 import signal
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
 
+from slicebook import dataset
 from slicebook.config import AugmentConfig
 from slicebook.dataset import (
     Augmentation,
+    BatchOrder,
     PreparedData,
     SliceBatches,
     SliceSet,
@@ -91,23 +95,63 @@ def test_workers_bring_the_same_batches(slices: SliceSet) -> None:
     )
 
 
-@pytest.mark.parametrize("drop_last", [True, False])
-def test_ranks_take_equally_many_batches_and_together_all(slices: SliceSet, drop_last: bool) -> None:
-    ranks = [
-        order(SliceBatches(slices, 4, shuffle=True, rank=rank, world_size=2, drop_last=drop_last))
-        for rank in range(2)
-    ]
-    assert len(ranks[0]) == len(ranks[1])
-    seen = [i for rank in ranks for batch in rank for i in batch]
-    if drop_last:
-        assert len(seen) == len(set(seen)) == 16  # of 5 full batches, 4 can be shared
-    else:
-        assert set(seen) == set(range(21))
+def test_ranks_take_equally_many_batches_and_together_all(slices: SliceSet) -> None:
+    batches = [SliceBatches(slices, 4, shuffle=True, rank=rank, world_size=4) for rank in range(4)]
+    ranks = [order(one) for one in batches]
+    assert [len(rank) for rank in ranks] == [2] * 4
+    seen = [batch for rank in ranks for batch in rank]
+    assert {i for batch in seen for i in batch} == set(range(21))
+    assert len(seen) - len({tuple(batch) for batch in seen}) == batches[0].repeated == 2
 
 
-def test_a_batch_larger_than_the_set_is_an_error_when_only_full_ones_count(slices: SliceSet) -> None:
-    with pytest.raises(DataError, match="smaller batch size"):
-        SliceBatches(slices, 64, drop_last=True)
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 8, 16, 64])
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_no_slice_of_a_rare_size_is_lost(batch_size: int, world_size: int) -> None:
+    groups = [range(96), range(96, 101), range(101, 102)]
+    orders = [BatchOrder(groups, batch_size, True, 1, rank, world_size) for rank in range(world_size)]
+    ranks = [list(one) for one in orders]
+    assert {i for rank in ranks for batch in rank for i in batch} == set(range(102))
+    assert len({len(rank) for rank in ranks}) == 1
+    assert max(len(batch) for rank in ranks for batch in rank) <= batch_size
+
+
+def test_slices_of_one_shape_are_shared_out_evenly() -> None:
+    assert {len(batch) for batch in BatchOrder([range(17)], 16, True, 1, 0, 1)} == {8, 9}
+
+
+def test_workers_that_shared_memory_cannot_hold_are_refused_before_they_start(
+    slices: SliceSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dataset, "SHARED_MEMORY", tmp_path)
+    wanted = 6 * 4 * 30 * 4  # batches × slices × pixels of the larger shape × bytes
+    free = SimpleNamespace(free=wanted - 1)
+    monkeypatch.setattr(dataset.shutil, "disk_usage", lambda _: free)
+    with pytest.raises(DataError, match=r"shared memory are free, wanted .* use --workers 0") as caught:
+        SliceBatches(slices, 4, workers=2)
+    assert "\n" not in str(caught.value)
+    SliceBatches(slices, 4)  # without workers none is needed
+    free.free = wanted
+    SliceBatches(slices, 4, workers=2)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with pytest.raises(DataError, match="use --workers 0"):
+        SliceBatches(slices, 4, workers=2)
+
+
+class SilentSlices(SliceSet):
+    """Never comes back, as a worker whose batch does not fit into shared memory."""
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        time.sleep(60)
+        raise AssertionError("unreachable")
+
+
+def test_workers_that_send_nothing_end_in_a_message(
+    slices: SliceSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dataset, "LOADING_TIMEOUT", 1)
+    batches = SliceBatches(SilentSlices(slices.folder, slices.records), 4, workers=1)
+    with pytest.raises(DataError, match=r"sent nothing for 1 seconds.*use --workers 0"):
+        next(iter(batches))
 
 
 class DyingSlices(SliceSet):

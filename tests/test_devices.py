@@ -41,13 +41,41 @@ def test_a_device_that_is_not_known_is_refused_with_those_that_are(name):
         choose_device(name)
 
 
+def test_the_precision_of_a_cpu_is_measured_not_assumed(alone):
+    assert choose_precision("auto", torch.device("cpu")) is None
+    assert launch("cpu", "auto").undecided
+    assert not launch("cpu", "bf16-mixed").undecided
+
+
 @pytest.mark.parametrize(
-    ("known", "chosen"),
-    [({}, "32-true"), ({"avx512_bf16": True}, "bf16-mixed"), ({"amx_bf16": True}, "bf16-mixed")],
+    ("milliseconds", "chosen"),
+    [
+        ((10, 5), "bf16-mixed"),
+        ((10, 9.9), "32-true"),  # a tie goes to the exact one
+        ((10, 20), "32-true"),
+        ((10, 5000), "32-true"),
+    ],
 )
-def test_a_cpu_computes_in_bf16_only_where_it_multiplies_it_natively(known, chosen, monkeypatch):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known, raising=False)
-    assert choose_precision("auto", torch.device("cpu")) == chosen
+def test_the_faster_precision_is_measured_on_the_step_itself(milliseconds, chosen, monkeypatch):
+    now, steps = [0.0], []
+
+    def step():
+        in_bf16 = torch.is_autocast_enabled("cpu")
+        steps.append(in_bf16)
+        now[0] += milliseconds[in_bf16] / 1000
+
+    monkeypatch.setattr(devices.time, "perf_counter", lambda: now[0])
+    name, seconds = devices.fastest_precision(step, torch.device("cpu"))
+    assert name == chosen
+    assert seconds == pytest.approx({"32-true": 0.01, "bf16-mixed": milliseconds[1] / 1000})
+    assert sum(steps) == len(steps) / 2  # both by turns
+    assert now[0] < 6
+
+
+def test_rank_0_decides_for_all(monkeypatch):
+    verdict = {"32-true": 2.0, "bf16-mixed": 1.0}
+    name, _ = devices.fastest_precision(lambda: None, torch.device("cpu"), broadcast=lambda _: verdict)
+    assert name == "bf16-mixed"
 
 
 @pytest.mark.parametrize(("native", "chosen"), [(True, "bf16-mixed"), (False, "32-true")])
@@ -65,9 +93,21 @@ def test_one_process_is_launched_on_one_device(alone):
     assert (fabric.world_size, fabric.global_rank, fabric.device) == (1, 0, torch.device("cpu"))
 
 
-def test_a_precision_that_is_not_known_is_refused(alone):
-    with pytest.raises(ConfigError, match="device cpu, precision 7-true"):
-        launch("cpu", "7-true")
+@pytest.mark.parametrize(
+    "name", ["7-true", "bf16-true", "64-true", "16-true", "16-mixed", "transformer-engine"]
+)
+def test_a_precision_that_does_not_work_is_refused_with_those_that_do(name, alone):
+    with pytest.raises(
+        ConfigError, match=f"precision {name} does not work on device cpu; wanted auto .*32-true, bf16"
+    ):
+        launch("cpu", name)
+
+
+@pytest.mark.parametrize("device", ["cuda", "mps"])
+def test_a_gpu_has_a_list_of_its_own(device):
+    assert choose_precision("32-true", torch.device(device)) == "32-true"
+    with pytest.raises(ConfigError, match=f"does not work on device {device}"):
+        choose_precision("bf16-true", torch.device(device))
 
 
 @pytest.mark.parametrize(

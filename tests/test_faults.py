@@ -307,7 +307,7 @@ def test_a_training_that_left_the_numbers_says_so_and_keeps_no_model(here, monke
     assert cli.main([*line.split(), *settings]) == 1
     last = capfd.readouterr().err.splitlines()[-1]
     assert last.startswith(
-        "slicebook: poisoned: the loss is no longer a number after step 1; no model was kept yet"
+        "slicebook: poisoned: the loss is NaN or infinite after step 1; no model was kept yet"
     )
     assert not list((here / "poisoned").glob("*.safetensors"))
 

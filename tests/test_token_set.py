@@ -184,7 +184,7 @@ def codes(batches):
 
 def test_unshuffled_batches_hold_each_slice_once_as_it_is(sets):
     found = codes(TokenBatches(sets, 4))
-    assert found == [[0, 100, 200, 300], [400, 500, 600], [700, 800, 900, 1000], [1100]]
+    assert found == [[0, 100, 200, 300], [400, 500, 600], [700, 800, 900], [1000, 1100]]
 
 
 def test_shuffled_batches_hold_each_slice_once_in_some_form(sets):
@@ -213,17 +213,14 @@ def test_a_batch_is_of_one_size_and_knows_its_slices(sets):
         assert batch.conditions.position.tolist() == pytest.approx((batch.indices / 50).tolist())
 
 
-def test_batches_that_are_not_full_may_be_left_out(sets):
-    batches = TokenBatches(sets, 4, drop_last=True)
-    assert [len(batch) for batch in batches] == [4, 4]
-    assert len(batches) == 2
+def test_no_slice_of_a_rare_size_is_lost(sets):
+    batches = TokenBatches(sets, 6, shuffle=True)
+    assert sorted(len(batch) for batch in batches) == [3, 4, 5]
+    assert sorted(i for batch in batches for i in batch.indices.tolist()) == list(range(12))
 
 
 def test_processes_share_an_epoch_and_its_forms(sets):
-    whole = codes(TokenBatches(sets, 3, shuffle=True, drop_last=True))
-    shares = [
-        codes(TokenBatches(sets, 3, shuffle=True, drop_last=True, rank=rank, world_size=3))
-        for rank in range(3)
-    ]
-    assert [len(share) for share in shares] == [1, 1, 1]
+    whole = codes(TokenBatches(sets, 3, shuffle=True))
+    shares = [codes(TokenBatches(sets, 3, shuffle=True, rank=rank, world_size=5)) for rank in range(5)]
+    assert [len(share) for share in shares] == [1, 1, 1, 1, 1]
     assert [share[0] for share in shares] == whole

@@ -2,7 +2,9 @@
 
 import csv
 import os
+import re
 import socket
+import time
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +17,7 @@ from safetensors.torch import load_file
 from slicebook import __version__, training
 from slicebook.checkpoint import MODEL_NAME, load_tokenizer
 from slicebook.config import Recipe, TrainingConfig, load_recipe
-from slicebook.dataset import PreparedData
+from slicebook.dataset import PreparedData, SliceBatches
 from slicebook.errors import ConfigError, DataError
 from slicebook.layouts import SPLITS
 from slicebook.manifest import (
@@ -27,6 +29,7 @@ from slicebook.manifest import (
     write_manifest,
 )
 from slicebook.objectives import TokenizerObjective
+from slicebook.run_folder import hold_run
 from slicebook.tensor_file import STATE_NAME
 from slicebook.tokenizer import Tokenizer
 from slicebook.training import train_tokenizer
@@ -434,7 +437,7 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_model(tmp_path):
     before = {name: (run / name).read_bytes() for name in (MODEL_NAME, STATE_NAME, "metrics.csv")}
     poison(data, "train")
     with pytest.raises(
-        ConfigError, match=r"no longer a number after step 4.*model\.safetensors is the best"
+        ConfigError, match=r"NaN or infinite after step 4.*model\.safetensors is the best"
     ) as caught:
         train(data, tiny(), run)
     assert "\n" not in str(caught.value)
@@ -453,7 +456,7 @@ def test_a_learning_rate_far_too_high_stops_before_anything_is_kept(data, tmp_pa
 def test_a_validation_loss_that_is_no_number_stops_before_anything_is_kept(tmp_path):
     data = prepared_folder(tmp_path / "data")
     poison(data, "validation")
-    with pytest.raises(ConfigError, match="no longer a number"):
+    with pytest.raises(ConfigError, match="the loss is NaN or infinite after step"):
         train(data, tiny(), tmp_path / "run")
     assert not (tmp_path / "run" / STATE_NAME).exists()
 
@@ -548,3 +551,82 @@ def test_two_processes_that_torchrun_starts_train_one_model(finished, data, tmp_
 def test_a_recipe_with_another_name_goes_on_as_the_same_training(finished, data):
     recipe: Recipe = tiny().model_copy(update={"name": "renamed"})
     assert train(data, recipe, finished[0]) == replace(finished[1])
+
+
+# --- Two trainings into one folder
+
+
+def _hold(run, ready):
+    with hold_run(run):
+        ready.set()
+        time.sleep(60)
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """Another process that trains into `tmp_path`/run."""
+    context = torch.multiprocessing.get_context("spawn")
+    ready = context.Event()
+    process = context.Process(target=_hold, args=(tmp_path / "run", ready), daemon=True)
+    process.start()
+    assert ready.wait(60)
+    yield process
+    process.kill()
+    process.join()
+
+
+def test_a_second_training_into_a_folder_is_refused_by_the_name_of_the_first(data, tmp_path, holder):
+    named = rf"another training writes here \(process {holder.pid} on {re.escape(socket.gethostname())}\)"
+    with pytest.raises(ConfigError, match=f"run: {named}; .*another --out"):
+        train(data, tiny("training.seed=43"), tmp_path / "run")
+    assert [item.name for item in (tmp_path / "run").iterdir()] == [".lock"]
+
+
+def test_a_training_that_was_killed_holds_its_folder_no_longer(data, tmp_path, holder):
+    holder.kill()
+    holder.join()
+    train(data, tiny("training.epochs=1"), tmp_path / "run")
+    assert not (tmp_path / "run" / ".lock").exists()
+
+
+def test_processes_that_train_together_share_the_folder(tmp_path, holder, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    with hold_run(tmp_path / "run"):
+        pass
+    assert (tmp_path / "run" / ".lock").exists()
+
+
+def test_a_folder_that_nothing_was_written_to_is_not_left_behind(tmp_path):
+    with hold_run(tmp_path / "run"):
+        assert (tmp_path / "run" / ".lock").exists()
+    assert not (tmp_path / "run").exists()
+
+
+# --- No slice is lost
+
+
+@pytest.mark.parametrize("architecture", ["ladder", "vqvae2"])
+def test_every_slice_of_a_rare_size_is_trained_on(architecture, tmp_path):
+    """One patient of four slices among batches of five; its coarsest grid is a single value."""
+    shapes = ((32, 32), (32, 32), (16, 16))
+    data = prepared_folder(tmp_path / "data", shapes=shapes, slices=4)
+    settings = [f"tokenizer.architecture={architecture}", "tokenizer.scaling_rates=[4, 4]"]
+    seen = watch_steps(
+        lambda _, batch: batch.indices.tolist(),
+        data,
+        tiny("training.batch_size=5", "training.epochs=1", *settings),
+        tmp_path / "run",
+    )
+    assert sorted(index for indices in seen for index in indices) == list(range(12))
+
+
+def test_a_batch_of_one_slice_trains_batch_norm_of_a_single_value(tmp_path):
+    data = prepared_folder(tmp_path / "data", shapes=((16, 16),))
+    settings = ["tokenizer.architecture=vqvae2", "tokenizer.scaling_rates=[4, 4]", "training.batch_size=1"]
+    assert train(data, tiny("training.epochs=1", *settings), tmp_path / "run").steps == 12
+
+
+def test_batches_that_are_repeated_over_processes_are_said(data, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(SliceBatches, "repeated", 1)
+    train(data, tiny("training.epochs=1"), tmp_path / "run", progress=True)
+    assert "1 batches per epoch are repeated, so that each of the" in capsys.readouterr().err

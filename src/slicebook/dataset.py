@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import shutil
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +24,10 @@ from slicebook.config import AugmentConfig
 from slicebook.errors import DataError
 from slicebook.layouts import SPLITS, Split
 from slicebook.manifest import DatasetInfo, SliceRecord, read_info, read_manifest
+
+SHARED_MEMORY = Path("/dev/shm")
+PREFETCHED = 2  # batches that PyTorch has each worker read ahead
+LOADING_TIMEOUT = 300  # seconds without a batch from any worker, after which none will come
 
 
 @dataclass(frozen=True)
@@ -167,19 +173,21 @@ class Batch:
 class SliceBatches:
     """Iterate over batches of one shape each, in an order that depends on `(seed, epoch)` alone.
 
-    Under several ranks each takes every `world_size`-th batch, all the same number: with `drop_last` the
-    surplus is left out, without it the first batches come twice.
+    Every slice is in a batch of each epoch. Under several ranks each takes every `world_size`-th batch, all
+    the same number: where the batches do not divide evenly, the first of them are repeated (`repeated`).
 
     Args:
         slices: What to read.
-        batch_size: Slices a batch; the last of a shape may hold fewer unless `drop_last`.
+        batch_size: Slices per batch, at most: those of one shape are shared out evenly.
         shuffle: Draw a new order each epoch; otherwise the order of the set, shape by shape.
         seed: Start of the order.
         workers: Processes that read; 0 reads in this one.
         rank, world_size: This process among those that train together.
-        drop_last: Leave out batches that are not full.
         pin_memory: Page-locked batches, for a GPU.
         what: The images of the slices, or their labels.
+
+    Raises:
+        DataError: The batches that workers read ahead do not fit into shared memory.
     """
 
     def __init__(
@@ -192,7 +200,6 @@ class SliceBatches:
         workers: int = 0,
         rank: int = 0,
         world_size: int = 1,
-        drop_last: bool = False,
         pin_memory: bool = False,
         what: Literal["images", "labels"] = "images",
     ) -> None:
@@ -200,21 +207,24 @@ class SliceBatches:
         for i, record in enumerate(slices.records):
             by_shape[record.rows, record.columns].append(i)
         groups = list(by_shape.values())
-        self._order = BatchOrder(groups, batch_size, shuffle, seed, rank, world_size, drop_last)
+        self._order = BatchOrder(groups, batch_size, shuffle, seed, rank, world_size)
+        if workers:
+            _expect_shared_memory(workers, self._largest_batch(slices, what))
         self._loader: DataLoader[Batch] = DataLoader(
             _Reader(slices, what),
             sampler=cast("Sampler[Any]", self._order),
             batch_size=None,
             num_workers=workers,
             persistent_workers=workers > 0,
+            timeout=LOADING_TIMEOUT if workers else 0,
             pin_memory=pin_memory,
             generator=torch.Generator().manual_seed(seed),  # else it would draw from torch's global one
         )
-        if not len(self._order):
-            raise DataError(
-                f"{slices.folder}: no full batch of {batch_size} in {len(slices)} slices; "
-                "use a smaller batch size"
-            )
+
+    @property
+    def repeated(self) -> int:
+        """Batches of an epoch that come twice, so that every rank takes the same number of steps."""
+        return self._order.repeated
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose order the next iteration follows."""
@@ -227,10 +237,36 @@ class SliceBatches:
         with explain_dead_worker():
             yield from self._loader
 
+    def _largest_batch(self, slices: SliceSet, what: Literal["images", "labels"]) -> int:
+        """Bytes of the largest batch."""
+        bytes_per_pixel = 1 if what == "labels" else 4
+        records = (slices.records[batch[0]] for batch in self._order.batches())
+        pixels = (r.rows * r.columns for r in records)
+        return bytes_per_pixel * self._order.batch_size * max(pixels, default=0)
+
+
+def _expect_shared_memory(workers: int, batch_bytes: int) -> None:
+    """Refuse workers whose batches do not fit into shared memory: they would wait for ever, without a word.
+
+    A worker reads PREFETCHED batches ahead, and two more are in the hands of the loop. The processes of a
+    node share the memory.
+    """
+    if not SHARED_MEMORY.is_dir():  # not Linux: shared memory has no folder, and no such limit
+        return
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    wanted = processes * (workers * PREFETCHED + 2) * batch_bytes
+    free = shutil.disk_usage(SHARED_MEMORY).free
+    if wanted > free:
+        raise DataError(
+            f"{SHARED_MEMORY}: {free / 2**20:.0f} MiB of shared memory are free, wanted "
+            f"{wanted / 2**20:.0f} MiB for the batches that {workers} workers read ahead; use --workers 0, "
+            "fewer workers or a smaller batch size, or enlarge it (Docker: --shm-size)"
+        )
+
 
 @contextmanager
 def explain_dead_worker() -> Iterator[None]:
-    """Turn the loss of a loading process into a DataError that says what to do.
+    """Turn the loss, or the silence, of a loading process into a DataError that says what to do.
 
     PyTorch raises from a signal handler, wherever the main process happens to be: a training loop is wrapped
     in this as a whole.
@@ -238,6 +274,11 @@ def explain_dead_worker() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
+        if "DataLoader timed out" in str(error):
+            raise DataError(
+                f"the processes that load data sent nothing for {LOADING_TIMEOUT} seconds: {SHARED_MEMORY} "
+                "may be full, or the disk too slow; use --workers 0"
+            ) from error
         if "DataLoader worker" not in str(error):
             raise
         raise DataError(
@@ -264,7 +305,8 @@ class _Reader(Dataset[Batch]):
 class BatchOrder(Sampler[list[int]]):
     """Indices batch by batch: shuffled within a group (a shape), then batches of all groups among each other.
 
-    The order depends on `(seed, epoch)` alone; `epoch` is set from outside.
+    The order depends on `(seed, epoch)` alone; `epoch` is set from outside. Every index comes in every epoch:
+    a group is shared out evenly over as few batches as hold it, so that none is much shorter than another.
     """
 
     def __init__(
@@ -275,31 +317,34 @@ class BatchOrder(Sampler[list[int]]):
         seed: int,
         rank: int,
         world_size: int,
-        drop_last: bool,
     ) -> None:
-        self.batch_size, self.shuffle, self.seed, self.drop_last = batch_size, shuffle, seed, drop_last
+        self.batch_size, self.shuffle, self.seed = batch_size, shuffle, seed
         self.rank, self.world_size = rank, world_size
         self.epoch = 0
-        self.groups = [list(group) for group in groups]
+        self.groups = [list(group) for group in groups if group]
+        self._count = sum(math.ceil(len(group) / batch_size) for group in self.groups)
+
+    @property
+    def repeated(self) -> int:
+        """Batches that come twice: a rank with a step fewer would keep the others waiting for ever."""
+        return -self._count % self.world_size
 
     def __len__(self) -> int:
-        rounding = math.floor if self.drop_last else math.ceil
-        batches = sum(rounding(len(group) / self.batch_size) for group in self.groups)
-        return rounding(batches / self.world_size)
+        return math.ceil(self._count / self.world_size)
 
     def __iter__(self) -> Iterator[list[int]]:
-        batches = self._batches()
+        batches = self.batches()
         for i in range(len(self)):
             yield batches[(i * self.world_size + self.rank) % len(batches)]
 
-    def _batches(self) -> list[list[int]]:
+    def batches(self) -> list[list[int]]:
+        """Return the batches of the epoch, those of all ranks."""
         draw = np.random.default_rng([self.seed, self.epoch])
         batches: list[list[int]] = []
         for group in self.groups:
-            order = draw.permutation(group).tolist() if self.shuffle else group
-            starts = range(0, len(order), self.batch_size)
-            parts = [order[start : start + self.batch_size] for start in starts]
-            batches += [part for part in parts if len(part) == self.batch_size or not self.drop_last]
+            order = draw.permutation(group) if self.shuffle else np.array(group)
+            parts = np.array_split(order, math.ceil(len(group) / self.batch_size))
+            batches += [part.tolist() for part in parts]
         if self.shuffle:
             batches = [batches[i] for i in draw.permutation(len(batches))]
         return batches

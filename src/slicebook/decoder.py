@@ -29,7 +29,7 @@ from slicebook.display import Display
 from slicebook.errors import ConfigError
 from slicebook.grain import smooth
 from slicebook.objectives import Progress, draw_for, provenance, update_average
-from slicebook.run_folder import open_run
+from slicebook.run_folder import hold_run, open_run
 from slicebook.sampling import GROUP, sample
 from slicebook.tensor_file import State, hash_tensors, load_kept, load_state, save_state
 from slicebook.token_set import conditions_of
@@ -135,7 +135,9 @@ class _Adversaries(nn.Module):
             return scores
         strayed = (self.outline(drawn[count:]) - outlines).abs().mean()
         (pull,) = torch.autograd.grad(parts.total + self.outline_weight * strayed, drawn)
-        (push,) = torch.autograd.grad(-self.discriminator(drawn).float().mean(), drawn)
+        verdicts = self.discriminator(drawn).float()
+        # Divided afterwards: the gradient of a mean is too small for float16, which 16-mixed computes it in.
+        push = torch.autograd.grad(-verdicts.sum(), drawn)[0] / verdicts.numel()
         self._weigh(pull[:count], push[:count], settled=weight > 0)
         at_pixels = pull + weight * self.balance * push
         carrier = (drawn * at_pixels).sum()  # its gradient is wanted, its value is not
@@ -302,17 +304,33 @@ def train_decoder(
 
     Raises:
         ConfigError: `out` holds a training with other settings, of another tokenizer or prior, or something
-            else; or the loss left the numbers.
+            else; or the loss became NaN or infinite.
     """
     if recipe.decoder is None:
         raise ConfigError(f"recipe {recipe.name}: decoder is null, wanted settings for it")
-    config = recipe.decoder.training
-    train, validation = data.split("train"), data.split("validation")
     identity = {
         "recipe": recipe.model_dump(mode="json", include={"decoder"}),
         "split_hash": data.split_hash,
         "book": [tokenizer.info.weights_sha256, hash_tensors(prior.prior.state_dict())],
     }
+    with hold_run(out):
+        return _train(tokenizer, prior, data, recipe, out, identity, device, precision, progress)
+
+
+def _train(
+    tokenizer: LoadedTokenizer,
+    prior: LoadedPrior,
+    data: PreparedData,
+    recipe: Recipe,
+    out: Path,
+    identity: dict[str, Any],
+    device: str,
+    precision: str,
+    progress: bool,
+) -> LoadedTokenizer:
+    assert recipe.decoder is not None
+    config = recipe.decoder.training
+    train, validation = data.split("train"), data.split("validation")
     state = open_run(out, identity)
     fabric = launch(device, precision)
     fabric.seed_everything(config.seed, verbose=False)

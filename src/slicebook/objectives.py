@@ -63,6 +63,10 @@ In = TypeVar("In", bound=Portable, contravariant=True)
 class Batches(Protocol[Out]):
     """Batches in an order that depends on the epoch alone."""
 
+    @property
+    def repeated(self) -> int:
+        """Batches of an epoch that come twice, so that every process takes the same number of steps."""
+
     def __len__(self) -> int: ...
 
     def __iter__(self) -> Iterator[Out]: ...
@@ -222,7 +226,12 @@ class _Reconstructing(ABC):
 
     def step(self, batch: Batch, step: int, fraction: float) -> dict[str, Tensor]:
         """Return the scores of augmented slices, the commitment among them."""
-        images = batch.images.contiguous(memory_format=torch.channels_last)
+        images = batch.images
+        if len(images) == 1 and self.recipe.tokenizer.architecture == "vqvae2":
+            images = images.repeat(
+                2, 1, 1, 1
+            )  # batch norm refuses a 1×1 grid of one slice: it has no variance
+        images = images.contiguous(memory_format=torch.channels_last)
         config = self.recipe.training
         draw = draw_for(config.seed, step, self.fabric.global_rank)
         if config.augment:

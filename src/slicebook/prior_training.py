@@ -31,7 +31,7 @@ from slicebook.objectives import LOW_USAGE, Progress, provenance
 from slicebook.prior import Prior
 from slicebook.prior_objective import PriorObjective
 from slicebook.quantizer import usage_of
-from slicebook.run_folder import open_run
+from slicebook.run_folder import hold_run, open_run
 from slicebook.tensor_file import STATE_NAME, State, hash_tensors, load_kept, load_state, save_state
 from slicebook.token_set import TokenBatches, TokenSet, encode_slices
 from slicebook.training import Fit, TrainingSummary, summarise_run, train_labels
@@ -64,19 +64,33 @@ def train_prior(
         data: The prepared folder, where it is no longer where the tokenizer's training found it.
         masks: Whether to learn the masks too, where there are any.
         device: `auto`, `cpu`, `cuda` or `mps`. Under `torchrun` or SLURM all processes train together.
-        precision: `auto` is bf16 where the device multiplies it natively, else float32.
+        precision: As in `train_tokenizer`.
         progress: Show the progress.
 
     Raises:
         CheckpointError: `run` holds no trained tokenizer.
         DataError: The prepared folder is not there.
         ConfigError: Other data than the tokenizer's; a level that uses under a quarter of its codes; `out`
-            holds a training with other settings; or the loss left the numbers.
+            holds a training with other settings; or the loss became NaN or infinite.
     """
     tokenizer = load_tokenizer(run)
     folder = Path(out) if out is not None else tokenizer.path.parent / "prior"
     recipe = _chosen(tokenizer.info.recipe, settings)
     opened = find_data(tokenizer, data)
+    with hold_run(folder):
+        return _train(tokenizer, folder, recipe, opened, masks, device, precision, progress)
+
+
+def _train(
+    tokenizer: LoadedTokenizer,
+    folder: Path,
+    recipe: Recipe,
+    opened: PreparedData,
+    masks: bool,
+    device: str,
+    precision: str,
+    progress: bool,
+) -> TrainingSummary:
     train, validation = opened.split("train"), opened.split("validation")
     config = recipe.prior.training
     identity: dict[str, Any] = {
@@ -114,7 +128,6 @@ def train_prior(
         seed=config.seed,
         rank=fabric.global_rank,
         world_size=fabric.world_size,
-        drop_last=len(train) >= config.batch_size * fabric.world_size,
     )
 
     def keep(path: Path, prior: Prior, reached: Progress, scores: Mapping[str, float]) -> None:

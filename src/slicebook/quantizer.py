@@ -187,9 +187,8 @@ class Quantizer(nn.Module):
 def usage_of(hits: Float[Tensor, " k"]) -> Usage:
     """Usage of a codebook from the number of tokens of each code."""
     total = hits.sum()
-    share = hits.double() / total.clamp(min=1)
-    entropy = -(share * share.clamp(min=1e-300).log()).sum()
-    return Usage(float((hits > 0).double().mean()), float(entropy.exp()) if total > 0 else 0.0)
+    entropy = torch.special.entr(hits / total.clamp(min=1)).sum()  # in float32: an Apple GPU has no float64
+    return Usage(int((hits > 0).sum()) / len(hits), float(entropy.exp()) if total > 0 else 0.0)
 
 
 def _nearest(distances: Float[Tensor, "n k"]) -> Int64[Tensor, " n"]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
+import os
 import re
-from collections.abc import Mapping, Sequence
+import socket
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +19,7 @@ from torch import Tensor
 from slicebook import pictures
 from slicebook.config import Recipe, TrainingConfig, validate
 from slicebook.dataset import SliceBatches, SliceSet, augment, augment_labels, draw_augmentation
+from slicebook.devices import is_first_process
 from slicebook.display import Display
 from slicebook.errors import ConfigError
 from slicebook.labels import one_hot
@@ -24,10 +28,70 @@ from slicebook.tokenizer import Tokenizer
 
 # What a training leaves that was killed before its first validation, files in the making included.
 BEGUN = re.compile(
-    r"config\.yaml|masks|(tokens|samples)\.safetensors|batch\.png|events\.out\..*"
+    r"\.lock|config\.yaml|masks|(tokens|samples)\.safetensors|batch\.png|events\.out\..*"
     r"|\.(batch|model|state|metrics|curves|tokens|samples)\..*"
 )
 TOKENS_PER_CODE = 20
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+
+@contextlib.contextmanager
+def hold_run(run: Path) -> Iterator[None]:
+    """Keep a run folder to this process, and those that train with it, until the block ends.
+
+    The operating system drops the lock when its process dies, however it dies: nothing needs to be removed
+    by hand. Rank 0 holds it for all. Where the file system has no locks, or may not be written to, there is
+    none.
+
+    Raises:
+        ConfigError: Another training holds the folder.
+    """
+    if fcntl is None or not is_first_process() or (run.exists() and not run.is_dir()):
+        yield
+        return
+    path, made = run / ".lock", not run.exists()
+    handle = _lock(path)
+    try:
+        yield
+    finally:
+        if handle is not None:
+            path.unlink(missing_ok=True)
+            fcntl.flock(handle, fcntl.LOCK_UN)  # a loading process may hold a copy of the handle
+            os.close(handle)
+            with contextlib.suppress(OSError):
+                if made:
+                    run.rmdir()  # refuses unless nothing was written
+
+
+def _lock(path: Path) -> int | None:
+    """Return the handle of a locked file, or None where there are no locks."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                holder = os.read(handle, 200).decode(errors="replace").strip() or "not named yet"
+                os.close(handle)
+                raise ConfigError(
+                    f"{path.parent}: another training writes here ({holder}); wait until it has ended, stop "
+                    "it, or use another --out"
+                ) from None
+            if path.exists() and os.path.samestat(os.fstat(handle), path.stat()):
+                break
+            os.close(handle)  # its last holder removed it in between
+        os.ftruncate(handle, 0)
+        os.write(handle, f"process {os.getpid()} on {socket.gethostname()}".encode())
+    except ConfigError:
+        raise
+    except OSError:
+        return None
+    return handle
 
 
 def open_run(run: Path, identity: Mapping[str, Any]) -> State | None:

@@ -113,7 +113,7 @@ class _Group:
         for row, seed in enumerate(seeds):
             generator = torch.Generator().manual_seed(seed)
             orders.append(draw_orders(layout, 1, generator, None if keep is None else keep[row : row + 1]))
-            draws.append(torch.rand(1, layout.starts[-1], generator=generator, dtype=torch.float64))
+            draws.append(torch.rand(1, layout.starts[-1], generator=generator))
         self.orders = torch.cat(orders).to(device)
         self.draws = torch.cat(draws).to(device)
         sizes = torch.cat([torch.full((len(stage),), stage.size) for stage in layout.stages])
@@ -188,7 +188,7 @@ class _Group:
 
 def _pick(logits: Float[Tensor, "b k"], draws: Float[Tensor, "b 1"], top_p: float) -> Int64[Tensor, "b 1"]:
     """Return the code at which the cumulated probability, likeliest first, passes each draw."""
-    probability, codes = logits.double().softmax(-1).sort(dim=-1, descending=True, stable=True)
+    probability, codes = logits.float().softmax(-1).sort(dim=-1, descending=True, stable=True)
     total = probability.cumsum(-1)
     # Of the likeliest codes that reach top_p, the one that crosses it still belongs.
     held = torch.where(total - probability < top_p, probability, 0.0).cumsum(-1)

@@ -187,12 +187,11 @@ class TokenBatches:
 
     Args:
         sets: What to read.
-        batch_size: Slices a batch.
+        batch_size: Slices per batch, at most: those of one size are shared out evenly.
         shuffle: Draw a new order, and a form of each slice, each epoch; else form 0, in the order of the set.
         seed: Start of the draws.
         rank: Of this process.
         world_size: Processes that train together.
-        drop_last: Leave out batches that are not full.
     """
 
     def __init__(
@@ -204,16 +203,20 @@ class TokenBatches:
         seed: int = 42,
         rank: int = 0,
         world_size: int = 1,
-        drop_last: bool = False,
     ) -> None:
         self.sets, self.shuffle, self.seed, self.epoch = sets, shuffle, seed, 0
         self.ends = np.cumsum([len(one) for one in sets]).tolist()
         groups = [list(range(end - len(one), end)) for end, one in zip(self.ends, sets, strict=True)]
-        self.order = BatchOrder(groups, batch_size, shuffle, seed, rank, world_size, drop_last)
+        self.order = BatchOrder(groups, batch_size, shuffle, seed, rank, world_size)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose draws the next iteration follows."""
         self.epoch = self.order.epoch = epoch
+
+    @property
+    def repeated(self) -> int:
+        """Batches of an epoch that come twice, so that every process takes the same number of steps."""
+        return self.order.repeated
 
     def __len__(self) -> int:
         return len(self.order)

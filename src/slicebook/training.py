@@ -15,17 +15,16 @@ from pathlib import Path
 from typing import Any, Generic, Literal
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from slicebook.checkpoint import MODEL_NAME
 from slicebook.config import LoopConfig, Recipe
 from slicebook.dataset import PreparedData, SliceBatches, explain_dead_worker
-from slicebook.devices import launch
+from slicebook.devices import PRECISIONS, Launched, fastest_precision, launch
 from slicebook.display import Display
 from slicebook.errors import CheckpointError, ConfigError
 from slicebook.objectives import Batches, LabelObjective, Objective, P, Progress, TokenizerObjective
-from slicebook.run_folder import begin_run, open_run, write_metrics
+from slicebook.run_folder import begin_run, hold_run, open_run, write_metrics
 from slicebook.tensor_file import STATE_NAME, State, save_state
 from slicebook.tokenizer import Tokenizer
 
@@ -62,13 +61,14 @@ def train_tokenizer(
         recipe: All settings.
         out: Folder of the run.
         device: `auto`, `cpu`, `cuda` or `mps`. Under `torchrun` or SLURM all processes train together.
-        precision: `auto` is bf16 where the device multiplies it natively, else float32.
+        precision: `auto` measures on a CPU, once per run, whether the model's steps are faster in float32 or
+            in `bf16-mixed`; on a GPU it is `bf16-mixed` where bf16 is native, else `32-true`.
         workers: Processes that read slices ahead.
         progress: Show the progress.
 
     Raises:
         DataError: The folder is not prepared, or a loading process died.
-        ConfigError: `out` holds a training with other settings or data, or the loss left the numbers.
+        ConfigError: `out` holds a training with other settings or data, or the loss became NaN or infinite.
     """
     return _train(PreparedData.open(data), recipe, Path(out), device, precision, workers, progress)
 
@@ -98,7 +98,7 @@ def train_labels(
 
     Raises:
         DataError: The folder is not prepared or without masks, or a mask holds a label that the recipe lacks.
-        ConfigError: `out` holds a training with other settings or data, or the loss left the numbers.
+        ConfigError: `out` holds a training with other settings or data, or the loss became NaN or infinite.
     """
     opened = PreparedData.open(data)
     opened.split("train", labelled=True)  # without masks there are no label values to fill in
@@ -116,6 +116,21 @@ def _train(
     progress: bool,
 ) -> TrainingSummary:
     """Train a tokenizer of slices, or, where its settings have label values, of masks."""
+    for name in ("train", "validation"):
+        opened.split(name, labelled=bool(recipe.tokenizer.label_values))  # refuses before anything is written
+    with hold_run(run):
+        return _train_held(opened, recipe, run, device, precision, workers, progress)
+
+
+def _train_held(
+    opened: PreparedData,
+    recipe: Recipe,
+    run: Path,
+    device: str,
+    precision: str,
+    workers: int,
+    progress: bool,
+) -> TrainingSummary:
     masks = bool(recipe.tokenizer.label_values)
     what: Literal["images", "labels"] = "labels" if masks else "images"
     train, validation = (opened.split(name, labelled=masks) for name in ("train", "validation"))
@@ -136,7 +151,6 @@ def _train(
         workers=workers,
         rank=fabric.global_rank,
         world_size=fabric.world_size,
-        drop_last=len(train) >= config.batch_size * fabric.world_size,
         what=what,
     )
     # Every process judges all validation slices: exact at any number of processes.
@@ -176,7 +190,7 @@ class Fit(Generic[P]):
         config: LoopConfig,
         run: Path,
         identity: dict[str, Any],
-        fabric: Fabric,
+        fabric: Launched,
     ) -> None:
         self.objective = objective
         self.config = config
@@ -198,11 +212,21 @@ class Fit(Generic[P]):
         else:
             self.reached = Progress(**state.progress["reached"])
             _restore(state, module, self.optimizer)
+        if self.fabric.undecided and not self.reached.finished:
+            self.fabric = self.fabric.decided(self._precision(training, state, display))
+        self.scaling = self.fabric.strategy.precision
+        if state is not None:
+            self.scaling.load_state_dict(state.progress.get("scaling", {}))
         wrapped, self.optimizer = self.fabric.setup(module, self.optimizer)
         self.objective.module = wrapped
         self.began = time.perf_counter() - self.reached.seconds
         self.steps = self.config.epochs * len(training)
         display.begin(self._fraction(), again=state is not None)
+        if training.repeated:
+            display.say(
+                f"{training.repeated} batches per epoch are repeated, so that each of the "
+                f"{self.fabric.world_size} processes takes {len(training)} steps"
+            )
         while not self.reached.finished:
             row = self._epoch(training, display)
             self.reached.epoch += 1
@@ -213,6 +237,28 @@ class Fit(Generic[P]):
                 best = bool(self.objective.best) and self.reached.best_epoch == self.reached.epoch
                 display.validated(self.reached.step, self.reached.history[-1], best=best)
         return self.reached
+
+    def _precision(self, training: Batches[P], state: State | None, display: Display) -> str:
+        """Return the precision that the run began with, or measure which one its steps are faster in."""
+        if state is not None and state.progress.get("precision") in PRECISIONS[self.fabric.device.type]:
+            return str(state.progress["precision"])
+        training.set_epoch(0)
+        batch = next(iter(training)).to(self.fabric.device)
+        self.bare.train()
+        tensors = [*self.bare.parameters(), *self.bare.buffers()]
+        before = [tensor.detach().clone() for tensor in tensors]
+
+        def step() -> None:
+            torch.autograd.backward(self.objective.step(batch, 0, 0.0)["loss"])
+
+        name, seconds = fastest_precision(step, self.fabric.device, broadcast=self.fabric.broadcast)
+        with torch.no_grad():
+            for tensor, value in zip(tensors, before, strict=True):
+                tensor.copy_(value)  # the steps taught codebooks and batch norms
+        self.bare.zero_grad()
+        times = ", ".join(f"{1000 * value:.0f} ms in {key}" for key, value in seconds.items())
+        display.say(f"precision {name}: a training step takes {times}")
+        return name
 
     def _epoch(self, training: Batches[P], display: Display) -> dict[str, float]:
         """Train one epoch, or to the end of the time; return mean scores and images a second."""
@@ -232,8 +278,7 @@ class Fit(Generic[P]):
             self.optimizer.zero_grad()
             self.fabric.backward(scores["loss"])
             if self.config.clip_gradient:
-                for group in self.optimizer.param_groups:
-                    nn.utils.clip_grad_norm_(group["params"], self.config.clip_gradient)
+                self._clip()
             self.optimizer.step()
             self.reached.step += 1
             steps += 1
@@ -251,6 +296,13 @@ class Fit(Generic[P]):
             "learning_rate": rate,
         }
 
+    def _clip(self) -> None:
+        """Clip the gradients of each group of parameters by itself: judges do not weigh on each other."""
+        # 16-mixed multiplies the loss, and with it the gradients, by a large scale until here.
+        self.scaling.unscale_gradients(self.optimizer.optimizer)
+        for group in self.optimizer.param_groups:
+            nn.utils.clip_grad_norm_(group["params"], self.config.clip_gradient)
+
     def _means(self, sums: Mapping[str, Tensor], steps: int) -> dict[str, float]:
         means = {name: float(value) / steps for name, value in sums.items()}
         self._check(means)
@@ -263,7 +315,7 @@ class Fit(Generic[P]):
             which = "best" if self.objective.best else "latest"
             good = f"{kept} is the {which} until then" if kept.exists() else "no model was kept yet"
             raise ConfigError(
-                f"{self.run}: the loss is no longer a number after step {self.reached.step}; {good}; train "
+                f"{self.run}: the loss is NaN or infinite after step {self.reached.step}; {good}; train "
                 f"to another --out with a lower learning_rate (found {self.config.learning_rate:g})"
             )
 
@@ -304,7 +356,12 @@ class Fit(Generic[P]):
         for index, slots in self.optimizer.state_dict()["state"].items():
             for name, value in slots.items():
                 tensors[f"optimizer.{index}.{name}"] = torch.as_tensor(value)
-        progress = {"reached": asdict(reached), **self.identity}
+        progress = {
+            "reached": asdict(reached),
+            "precision": self.scaling.precision,
+            "scaling": self.scaling.state_dict(),
+            **self.identity,
+        }
         # The state comes last: whatever it says was done lies on disk already.
         save_state(self.run / STATE_NAME, State(tensors, progress))
 

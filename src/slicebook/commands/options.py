@@ -43,7 +43,7 @@ Mask = Annotated[
 Recipe = Annotated[str, typer.Option(help="Name of a recipe, or a YAML file.")]
 TrainingSeed = Annotated[int | None, typer.Option(min=0, help="Instead of the recipe's.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
-Precision = Annotated[str, typer.Option(help="auto, 32-true or bf16-mixed.")]
+Precision = Annotated[str, typer.Option(help="auto, 32-true, bf16-mixed; on a GPU also 16-mixed.")]
 Workers = Annotated[int, typer.Option(min=0, help="Processes that read slices ahead; 0: none.")]
 Seed = Annotated[int, typer.Option(min=0, help="The same seed gives the same result.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]

@@ -61,6 +61,7 @@ ORDER = (
     "stack",
     "token_file",
     "inference",
+    "synthesis",
     "generating",
     "inpainting",
     "anomalies",

@@ -21,7 +21,6 @@ from slicebook.config import PriorConfig
 from slicebook.dataset import PreparedData, SliceSet
 from slicebook.devices import choose_device
 from slicebook.errors import ConfigError, DataError
-from slicebook.generating import decode_pages, draw
 from slicebook.layouts import Split
 from slicebook.likelihood import likelihood
 from slicebook.manifest import SliceRecord
@@ -51,6 +50,7 @@ from slicebook.symptoms import (
     Row,
     StageCost,
 )
+from slicebook.synthesis import decode_pages, draw
 from slicebook.tensor_file import hash_tensors
 from slicebook.token_set import TokenSet, encode_slices
 

@@ -21,7 +21,6 @@ from slicebook.checkpoint import LoadedPrior
 from slicebook.config import Record
 from slicebook.dataset import PreparedData, SliceSet
 from slicebook.errors import DataError
-from slicebook.generating import decode_pages, noise_levels, put_noise_back
 from slicebook.judging.descriptions import Descriptor, TrainingSet, describe_training, descriptors
 from slicebook.judging.sides import BATCH, Side, in_batches, unit
 from slicebook.likelihood import likelihood
@@ -38,6 +37,7 @@ from slicebook.metrics.neighbours import (
 )
 from slicebook.metrics.planting import move
 from slicebook.metrics.summary import Rate, summarise_rate
+from slicebook.synthesis import render
 from slicebook.text import write_csv
 from slicebook.token_set import encode_slices
 
@@ -205,10 +205,7 @@ def _again(
     size = (images.shape[1], images.shape[2])
     parts = torch.split(torch.from_numpy(2 * images[:, None] - 1), BATCH)
     tokens = torch.cat([loaded.book.encode(part.to(device)).cpu() for part in parts])
-    drawn = decode_pages(loaded, tokens, size).images
-    seeds = list(range(len(drawn)))
-    levels = noise_levels(loaded, drawn, seeds) if grain else [0.0] * len(drawn)
-    return unit(put_noise_back(loaded, drawn, levels, seeds))
+    return unit(render(loaded, tokens, size, range(len(tokens)), grain).images)
 
 
 def _likelihoods(

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from slicebook import synthesis
 from slicebook.dataset import PreparedData
 from slicebook.errors import DataError
 from slicebook.judging import memorization as auditing
@@ -167,13 +168,13 @@ def test_membership_compares_slices_with_masks_or_without_but_does_not_mix_them(
 
 def test_controls_are_drawn_as_the_samples_were(loaded, data, monkeypatch):
     levels = []
-    true = auditing.put_noise_back
+    true = synthesis.put_noise_back
 
     def put(loaded, drawn, given, seeds):
         levels.append(set(given))
         return true(loaded, drawn, given, seeds)
 
-    monkeypatch.setattr(auditing, "put_noise_back", put)
+    monkeypatch.setattr(synthesis, "put_noise_back", put)
     side = samples(read_slices(data, "test", SIZE))
     evaluate_memorization(loaded, data, side, seed=0, grain=False)
     assert levels

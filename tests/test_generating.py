@@ -1,8 +1,10 @@
 """Generated slices: a data set of its own, whole or not there, each sample from its seed alone."""
 
 import csv
+import gc
 import json
 import math
+import weakref
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -16,13 +18,14 @@ from slicebook import generating
 from slicebook.checking import check
 from slicebook.dataset import PreparedData
 from slicebook.errors import CheckpointError, ConfigError, DataError
-from slicebook.generating import decode_pages, draw, generate, noise_levels, put_noise_back
+from slicebook.generating import generate
 from slicebook.layouts import SourceOptions
 from slicebook.likelihood import likelihood
 from slicebook.preparation import PrepareOptions, prepare
 from slicebook.prior import Conditions
 from slicebook.sampling import SamplingSettings
 from slicebook.sheets import GAP
+from slicebook.synthesis import decode_pages, draw, noise_levels, put_noise_back
 from slicebook.volumes import read_labels, read_nifti
 
 CPU = {"device": "cpu"}
@@ -265,29 +268,157 @@ def test_progress_counts_samples(trained, tmp_path):
 # --- Whole or not at all
 
 
-@pytest.mark.parametrize("stage", ["_write_samples", "_draw_sheets", "_write_lists", "os.replace"])
+def drawn_groups(monkeypatch, size=2):
+    """Draw in groups of another size, and return the list of the seeds that are drawn."""
+    seeds = []
+
+    def spy(loaded, shape, some, *rest, **how):
+        seeds.extend(some)
+        return draw(loaded, shape, some, *rest, **how)
+
+    monkeypatch.setattr(generating, "GROUP", size)
+    monkeypatch.setattr(generating, "draw", spy)
+    return seeds
+
+
+@pytest.fixture(scope="module")
+def grouped(trained, tmp_path_factory):
+    """Five samples in three groups, never interrupted."""
+    out = tmp_path_factory.mktemp("grouped") / "set"
+    with pytest.MonkeyPatch.context() as patch:
+        drawn_groups(patch)
+        generate(trained.run, out, count=5, seed=5, **CPU)
+    return contents(out)
+
+
+STEPS = [
+    (generating, "_write_samples", 2),
+    (generating, "_draw_levels", 1),
+    (generating._Folder, "finish_group", 2),
+    (generating, "_draw_sheets", 1),
+    (generating, "_write_lists", 1),
+    (generating._Folder, "finish", 1),
+    (generating.shutil, "rmtree", 1),
+]
+
+
+@pytest.mark.parametrize(("where", "step", "time"), STEPS, ids=[step for _, step, _ in STEPS])
 @pytest.mark.parametrize("fault", [OSError, KeyboardInterrupt])
-def test_a_set_that_is_not_finished_leaves_nothing(stage, fault, trained, tmp_path, monkeypatch):
+def test_an_interrupted_command_goes_on_bit_for_bit(
+    where, step, time, fault, trained, grouped, tmp_path, monkeypatch
+):
+    whole, calls = getattr(where, step), []
+
+    def fail(*arguments, **options):
+        calls.append(step)
+        if len(calls) == time:
+            if step == "_write_samples":
+                whole(*arguments)
+            raise fault
+        return whole(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        drawn_groups(patch)
+        patch.setattr(where, step, fail)
+        with pytest.raises(fault):
+            generate(trained.run, tmp_path / "out", count=5, seed=5, **CPU)
+    if step == "rmtree":  # all was in its place
+        assert contents(tmp_path / "out") == grouped
+        with pytest.raises(DataError, match="out: already holds all 5 samples of this command"):
+            generate(trained.run, tmp_path / "out", count=5, seed=5, **CPU)
+        assert [item.name for item in tmp_path.iterdir()] == ["out"]
+        return
+    assert [item.name for item in tmp_path.iterdir()] == ["out.partial"]
+    assert not list(tmp_path.rglob("generation.json")) or step == "finish"
+    seeds = drawn_groups(monkeypatch)
+    generate(trained.run, tmp_path / "out", count=5, seed=5, **CPU)
+    assert seeds == {
+        "_draw_levels": [5, 6, 7, 8, 9],
+        "_write_samples": [7, 8, 9],
+        "finish_group": [7, 8, 9],
+    }.get(step, [])
+    assert contents(tmp_path / "out") == grouped
+    assert [item.name for item in tmp_path.iterdir()] == ["out"]
+
+
+def test_samples_do_not_depend_on_how_many_are_drawn_at_once(made, grouped):
+    for name, content in contents(made.out).items():
+        if name.startswith(("images", "pictures")):
+            assert content == grouped[name], name
+
+
+def interrupted(trained, out, monkeypatch, **wishes):
+    """Leave a partial folder with its first group of two."""
+    with monkeypatch.context() as patch:
+        drawn_groups(patch)
+        patch.setattr(generating, "_draw_sheets", lambda *_: pytest.fail("all drawn"))
+        done = []
+
+        def stop(*count):
+            done.append(count)
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            generate(trained.run, out, **{"count": 5, "seed": 5, **wishes}, progress=stop, **CPU)
+        assert done == [(2, 5)]
+
+
+@pytest.mark.parametrize(
+    ("wish", "named"),
+    [
+        ({"seed": 6}, "seed 5 then, 6 now"),
+        ({"count": 4}, "count 5 then, 4 now"),
+        ({"position": 0.5}, "position None then, 0.5 now"),
+        ({"group": "1"}, "class None then, 1 now"),
+        ({"conditional": False}, "conditional True then, False now"),
+        ({"grain": False}, "noise True then, False now"),
+        ({"size": (36, 64)}, r"size \[32, 64\] then, \[36, 64\] now"),
+        ({"settings": SamplingSettings(top_p=0.5)}, "top_p 0.95 then, 0.5 now"),
+    ],
+)
+def test_unfinished_samples_of_other_settings_are_refused(wish, named, trained, tmp_path, monkeypatch):
+    interrupted(trained, tmp_path / "out", monkeypatch)
+    before = contents(tmp_path)
+    monkeypatch.setattr(generating, "draw", lambda *_, **__: pytest.fail("drawn"))
+    with pytest.raises(
+        ConfigError, match=f"out.partial: holds unfinished samples of other settings.*{named}"
+    ):
+        generate(trained.run, tmp_path / "out", **{"count": 5, "seed": 5, **wish}, **CPU)
+    assert contents(tmp_path) == before
+
+
+def test_a_folder_of_somebody_else_under_the_partial_name_stays(trained, tmp_path):
+    thesis = tmp_path / "out.partial" / "thesis.txt"
+    thesis.parent.mkdir()
+    thesis.write_text("years of work")
+    with pytest.raises(DataError, match=r"out\.partial: is not empty, and is needed for unfinished samples"):
+        generate(trained.run, tmp_path / "out", count=1, **CPU)
+    assert contents(tmp_path) == {"out.partial/thesis.txt": b"years of work"}
+
+
+def test_a_finished_command_says_that_it_is_finished(made, trained):
+    before = contents(made.out)
+    with pytest.raises(DataError, match="already holds all 3 samples of this command"):
+        generate(trained.run, made.out, count=3, seed=5, **CPU)
+    with pytest.raises(DataError, match="is not empty; choose another folder"):
+        generate(trained.run, made.out, count=3, seed=6, **CPU)
+    assert contents(made.out) == before
+
+
+def test_only_one_group_is_held_at_a_time(trained, tmp_path, monkeypatch):
+    held, most = [], []
     whole = generating._write_samples
 
-    def fail(*arguments):
-        if stage == "_write_samples":
-            whole(*arguments)
-        raise fault
+    def watch(out, samples, slices, kind):
+        held.append(weakref.ref(slices.images))
+        gc.collect()
+        most.append(sum(one() is not None for one in held))
+        whole(out, samples, slices, kind)
 
-    monkeypatch.setattr(f"slicebook.generating.{stage}", fail)
-    with pytest.raises((fault, DataError)):
-        generate(trained.run, tmp_path / "out", count=1, **CPU)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_what_a_killed_command_left_does_not_come_into_a_set(trained, tmp_path):
-    left = tmp_path / ".out.partial" / "images"
-    left.mkdir(parents=True)
-    (left / "sample-000009.nii.gz").write_bytes(b"half")
-    generate(trained.run, tmp_path / "out", count=1, **CPU)
-    assert not (tmp_path / "out" / "images" / "sample-000009.nii.gz").exists()
-    assert [item.name for item in tmp_path.iterdir()] == ["out"]
+    drawn_groups(monkeypatch, size=1)
+    monkeypatch.setattr(generating, "_write_samples", watch)
+    generate(trained.run, tmp_path / "out", count=4, **CPU)
+    assert most == [1, 1, 1, 1]
 
 
 @pytest.mark.parametrize("way", ["empty", "link", "here"])
@@ -305,7 +436,7 @@ def test_what_is_there_already_stays(kind, trained, tmp_path):
     thesis = out if kind == "file" else out / "thesis.txt"
     thesis.parent.mkdir(exist_ok=True)
     thesis.write_text("years of work")
-    with pytest.raises(DataError, match="out: holds something already; choose another folder"):
+    with pytest.raises(DataError, match="out: is not empty; choose another folder"):
         generate(trained.run, out, count=1, **CPU)
     assert thesis.read_text() == "years of work"
 
@@ -326,12 +457,12 @@ def test_more_samples_than_the_disk_holds_are_refused_before_any_is_drawn(traine
     ("asked", "message"),
     [
         ({"count": 0}, "0 samples: wanted 1 or more"),
-        ({"position": 1.5}, r"position 1\.5: wanted a place in the volume, from 0 to 1"),
+        ({"position": 1.5}, r"position 1\.5: wanted a position in the volume, from 0 to 1"),
         ({"position": -0.1}, "position -0.1: wanted"),
         ({"position": math.nan}, "position nan: wanted"),
         ({"group": "9"}, "model.safetensors: was not trained with class '9'; known are 0, 1, 2, 3"),
-        ({"group": "1", "conditional": False}, "class was given and the prior is to be told nothing"),
-        ({"position": 0.5, "conditional": False}, "a position .* was given .*: drop one"),
+        ({"group": "1", "conditional": False}, "a position or class was given for unconditional samples"),
+        ({"position": 0.5, "conditional": False}, "a position or class was given .*; drop one of the two"),
         ({"size": (8, 8)}, r"was not trained on slices of 8×8; wanted one of \d+×64"),
         ({"seed": -1}, "seed -1: wanted"),
         ({"seed": 2**63 - 1, "count": 2}, f"seed {2**63 - 1}: wanted"),

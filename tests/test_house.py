@@ -72,6 +72,7 @@ ORDER = (
     "stack",
     "token_file",
     "inference",
+    "synthesis",
     "generating",
     "inpainting",
     "anomalies",

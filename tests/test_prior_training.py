@@ -11,12 +11,14 @@ from lightning_fabric import Fabric
 from test_prior import COUNT, LAYOUT, SIZES, rows, tiny
 from test_training import prepared_folder
 
+from slicebook import prior_training
 from slicebook.book import Book
 from slicebook.checkpoint import MODEL_NAME, load_prior, load_tokenizer, save_tokenizer
 from slicebook.config import PriorTrainingConfig, load_recipe
 from slicebook.dataset import PreparedData
 from slicebook.errors import CheckpointError, ConfigError, DataError
 from slicebook.objectives import Progress
+from slicebook.preparation import prepare
 from slicebook.prior import Conditions
 from slicebook.prior_objective import PriorObjective, mishear, withhold, withhold_masks
 from slicebook.prior_training import TOKENS_NAME, train_prior
@@ -362,6 +364,26 @@ def test_data_without_masks_need_no_word_about_them(tmp_path):
 
 
 # --- What is refused
+
+
+def test_masks_are_not_added_to_a_prior_that_was_begun_without(again, monkeypatch):
+    train_prior(again, ["prior.training.epochs=1"], out=again / "plain", masks=False, **HOW)
+    monkeypatch.setattr(prior_training, "train_labels", lambda *_, **__: pytest.fail("trained masks"))
+    with pytest.raises(ConfigError, match="plain: was begun without masks, and would go on with them"):
+        train_prior(again, ["prior.training.epochs=1"], out=again / "plain", **HOW)
+    assert not (again / "plain" / "masks").exists()
+
+
+def test_masks_are_not_left_out_of_a_prior_that_was_begun_with_them(again):
+    with pytest.raises(ConfigError, match="prior: was begun with masks, and would go on without them"):
+        train_prior(again, masks=False, **HOW)
+
+
+def test_data_with_other_classes_do_not_go_on_with_a_prior(again, trained, tmp_path, monkeypatch):
+    prepare(trained.raw, tmp_path / "plain")
+    monkeypatch.setattr(prior_training, "train_labels", lambda *_, **__: pytest.fail("trained masks"))
+    with pytest.raises(ConfigError, match="was begun with classes 0, 1, 2, 3, and the data have none"):
+        train_prior(again, data=tmp_path / "plain", **HOW)
 
 
 @pytest.mark.parametrize("setting", ["training.epochs=3", "tokenizer.width=32", "name=x", "priors.dropout=0"])

@@ -1,13 +1,16 @@
 """Sampling: each sample on its own, and of the same network as the likelihood."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from test_prior import COUNT, LAYOUT, SIZES, STAGES, nats, rows, tiny
+from torch.overrides import TorchFunctionMode
 
 from slicebook.errors import ConfigError
 from slicebook.prior import Conditions
 from slicebook.sampling import GROUP, SamplingSettings, _pick, sample
-from slicebook.stages import draw_orders
+from slicebook.stages import draw_orders, lay_out
 
 BOLD = SamplingSettings(temperature=1, fine_temperature=1, top_p=1)
 
@@ -103,3 +106,40 @@ def test_progress_counts_samples():
     seen = []
     drawn(range(GROUP + 2), progress=lambda done, total: seen.append((done, total)))
     assert seen == [(GROUP, GROUP + 2), (GROUP + 2, GROUP + 2)]
+
+
+class TableCopies(TorchFunctionMode):
+    """Counts calls of `to` on tables of indices."""
+
+    count = 0
+
+    def __torch_function__(self, function, types, arguments=(), options=None):
+        self.count += function is torch.Tensor.to and arguments[0].dtype == torch.int64
+        return function(*arguments, **(options or {}))
+
+
+def test_drawing_copies_no_table_at_a_token():
+    counts = []
+    for factor in (1, 2):
+        layout = lay_out(
+            tuple(replace(one, rows=factor * one.rows, columns=factor * one.columns) for one in STAGES)
+        )
+        with TableCopies() as copies:
+            sample(tiny().eval(), layout, [1], Conditions.unknown(1))
+        counts.append(copies.count)
+    assert counts[0] == counts[1]
+
+
+def test_a_layout_is_copied_to_a_device_once_and_whole():
+    device = torch.device("meta")
+    moved = lay_out(STAGES).to(device)
+    tables = [
+        moved.centres,
+        moved.places,
+        *moved.around,
+        *(table for above in moved.above for table in above),
+    ]
+    assert {table.device for table in tables} == {device}
+    assert lay_out(STAGES).to(device) is moved
+    assert moved.to(device) is moved
+    assert lay_out(STAGES).to(torch.device("cpu")) is lay_out(STAGES)

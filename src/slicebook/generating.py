@@ -1,39 +1,41 @@
-"""Slices that no scanner made, with their masks, as a data set: files, pictures, and a list of them."""
+"""Generated slices with their masks as a data set: files, pictures, and a list of them.
+
+Samples are drawn and written in groups of 16. Until all are drawn they lie in `OUT.partial`, with the request
+that they answer and a record of each finished group; the same command then goes on from the next group.
+"""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
-import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Int64
+from matplotlib.image import imread
 from torch import Tensor
 
 from slicebook import __version__, pictures, sheets
-from slicebook.book import Page
 from slicebook.checkpoint import LoadedPrior, SliceKind, load_prior
 from slicebook.devices import choose_device
 from slicebook.errors import ConfigError, DataError
 from slicebook.likelihood import likelihood
 from slicebook.preparation import IntensityMap
-from slicebook.prior import Conditions
-from slicebook.sampling import GROUP, SamplingSettings, sample
+from slicebook.sampling import GROUP, SamplingSettings
+from slicebook.synthesis import RenderedSlices, check_class, check_seeds, decode_pages, draw, render
+from slicebook.text import replace_text, write_csv
 from slicebook.volumes import Volume, from_slices, orientation_of, write_nifti
 
 DESCRIPTION = "SYNTHETIC, drawn by Slicebook: no patient"  # in every file's header
 SHEET = 64  # samples in the contact sheet, at most
-LEVELS_SHOWN = 4  # samples of which it is shown what each level decided
-LAST_SEED = 2**63 - 1
+LEVELS_SHOWN = 4  # samples whose partial decodings are shown level by level
 SLICE_MM = 1.0  # through-plane size of a single synthetic slice, which has no neighbours
+REQUEST_NAME = "request.json"
 
 
 @dataclass(frozen=True)
@@ -115,162 +117,206 @@ def generate(
     device: str = "auto",
     progress: Callable[[int, int], None] | None = None,
 ) -> GenerateSummary:
-    """Draw slices with their masks and write them as a data set.
+    """Generate slices with their masks and write them as a data set.
 
     `out` receives `images/sample-000000.nii.gz` (and `…_mask.nii.gz`), `pictures/*.png`, `sheet.png` (and
-    `sheet-masks.png`), `levels.png` (what each level decided), `manifest.csv` (a `Sample` a line) and
-    `generation.json`. It appears whole or not at all.
+    `sheet-masks.png`), `levels.png` (what each level decided), `manifest.csv` (one `Sample` per row) and
+    `generation.json`. It appears when all samples are drawn; until then finished groups of 16 lie in
+    `out`.partial. If the command is interrupted, the same call goes on from there, with the same result.
 
     Args:
         model: A prior's file, or the folder of a run or demo that holds one.
         out: New folder.
-        count: Samples; sample i is drawn from seed + i.
-        seed: Of the first.
-        position: In the volume, 0 to 1, of every sample; drawn uniformly from each sample's seed by default.
+        count: Number of samples; sample i is drawn from seed + i.
+        seed: Seed of the first sample.
+        position: Position in the volume, 0 to 1, of every sample; by default drawn uniformly per sample.
         group: Class of every sample; unknown by default.
-        conditional: Whether the prior is told anything at all.
-        size: Rows and columns; the most frequent of the training by default.
-        settings: How boldly tokens are drawn.
-        grain: Whether to put back noise like the training set's, if the tokenizer was taught to leave it out.
-        clear: What allows the samples to be shared, such as `reporting.sharing.clearance`; not asked by
-            default.
+        conditional: Whether the prior is given any conditions.
+        size: Rows and columns; the most frequent size of the training set by default.
+        settings: Sampling temperature, top-p and guidance.
+        grain: Whether to add noise like the training set's, if the tokenizer was trained to leave it out.
+        clear: Decides whether the samples may be shared, such as `reporting.sharing.clearance`; by default
+            nothing is asked.
         device: auto, cpu, cuda or mps.
-        progress: Called with samples done and all samples.
+        progress: Called with the number of samples written and of all samples, after each group.
 
     Raises:
         CheckpointError: There is no trained prior.
-        ConfigError: A size that the prior was not trained on, or a setting out of range.
-        DataError: `out` holds something, or the disk is too small.
+        ConfigError: A size or class that the prior was not trained on, a setting out of range, or
+            `out`.partial holds samples of other settings.
+        DataError: `out` is not empty, or the disk is too small.
     """
+    _check_wishes(count, seed, position, group, conditional)
+    loaded = load_prior(model, choose_device(device))
+    kind = _kind(loaded, size)
+    check_class(loaded, group)
+    asked = Asked(
+        (kind.rows, kind.columns), settings or SamplingSettings(), grain, group, conditional, position
+    )
+    task = _Task(loaded, kind, asked, count, seed)
+    folder = _Folder(Path(out), task.request())
+    folder.refuse_full()
+    beside = clear(loaded, asked) if clear else {}
+    folder.open(kind, count)
+    for first in range(folder.groups * GROUP, count, GROUP):
+        samples, slices, tokens = _draw_group(task, first)
+        _write_samples(folder.set, samples, slices, kind)
+        if first == 0:
+            _draw_levels(folder.set, slices, tokens, kind, loaded)
+        folder.finish_group(samples)
+        if progress:
+            progress(min(first + GROUP, count), count)
+    samples = folder.samples()
+    _draw_sheets(folder.set, samples, kind)
+    _write_lists(folder.set, samples, task)
+    for name, text in beside.items():
+        (folder.set / name).write_text(text, encoding="utf-8")
+    folder.finish()
+    mean = sum(one.bits_per_pixel for one in samples) / count
+    return GenerateSummary(Path(out), count, asked.size, loaded.book.masks is not None, mean)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What is to be drawn, and by which model."""
+
+    loaded: LoadedPrior
+    kind: SliceKind
+    asked: Asked
+    count: int
+    seed: int
+
+    def request(self) -> dict[str, Any]:
+        """Return all that the samples depend on, as JSON: only an equal request may go on."""
+        asked = self.asked
+        return {
+            "slicebook_version": __version__,
+            "model_sha256": self.loaded.info.weights_sha256,
+            "count": self.count,
+            "seed": self.seed,
+            "size": list(asked.size),
+            "position": asked.position,
+            "class": asked.group,
+            "conditional": asked.conditional,
+            **asdict(asked.settings),
+            "noise": asked.grain,
+            "device": next(self.loaded.prior.parameters()).device.type,
+        }
+
+
+class _Folder:
+    """The folder of a generated set, and the one beside it in which the set grows."""
+
+    def __init__(self, out: Path, request: Mapping[str, Any]) -> None:
+        self.out, self.request = out, request
+        self.place = out.resolve()  # `.` has no name, and a link to an empty folder stays one
+        self.partial = self.place.with_name(f"{self.place.name}.partial")
+        self.set = self.partial / "set"
+
+    def refuse_full(self) -> None:
+        """Refuse a folder that is not empty."""
+        if not self.out.exists() or (self.out.is_dir() and not any(self.out.iterdir())):
+            return
+        record = self.out / "generation.json"
+        if record.is_file() and json.loads(record.read_text(encoding="utf-8")).get("request") == self.request:
+            if self._is_ours():  # the kill came after the set was moved
+                shutil.rmtree(self.partial)
+            raise DataError(
+                f"{self.out}: already holds all {self.request['count']} samples of this command; choose "
+                "another folder to draw others"
+            )
+        raise DataError(f"{self.out}: is not empty; choose another folder")
+
+    def open(self, kind: SliceKind, count: int) -> None:
+        """Begin, or go on with the same request; count the groups that are finished."""
+        if self._is_ours():
+            before = json.loads((self.partial / REQUEST_NAME).read_text(encoding="utf-8"))
+            other = [
+                f"{key} {before.get(key)} then, {self.request.get(key)} now"
+                for key in {**before, **self.request}
+                if before.get(key) != self.request.get(key)
+            ]
+            if other:
+                raise ConfigError(
+                    f"{self.partial}: holds unfinished samples of other settings ({'; '.join(other)}); "
+                    "repeat that command, choose another --out, or remove this folder"
+                )
+        elif self.partial.exists() and (not self.partial.is_dir() or any(self.partial.iterdir())):
+            raise DataError(
+                f"{self.partial}: is not empty, and is needed for unfinished samples; move it away or choose "
+                "another --out"
+            )
+        self.groups = 0
+        while self._record(self.groups).is_file():
+            self.groups += 1
+        _check_room(self.out, max(0, count - self.groups * GROUP), kind)
+        self.partial.mkdir(parents=True, exist_ok=True)
+        if not self._is_ours():
+            replace_text(self.partial / REQUEST_NAME, json.dumps(self.request, indent=2) + "\n")
+        for folder in (self.set / "images", self.partial / "groups"):
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def finish_group(self, samples: list[Sample]) -> None:
+        """Record a group whose files are all written."""
+        replace_text(self._record(self.groups), json.dumps([asdict(one) for one in samples]))
+        self.groups += 1
+
+    def samples(self) -> list[Sample]:
+        """Return the samples of all finished groups."""
+        groups = [json.loads(self._record(index).read_text()) for index in range(self.groups)]
+        return [Sample(**one) for group in groups for one in group]
+
+    def finish(self) -> None:
+        """Put the finished set in its place."""
+        if self.place.is_dir():
+            self.place.rmdir()
+        os.replace(self.set, self.place)
+        shutil.rmtree(self.partial)
+
+    def _is_ours(self) -> bool:
+        return (self.partial / REQUEST_NAME).is_file()
+
+    def _record(self, group: int) -> Path:
+        return self.partial / "groups" / f"{group:06}.json"
+
+
+def _check_wishes(
+    count: int, seed: int, position: float | None, group: str | None, conditional: bool
+) -> None:
     if count < 1:
         raise ConfigError(f"{count} samples: wanted 1 or more")
     check_seeds(seed, count)
     if not conditional and (position is not None or group is not None):
-        raise ConfigError("a position or class was given and the prior is to be told nothing: drop one")
+        raise ConfigError("a position or class was given for unconditional samples; drop one of the two")
     if position is not None and not 0 <= position <= 1:
-        raise ConfigError(f"position {position:g}: wanted a place in the volume, from 0 to 1")
-    out, settings = Path(out), settings or SamplingSettings()
-    loaded = load_prior(model, choose_device(device))
-    kind = _kind(loaded, size)
-    _check_room(out, count, kind)
-    asked = Asked((kind.rows, kind.columns), settings, grain, group, conditional, position)
-    beside = clear(loaded, asked) if clear else {}
-    seeds = [seed + index for index in range(count)]
-    positions = [_position(one) if position is None else position for one in seeds] if conditional else None
-    tokens, conditions = draw(
-        loaded, (kind.rows, kind.columns), seeds, positions, settings, group=group, progress=progress
-    )
-    layout = loaded.book.layout((kind.rows, kind.columns))
-    found = likelihood(loaded.prior, layout, tokens, conditions)
-    nats = found.nats.sum(1)
-    pixels = kind.rows * kind.columns
-    page = decode_pages(loaded, tokens, (kind.rows, kind.columns))
-    noise = noise_levels(loaded, page.images, seeds) if grain else [0.0] * count
-    page = Page(put_noise_back(loaded, page.images, noise, seeds), page.masks)
+        raise ConfigError(f"position {position:g}: wanted a position in the volume, from 0 to 1")
+
+
+def _draw_group(task: _Task, first: int) -> tuple[list[Sample], RenderedSlices, Int64[Tensor, "b n"]]:
+    """Draw at most 16 samples: what is said of each, its slices, and its tokens."""
+    loaded, asked = task.loaded, task.asked
+    seeds = [task.seed + index for index in range(first, min(first + GROUP, task.count))]
+    positions = None
+    if asked.conditional:
+        positions = [_position(one) if asked.position is None else asked.position for one in seeds]
+    tokens, conditions = draw(loaded, asked.size, seeds, positions, asked.settings, group=asked.group)
+    judged = likelihood(loaded.prior, loaded.book.layout(asked.size), tokens, conditions)
+    nats = judged.nats.sum(1)
+    slices = render(loaded, tokens, asked.size, seeds, asked.grain)
     samples = [
         Sample(
             name=f"sample-{one:06}",
             seed=one,
             position=None if positions is None else positions[index],
-            group=group or "",
+            group=asked.group or "",
             log_likelihood=-float(nats[index]),
-            spread=float(found.spread[index]),
-            bits_per_pixel=float(nats[index]) / math.log(2) / pixels,
-            noise=noise[index],
+            spread=float(judged.spread[index]),
+            bits_per_pixel=float(nats[index]) / math.log(2) / (asked.size[0] * asked.size[1]),
+            noise=slices.noise[index],
         )
         for index, one in enumerate(seeds)
     ]
-    place = out.resolve()  # `.` has no name, and a link to an empty folder stays one
-    partial = place.with_name(f".{place.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        _write_samples(partial, samples, page, kind)
-        _draw_sheets(partial, samples, page, kind, loaded, tokens)
-        _write_lists(partial, samples, loaded, settings, kind, grain)
-        for name, text in beside.items():
-            (partial / name).write_text(text, encoding="utf-8")
-        if place.is_dir():
-            place.rmdir()
-        os.replace(partial, place)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    mean = sum(one.bits_per_pixel for one in samples) / count
-    return GenerateSummary(out, count, (kind.rows, kind.columns), page.masks is not None, mean)
-
-
-def check_seeds(seed: int, count: int) -> None:
-    """Refuse seeds that no generator takes: below 0, or beyond 63 bits."""
-    if not 0 <= seed <= LAST_SEED - count:
-        raise ConfigError(f"seed {seed}: wanted a whole number from 0, such that all {count} fit 63 bits")
-
-
-def draw(
-    loaded: LoadedPrior,
-    size: tuple[int, int],
-    seeds: list[int],
-    positions: list[float] | None,
-    settings: SamplingSettings,
-    *,
-    group: str | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> tuple[Int64[Tensor, "b n"], Conditions]:
-    """Return the tokens of a sample a seed, and the conditions it was drawn under."""
-    repeated = {one for one in seeds if seeds.count(one) > 1} if len(set(seeds)) < len(seeds) else set()
-    if repeated:
-        raise ConfigError(f"seed {min(repeated)} stands twice: the same seed gives the same sample again")
-    known = loaded.info.classes
-    if group is not None and group not in known:
-        raise ConfigError(
-            f"{loaded.path}: was not trained with class {group!r}; "
-            + (
-                f"known are {', '.join(known)}"
-                if known
-                else "its data had no classes (prepare --class-regex)"
-            )
-        )
-    conditions = Conditions.unknown(len(seeds))
-    if positions is not None:
-        conditions = Conditions(torch.tensor(positions, dtype=torch.float32), conditions.group)
-    if group is not None:
-        conditions = Conditions(conditions.position, torch.full((len(seeds),), known.index(group)))
-    tokens = sample(loaded.prior, loaded.book.layout(size), seeds, conditions, settings, progress=progress)
-    return tokens, conditions
-
-
-def decode_pages(
-    loaded: LoadedPrior, tokens: Int64[Tensor, "b n"], size: tuple[int, int], *, levels: int | None = None
-) -> Page:
-    """Decode tokens batch by batch, onto the CPU; a page is the same alone or among others."""
-    device, count = next(loaded.prior.parameters()).device, len(tokens)
-    # Always as many rows, as in sampling: a batch of another size may round otherwise.
-    tokens = torch.cat([tokens, tokens[-1:].expand(-count % GROUP, -1)])
-    pages = [loaded.book.decode(part.to(device), size, levels=levels) for part in torch.split(tokens, GROUP)]
-    masks = [page.masks.cpu() for page in pages if page.masks is not None]
-    images = torch.cat([page.images.cpu() for page in pages])
-    return Page(images[:count], torch.cat(masks)[:count] if masks else None)
-
-
-def noise_levels(loaded: LoadedPrior, images: Float[Tensor, "b 1 h w"], seeds: Sequence[int]) -> list[float]:
-    """Draw how noisy each decoded slice is, as training slices are; 0 where the tokenizer keeps noise."""
-    grain = loaded.info.grain
-    if grain is None:
-        return [0.0] * len(seeds)
-    return [grain.level(image.numpy(), seed) for image, seed in zip(images[:, 0], seeds, strict=True)]
-
-
-def put_noise_back(
-    loaded: LoadedPrior, images: Float[Tensor, "b 1 h w"], levels: Sequence[float], seeds: Sequence[int]
-) -> Float[Tensor, "b 1 h w"]:
-    """Return decoded slices with noise of these levels."""
-    grain = loaded.info.grain
-    if grain is None:
-        return images
-    noisy = [
-        grain.put_back(image.numpy(), level, seed)
-        for image, level, seed in zip(images[:, 0], levels, seeds, strict=True)
-    ]
-    return torch.from_numpy(np.stack(noisy))[:, None]
+    return samples, slices, tokens
 
 
 def _kind(loaded: LoadedPrior, size: tuple[int, int] | None) -> SliceKind:
@@ -289,13 +335,11 @@ def _position(seed: int) -> float:
 
 
 def _check_room(out: Path, count: int, kind: SliceKind) -> None:
-    """Refuse a folder that holds something, and a disk that will not hold the samples."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise DataError(f"{out}: holds something already; choose another folder")
+    """Refuse a disk that will not hold the samples."""
     there = out.absolute()
     while not there.exists():
         there = there.parent
-    # A float32 slice hardly compresses; a byte a pixel for the mask and one for the picture.
+    # A float32 slice hardly compresses; one byte per pixel for the mask and one for the picture.
     wanted = count * kind.rows * kind.columns * 6
     free = shutil.disk_usage(there).free
     if wanted > free:
@@ -312,72 +356,67 @@ def _affine(kind: SliceKind) -> np.ndarray:
     return affine
 
 
-def _write_samples(out: Path, samples: list[Sample], page: Page, kind: SliceKind) -> None:
-    affine, intensity = _affine(kind), IntensityMap(kind.low, kind.high)
+def _write_samples(out: Path, samples: list[Sample], slices: RenderedSlices, kind: SliceKind) -> None:
+    """Write each sample's volume, its mask, and a picture of both."""
+    affine, intensity, aspect = _affine(kind), IntensityMap(kind.low, kind.high), kind.row_mm / kind.column_mm
     blank = np.zeros((kind.columns, kind.rows, 1), dtype=np.float32)
     orientation = orientation_of(Volume(blank, affine, blank.shape), None)
-    (out / "images").mkdir()
     for index, one in enumerate(samples):
-        image = page.images[index].numpy()
+        image = slices.images[index].numpy()
         array = np.ascontiguousarray(from_slices(intensity.inverse(image), orientation))
         write_nifti(out / "images" / f"{one.name}.nii.gz", array, affine=affine, description=DESCRIPTION)
-        if page.masks is not None:
-            labels = page.masks[index : index + 1].numpy()
+        panels = [sheets.gray(image[0], aspect)]
+        if slices.masks is not None:
+            labels = slices.masks[index : index + 1].numpy()
             array = np.ascontiguousarray(from_slices(labels, orientation))
             path = out / "images" / f"{one.name}_mask.nii.gz"
             write_nifti(path, array, affine=affine, description=DESCRIPTION)
+            panels.append(sheets.tinted(image[0], labels[0], aspect))
+        sheets.write_sheet(panels, out / "pictures" / f"{one.name}.png", columns=len(panels))
 
 
-def _draw_sheets(
-    out: Path, samples: list[Sample], page: Page, kind: SliceKind, loaded: LoadedPrior, tokens: Tensor
+def _draw_levels(
+    out: Path, slices: RenderedSlices, tokens: Tensor, kind: SliceKind, loaded: LoadedPrior
 ) -> None:
-    aspect = kind.row_mm / kind.column_mm
-    images = page.images[:, 0].numpy()
-    plain = [sheets.gray(image, aspect) for image in images]
-    coloured = plain
-    if page.masks is not None:
-        masks = page.masks.numpy()
-        coloured = [sheets.tinted(image, mask, aspect) for image, mask in zip(images, masks, strict=True)]
-        sheets.write_sheet(coloured[:SHEET], out / "sheet-masks.png")
-    sheets.write_sheet(plain[:SHEET], out / "sheet.png")
-    for one, left, right in zip(samples, plain, coloured, strict=True):
-        both = [left] if left is right else [left, right]
-        sheets.write_sheet(both, out / "pictures" / f"{one.name}.png", columns=2)
-    count, few = loaded.book.images.levels, tokens[:LEVELS_SHOWN]
+    """Show of a few samples what each level decided."""
+    few = tokens[:LEVELS_SHOWN]
     partials = [
         decode_pages(loaded, few, (kind.rows, kind.columns), levels=levels).images[:, 0]
-        for levels in range(1, count + 1)
+        for levels in range(1, loaded.book.images.levels + 1)
     ]
     pictures.levels(
-        list(images[: len(few)]),
+        list(slices.images[: len(few), 0].numpy()),
         [list(part) for part in partials],
         out / "levels.png",
-        aspect=aspect,
+        aspect=kind.row_mm / kind.column_mm,
         first="sample",
         caption="What each level decided, coarsest first; finer levels at their mean code",
     )
 
 
-def _write_lists(
-    out: Path,
-    samples: list[Sample],
-    loaded: LoadedPrior,
-    settings: SamplingSettings,
-    kind: SliceKind,
-    grain: bool,
-) -> None:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(asdict(samples[0])), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(asdict(one) for one in samples)
-    (out / "manifest.csv").write_text(text.getvalue(), encoding="utf-8")
-    info = loaded.info
+def _draw_sheets(out: Path, samples: list[Sample], kind: SliceKind) -> None:
+    """Put the first samples' pictures on a contact sheet, and with their masks on another."""
+    shown = []
+    for one in samples[:SHEET]:
+        picture = imread(out / "pictures" / f"{one.name}.png")[..., :3]
+        shown.append((picture * 255).round().astype(np.uint8))
+    sheets.write_sheet([picture[:, : kind.columns] for picture in shown], out / "sheet.png")
+    beside = kind.columns + sheets.GAP
+    if shown[0].shape[1] > beside:
+        sheets.write_sheet([picture[:, beside:] for picture in shown], out / "sheet-masks.png")
+
+
+def _write_lists(out: Path, samples: list[Sample], task: _Task) -> None:
+    """Write what is known of each sample, and of all."""
+    write_csv(out / "manifest.csv", [asdict(one) for one in samples])
+    info = task.loaded.info
     record = {
         "synthetic": True,
         "slicebook_version": __version__,
         "model_sha256": info.weights_sha256,
-        "settings": asdict(settings) | {"grain": grain},
-        "slices": kind.model_dump(mode="json", exclude={"slices"}),
+        "request": task.request(),
+        "settings": asdict(task.asked.settings) | {"grain": task.asked.grain},
+        "slices": task.kind.model_dump(mode="json", exclude={"slices"}),
         "label_values": [] if info.masks is None else list(info.masks.tokenizer.label_values),
         "recipe": info.recipe.model_dump(mode="json"),
         "provenance": info.provenance.model_dump(mode="json"),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,13 +17,14 @@ from slicebook import sheets
 from slicebook.checkpoint import LoadedPrior, load_prior
 from slicebook.devices import choose_device
 from slicebook.errors import ConfigError, DataError
-from slicebook.generating import DESCRIPTION, check_seeds, decode_pages, put_noise_back
+from slicebook.generating import DESCRIPTION
 from slicebook.grain import noise_level
-from slicebook.nifti_file import write_atomically
 from slicebook.prior import Conditions
 from slicebook.sampling import SamplingSettings, sample
 from slicebook.stack import Stack, read_volumes, spare_originals
 from slicebook.stages import Layout
+from slicebook.synthesis import check_seeds, render
+from slicebook.text import write_csv
 from slicebook.volumes import Plane, from_slices, read_labels, to_slices, write_nifti
 
 FEATHER = 3.0  # pixels inside the region over which its drawing fades in
@@ -110,33 +109,83 @@ def inpaint(
     loaded, folder = load_prior(model, choose_device(device)), Path(out)
     spare_originals(Path(image), folder)
     stack = _read_one(image, plane)
-    region = _read_region(mask, image, stack)
-    chosen = [index for index in range(len(region)) if region[index].any()]
-    filled = np.stack([fill(stack.slices[index], region[index]) for index in chosen])
-    tokens, keep, conditions, layout = _question(loaded, stack, filled, region, chosen)
-    outside = torch.from_numpy(~region[chosen])[:, None]
-    noise = noise_level(torch.from_numpy(filled)[:, None], outside).tolist()
+    task = _ask(loaded, stack, _read_region(mask, image, stack))
     folder.mkdir(parents=True, exist_ok=True)
     seams: list[Seam] = []
     for number in range(count):
-        seeds = [slice_seed(seed + number, index) for index in chosen]
-        drawn = sample(
-            loaded.prior, layout, seeds, conditions, settings, given=tokens, keep=keep, progress=progress
-        )
-        decoded = decode_pages(loaded, drawn, stack.size).images
-        images = put_noise_back(loaded, decoded, noise, seeds)[:, 0].numpy()
-        after = stack.slices.copy()
-        for place, index in enumerate(chosen):
-            after[index] = blend(stack.slices[index], filled[place], images[place], region[index])
-            seams.append(_seam(number, index, seeds[place], after[index], region[index]))
-        _write(folder, number, stack, region, after, chosen)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(asdict(seams[0])), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(asdict(one) for one in seams)
-    write_atomically(folder / "seams.csv", text.getvalue().encode())
+        seeds = [slice_seed(seed + number, index) for index in task.chosen]
+        after = _redraw(loaded, task, seeds, settings or SamplingSettings(), progress)
+        seams += [
+            _seam(number, index, one, after[index], task.region[index])
+            for index, one in zip(task.chosen, seeds, strict=True)
+        ]
+        _write(folder, number, stack, task.region, after, task.chosen)
+    write_csv(folder / "seams.csv", [asdict(one) for one in seams])
     ratio = sum(one.jump for one in seams) / max(sum(one.usual for one in seams), 1e-9)
-    return InpaintSummary(folder, count, len(chosen), int(region.sum()), ratio)
+    return InpaintSummary(folder, count, len(task.chosen), int(task.region.sum()), ratio)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What is to be redrawn.
+
+    Attributes:
+        stack: The volume.
+        region: Where it is replaced.
+        chosen: Slices that the region touches, by their index in the stack.
+        filled: These slices, the region filled from around it.
+        tokens: Of the filled slices, one sequence each.
+        keep: Which of the tokens stay as they are.
+        conditions: Positions of the slices.
+        noise: Level of the noise of each slice outside the region.
+    """
+
+    stack: Stack
+    region: Bool[np.ndarray, "slices h w"]
+    chosen: list[int]
+    filled: Float32[np.ndarray, "b h w"]
+    tokens: Int64[Tensor, "b n"]
+    keep: Bool[Tensor, "b n"]
+    conditions: Conditions
+    noise: list[float]
+
+
+def _ask(loaded: LoadedPrior, stack: Stack, region: Bool[np.ndarray, "slices h w"]) -> _Task:
+    """Fill the region, encode the slices that it touches, and choose the tokens to draw."""
+    device = next(loaded.prior.parameters()).device
+    chosen = [index for index in range(len(region)) if region[index].any()]
+    filled = np.stack([fill(stack.slices[index], region[index]) for index in chosen])
+    images, inside = torch.from_numpy(filled)[:, None], torch.from_numpy(region[chosen])[:, None]
+    tokens = torch.cat([loaded.book.encode(part.to(device)).cpu() for part in torch.split(images, 32)])
+    anew = redrawn_tokens(loaded.book.layout(stack.size), loaded.book.images.enter(inside.float()))
+    noise = noise_level(images, ~inside).tolist()
+    return _Task(stack, region, chosen, filled, tokens, ~anew, positions(chosen, len(stack.slices)), noise)
+
+
+def _redraw(
+    loaded: LoadedPrior,
+    task: _Task,
+    seeds: list[int],
+    settings: SamplingSettings,
+    progress: Callable[[int, int], None] | None,
+) -> Float32[np.ndarray, "slices h w"]:
+    """Return all slices of the volume, the region drawn anew."""
+    stack = task.stack
+    drawn = sample(
+        loaded.prior,
+        loaded.book.layout(stack.size),
+        seeds,
+        task.conditions,
+        settings,
+        given=task.tokens,
+        keep=task.keep,
+        progress=progress,
+    )
+    images = render(loaded, drawn, stack.size, seeds, task.noise).images[:, 0].numpy()
+    after = stack.slices.copy()
+    for place, index in enumerate(task.chosen):
+        after[index] = blend(stack.slices[index], task.filled[place], images[place], task.region[index])
+    return after
 
 
 def fill(image: Float32[np.ndarray, "h w"], region: Bool[np.ndarray, "h w"]) -> Float32[np.ndarray, "h w"]:
@@ -185,26 +234,6 @@ def redrawn_tokens(layout: Layout, region: Float[Tensor, "b 1 _ _"]) -> Bool[Ten
         share = functional.avg_pool2d(region, stage.stride).flatten(1)
         found.append(share > 0 if stage.level == 0 else share >= 0.5)
     return torch.cat(found, 1)
-
-
-def _question(
-    loaded: LoadedPrior,
-    stack: Stack,
-    filled: Float32[np.ndarray, "b h w"],
-    region: Bool[np.ndarray, "slices h w"],
-    chosen: list[int],
-) -> tuple[Int64[Tensor, "b n"], Bool[Tensor, "b n"], Conditions, Layout]:
-    """Tokens of the filled slices, which of them to keep, and what is known of the slices."""
-    device = next(loaded.prior.parameters()).device
-    layout = loaded.book.layout(stack.size)
-    tokens = torch.cat(
-        [
-            loaded.book.encode(part.to(device)).cpu()
-            for part in torch.split(torch.from_numpy(filled)[:, None], 32)
-        ]
-    )
-    anew = redrawn_tokens(layout, loaded.book.images.enter(torch.from_numpy(region[chosen])[:, None].float()))
-    return tokens, ~anew, positions(chosen, len(stack.slices)), layout
 
 
 def positions(chosen: list[int], slices: int) -> Conditions:

@@ -4,7 +4,12 @@ Grids are taken one after another, masks before images, coarse before fine: the 
 tokens come in any order (σ-GPT, Pannatier et al. 2024, https://arxiv.org/abs/2404.09562), so one network
 draws, fills gaps, and gives an exact likelihood for each order. A step knows the place it is asked about, the
 drawn tokens around that place and those of coarser stages over it; attention over all earlier tokens does
-the rest.
+the rest. One step of a trunk, which draws token t of its sequence:
+
+    content of token t-1 ──┐
+    window around place t ─┼─ + ─▶ blocks ─▶ norm ─▶ head ─▶ logits over the codes of token t
+    conditions ────────────┘         ▲
+                            keys and values of steps 0 … t-1
 """
 
 from __future__ import annotations
@@ -277,7 +282,7 @@ class Prior(nn.Module):
             conditions: What is known of each slice.
             heard: What the network is told of the tokens, when that differs from what they are.
         """
-        heard = tokens if heard is None else heard
+        heard, layout = tokens if heard is None else heard, layout.to(tokens.device)
         ranks = orders.argsort(1)
         losses = torch.zeros(tokens.shape, device=tokens.device)
         for trunk in self.trunks:
@@ -306,9 +311,8 @@ class Prior(nn.Module):
         conditions: Conditions,
     ) -> Tensor:
         """Return the features of a trunk's own steps."""
-        device = heard.device
         begin, end = layout.starts[trunk.first], layout.starts[trunk.own[-1] + 1]
-        places, centres = layout.places.to(device), layout.centres.to(device)
+        places, centres = layout.places, layout.centres
         contents, questions = [], []
         for stage in range(trunk.own[-1] + 1):
             order = orders[:, layout.part(stage)]
@@ -318,12 +322,15 @@ class Prior(nn.Module):
             order = orders[:, part]
             windows = stage_windows(layout, stage, heard, ranks, order - part.start)
             questions.append(trunk.question(stage, windows, places[order]))
-        told = torch.cat(contents, 1)
+        told = torch.cat(contents, 1)  # [b, end, width]: content of all tokens up to the trunk's last
         nothing = trunk.stage.weight[-1].expand(len(heard), 1, -1).to(told)
         # A step holds what was drawn before it; the first of a trunk's own holds nothing.
+        # Both sums [b, end - begin, width]: one step per token of the trunk's own stages.
         steps = torch.cat([nothing, told[:, begin : end - 1]], 1) + torch.cat(questions, 1)
+        # [b, end, width]: the content of earlier stages, then the trunk's own steps
         x = torch.cat([told[:, :begin], steps], 1) + trunk.known(conditions)[:, None]
-        sequence = centres[orders[:, :end]]
+        sequence = centres[orders[:, :end]]  # [b, end, 2]: the place that each step asks about
+        # [b, end, 2]: the place of the content that each step holds, one behind; the first has its own
         held = torch.cat(
             [sequence[:, :begin], sequence[:, begin : begin + 1], sequence[:, begin : end - 1]], 1
         )

@@ -98,10 +98,13 @@ def _train(
         "split_hash": opened.split_hash,
         "book": [hash_tensors(tokenizer.tokenizer.token_state())],
     }
-    open_run(folder, identity)  # refuses before anything is trained
+    classes = tuple(sorted({record.group for record in train.records if record.group}))
+    identity["classes"] = list(classes)
+    masks = masks and any(record.label_offset >= 0 for record in train.records)
+    _refuse_other_parts(folder, open_run(folder, identity), masks, classes)  # before anything is trained
     _refuse_unused(tokenizer, train)
     labelled = None
-    if masks and any(record.label_offset >= 0 for record in train.records):
+    if masks:
         train_labels(
             opened.folder, recipe, folder / "masks", device=device, precision=precision, progress=progress
         )
@@ -118,7 +121,6 @@ def _train(
     if fabric.is_global_zero and state is None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
-    classes = tuple(sorted({record.group for record in train.records if record.group}))
     with fabric.rank_zero_first():
         learned, judged = _tokens(folder, book, train, validation, recipe, classes, identity, fabric, display)
     batches = TokenBatches(
@@ -166,6 +168,26 @@ def _train(
         _set_decoder(folder, drawing, recipe, train)
     fabric.barrier()
     return summarise_run(folder, reached)
+
+
+def _refuse_other_parts(folder: Path, state: State | None, masks: bool, classes: Sequence[str]) -> None:
+    """Refuse to go on with a prior of other networks: with masks and without, or of other classes."""
+    if state is None:
+        return
+    had_masks = len(state.progress["book"]) > 1  # hashes of the tokenizer of slices, and of that of masks
+    if had_masks != masks:
+        before, now = ("with", "without") if had_masks else ("without", "with")
+        raise ConfigError(
+            f"{folder}: was begun {before} masks, and would go on {now} them; use data and --no-masks as "
+            "before, or another --out"
+        )
+    known = state.progress.get("classes", list(classes))
+    if known != list(classes):
+        raise ConfigError(
+            f"{folder}: was begun with classes {', '.join(known) or 'none'}, and the data have "
+            f"{', '.join(classes) or 'none'}; give --data prepared "
+            "with the same --class-regex, or another --out"
+        )
 
 
 def _set_decoder(folder: Path, drawing: LoadedTokenizer, recipe: Recipe, train: SliceSet) -> None:

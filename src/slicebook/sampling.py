@@ -107,8 +107,8 @@ class _Group:
         given: Int64[Tensor, "b n"] | None,
         keep: Bool[Tensor, "b n"] | None,
     ) -> None:
-        self.prior, self.layout, self.settings = prior, layout, settings
         device = next(prior.parameters()).device
+        self.prior, self.layout, self.settings = prior, layout.to(device), settings
         orders, draws = [], []
         for row, seed in enumerate(seeds):
             generator = torch.Generator().manual_seed(seed)
@@ -125,11 +125,11 @@ class _Group:
         self.conditions = conditions
         if self.copies == 2:
             nothing = Conditions.unknown(len(seeds)).to(device)
-            self.conditions = Conditions(
+            self.conditions = Conditions(  # [2 * b]: with the conditions, then without
                 torch.cat([conditions.position, nothing.position]),
                 torch.cat([conditions.group, nothing.group]),
             )
-        self.places, self.centres = layout.places.to(device), layout.centres.to(device)
+        self.places, self.centres = self.layout.places, self.layout.centres
 
     def draw(self) -> Int64[Tensor, "b n"]:
         for trunk in self.prior.trunks:
@@ -143,7 +143,7 @@ class _Group:
         count = len(orders) * self.copies
         caches = [Cache(count, trunk.width, end, like=known) for _ in trunk.blocks]
         if begin:
-            told = torch.cat(
+            told = torch.cat(  # [copies * b, begin, width]: content of all earlier stages
                 [self._content(trunk, stage, orders[:, layout.part(stage)]) for stage in range(trunk.first)],
                 1,
             )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
 
@@ -67,6 +67,10 @@ class Layout:
         """Where a stage's tokens lie among all."""
         return slice(self.starts[stage], self.starts[stage + 1])
 
+    def to(self, device: torch.device) -> Layout:
+        """Return the layout with its tables on a device; they are copied there once per layout."""
+        return self if self.centres.device == device else _copy_to(self.stages, device)
+
 
 @lru_cache(maxsize=32)
 def lay_out(stages: tuple[Stage, ...]) -> Layout:
@@ -83,6 +87,19 @@ def lay_out(stages: tuple[Stage, ...]) -> Layout:
         for index, stage in enumerate(stages)
     )
     return Layout(stages, tuple(starts), torch.cat(centres), torch.cat(places), around, above)
+
+
+@lru_cache(maxsize=32)
+def _copy_to(stages: tuple[Stage, ...], device: torch.device) -> Layout:
+    with torch.inference_mode(False):  # kept for trainings too
+        layout = lay_out(stages)
+        return replace(
+            layout,
+            centres=layout.centres.to(device),
+            places=layout.places.to(device),
+            around=tuple(table.to(device) for table in layout.around),
+            above=tuple(tuple(table.to(device) for table in tables) for tables in layout.above),
+        )
 
 
 def _axes(stage: Stage) -> tuple[Tensor, ...]:
@@ -124,14 +141,14 @@ def stage_windows(
     """Return the tokens around and above places of a stage; what is not drawn yet reads as 'unknown'.
 
     Args:
-        layout: Of the tokens.
+        layout: Of the tokens, on their device.
         stage: Of the places.
         heard: All tokens, flattened and joined. Without ranks, those to come must read 'unknown' already.
         ranks: When each token is drawn.
         order: Places in the stage, in the order wanted.
     """
     own = layout.part(stage)
-    table = layout.around[stage].to(heard.device)[order]
+    table = layout.around[stage][order]
     grid = functional.pad(heard[:, own], (0, 1), value=layout.stages[stage].size)
     windows = [_pick(grid, table)]
     if ranks is not None:
@@ -139,7 +156,7 @@ def stage_windows(
         later = _pick(when, table) >= when.gather(1, order)[..., None]
         windows[0] = windows[0].masked_fill(later, layout.stages[stage].size)
     for coarser in range(stage):
-        table = layout.above[stage][coarser].to(heard.device)[order]
+        table = layout.above[stage][coarser][order]
         grid = functional.pad(heard[:, layout.part(coarser)], (0, 1), value=layout.stages[coarser].size)
         windows.append(_pick(grid, table))
     return windows

@@ -18,7 +18,6 @@ from torch import Tensor
 from slicebook.checkpoint import LoadedPrior, SliceKind
 from slicebook.config import Record
 from slicebook.dataset import PreparedData, SliceSet
-from slicebook.generating import decode_pages, draw, noise_levels, put_noise_back
 from slicebook.judging.features import Descriptor, descriptors
 from slicebook.judging.slices import SliceCollection, check_trained_on, of_size, unit
 from slicebook.layouts import Split
@@ -29,6 +28,7 @@ from slicebook.metrics.diversity import Diversity, compare_diversity
 from slicebook.metrics.spectra import Curves, compare_intensities, compare_spectra
 from slicebook.metrics.statistics import RelativeMeasure
 from slicebook.sampling import GROUP, SamplingSettings
+from slicebook.synthesis import draw, render
 from slicebook.token_set import encode_slices
 
 FIRST_SAMPLE = 1_000_000  # sample i is drawn from this seed + i: none that a picture was chosen by
@@ -232,11 +232,10 @@ def draw_samples(
     began = time.perf_counter()
     tokens, _ = draw(loaded, size, seeds, positions, settings, progress=progress)
     seconds = time.perf_counter() - began
-    page = decode_pages(loaded, tokens, size)
-    noise = noise_levels(loaded, page.images, seeds) if grain else [0.0] * count
+    slices = render(loaded, tokens, size, seeds, grain)
     side = SliceCollection(
-        put_noise_back(loaded, page.images, noise, seeds),
-        page.masks,
+        slices.images,
+        slices.masks,
         ("",) * count,
         (_spacing(kind),) * count,
         tuple(seeds),
@@ -248,7 +247,7 @@ def draw_samples(
         settings=asdict(settings),
         first_seed=FIRST_SAMPLE,
         grain=grain,
-        noise_put_back=float(np.mean(noise)),
+        noise_put_back=float(np.mean(slices.noise)),
         seconds_a_slice=seconds / (-(-count // GROUP) * GROUP),
         tokens={stage.name: len(stage) for stage in loaded.book.layout(size).stages},
         parameters=sum(parameter.numel() for parameter in loaded.prior.parameters()),
@@ -264,9 +263,7 @@ def redraw(
     device = next(loaded.prior.parameters()).device
     (sets,) = encode_slices(loaded.book, of_size(data, split, size), device=device)
     tokens = sets.tokens[:, 0].long()
-    again = decode_pages(loaded, tokens, size).images
-    seeds = list(range(len(again)))
-    return put_noise_back(loaded, again, noise_levels(loaded, again, seeds), seeds) if grain else again
+    return render(loaded, tokens, size, range(len(tokens)), grain).images
 
 
 def judge_anatomy(ours: SliceCollection, real: SliceCollection, train: SliceSet, *, seed: int) -> Anatomy:

@@ -23,7 +23,6 @@ from slicebook.checkpoint import LoadedPrior
 from slicebook.config import Record
 from slicebook.dataset import PreparedData, SliceSet
 from slicebook.errors import DataError
-from slicebook.generating import decode_pages, noise_levels, put_noise_back
 from slicebook.judging.slices import BATCH, SliceCollection, in_batches, of_size, unit
 from slicebook.likelihood import likelihood
 from slicebook.manifest import SliceRecord
@@ -31,6 +30,7 @@ from slicebook.metrics.membership import Membership, membership
 from slicebook.metrics.memorization import FEWEST_PATIENTS, Audit, Pair, audit
 from slicebook.metrics.nearest import CORRELATION, describe, move, nearest_by_correlation
 from slicebook.metrics.statistics import Rate, summarise_rate
+from slicebook.synthesis import render
 from slicebook.tensor_file import State, hash_tensors, load_kept, save_state
 from slicebook.text import write_csv
 from slicebook.token_set import encode_slices
@@ -164,10 +164,7 @@ def _again(
     size = (images.shape[1], images.shape[2])
     parts = torch.split(torch.from_numpy(2 * images[:, None] - 1), BATCH)
     tokens = torch.cat([loaded.book.encode(part.to(device)).cpu() for part in parts])
-    drawn = decode_pages(loaded, tokens, size).images
-    seeds = list(range(len(drawn)))
-    levels = noise_levels(loaded, drawn, seeds) if grain else [0.0] * len(drawn)
-    return unit(put_noise_back(loaded, drawn, levels, seeds))
+    return unit(render(loaded, tokens, size, range(len(tokens)), grain).images)
 
 
 def _likelihoods(

@@ -132,7 +132,7 @@ def generate(
         size: Rows and columns; the most frequent of the training by default.
         settings: How boldly tokens are drawn.
         grain: Whether to put back noise like the training set's, if the tokenizer was taught to leave it out.
-        clear: What allows the samples to be shared, such as `reporting.sharing.clearance`; not asked by
+        clear: What allows the samples to be shared, such as `reporting.release.release_check`; not asked by
             default.
         device: auto, cpu, cuda or mps.
         progress: Called with samples done and all samples.

@@ -123,7 +123,8 @@ def _text(evaluation: Evaluation, audit: Auditing) -> str:
 - Model {model["weights_sha256"]}: {copies.samples} samples, generated with the
   settings of these. The audited samples are at positions of training slices; these may be at any position.
 - At most {copies.at_most:.1%} of such samples are copies like those planted (95 % confidence bound).
-- Searched (with shifts and mirroring): {audit.training_slices} slices of {audit.training_patients} training patients.
+- Searched: {audit.training_slices} training slices of {audit.training_patients} patients, also shifted
+  and mirrored.
 - Not searched, because of another size: {audit.of_other_sizes} training slices.
 - Baseline: {audit.baseline}.
 - Membership inference from the likelihoods of the model has an AUC of {auc}; chance is 0.5.

@@ -3,7 +3,9 @@
 Holds the one tiny prior, and the one report, that the tests of generating, inpainting and judging share.
 """
 
+import importlib.util
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,30 @@ checked = beartype(conf=BeartypeConf(is_pep484_tower=True))
 
 install_import_hook("slicebook", f"{__name__}.checked")
 torch.set_num_threads(1)
+
+
+def missing_for_browser() -> str:
+    """Return what the tests marked `browser` lack, and how to install it; empty where nothing is missing."""
+    if not shutil.which("chromium"):
+        return "there is no chromium (apt-get install chromium libatomic1)"
+    if not importlib.util.find_spec("playwright"):
+        return "there is no playwright (pip install -e '.[browser]')"
+    return ""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deselect the browser tests where they cannot run."""
+    if missing_for_browser():
+        deselected = [item for item in items if item.get_closest_marker("browser")]
+        config.hook.pytest_deselected(items=deselected)
+        items[:] = [item for item in items if item not in deselected]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say why the browser tests did not run."""
+    if reason := missing_for_browser():
+        terminalreporter.write_line(f"browser tests deselected: {reason}")
+
 
 HOW: dict[str, Any] = {"device": "cpu", "precision": "32-true", "progress": False}
 SMALL = (

@@ -40,10 +40,10 @@ def test_folders_of_one_name_are_told_apart_by_what_is_above_them(variant):
 def test_the_four_answers_stand_first(variant):
     found = compare_reports([variant("a"), variant("b", usefulness=None)])
     assert [row[0] for row in found.table()[1:5]] == [
-        "Is it faithful?", "Does it generate?", "Does it copy patients?", "Is it of use?",
+        "Is it faithful?", "Does it generate?", "Does it copy patients?", "Is it useful?",
     ]  # fmt: skip
     assert rows_of(found)["Does it copy patients?"] == ("invalid", "invalid")
-    assert rows_of(found)["Is it of use?"][1] == "not asked"
+    assert rows_of(found)["Is it useful?"][1] == "not asked"
 
 
 def test_a_score_stands_with_its_interval(variant):
@@ -62,7 +62,7 @@ def test_a_share_stands_as_x_of_y(variant):
     key = "generation__features__texture__{}__coverage"
     other = variant("b", **{key.format(side): BESIDE for side in ("samples", "tokenizer_alone")})
     cells = rows_of(compare_reports([variant("a"), other]))["texture: coverage"]
-    assert cells == ("–", "0.3 [0.1, 0.5] of 0.75")
+    assert cells == ("–", "0.3 [0.1, 0.5], real 0.75")
 
 
 def test_the_audit_stands_with_what_was_planted_last(variant):
@@ -71,14 +71,14 @@ def test_the_audit_stands_with_what_was_planted_last(variant):
 
     rows = rows_of(compare_reports([variant("a"), variant("b", audit__copies__controls=seen)]))
     assert rows["samples beyond the gap"][0] == "0 (copies from 2) and 0 (from 1) of 24"
-    assert rows["planted copies seen"][1] == "50% of 6"
+    assert rows["planted copies detected"][1] == "50% of 6"
 
 
 def test_the_advantage_over_jpeg_2000_stands_where_it_was_coded(variant):
     coded = variant("a", fidelity__codecs__jpeg2000__advantage__ssim_foreground__mean_of_patients=0.1)
     cells = rows_of(compare_reports([coded, variant("b", fidelity__codecs=None)]))
-    assert cells["ssim_foreground less JPEG 2000's"][0].startswith("0.100 [")
-    assert cells["ssim_foreground less JPEG 2000's"][1] == "–"
+    assert cells["ssim_foreground minus JPEG 2000"][0].startswith("0.100 [")
+    assert cells["ssim_foreground minus JPEG 2000"][1] == "–"
 
 
 def test_a_measure_that_no_report_has_is_left_out(variant):
@@ -111,7 +111,7 @@ def test_a_part_that_was_not_judged_is_no_difference(variant):
         ("split", "test", "split is validation in a and c, and test in b"),
         ("drawing__samples", 99, "number of samples is 24 in a and c, and 99 in b"),
         ("drawing__settings__top_p", 0.5, "sampling is .* in a and c, and .*top_p 0.5.* in b"),
-        ("drawing__grain", False, "sampling is .* in a and c, and .*no noise put back in b"),
+        ("drawing__grain", False, "sampling is .* in a and c, and .*no noise added in b"),
         (
             "generation__features",
             texture_alone,
@@ -122,7 +122,7 @@ def test_a_part_that_was_not_judged_is_no_difference(variant):
         (
             "usefulness__convention",
             "other",
-            "Dice is taken by definition 1 in a and c, and by definition 2 in b",
+            "Dice is computed by definition 1 in a and c, and by definition 2 in b",
         ),
     ],
 )
@@ -167,7 +167,7 @@ def test_the_command_writes_the_page_with_its_warnings(variant, tmp_path):
     folders = [str(variant("a|b")), str(variant("c", provenance__seed=7))]
     assert cli.main(["compare", *folders, "--out", str(out)]) == 0
     page = out.read_text(encoding="utf-8")
-    assert "cannot be compared as they stand" in page
+    assert "are not comparable" in page
     assert "seed is 42" in page
     assert r"| measure | a\|b | c |" in page
     assert "- ssim_foreground: SSIM of record" in page

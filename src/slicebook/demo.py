@@ -21,7 +21,7 @@ from slicebook.generating import GenerateSummary, generate
 from slicebook.inference import ReconstructSummary, reconstruct
 from slicebook.preparation import prepare
 from slicebook.prior_training import train_prior
-from slicebook.reporting.page import PAGE_NAME, write_page
+from slicebook.reporting.html import PAGE_NAME, write_page
 from slicebook.training import TrainingSummary, train_tokenizer
 from slicebook.volumes import write_nifti
 

@@ -135,8 +135,8 @@ def generate(
         size: Rows and columns; the most frequent size of the training set by default.
         settings: Sampling temperature, top-p and guidance.
         grain: Whether to add noise like the training set's, if the tokenizer was trained to leave it out.
-        clear: Decides whether the samples may be shared, such as `reporting.sharing.clearance`; by default
-            nothing is asked.
+        clear: Decides whether the samples may be shared, such as `reporting.release.release_check`; not
+            called by default.
         device: auto, cpu, cuda or mps.
         progress: Called with the number of samples written and of all samples, after each group.
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from jaxtyping import Float32
 
-from slicebook import pictures
+from slicebook import sheets
 from slicebook.checkpoint import LoadedTokenizer, load_tokenizer
 from slicebook.devices import choose_device
 from slicebook.errors import CheckpointError, DataError, ShapeError
@@ -251,7 +251,8 @@ def _score(
 def _write_pairs(folder: Path, stack: Stack, drawn: Float32[np.ndarray, "n h w"]) -> None:
     folder.mkdir(exist_ok=True)
     for number, (original, copy) in enumerate(zip(stack.slices, drawn, strict=True)):
-        pictures.pair(original, copy, folder / f"slice-{number:03}.png", aspect=stack.aspect)
+        panels = [sheets.gray(image, stack.aspect) for image in (original, copy)]
+        sheets.write_sheet(panels, folder / f"slice-{number:03}.png", columns=2)
 
 
 def _token_summary(output: Path, tokens: TokenFile, loaded: LoadedTokenizer) -> TokenSummary:

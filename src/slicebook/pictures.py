@@ -1,132 +1,92 @@
-"""Pictures to look at before believing a number: batches, pairs, what each level adds, curves.
+"""Figures: batches, pairs and levels of slices as PNG; charts as PNG, or as SVG for a page.
 
-Every slice comes as the dataset and the tokenizer hand it out: display orientation, values in [-1, 1].
-`aspect` is a pixel's height over its width (row_mm / col_mm), so that a pelvis keeps its shape. Figures are
-built on matplotlib's objects, with no global state and no display.
+Slices come as the dataset and the tokenizer return them: display orientation, values in [-1, 1]. `aspect` is
+the height of a pixel over its width (row_mm / column_mm). Figures are built on matplotlib's objects, with no
+global state and no display.
 """
 
 import csv
+import io
+import itertools
 import math
 import os
-from collections.abc import Sequence
+import re
+import textwrap
+from collections.abc import Mapping, Sequence
+from html import escape
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
+import matplotlib
 import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.colors import Colormap, LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.image import imsave
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from scipy.ndimage import zoom
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 from torch import Tensor
 
-from slicebook.errors import DataError, ShapeError
+from slicebook.errors import DataError
 
 Slice = Float[np.ndarray, "_ _"] | Float[Tensor, "_ _"]  # shapes may differ from slice to slice
+Points: TypeAlias = Sequence[tuple[float, float]]
 
 _BACKGROUND = "#17191d"
+_GRID = "#2b2f36"
 _TEXT = "#d9dce1"
 _QUIET = "#8b919b"
-_COLOURS = ("#7fb4e6", "#e6a96b", "#8fcf9b", "#d48fc4", "#c9c27a")  # apart also for the colour-blind
+_COLOURS = ("#7fb4e6", "#e6a96b", "#8fcf9b", "#d48fc4", "#c9c27a")  # safe for colour-blind readers
+# In SVG each colour is a CSS variable of the page, so that a chart follows light, dark and print.
+_VARIABLES = {_TEXT: "--ink", _QUIET: "--quiet", _GRID: "--line"} | {
+    colour: f"--s{index}" for index, colour in enumerate(_COLOURS)
+}
 _CHANGE = LinearSegmentedColormap.from_list("change", ["#8cc8ff", "#2f6ea5", "#0b0c0e", "#b06a26", "#ffc98a"])
+_SVG_STYLE: dict[Any, Any] = {"svg.fonttype": "none", "text.parse_math": False, "font.size": 9} | {
+    "font.sans-serif": "DejaVu Sans", "legend.columnspacing": 1.2, "legend.handlelength": 1.4,
+}  # fmt: skip
+_NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 _DPI = 110
-_CELL = 2.2  # inches of the longer side of one image
+_CELL = 2.2  # inches of the longer side of one slice
+_MAX_BATCH = 16
+_MAX_MARKED = 12  # points: a shorter line has a marker at each, so that a single point is visible
 
 
-def batch(images: Float[Tensor, "b 1 h w"], path: Path, *, aspect: float = 1.0, caption: str = "") -> None:
-    """Draw up to 16 slices of a batch as the model sees them, after augmentation."""
-    shown = [image[0] for image in images[:16]]
-    caption = caption or f"{len(shown)} of {len(images)} slices of a training batch, after augmentation"
-    grid(shown, path, aspect=aspect, caption=caption)
-
-
-def grid(
-    images: Sequence[Slice],
-    path: Path,
-    *,
-    titles: Sequence[str] = (),
-    columns: int | None = None,
-    aspect: float | Sequence[float] = 1.0,
-    caption: str = "",
-) -> None:
-    """Draw slices row by row, each with its title.
-
-    Args:
-        images: Slices in [-1, 1]; they may differ in shape.
-        path: Where the PNG goes.
-        titles: One a slice, or none.
-        columns: Images in a row; without it, about as many as rows.
-        aspect: A pixel's height over its width, for all slices or one each.
-        caption: What the reader sees, in a sentence under the pictures.
-
-    Raises:
-        ShapeError: There is nothing to draw, or titles or aspects do not match the slices.
-    """
-    if not images:
-        raise ShapeError(f"{path}: got no slice to draw, wanted at least one")
-    columns = columns or math.ceil(math.sqrt(len(images)))
-    rows = [list(range(start, min(start + columns, len(images)))) for start in range(0, len(images), columns)]
-    ratios = _for_each(aspect, len(images))
-    names = _labels(titles, "", len(images), path)
-    figure, axes = _canvas(
-        len(rows), columns, _height_over_width(images[0], ratios[0]), caption, bool(titles)
-    )
-    for row, members in enumerate(rows):
-        for column, index in enumerate(members):
-            _show(axes[row][column], images[index], names[index], ratios[index])
+def batch(images: Float[Tensor, "b 1 h w"], path: Path, *, aspect: float = 1.0) -> None:
+    """Draw up to 16 slices of a training batch, after augmentation."""
+    shown = [image[0] for image in images[:_MAX_BATCH]]
+    columns = math.ceil(math.sqrt(len(shown)))
+    caption = f"{len(shown)} of {len(images)} slices of a training batch, after augmentation"
+    figure, axes = _canvas(math.ceil(len(shown) / columns), columns, shown[0], aspect, caption)
+    for place, image in zip(itertools.chain(*axes), shown, strict=False):
+        _show(place, image, "", aspect)
     _save(figure, path)
 
 
 def pairs(
     originals: Sequence[Slice],
-    reconstructions: Sequence[Slice],
+    copies: Sequence[Slice],
     path: Path,
     *,
-    names: Sequence[str] = (),
-    titles: Sequence[str] = (),
-    aspect: float | Sequence[float] = 1.0,
-    caption: str = "",
+    names: Sequence[str],
+    titles: Sequence[str],
+    aspect: Sequence[float],
+    caption: str,
 ) -> None:
-    """Draw each original beside its reconstruction and their absolute difference, a pair a row.
+    """Draw each original beside its copy and their absolute difference, one pair per row.
 
     The difference is drawn from 0 (dark) to a quarter of the intensity range (bright) in every row, so
-    that rows can be compared. `names` stand over the originals, `titles` over the reconstructions.
-
-    Raises:
-        ShapeError: There is nothing to draw, or the numbers of slices, names, titles and aspects differ.
+    that rows can be compared. `names` stand over the originals, `titles` over the copies.
+    There is one of each slice, name, title and aspect.
     """
-    if not originals or len(originals) != len(reconstructions):
-        raise ShapeError(
-            f"{path}: got {len(originals)} originals and {len(reconstructions)} reconstructions, "
-            "wanted as many of each, and at least one"
-        )
-    ratios = _for_each(aspect, len(originals))
-    names = _labels(names, "original", len(originals), path)
-    titles = _labels(titles, "reconstruction", len(originals), path)
-    figure, axes = _canvas(len(originals), 3, _height_over_width(originals[0], ratios[0]), caption, True)
-    for row, (original, copy) in enumerate(zip(originals, reconstructions, strict=True)):
+    figure, axes = _canvas(len(originals), 3, originals[0], aspect[0], caption)
+    rows = zip(axes, originals, copies, names, titles, aspect, strict=True)
+    for (left, middle, right), original, copy, name, title, ratio in rows:
+        _show(left, original, name, ratio)
+        _show(middle, copy, title, ratio)
         difference = np.abs(_array(copy) - _array(original))
-        _show(axes[row][0], original, names[row], ratios[row])
-        _show(axes[row][1], copy, titles[row], ratios[row])
-        _show(axes[row][2], difference, "difference", ratios[row], colours="magma", span=(0.0, 0.5))
+        _show(right, difference, "difference", ratio, colours="magma", span=(0.0, 0.5))
     _save(figure, path)
-
-
-def pair(original: Slice, reconstruction: Slice, path: Path, *, aspect: float = 1.0) -> None:
-    """Write original | reconstruction as pixels, without text: one PNG a slice, quickly.
-
-    `aspect` is the height of a pixel over its width; rows are resampled so that the patient keeps his shape.
-    """
-    left, right = _array(original), _array(reconstruction)
-    gap = np.full((left.shape[0], 2), -1.0, dtype=np.float32)
-    joined = np.concatenate([left, gap, right], axis=1)
-    rows = max(1, round(joined.shape[0] * aspect))
-    if rows != joined.shape[0]:
-        joined = zoom(joined, (rows / joined.shape[0], 1), order=1, grid_mode=True, mode="nearest")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    imsave(path, joined, cmap="gray", vmin=-1, vmax=1)
 
 
 def levels(
@@ -134,48 +94,35 @@ def levels(
     partials: Sequence[Sequence[Slice]],
     path: Path,
     *,
-    names: Sequence[str] = (),
     aspect: float | Sequence[float] = 1.0,
     first: str = "original",
     caption: str = "",
 ) -> None:
-    """Draw what each level adds: decodings from ever more levels, and under each its change.
+    """Draw decodings from ever more levels, and under each what its level changes.
 
-    Change is drawn from blue (darker) over black (none) to orange (brighter); the coarsest level's is against
+    The change is blue (darker), black (none) or orange (brighter); that of the coarsest level is relative to
     its own mean.
 
     Args:
         originals: Slices in [-1, 1].
-        partials: One list a number of levels, the coarsest alone first; in it one slice an original.
+        partials: One list per number of levels, the coarsest level alone first; each has one slice per
+            original.
         path: Where the PNG goes.
-        names: One a decoding, such as "level 2 alone"; counted from the coarsest where not given.
-        aspect: A pixel's height over its width, for all slices or one each.
+        aspect: Height of a pixel over its width, for all slices or for each.
         first: Title of the first column.
-        caption: What the reader sees.
-
-    Raises:
-        ShapeError: There is nothing to draw, or a decoding lacks a slice or a name.
+        caption: Text under the slices.
     """
-    if not originals or not partials or any(len(decoded) != len(originals) for decoded in partials):
-        raise ShapeError(
-            f"{path}: got {[len(decoded) for decoded in partials]} decoded slices for {len(originals)} "
-            "originals, wanted as many in each"
-        )
-    count = len(partials)
-    counted = [f"level {count - 1}", *(f"+ level {level}" for level in reversed(range(count - 1)))]
-    names = _labels(names or counted, "", count, path)
-    ratios = _for_each(aspect, len(originals))
-    figure, axes = _canvas(
-        2 * len(originals), count + 1, _height_over_width(originals[0], ratios[0]), caption, titled=True
-    )
-    for row, (original, ratio) in enumerate(zip(originals, ratios, strict=True)):
-        above, below = axes[2 * row], axes[2 * row + 1]
+    count, ratios = len(partials), np.broadcast_to(aspect, len(originals)).tolist()
+    names = [f"level {count - 1}", *(f"+ level {level}" for level in reversed(range(count - 1)))]
+    figure, axes = _canvas(2 * len(originals), count + 1, originals[0], ratios[0], caption)
+    rows = zip(axes[::2], axes[1::2], originals, ratios, zip(*partials, strict=True), strict=True)
+    for above, below, original, ratio, decodings in rows:
         _show(above[0], original, first, ratio)
-        before = np.full(_array(original).shape, _array(partials[0][row]).mean())
-        for column, (decoded, name) in enumerate(zip(partials, names, strict=True), start=1):
-            after = _array(decoded[row])
+        before = np.full(_array(original).shape, _array(decodings[0]).mean())
+        for column, (decoded, name) in enumerate(zip(decodings, names, strict=True), start=1):
+            after = _array(decoded)
             _show(above[column], after, name, ratio)
-            _show(below[column], after - before, "what it adds", ratio, colours=_CHANGE, span=(-0.6, 0.6))
+            _show(below[column], after - before, "change", ratio, colours=_CHANGE, span=(-0.6, 0.6))
             before = after
     _save(figure, path)
 
@@ -189,26 +136,22 @@ _PANELS: _Panels = (
 )
 _PRIOR_PANELS: _Panels = (
     ("Loss", ("train_loss",), 1.0),
-    ("Bits a pixel, validation", ("validation_bits_per_pixel",), 1.0),
-    ("Nats a token, training", ("train_nats_",), 1.0),
-    ("Nats a token, validation", ("validation_nats_",), 1.0),
+    ("Bits per pixel, validation", ("validation_bits_per_pixel",), 1.0),
+    ("Nats per token, training", ("train_nats_",), 1.0),
+    ("Nats per token, validation", ("validation_nats_",), 1.0),
 )
-
 _DECODER_PANELS: _Panels = (
-    ("Fidelity (a loss)", ("train_fidelity", "validation_fidelity"), 1.0),
+    ("Reconstruction loss", ("train_fidelity", "validation_fidelity"), 1.0),
     ("SSIM", ("train_ssim", "validation_ssim"), 1.0),
-    ("Sharpness, 1 is real", ("train_sharpness", "validation_sharpness"), 1.0),
-    ("Discriminator's loss, 2 is undecided", ("train_discriminator",), 1.0),
+    ("Sharpness relative to real slices", ("train_sharpness", "validation_sharpness"), 1.0),
+    ("Discriminator loss (2 is chance)", ("train_discriminator",), 1.0),
 )
 
 
 def curves(metrics_csv: Path, path: Path) -> None:
-    """Draw a run's `metrics.csv` over the steps: a tokenizer's scores and codes, a prior's nats.
+    """Draw the `metrics.csv` of a run over its training steps.
 
-    Reads the columns `step`, `{train,validation}_{loss,ssim,dice}`, `usage_<level>` and `perplexity_<level>`,
-    `{train,validation}_nats_<stage>` and `validation_bits_per_pixel`, or, of a decoder,
-    `{train,validation}_{fidelity,ssim,sharpness}` and `train_discriminator`; an empty cell is a step where
-    that number was not measured.
+    The panels name the columns they read; an empty cell is a step where a number was not measured.
 
     Raises:
         DataError: The file has no row, or no column of steps.
@@ -218,17 +161,20 @@ def curves(metrics_csv: Path, path: Path) -> None:
         columns, rows = list(reader.fieldnames or ()), list(reader)
     if "step" not in columns or not rows:
         raise DataError(f"{metrics_csv}: no rows with a column `step`; train at least one epoch first")
-    panels = _PANELS
-    if "validation_likelihood" in columns:
-        panels = _PRIOR_PANELS
-    elif "train_discriminator" in columns:
-        panels = _DECODER_PANELS
-    room = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12)
-    figure = Figure(figsize=(10, 6.4), dpi=_DPI, facecolor=_BACKGROUND, layout=room)
+    of_prior, of_decoder = "validation_likelihood" in columns, "train_discriminator" in columns
+    panels = _PRIOR_PANELS if of_prior else _DECODER_PANELS if of_decoder else _PANELS
+    layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12)
+    figure = Figure(figsize=(10, 6.4), dpi=_DPI, facecolor=_BACKGROUND, layout=layout)
     for axes, (title, prefixes, scale) in zip(figure.subplots(2, 2).flat, panels, strict=True):
-        drawn = [name for name in columns if name.startswith(prefixes)]
-        _plot(axes, title, {name: _series(rows, name, scale) for name in drawn})
-        if title.endswith("%"):
+        axes.set_title(title, color=_TEXT, fontsize=11, loc="left")
+        series = {
+            name: [(float(row["step"]), scale * float(row[name])) for row in rows if row[name]]
+            for name in columns
+            if name.startswith(prefixes)
+        }
+        _plot(axes, series, [_label(name) for name in series])
+        axes.legend(frameon=False, labelcolor=_TEXT, fontsize=8)
+        if title == "Codes in use, %":
             axes.set_ylim(0, 105)
         elif title == "Perplexity":
             axes.set_ylim(bottom=0)
@@ -236,44 +182,102 @@ def curves(metrics_csv: Path, path: Path) -> None:
     _save(figure, path)
 
 
-def _series(rows: list[dict[str, str]], column: str, scale: float) -> tuple[list[float], list[float]]:
-    measured = [row for row in rows if row.get(column)]
-    return [float(row["step"]) for row in measured], [scale * float(row[column]) for row in measured]
+def _label(column: str) -> str:
+    """Return the legend of a column of metrics.csv: its level, its stage, or its split."""
+    split, _, level = column.rpartition("_")
+    if level.isdigit():
+        return f"level {level}"
+    stage = column.partition("_nats_")[2].replace("_", " ")
+    return stage or split.partition("_")[0]
 
 
-def _plot(axes: Axes, title: str, series: dict[str, tuple[list[float], list[float]]]) -> None:
+def line_chart(
+    series: Mapping[str, Points],
+    *,
+    x: str,
+    y: str,
+    title: str,
+    log_x: bool = False,
+    band: tuple[str, Points, Points] | None = None,
+) -> str:
+    """Draw lines as an SVG element for a page that defines the CSS variables --ink, --quiet, --line, --s0….
+
+    The same input gives the same text. The chart has no ids but those of its markers, which `title` makes
+    its own, so that a page can hold many.
+
+    Args:
+        series: At least one point by the name in the legend.
+        x: Label of the x-axis, with its unit.
+        y: Label of the y-axis, with its unit.
+        title: What the chart shows, for readers who cannot see it.
+        log_x: Whether x is logarithmic; then every x is above 0.
+        band: A range behind the lines: its name in the legend, its lower and its upper edge.
+    """
+    with matplotlib.rc_context({**_SVG_STYLE, "svg.hashsalt": title}):
+        figure = Figure(figsize=(4.4, 2.7), layout="constrained")
+        axes = figure.subplots()
+        _plot(axes, series, list(series))
+        if band:
+            places, low = zip(*band[1], strict=True)
+            high = [value for _, value in band[2]]
+            axes.fill_between(places, low, high, color=_COLOURS[1], alpha=0.25, linewidth=0, label=band[0])
+        axes.set_xlabel(x, color=_TEXT)
+        axes.set_ylabel(y, color=_TEXT)
+        if log_x:
+            axes.set_xscale("log")
+            left, right = axes.get_xlim()
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if right > 5 * left else MaxNLocator(5))
+            axes.xaxis.set_minor_locator(NullLocator())
+            axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        if len(series) > 1 or band:
+            axes.legend(
+                loc="lower left", bbox_to_anchor=(-0.1, 1.0), ncols=3, labelcolor=_TEXT, frameon=False
+            )
+        text = io.StringIO()
+        figure.savefig(text, format="svg", transparent=True, metadata=_NO_METADATA)
+    names = ", ".join([*series, band[0]] if band else series)
+    return _for_page(text.getvalue(), title, f"Lines: {names}. x: {x}. y: {y}.")
+
+
+def _for_page(svg: str, title: str, description: str) -> str:
+    """Return matplotlib's SVG as an element of a page: named, in the colours of the page, of any width."""
+    svg = svg[svg.index("<svg") :]
+    # A style element would hold for the whole page, and several charts would have the same ids.
+    svg = re.sub(r"(?s)\s*<defs>\s*<(style|clipPath).*?</defs>", "", svg)
+    svg = re.sub(r' (clip-path="[^"]*"|id="[\w.]+_\d+"|(width|height)="[\d.]+pt")', "", svg)
+    for colour, variable in _VARIABLES.items():
+        svg = svg.replace(colour, f"var({variable})")
+    head = f"<title>{escape(title)}</title><desc>{escape(description)}</desc>"
+    return svg.replace("<svg", '<svg class="chart" role="img"', 1).replace(">", f">{head}", 1).strip()
+
+
+def _plot(axes: Axes, series: Mapping[str, Points], labels: Sequence[str]) -> None:
+    """Draw lines in the style of all charts."""
     axes.set_facecolor(_BACKGROUND)
-    axes.set_title(title, color=_TEXT, fontsize=11, loc="left")
-    axes.grid(axis="y", color="#2b2f36", linewidth=0.8)
+    axes.grid(axis="y", color=_GRID, linewidth=0.8)
     axes.spines[:].set_visible(False)
-    axes.tick_params(colors=_QUIET, labelsize=8, length=0)
-    for (name, (steps, values)), colour in zip(series.items(), _COLOURS * len(series), strict=False):
-        prefix, _, level = name.rpartition("_")
-        label = f"level {level}" if level.isdigit() else prefix
-        if name.endswith("bits_per_pixel"):
-            label = "validation"
-        elif "_nats_" in name:
-            label = name.partition("_nats_")[2].replace("_", " ")
-        marker = "o" if len(steps) < 12 else ""  # a single epoch is a dot, not an invisible line
-        axes.plot(steps, values, color=colour, linewidth=1.6, label=label, marker=marker, markersize=3)
-    if series:
-        axes.legend(frameon=False, labelcolor=_TEXT, fontsize=8)
+    axes.tick_params(which="both", colors=_QUIET, labelsize=8, length=0)
+    for points, label, colour in zip(series.values(), labels, itertools.cycle(_COLOURS), strict=False):
+        marker = "o" if len(points) < _MAX_MARKED else ""
+        places, values = [place for place, _ in points], [value for _, value in points]
+        axes.plot(places, values, color=colour, linewidth=1.6, label=label, marker=marker, markersize=3)
 
 
 def _canvas(
-    rows: int, columns: int, height_over_width: float, caption: str, titled: bool
+    rows: int, columns: int, first: Slice, aspect: float, caption: str
 ) -> tuple[Figure, list[list[Axes]]]:
-    """Return a figure of rows × columns cells of one shape, with room for titles and a caption."""
+    """Return a figure of cells in the shape of one slice, with room for titles and a caption."""
+    height_over_width = aspect * first.shape[0] / first.shape[1]
     width = _CELL / max(1.0, height_over_width)
-    height = width * height_over_width + (0.24 if titled else 0.06)
+    height = width * height_over_width + 0.24
     total_width = columns * (width + 0.06) + 0.1
-    lines = _wrap(caption, columns * width)
+    # A letter of 8 points is about a sixteenth of an inch wide.
+    lines = textwrap.wrap(caption, max(1, int(columns * width * 16)), break_long_words=False)
     foot = 0.1 + 0.17 * len(lines)
     total_height = rows * height + foot + 0.05
     figure = Figure(figsize=(total_width, total_height), dpi=_DPI, facecolor=_BACKGROUND)
-    if lines:
-        where = (0.08 / total_width, 0.08 / total_height)
-        figure.text(*where, "\n".join(lines), color=_QUIET, fontsize=8, va="bottom")
+    where = (0.08 / total_width, 0.08 / total_height)
+    figure.text(*where, "\n".join(lines), color=_QUIET, fontsize=8, va="bottom")
     axes = []
     for row in range(rows):
         bottom = total_height - 0.05 - (row + 1) * height
@@ -297,43 +301,11 @@ def _show(
     axes.imshow(
         _array(image), cmap=colours, vmin=span[0], vmax=span[1], aspect=aspect, interpolation="nearest"
     )
-    if title:
-        axes.set_title(title, color=_TEXT, fontsize=8, pad=3, loc="left")
-
-
-def _wrap(caption: str, inches: float) -> list[str]:
-    """Break the caption into lines of at most `inches`, at 8 points."""
-    lines: list[str] = []
-    for word in caption.split():
-        if lines and len(lines[-1]) + 1 + len(word) <= inches * 16:
-            lines[-1] += f" {word}"
-        else:
-            lines.append(word)
-    return lines
+    axes.set_title(title, color=_TEXT, fontsize=8, pad=3, loc="left")
 
 
 def _array(image: Slice) -> Float[np.ndarray, "h w"]:
     return image.detach().float().cpu().numpy() if isinstance(image, Tensor) else image
-
-
-def _height_over_width(image: Slice, aspect: float) -> float:
-    rows, columns = image.shape
-    return float(aspect * rows / columns)
-
-
-def _labels(given: Sequence[str], default: str, count: int, path: Path) -> Sequence[str]:
-    if given and len(given) != count:
-        raise ShapeError(f"{path}: got {len(given)} titles for {count} pictures, wanted one each")
-    return given or [default] * count
-
-
-def _for_each(aspect: float | Sequence[float], count: int) -> list[float]:
-    ratios = (
-        [float(aspect)] * count if isinstance(aspect, int | float) else [float(ratio) for ratio in aspect]
-    )
-    if len(ratios) != count:
-        raise ShapeError(f"got {len(ratios)} aspects for {count} slices, wanted one or as many")
-    return ratios
 
 
 def _save(figure: Figure, path: Path) -> None:

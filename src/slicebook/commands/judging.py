@@ -57,8 +57,8 @@ def evaluate(
     from slicebook.dataset import PreparedData
     from slicebook.devices import choose_device
     from slicebook.evaluate import evaluate as judge
-    from slicebook.reporting.card import CARD_NAME, write_card
-    from slicebook.reporting.page import write_page
+    from slicebook.reporting.html import write_page
+    from slicebook.reporting.model_card import CARD_NAME, write_card
     from slicebook.sampling import SamplingSettings
 
     find_model(model)  # what is missing first is said first

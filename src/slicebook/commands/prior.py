@@ -81,7 +81,7 @@ def generate(
 ) -> None:
     """Draw new slices with their masks, as a data set of its own."""
     from slicebook import generating
-    from slicebook.reporting.sharing import clearance
+    from slicebook.reporting.release import release_check
     from slicebook.sampling import SamplingSettings
 
     summary = generating.generate(
@@ -95,7 +95,7 @@ def generate(
         size=size,
         settings=SamplingSettings(temperature, fine_temperature, top_p, guidance),
         grain=grain,
-        clear=None if share is None else clearance(share),
+        clear=None if share is None else release_check(share),
         device=device,
         progress=counter("sample"),
     )

@@ -1,4 +1,4 @@
-"""Commands that tell what evaluations found."""
+"""Commands that turn evaluations into documents."""
 
 from pathlib import Path
 from typing import Annotated
@@ -21,29 +21,29 @@ def compare(
         ),
     ],
     out: Annotated[
-        Path | None, typer.Option(metavar="FILE.md", help="Write the table as Markdown too.")
+        Path | None, typer.Option(metavar="FILE.md", help="Also write the table as Markdown.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Put several evaluations in one table, and say where they cannot be compared."""
+    """Put several evaluations in one table, and warn where they are not comparable."""
     from slicebook.reporting.comparison import compare_reports, write_comparison
 
-    found = compare_reports(reports)
-    for warning in (*(f"not comparable: {line}" for line in found.differences), *found.warnings):
+    comparison = compare_reports(reports)
+    for warning in (*(f"not comparable: {line}" for line in comparison.differences), *comparison.warnings):
         say(f"warning: {warning}")
     if out:
-        write_comparison(found, out)
-    show(found, found.table(), as_json)
+        write_comparison(comparison, out)
+    show(comparison, comparison.table(), as_json)
 
 
 def card(
     report: Report,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="FILE.md", help="Where to write it; REPORT/MODEL_CARD.md, when not given."),
+        typer.Option(metavar="FILE.md", help="Output file; REPORT/MODEL_CARD.md by default."),
     ] = None,
 ) -> None:
-    """Write the model card of an evaluation: what the model is, is for, and was found to do."""
-    from slicebook.reporting.card import write_card
+    """Write the model card of an evaluation: the model, its intended use, and its scores."""
+    from slicebook.reporting.model_card import write_card
 
     typer.echo(write_card(report, out))

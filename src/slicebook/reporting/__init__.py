@@ -1,1 +1,1 @@
-"""What an evaluation found, for people: answers, charts, the page, the card, the comparison."""
+"""Evaluations as documents: the page, the model card, the comparison, and the release of samples."""

@@ -1,58 +1,49 @@
-"""Several evaluations in one table, and why they may not be compared."""
+"""Several evaluations in one table, and the reasons why they are not comparable."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from slicebook.errors import ConfigError
 from slicebook.evaluation import REPORT_NAME, Evaluation, read_report
 from slicebook.metrics.statistics import Summary
-from slicebook.reporting import comparable, markdown
-from slicebook.reporting.answers import answers
-from slicebook.reporting.comparable import SHORT
-from slicebook.reporting.tables import conventions, titled
-from slicebook.reporting.wording import UNKNOWN, estimate, number, share
+from slicebook.reporting import markdown
+from slicebook.reporting.tables import UNKNOWN, conventions, estimate, full_name, listed, number, share
+from slicebook.reporting.verdicts import verdicts
 
+HASH_LENGTH = 12  # characters of a hash that are shown
 SCORES = ("ssim_foreground", "ssim_whole", "psnr_whole")
-NEARNESS = ("kernel distance", "Fréchet distance", "spectrum", "intensities")  # less is nearer
+DISTANCES = ("kernel distance", "Fréchet distance", "spectrum", "intensities")  # lower is better
 NOTES = (
-    "In brackets: the 95 % interval by patient (of MS-SSIM and the rules of anatomy by sample), of each "
-    "report by itself. Where two intervals overlap, a "
-    "difference may still be real: on the same patients it is known better than each side is.",
-    "Less is better of bits, distances, spectrum, intensities, samples beyond the gap, and membership (0.5 "
-    "tells nothing); MS-SSIM of pairs is best where real patients' is; of all else, more is better.",
-    "“up to”: the 95th percentile of the same between groups of real patients. “of”, “beside”: the same of "
-    "real patients, or of the training set.",
+    "In brackets: the 95 % interval by patient (of MS-SSIM and the anatomy rules by sample), for each report "
+    "alone. Where two intervals overlap, a difference may still be significant: a paired comparison on the "
+    "same patients is more precise.",
+    "Lower is better for bits, distances, spectrum, intensities, samples beyond the gap and membership AUC "
+    "(0.5 is chance). MS-SSIM of pairs should be close to that of real patients. For everything else, higher "
+    "is better.",
+    "“up to”: the 95th percentile between groups of real patients. “real”: the value of real patients. “of”: "
+    "the value of the training set, or the number of planted copies.",
 )
 
 
 @dataclass(frozen=True)
 class Cell:
-    """What one report says of one measure.
-
-    Attributes:
-        text: In words, with what stands beside it.
-        value: The number in it, where it is one.
-    """
+    """One measure of one report, as text and, where it is a number, as a number."""
 
     text: str
     value: float | None = None
 
 
 Cells = dict[str, Cell]
-"""Of one report, by measure."""
+"""The cells of one report, by measure."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One measure.
-
-    Attributes:
-        measure: Its name.
-        cells: Of each report; None where it has none.
-    """
+    """One measure, with a cell for each report; None where a report does not have it."""
 
     measure: str
     cells: tuple[Cell | None, ...]
@@ -63,11 +54,11 @@ class SideBySide:
     """Several evaluations side by side.
 
     Attributes:
-        titles: One a report: its folder, and as much of the path above it as tells it from the others.
-        differences: Why the reports cannot be compared as they stand, one sentence each.
-        warnings: What each report itself warns of.
-        rows: Measures that some report has.
-        conventions: What was measured, by name.
+        titles: One per report: the end of its path that is unique.
+        differences: Why the reports are not comparable, one sentence each.
+        warnings: The warnings of each report.
+        rows: Measures that at least one report has.
+        conventions: Definitions of the measures, by name.
     """
 
     titles: tuple[str, ...]
@@ -83,17 +74,15 @@ class SideBySide:
 
     def page(self) -> str:
         """Return all of it as Markdown."""
-        parts = ["# Evaluations compared"]
+        parts = ["# Comparison of evaluations"]
         if self.differences:
-            parts += ["**These reports cannot be compared as they stand:**", _bullets(self.differences)]
+            parts += ["**These reports are not comparable:**", _bullets(self.differences)]
         parts += [markdown.table(self.table()), *NOTES]
         if self.conventions:
-            parts += [
-                "What was measured:",
-                _bullets([f"{name}: {text}" for name, text in self.conventions.items()]),
-            ]
+            definitions = [f"{name}: {text}" for name, text in self.conventions.items()]
+            parts += ["Definitions:", _bullets(definitions)]
         if self.warnings:
-            parts += ["What the reports warn of:", _bullets(self.warnings)]
+            parts += ["Warnings of the reports:", _bullets(self.warnings)]
         return "\n\n".join(parts) + "\n"
 
 
@@ -108,39 +97,39 @@ def compare_reports(folders: Sequence[str | Path]) -> SideBySide:
         DataError: One is no report, or of another version.
     """
     if len(folders) < 2:
-        raise ConfigError(f"{len(folders)} report to compare, wanted two or more; give another one beside it")
-    found = [read_report(folder) for folder in folders]
+        raise ConfigError(f"{len(folders)} report to compare, wanted two or more; give another report")
+    reports = [read_report(folder) for folder in folders]
     titles = _titles([Path(folder) for folder in folders])
     rows: list[Row] = []
-    for part in (_answers, _fidelity, _generation, _audit, _usefulness, _origin):
-        columns = [part(one) for one in found]
+    for part in (_verdicts, _fidelity, _generation, _audit, _usefulness, _provenance):
+        columns = [part(report) for report in reports]
         measures = dict.fromkeys(name for column in columns for name in column)
         rows += [Row(name, tuple(column.get(name) for column in columns)) for name in measures]
-    measured = [_conventions(one) for one in found]
+    definitions = [_conventions(report) for report in reports]
     return SideBySide(
         titles=titles,
-        differences=(*comparable.differences(titles, found), *comparable.redefined(titles, measured)),
+        differences=(*_differences(titles, reports), *_redefinitions(titles, definitions)),
         warnings=tuple(
             f"{title}: {warning}"
-            for title, one in zip(titles, found, strict=True)
-            for warning in one.warnings
+            for title, report in zip(titles, reports, strict=True)
+            for warning in report.warnings
         ),
         rows=tuple(rows),
-        conventions=_all_conventions(titles, measured),
+        conventions=_merged(titles, definitions),
     )
 
 
 def write_comparison(comparison: SideBySide, path: Path) -> None:
-    """Write it as a page of Markdown.
+    """Write a comparison as Markdown.
 
     Raises:
-        ConfigError: There is a file that `slicebook compare` did not write.
+        ConfigError: The file exists and was not written by `slicebook compare`.
     """
     markdown.write(path, comparison.page(), "compare")
 
 
 def _titles(folders: Sequence[Path]) -> tuple[str, ...]:
-    """Return the shortest end of each path that no other has; a number where paths are the same."""
+    """Return the shortest unique end of each path, numbered where a path is repeated."""
     places = [path.resolve().parent if path.name == REPORT_NAME else path.resolve() for path in folders]
     titles: list[str] = []
     for place in places:
@@ -152,98 +141,181 @@ def _titles(folders: Sequence[Path]) -> tuple[str, ...]:
     return tuple(titles)
 
 
-def _answers(found: Evaluation) -> Cells:
-    return {answer.question: Cell(answer.verdict) for answer in answers(found)}
+def _verdicts(report: Evaluation) -> Cells:
+    return {verdict.question: Cell(verdict.answer) for verdict in verdicts(report)}
 
 
-def _fidelity(found: Evaluation) -> Cells:
-    fidelity = found.fidelity
+def _fidelity(report: Evaluation) -> Cells:
+    fidelity = report.fidelity
     if not fidelity:
         return {}
     rate, codec = fidelity.bits_per_pixel.mean_of_slices, (fidelity.codecs or {}).get("jpeg2000")
     cells = {"bits_per_pixel": Cell(number(rate), rate)}
     cells |= {name: _summary(fidelity.scores[name]) for name in SCORES}
     if codec:
-        cells[f"{fidelity.headline} less {codec.title}'s"] = _summary(codec.advantage[fidelity.headline])
+        cells[f"{fidelity.headline} minus {codec.title}"] = _summary(codec.advantage[fidelity.headline])
     return cells
 
 
-def _generation(found: Evaluation) -> Cells:
-    likeness = found.generation
-    if not likeness:
+def _generation(report: Evaluation) -> Cells:
+    generation = report.generation
+    if not generation:
         return {}
     cells = {}
-    for one in likeness.measures():
-        beside = f" beside {number(one.real)}"
-        if one.measure in NEARNESS and one.real_range:
-            beside = f", up to {number(one.real_range[1])}"
-        elif one.features:
-            beside = f" of {number(one.real)}"
-        cells[titled(one)] = Cell(estimate(one.generated, one.interval) + beside, one.generated)
-    if anatomy := likeness.anatomy:
-        said = f"{estimate(anatomy.generated, anatomy.generated_interval)} beside {number(anatomy.real)}"
-        cells["masks right by the rules of anatomy"] = Cell(said, anatomy.generated)
+    for measure in generation.measures():
+        reference = f"real {number(measure.real)}"
+        if measure.measure in DISTANCES and measure.real_range:
+            reference = f"up to {number(measure.real_range[1])}"
+        value = estimate(measure.generated, measure.interval)
+        cells[full_name(measure)] = Cell(f"{value}, {reference}", measure.generated)
+    if anatomy := generation.anatomy:
+        value = estimate(anatomy.generated, anatomy.generated_interval)
+        cells["masks that satisfy the anatomy rules"] = Cell(
+            f"{value}, real {number(anatomy.real)}", anatomy.generated
+        )
     return cells
 
 
-def _audit(found: Evaluation) -> Cells:
-    if not found.audit:
+def _audit(report: Evaluation) -> Cells:
+    if not report.audit:
         return {}
-    copies, member = found.audit.copies, found.audit.membership
-    (many, one), planted = copies.tests, copies.controls[-1]
-    beyond = (
-        f"{many.beyond} (copies from {many.needed}) and {one.beyond} (from {one.needed}) of {copies.samples}"
-    )
+    copies, membership = report.audit.copies, report.audit.membership
+    (many, single), planted = copies.tests, copies.controls[-1]
+    beyond = f"{many.beyond} (copies from {many.needed}) and {single.beyond} (from {single.needed})"
     return {
-        "samples beyond the gap": Cell(beyond, many.beyond),
-        "planted copies seen": Cell(f"{share(planted.seen)} of {planted.planted}", planted.seen),
-        "membership AUC": Cell(estimate(member.auc, member.interval), member.auc),
+        "samples beyond the gap": Cell(f"{beyond} of {copies.samples}", many.beyond),
+        "planted copies detected": Cell(f"{share(planted.seen)} of {planted.planted}", planted.seen),
+        "membership AUC": Cell(estimate(membership.auc, membership.interval), membership.auc),
     }
 
 
-def _usefulness(found: Evaluation) -> Cells:
-    if not found.usefulness:
+def _usefulness(report: Evaluation) -> Cells:
+    if not report.usefulness:
         return {}
-    ours, theirs = found.usefulness.generated.mean, found.usefulness.training_set.mean
-    return {"Dice of the segmenter": Cell(f"{number(ours)} of {number(theirs)}", ours)}
+    generated, reference = report.usefulness.generated.mean, report.usefulness.training_set.mean
+    return {"Dice of the segmenter": Cell(f"{number(generated)} of {number(reference)}", generated)}
 
 
-def _origin(found: Evaluation) -> Cells:
-    made, cells = found.provenance, {}
-    for name, model in (("tokenizer", made["model"]), ("prior", made["prior"])):
+def _provenance(report: Evaluation) -> Cells:
+    provenance, cells = report.provenance, {}
+    for name, model in (("tokenizer", provenance["model"]), ("prior", provenance["prior"])):
         if model:
-            cells[name] = Cell(f"{model['recipe']['name']} {model['weights_sha256'][:SHORT]}")
-    cells["split"] = Cell(found.split)
-    cells["split hash"] = Cell(made["data"]["split_hash"][:SHORT])
-    counts = {"patients": found.patients, "slices": found.slices, "seed": made["seed"]}
-    if found.drawing:
-        counts["samples"] = found.drawing.samples
+            cells[name] = Cell(f"{model['recipe']['name']} {model['weights_sha256'][:HASH_LENGTH]}")
+    cells["split"] = Cell(report.split)
+    cells["split hash"] = Cell(provenance["data"]["split_hash"][:HASH_LENGTH])
+    counts = {"patients": report.patients, "slices": report.slices, "seed": provenance["seed"]}
+    if report.drawing:
+        counts["samples"] = report.drawing.samples
     cells |= {name: Cell(str(count), count) for name, count in counts.items()}
-    if made["commit"]:
-        cells["commit"] = Cell(made["commit"][:SHORT])
+    if provenance["commit"]:
+        cells["commit"] = Cell(provenance["commit"][:HASH_LENGTH])
     return cells
 
 
-def _conventions(found: Evaluation) -> dict[str, str]:
-    parts = (found.fidelity, found.generation, found.audit, found.usefulness)
-    said = {name: text for part in parts if part for name, text in conventions(part).items()}
-    unshown = set(found.fidelity.scores) - set(SCORES) if found.fidelity else set()
-    return {name: text for name, text in said.items() if name not in unshown}
+def _conventions(report: Evaluation) -> dict[str, str]:
+    """Return the definitions of the measures in the table."""
+    parts = (report.fidelity, report.generation, report.audit, report.usefulness)
+    definitions = {name: text for part in parts if part for name, text in conventions(part).items()}
+    hidden = set(report.fidelity.scores) - set(SCORES) if report.fidelity else set()
+    return {name: text for name, text in definitions.items() if name not in hidden}
 
 
-def _summary(one: Summary) -> Cell:
-    return Cell(one.in_words(), one.mean_of_patients)
+def _summary(summary: Summary) -> Cell:
+    return Cell(summary.in_words(), summary.mean_of_patients)
 
 
-def _all_conventions(titles: Sequence[str], measured: Sequence[dict[str, str]]) -> dict[str, str]:
-    """Return what was measured, by name; where a report means something else, again under its title."""
-    found: dict[str, str] = {}
-    for title, one in zip(titles, measured, strict=True):
-        for name, text in one.items():
-            if found.setdefault(name, text) != text:
-                found[f"{name} in {title}"] = text
-    return found
+def _merged(titles: Sequence[str], definitions: Sequence[dict[str, str]]) -> dict[str, str]:
+    """Return all definitions by name; a second definition of a name has the title of its report."""
+    merged: dict[str, str] = {}
+    for title, of_report in zip(titles, definitions, strict=True):
+        for name, text in of_report.items():
+            if merged.setdefault(name, text) != text:
+                merged[f"{name} in {title}"] = text
+    return merged
 
 
 def _bullets(lines: Sequence[str]) -> str:
     return "\n".join(f"- {markdown.clean(line)}" for line in lines)
+
+
+def _preparation(report: Evaluation) -> str:
+    data = report.provenance["data"]
+    return ", ".join(
+        (
+            data["plane"] or "several planes",
+            f"{data['spacing']:g} mm" if data["spacing"] else "native pixels",
+            "×".join(map(str, data["size"])) if data["size"] else "native size",
+            f"percentiles {' and '.join(map(str, data['percentiles']))}",
+        )
+    )
+
+
+def _sampling(report: Evaluation) -> str | None:
+    drawing = report.drawing
+    if not drawing:
+        return None
+    settings = ", ".join(f"{name} {value:g}" for name, value in drawing.settings.items())
+    noise = "noise added" if drawing.grain else "no noise added"
+    return f"{drawing.rows}×{drawing.columns}, {settings}, {noise}"
+
+
+# What all reports that have it must share, and what to do where it differs.
+SAME: tuple[tuple[str, Callable[[Evaluation], Any], str], ...] = (
+    (
+        "split hash",
+        lambda report: report.provenance["data"]["split_hash"][:HASH_LENGTH],
+        "The patients or their split differ; evaluate all models on one prepared folder",
+    ),
+    ("preparation", _preparation, "The slices differ; evaluate all models on one prepared folder"),
+    (
+        "split",
+        lambda report: report.split,
+        "The checkpoint was selected on validation patients and trained on training patients; evaluate all "
+        "models on one split",
+    ),
+    (
+        "number of samples",
+        lambda report: report.drawing and report.drawing.samples,
+        "Distances and copy tests depend on it; evaluate the same number (-n)",
+    ),
+    ("sampling", _sampling, "Every measure of samples depends on it; evaluate all with the same settings"),
+    (
+        "features",
+        lambda report: listed(list(report.generation.features)) if report.generation else None,
+        "The verdict on generation depends on them; evaluate all with the same extras installed",
+    ),
+    (
+        "training of the segmenter",
+        lambda report: report.usefulness and f"{report.usefulness.steps} steps",
+        "Dice depends on it; evaluate all with the same number of steps",
+    ),
+    ("seed", lambda report: report.provenance["seed"], "Evaluate all with one seed (--seed)"),
+)
+
+
+def _differences(titles: Sequence[str], reports: Sequence[Evaluation]) -> Iterator[str]:
+    """Yield what differs that should not, in which reports, and what to do."""
+    for name, value_of, advice in SAME:
+        if text := _by_value(titles, [value_of(report) for report in reports]):
+            yield f"{name} is {text}. {advice}."
+
+
+def _redefinitions(titles: Sequence[str], definitions: Sequence[dict[str, str]]) -> Iterator[str]:
+    """Yield measures that are not defined the same in all reports."""
+    for name in dict.fromkeys(name for of_report in definitions for name in of_report):
+        texts = [of_report.get(name) for of_report in definitions]
+        known = list(dict.fromkeys(text for text in texts if text))
+        numbers = [f"by definition {known.index(text) + 1}" if text else None for text in texts]
+        if text := _by_value(titles, numbers):
+            yield f"{name} is computed {text}. Evaluate slices of one size with one version of Slicebook."
+
+
+def _by_value(titles: Sequence[str], values: Sequence[Any]) -> str:
+    """Return which reports have which value; empty where all that have one have the same."""
+    titles_of: dict[Any, list[str]] = {}
+    for title, value in zip(titles, values, strict=True):
+        if value is not None:
+            titles_of.setdefault(value, []).append(title)
+    if len(titles_of) < 2:
+        return ""
+    return ", and ".join(f"{value} in {listed(names)}" for value, names in titles_of.items())

@@ -1,4 +1,4 @@
-"""Markdown that a command writes, and writes over only where it was the one to write it."""
+"""Markdown files of commands, which overwrite only files that the same command wrote."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 from slicebook.errors import ConfigError
 from slicebook.text import replace_text
 
-_HEAD = 300  # bytes of a file in which the mark stands
+_HEAD = 300  # bytes at the start of a file that contain the mark
 
 
 def clean(text: object) -> str:
-    r"""Return text that cannot end a cell or a line, nor be taken for HTML.
+    r"""Return text escaped for a table cell or a line: no line breaks, no HTML.
 
     >>> clean("a | b <i>")
     'a \\| b &lt;i>'
@@ -22,7 +22,7 @@ def clean(text: object) -> str:
 
 
 def table(rows: Sequence[Sequence[object]]) -> str:
-    """Return rows as a table, the first its head.
+    """Return rows as a table, the header first.
 
     >>> print(table([("level", "K"), (0, 1024)]))
     | level | K |
@@ -34,10 +34,10 @@ def table(rows: Sequence[Sequence[object]]) -> str:
 
 
 def write(path: Path, text: str, command: str) -> None:
-    """Write a page under a mark of its command; whole or not at all.
+    """Write a file atomically, with a mark of its command in the first line.
 
     Raises:
-        ConfigError: There is something that this command did not write.
+        ConfigError: The path is a folder, or a file that this command did not write.
     """
     mark = f"<!-- slicebook {command}:"
     if path.is_dir() or (path.exists() and mark.encode() not in _head(path)):
@@ -47,7 +47,7 @@ def write(path: Path, text: str, command: str) -> None:
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_text(
-        path, f"{mark} written anew each time. Take this line away to keep your changes. -->\n{text}"
+        path, f"{mark} overwritten by this command. Remove this line to keep your changes. -->\n{text}"
     )
 
 

@@ -9,7 +9,7 @@ from slicebook.checkpoint import load_prior
 from slicebook.errors import ConfigError, DataError
 from slicebook.evaluation import read_report
 from slicebook.generating import generate
-from slicebook.reporting.sharing import clearance
+from slicebook.reporting.release import release_check
 from slicebook.sampling import SamplingSettings
 
 CLEAR = {
@@ -26,7 +26,7 @@ def cleared(variant):
 
 
 def share(trained, report, out, **how):
-    return generate(trained.run, out, count=2, clear=clearance(report), device="cpu", **how)
+    return generate(trained.run, out, count=2, clear=release_check(report), device="cpu", **how)
 
 
 def test_a_clear_audit_goes_with_the_samples(trained, cleared, tmp_path):
@@ -39,12 +39,12 @@ def test_a_clear_audit_goes_with_the_samples(trained, cleared, tmp_path):
     words = (tmp_path / "out" / "AUDIT.md").read_text()
     assert report.audit.copies.verdict in words
     assert found["model_sha256"] in words
-    assert "at most 3.0% are copies" in words
+    assert "At most 3.0% of such samples are copies" in words
 
 
 def test_few_audited_samples_clear_nothing(trained, variant, tmp_path):
     report = variant("report", **CLEAR | {"audit__copies__at_most": 0.0501})
-    with pytest.raises(DataError, match=r"up to 5.0% of such samples may be copies.*evaluate more samples"):
+    with pytest.raises(DataError, match=r"bound the fraction of copies at 5.0%.*evaluate more samples"):
         share(trained, report, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -69,19 +69,19 @@ def test_copies_and_invalid_audits_are_refused_before_anything_is_drawn(
 
 def test_the_audit_of_another_model_clears_nothing(trained, variant, tmp_path):
     report = variant("report", audit__copies__valid=True, provenance__prior__weights_sha256="0" * 64)
-    with pytest.raises(DataError, match=r"audited model 000000000000, and .* evaluate this one"):
+    with pytest.raises(DataError, match=r"is an audit of model 000000000000, and .* evaluate this model"):
         share(trained, report, tmp_path / "out")
 
 
 @pytest.mark.parametrize(
     ("how", "named"),
     [
-        ({"settings": SamplingSettings(temperature=0.5)}, "temperature 0.9 then, 0.5 now"),
-        ({"grain": False}, "grain True then, False now"),
-        ({"group": "0"}, "class any then, 0 now"),
-        ({"conditional": False}, "conditional True then, False now"),
-        ({"position": 0.5}, "position any then, 0.5 now"),
-        ({"size": (36, 64)}, "size 32×64 then, 36×64 now"),
+        ({"settings": SamplingSettings(temperature=0.5)}, "temperature 0.9 audited, 0.5 requested"),
+        ({"grain": False}, "grain True audited, False requested"),
+        ({"group": "0"}, "class any audited, 0 requested"),
+        ({"conditional": False}, "conditional True audited, False requested"),
+        ({"position": 0.5}, "position any audited, 0.5 requested"),
+        ({"size": (36, 64)}, "size 32×64 audited, 36×64 requested"),
     ],
 )
 def test_samples_drawn_in_another_way_were_not_audited(trained, cleared, tmp_path, how, named):
@@ -92,8 +92,8 @@ def test_samples_drawn_in_another_way_were_not_audited(trained, cleared, tmp_pat
 
 def test_a_report_without_an_audit_clears_nothing(variant):
     change = {"audit": None, "left_out": {"audit": "too few patients"}}
-    with pytest.raises(DataError, match=r"holds no audit \(too few patients\); evaluate again"):
-        clearance(variant("report", **change))
+    with pytest.raises(DataError, match=r"contains no audit \(too few patients\); evaluate again"):
+        release_check(variant("report", **change))
 
 
 def test_sharing_is_one_option_of_generate(trained, cleared, variant, tmp_path, capsys):

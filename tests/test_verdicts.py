@@ -3,10 +3,10 @@
 import pytest
 
 from slicebook.evaluation import PARTS, Evaluation, read_report
-from slicebook.reporting.answers import answers
+from slicebook.reporting.verdicts import verdicts
 
 FAITHFUL, GENERATES, COPIES, USEFUL = range(4)
-QUESTIONS = ["Is it faithful?", "Does it generate?", "Does it copy patients?", "Is it of use?"]
+QUESTIONS = ["Is it faithful?", "Does it generate?", "Does it copy patients?", "Is it useful?"]
 
 
 ENOUGH = {"patients": 12, "generation__held_out_patients": 12}
@@ -14,7 +14,7 @@ ENOUGH = {"patients": 12, "generation__held_out_patients": 12}
 
 
 def verdict(folder, which):
-    return answers(read_report(folder))[which].verdict
+    return verdicts(read_report(folder))[which].answer
 
 
 def beside(generated, real, high=None):
@@ -41,7 +41,7 @@ def covers(share):
 
 
 def test_four_questions_are_asked_in_the_order_people_ask(evaluated):
-    found = answers(read_report(evaluated))
+    found = verdicts(read_report(evaluated))
     assert [one.question for one in found] == QUESTIONS
     assert all(one.finding and one.rule for one in found)
 
@@ -50,8 +50,8 @@ def test_four_questions_are_asked_in_the_order_people_ask(evaluated):
     ("part", "which"), [("fidelity", 0), ("generation", 1), ("audit", 2), ("usefulness", 3)]
 )
 def test_what_was_not_judged_has_no_answer(variant, part, which):
-    found = answers(read_report(variant("report", **{part: None})))
-    assert [one.verdict == "not asked" for one in found] == [index == which for index in range(4)]
+    found = verdicts(read_report(variant("report", **{part: None})))
+    assert [one.answer == "not asked" for one in found] == [index == which for index in range(4)]
 
 
 @pytest.mark.parametrize(
@@ -64,17 +64,17 @@ def test_faithful_is_above_jpeg_2000_on_the_patients_at_hand(variant, interval, 
 
 
 def test_without_a_codec_fidelity_is_a_number_and_no_verdict(variant):
-    found = answers(read_report(variant("report", fidelity__codecs=None)))[FAITHFUL]
-    assert found.verdict == "measured"
+    found = verdicts(read_report(variant("report", fidelity__codecs=None)))[FAITHFUL]
+    assert found.answer == "measured"
     assert "--codecs" in found.finding
 
 
 @pytest.mark.parametrize(
     ("split", "words"),
-    [("train", "it was trained on"), ("validation", "chose the checkpoint"), ("test", "never")],
+    [("train", "training patients"), ("validation", "select the checkpoint"), ("test", "never")],
 )
 def test_whose_slices_they_are_is_said(variant, split, words):
-    assert words in answers(read_report(variant("report", split=split)))[FAITHFUL].finding
+    assert words in verdicts(read_report(variant("report", split=split)))[FAITHFUL].finding
 
 
 @pytest.mark.parametrize(
@@ -125,9 +125,9 @@ def test_a_few_samples_beyond_are_not_called_copies(variant):
         return [tests[0] | {"beyond": 4, "needed": 5}, tests[1] | {"beyond": 0}]
 
     change = {"audit__copies__valid": True, "audit__copies__copies_found": False}
-    found = answers(read_report(variant("report", **change, audit__copies__tests=beyond)))[COPIES]
-    assert found.verdict == "none found"
-    assert "4 of 24 samples beyond the gap" in found.finding
+    found = verdicts(read_report(variant("report", **change, audit__copies__tests=beyond)))[COPIES]
+    assert found.answer == "none found"
+    assert "4 of 24 samples exceed the gap" in found.finding
     assert "copied" not in found.finding
 
 
@@ -171,9 +171,9 @@ def test_few_patients_decide_nothing(variant, patients, wanted):
 @pytest.mark.parametrize("which", range(4))
 def test_what_was_asked_for_and_could_not_be_judged_says_why(variant, which):
     name = PARTS[which]
-    found = answers(read_report(variant("report", **{name: None, "left_out": {name: "too few"}})))[which]
-    assert found.verdict == "not judged"
-    assert "Why: too few." in found.finding
+    found = verdicts(read_report(variant("report", **{name: None, "left_out": {name: "too few"}})))[which]
+    assert found.answer == "not judged"
+    assert "Reason: too few." in found.finding
 
 
 def test_an_evaluation_survives_its_own_json(evaluated):
@@ -193,4 +193,4 @@ def test_patients_it_was_trained_on_judge_no_samples(variant):
 
 def test_patients_of_another_data_set_are_called_that(variant):
     folder = variant("report", provenance__model__provenance__split_hash="another")
-    assert "patients of another data set" in answers(read_report(folder))[FAITHFUL].finding
+    assert "patients of another data set" in verdicts(read_report(folder))[FAITHFUL].finding

@@ -10,26 +10,26 @@ import pytest
 from slicebook import cli
 from slicebook.errors import ConfigError, DataError
 from slicebook.evaluation import read_report
-from slicebook.reporting.answers import WHO, Answer, answers
-from slicebook.reporting.card import card, write_card
+from slicebook.reporting.model_card import model_card, write_card
+from slicebook.reporting.verdicts import PATIENT_GROUPS, Verdict, verdicts
 
 SECTIONS = [
     "Model details", "Intended use", "Factors", "Metrics", "Evaluation data", "Training data",
     "Quantitative analyses", "Ethical considerations", "Caveats and recommendations",
-    "How to get these numbers again",
+    "How to reproduce these numbers",
 ]  # fmt: skip
 
 
 @pytest.fixture
 def told(variant):
     """Return the card of the tiny report, some values changed."""
-    return lambda **changes: card(read_report(variant("report", **changes)))
+    return lambda **changes: model_card(read_report(variant("report", **changes)))
 
 
 @pytest.fixture(scope="module")
 def whole(evaluated):
     """The card of the tiny report."""
-    return card(read_report(evaluated))
+    return model_card(read_report(evaluated))
 
 
 def part(text, title):
@@ -51,7 +51,7 @@ def test_it_says_what_it_is_not(whole):
 
 def test_no_number_in_it_was_typed_by_hand():
     """But for the paper that its headings are from, and the interval that intensities lie in."""
-    template = (files("slicebook.reporting") / "templates" / "card.md.j2").read_text(encoding="utf-8")
+    template = (files("slicebook.reporting") / "templates" / "model_card.md.j2").read_text(encoding="utf-8")
     known = ("2019", "arxiv.org/abs/1810.03993", "[-1, 1]", "2D", "controls[-1]", ".md.j2")
     for name in known:
         template = template.replace(name, "")
@@ -59,8 +59,8 @@ def test_no_number_in_it_was_typed_by_hand():
 
 
 def test_its_answers_are_those_of_the_page(whole, evaluated):
-    for one in answers(read_report(evaluated)):
-        assert f"| {one.question} | {one.verdict} | {one.finding} |" in whole
+    for one in verdicts(read_report(evaluated)):
+        assert f"| {one.question} | {one.answer} | {one.finding} |" in whole
         assert f"- {one.question} {one.rule}" in whole
 
 
@@ -87,28 +87,30 @@ def test_samples_stand_beside_real_patients_and_the_tokenizer_alone(told):
 
 
 def test_what_the_segmenter_learnt_stands_by_label(told):
-    section = part(told(usefulness__generated__mean=0.5, usefulness__training_set__mean=0.8), "Is it of use?")
+    section = part(told(usefulness__generated__mean=0.5, usefulness__training_set__mean=0.8), "Is it useful?")
     assert "| mean | 0.5 | 0.8 |" in section
 
 
 def test_a_label_that_real_slices_taught_nothing_of_is_named(told):
     text = told(usefulness__training_set__labels__3__mean_of_patients=0.0)
-    assert re.search(r"Of label (\d, )*3(, \d)* the training set itself taught", text)
+    assert re.search(
+        r"Label (\d, )*3(, \d)*: the segmenter trained on the training set has a Dice of zero", text
+    )
 
 
 def test_the_audit_stands_with_its_control_and_what_it_cannot_see(whole):
     section = part(whole, "Does it copy patients?")
     assert "| 5% | 1 | 0% |" in section
-    assert "What the audit cannot see:" in section
+    assert "What the audit cannot detect:" in section
     assert "another size than the samples: 6 were not searched" in section
 
 
 def test_the_model_is_told_by_settings_training_and_weights(whole, evaluated):
     made = read_report(evaluated).provenance
     section = part(whole, "Model details")
-    assert "| codes of each | 16 and 8, of 4 numbers |" in section
-    assert "| tokens a slice | 40 (32 + 8), mean of slices |" in section
-    assert "| rebuilds slices without | detail weaker than 2 times their noise |" in section
+    assert "| codebook sizes | 16 and 8, dimension 4 |" in section
+    assert "| tokens per slice | 40 (32 + 8), mean of slices |" in section
+    assert "| denoising | detail below 2 times the noise level is not reconstructed |" in section
     for model in ("model", "prior"):
         assert made[model]["weights_sha256"] in section
     assert re.search(r"\| prior \| 4 \| 24 \| \d+ \| \d+ \| .* \| cpu \| 4 \| 42 \|", section)
@@ -125,8 +127,8 @@ def test_the_data_are_told_by_counts_and_hash(whole, evaluated):
 @pytest.mark.parametrize(
     ("split", "said"),
     [
-        ("test", "taught no model and chose none"),
-        ("validation", "chose this one: their scores are a little too good"),
+        ("test", "used neither for training nor for selecting the checkpoint"),
+        ("validation", "used to select the checkpoint: their scores are slightly optimistic"),
         ("train", "was trained on these patients"),
     ],
 )
@@ -137,7 +139,7 @@ def test_it_says_what_the_models_saw_of_the_patients(split, said, told):
 def test_data_of_another_training_are_said_to_be_other(told):
     text = told(provenance__data__split_hash="f" * 64)
     assert "whether a patient is in both" in part(text, "Evaluation data")
-    assert "**Other data than the above.**" in part(text, "Training data")
+    assert "**Another data set than the evaluation data.**" in part(text, "Training data")
 
 
 def test_what_the_report_warns_of_stands_before_any_section(told):
@@ -150,9 +152,9 @@ def test_what_the_report_warns_of_stands_before_any_section(told):
 @pytest.mark.parametrize(
     ("valid", "found", "said"),
     [
-        (True, True, "copies of training slices were found. Share none"),
-        (False, True, "copies of training slices were found. Share none"),
-        (True, False, "none of these was found to be a copy, by an audit that saw 0% of 1"),
+        (True, True, "copies of training slices were found. Do not share any sample"),
+        (False, True, "copies of training slices were found. Do not share any sample"),
+        (True, False, "no copies were found among these, by an audit that detected 0% of 1"),
         (False, False, "the audit is not valid"),
     ],
 )
@@ -164,10 +166,10 @@ def test_what_may_be_done_with_samples_hangs_on_the_audit(valid, found, said, to
 @pytest.mark.parametrize(
     ("interval", "patients", "said"),
     [
-        ([0.6, 0.8], 6, "they tell who was trained on better than chance does"),
-        ([0.4, 0.8], 6, "one attack told nobody apart better than chance"),
-        ([0.6, 0.8], 5, "too few patients to know"),
-        (None, 6, "too few patients to know"),
+        ([0.6, 0.8], 6, "they reveal training patients better than chance"),
+        ([0.4, 0.8], 6, "one membership-inference attack was not better than chance"),
+        ([0.6, 0.8], 5, "too few patients to evaluate"),
+        (None, 6, "too few patients to evaluate"),
     ],
 )
 def test_what_may_be_done_with_weights_hangs_on_membership(interval, patients, said, told):
@@ -178,14 +180,14 @@ def test_what_may_be_done_with_weights_hangs_on_membership(interval, patients, s
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_it_says_whose_slices_judge(split, told):
     text = told(split=split)
-    assert f"2 {WHO[split]}, and each measure" in text
-    assert f"Dice on {WHO[split]} of a segmenter" in text
+    assert f"2 {PATIENT_GROUPS[split]}. The reference" in text
+    assert f"Dice on {PATIENT_GROUPS[split]} of a segmenter" in text
 
 
 def test_without_an_audit_samples_and_weights_are_guarded(told):
     section = part(told(audit=None), "Ethical considerations")
-    assert "nobody searched for copies. Guard" in section
-    assert "weights: not judged. Guard" in section
+    assert "not searched for copies. Protect" in section
+    assert "weights: not evaluated. Protect" in section
 
 
 def test_it_names_no_person_and_no_place(told, evaluated):
@@ -201,8 +203,8 @@ def test_it_names_no_person_and_no_place(told, evaluated):
 
 
 def test_why_a_part_was_not_judged_is_not_repeated_for_errors_name_places(told, monkeypatch):
-    with_reason = Answer("Does it copy?", "not judged", "Why: prepared-mueller: too few.", "Rule.")
-    monkeypatch.setattr("slicebook.reporting.card.answers", lambda _: (with_reason,) * 4)
+    with_reason = Verdict("Does it copy?", "not judged", "Why: prepared-mueller: too few.", "Rule.")
+    monkeypatch.setattr("slicebook.reporting.model_card.verdicts", lambda _: (with_reason,) * 4)
     assert "mueller" not in told()
 
 
@@ -215,14 +217,14 @@ def test_why_a_part_was_not_judged_is_not_repeated_for_errors_name_places(told, 
         ("fidelity", "Is it faithful?"),
         ("generation", "Does it generate?"),
         ("audit", "Does it copy patients?"),
-        ("usefulness", "Is it of use?"),
+        ("usefulness", "Is it useful?"),
     ],
 )
 def test_a_part_that_was_not_judged_is_said_to_be_so(name, title, told):
     text = told(**{name: None})
-    assert part(text, title).strip() == "Not judged."
-    assert f"| {title} | not asked | Not asked. |" in text
-    assert f"- {title} Not asked." in part(text, "Caveats and recommendations")
+    assert part(text, title).strip() == "Not evaluated."
+    assert f"| {title} | not asked | Not evaluated. |" in text
+    assert f"- {title} Not evaluated." in part(text, "Caveats and recommendations")
 
 
 def test_a_tokenizer_alone_has_a_card_that_speaks_of_no_samples(told):
@@ -233,8 +235,8 @@ def test_a_tokenizer_alone_has_a_card_that_speaks_of_no_samples(told):
 
 def test_a_prior_alone_has_a_card(told):
     text = told(provenance__model=None, fidelity=None)
-    assert "SHA-256 of the prior's weights" in text
-    assert "SHA-256 of the tokenizer's weights" not in text
+    assert "SHA-256 of the prior weights" in text
+    assert "SHA-256 of the tokenizer weights" not in text
 
 
 def test_text_of_a_report_breaks_no_table_and_no_page(told):

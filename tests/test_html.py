@@ -7,7 +7,7 @@ import pytest
 
 from slicebook.errors import DataError
 from slicebook.evaluation import read_report
-from slicebook.reporting.page import PAGE_NAME, write_page
+from slicebook.reporting.html import PAGE_NAME, write_page
 
 
 class Read(HTMLParser):

@@ -10,6 +10,7 @@ from pydicom import Dataset
 from pydicom.dataset import FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import (
+    BasicTextSRStorage,
     DeflatedExplicitVRLittleEndian,
     EnhancedMRImageStorage,
     ExplicitVRBigEndian,
@@ -148,10 +149,18 @@ def test_repeated_acquisitions_of_a_series_are_volumes_of_their_own(tmp_path):
         read_dicom_series([file for series in found for file in series.files])
 
 
-def test_stations_one_above_the_other_are_volumes_of_their_own(tmp_path):
+def test_stations_that_overlap_are_volumes_of_their_own(tmp_path):
+    stack(tmp_path / "low", heights=(0, 3, 6), AcquisitionNumber=1)
+    stack(tmp_path / "high", heights=(7, 10, 13), AcquisitionNumber=2)
+    assert [series.frames for series in find_dicom_series(tmp_path)] == [3, 3]
+
+
+def test_a_scan_numbered_as_two_acquisitions_is_one_volume_where_it_is_seamless(tmp_path):
     stack(tmp_path / "low", heights=(0, 3, 6), AcquisitionNumber=1)
     stack(tmp_path / "high", heights=(9, 12, 15), AcquisitionNumber=2)
-    assert [series.frames for series in find_dicom_series(tmp_path)] == [3, 3]
+    (series,) = find_dicom_series(tmp_path)
+    assert (series.acquisition, series.frames) == (None, 6)
+    assert read_dicom_series(series).spacing[2] == 3
 
 
 def test_interleaved_acquisitions_are_one_volume(tmp_path):
@@ -286,7 +295,7 @@ def test_a_single_slice_takes_its_thickness(tmp_path):
 def test_other_files_are_passed_over_and_damaged_ones_reported(tmp_path):
     stack(tmp_path / "deep" / "er")
     (tmp_path / "notes.txt").write_text("nothing")
-    report = slice_of(pixels_of(0), (0, 0, 0), Rows=None)
+    report = slice_of(pixels_of(0), (0, 0, 0), Rows=None, SOPClassUID=BasicTextSRStorage)
     save(report, tmp_path / "report")
     broken = tmp_path / "broken.dcm"
     broken.write_bytes(b"nothing")
@@ -330,5 +339,5 @@ def test_files_are_parted_by_the_patient_that_the_caller_names_before_they_are_s
 def test_the_label_of_a_series_tells_its_kind_and_no_identifier(tmp_path):
     stack(tmp_path, Modality="MR", ImageType=["ORIGINAL", "PRIMARY", "M"])
     (series,) = find_dicom_series(tmp_path)
-    assert series.label == "MR axial, 3 slices of 4 × 6"
+    assert series.label == "MR axial, 3 slices of 4 × 6, 4 × 2 mm"
     assert (series.modality, series.image_type[2]) == ("MR", "M")

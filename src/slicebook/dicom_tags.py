@@ -1,0 +1,211 @@
+"""What a DICOM header says of an image: the tags that are read, the traits that part volumes, other objects.
+
+A trait is what tells two slices at the same position apart: an echo time, a b-value, a point in time.
+"""
+
+# mypy: allow-untyped-calls
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Any
+
+from pydicom import Dataset
+from pydicom.datadict import tag_for_keyword
+
+DIRECTORY = "1.2.840.10008.1.3.10"
+SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
+
+# SOP classes that hold no slices, by the beginning of their UID (PS3.4, B.5).
+_STORAGE = "1.2.840.10008.5.1.4.1.1."
+_OTHER_OBJECTS = {
+    DIRECTORY: "DICOMDIR",
+    **dict.fromkeys((_STORAGE + "66.4", _STORAGE + "66.5", _STORAGE + "66.7"), "segmentation"),
+    **dict.fromkeys((_STORAGE + "66.1", _STORAGE + "66.2", _STORAGE + "66.3"), "registration"),
+    **dict.fromkeys((_STORAGE + "66", _STORAGE + "4.2", _STORAGE + "9"), "raw data"),
+    **dict.fromkeys((_STORAGE + "88", _STORAGE + "104"), "report"),
+    _STORAGE + "481": "radiotherapy",
+    _STORAGE + "11": "presentation state",
+    _STORAGE + "30": "parametric map",
+    _STORAGE + "67": "value mapping",
+}
+
+
+def other_object(sop_class: str) -> str | None:
+    """Return what an object of this SOP class is, where it holds no slices."""
+    fitting = [uid for uid in _OTHER_OBJECTS if sop_class == uid or sop_class.startswith(uid + ".")]
+    return _OTHER_OBJECTS[max(fitting, key=len)] if fitting else None
+
+
+@dataclass(frozen=True)
+class Trait:
+    """Something that may differ between slices at the same position.
+
+    Attributes:
+        name: What it is called where the value itself is not printed.
+        keyword: Of a classic file, which holds one slice.
+        groups: (functional group, keyword) of an enhanced file; the first that is there counts.
+        text: How a number is printed; empty: by its rank among the values of the series.
+    """
+
+    name: str
+    keyword: str
+    groups: tuple[tuple[str, str], ...] = ()
+    text: str = ""
+
+    def describe(self, value: Hashable, rank: int) -> str:
+        """Return text for a person. Never free text of the header: words are given by their rank."""
+        if value is None:
+            return f"no {self.name}"
+        return self.text.format(value) if self.text and isinstance(value, float) else f"{self.name} {rank}"
+
+
+_DIRECTION = "MRDiffusionSequence.DiffusionGradientDirectionSequence"
+# The order decides which one parts a series where several could.
+TRAITS = (
+    Trait(
+        "image type",
+        "ImageType",
+        (
+            ("MRImageFrameTypeSequence", "FrameType"),
+            ("CTImageFrameTypeSequence", "FrameType"),
+            ("PETFrameTypeSequence", "FrameType"),
+        ),
+    ),
+    Trait("component", "ComplexImageComponent", (("MRImageFrameTypeSequence", "ComplexImageComponent"),)),
+    Trait("echo time", "EchoTime", (("MREchoSequence", "EffectiveEchoTime"),), "TE {:g} ms"),
+    Trait("echo", "EchoNumbers", (), "echo {:g}"),
+    Trait("b-value", "DiffusionBValue", (("MRDiffusionSequence", "DiffusionBValue"),), "b {:g} s/mm²"),
+    Trait("inversion time", "InversionTime", (("MRModifierSequence", "InversionTimes"),), "TI {:g} ms"),
+    Trait(
+        "flip angle",
+        "FlipAngle",
+        (("MRTimingAndRelatedParametersSequence", "FlipAngle"),),
+        "flip angle {:g}°",
+    ),
+    Trait("gradient", "DiffusionGradientOrientation", ((_DIRECTION, "DiffusionGradientOrientation"),)),
+    Trait(
+        "time",
+        "TemporalPositionIdentifier",
+        (("FrameContentSequence", "TemporalPositionIndex"),),
+        "time {:g}",
+    ),
+    Trait("frame time", "FrameReferenceTime", (("FrameContentSequence", "FrameReferenceTime"),), "{:g} ms"),
+    Trait(
+        "trigger time",
+        "TriggerTime",
+        (("CardiacSynchronizationSequence", "NominalCardiacTriggerDelayTime"),),
+        "trigger {:g} ms",
+    ),
+    Trait("kernel", "ConvolutionKernel", (("CTReconstructionSequence", "ConvolutionKernel"),)),
+    Trait("tube voltage", "KVP", (("CTXRayDetailsSequence", "KVP"),), "{:g} kV"),
+    Trait(
+        "acquisition",
+        "AcquisitionNumber",
+        (("FrameContentSequence", "FrameAcquisitionNumber"),),
+        "acquisition {:g}",
+    ),
+    Trait("thickness", "SliceThickness", (("PixelMeasuresSequence", "SliceThickness"),), "{:g} mm thick"),
+)
+DIMENSION = Trait("dimension", "")  # of an enhanced file: the indices of its own that are no places
+FOLDER = Trait("folder", "")
+PRIVATE = (  # in vendors' own tags, read only where the others part nothing
+    Trait("private b-value", "", (), "b {:g} s/mm²"),
+    Trait("private gradient", ""),
+    Trait("private component", ""),
+)
+ALL_TRAITS = {trait.name: trait for trait in (*TRAITS, DIMENSION, FOLDER, *PRIVATE)}
+
+WANTED = [
+    tag
+    for keyword in (
+        *("SpecificCharacterSet", "SOPClassUID", "SOPInstanceUID", "PatientID", "StudyInstanceUID"),
+        *("SeriesInstanceUID", "SeriesNumber", "SeriesDescription", "Modality", "ConversionType"),
+        *("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SpacingBetweenSlices"),
+        *("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation"),
+        *("BitsAllocated", "RescaleSlope", "RescaleIntercept", "DimensionIndexSequence"),
+        *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
+        *(trait.keyword for trait in TRAITS),
+    )
+    if (tag := tag_for_keyword(keyword)) is not None
+]
+
+
+def traits_of(
+    classic: Dataset, value: Callable[[str, str], Any] | None, dimensions: tuple[int, ...] = ()
+) -> dict[str, Hashable]:
+    """Return the traits of one slice by name, those that are there.
+
+    Args:
+        classic: The header of the file.
+        value: Of an enhanced file: looks up (functional group, keyword) of this frame.
+        dimensions: Which of the frame's own indices are no places.
+    """
+    traits: dict[str, Hashable] = {}
+    for trait in TRAITS:
+        found: Any = None
+        if value is not None:
+            found = next((v for group in trait.groups if (v := value(*group)) not in (None, "")), None)
+        plain = _plain(classic.get(trait.keyword) if found is None else found)
+        if plain is not None:
+            traits[trait.name] = plain
+    if value is not None and dimensions:
+        indices = value("FrameContentSequence", "DimensionIndexValues")
+        indices = [indices] if isinstance(indices, int) else list(indices or ())
+        if len(indices) > max(dimensions):
+            traits[DIMENSION.name] = tuple(int(indices[at]) for at in dimensions)
+    return traits
+
+
+def dimensions_of(dataset: Dataset) -> tuple[int, ...]:
+    """Return which dimension indices of an enhanced file count something other than places."""
+    places = {"ImagePositionPatient", "InStackPositionNumber", "StackID", "ImagePositionVolume"}
+    pointers = [item.get("DimensionIndexPointer") for item in dataset.get("DimensionIndexSequence") or ()]
+    tags = {tag_for_keyword(keyword) for keyword in places}
+    return tuple(
+        at for at, pointer in enumerate(pointers) if pointer is not None and int(pointer) not in tags
+    )
+
+
+def private_traits(dataset: Dataset) -> dict[str, Hashable]:
+    """Return b-value, gradient and complex component as Siemens, GE, Philips and United Imaging hide them."""
+
+    def hidden(group: int, creator: str, element: int) -> Any:
+        try:
+            return _plain(dataset.private_block(group, creator)[element].value)
+        except KeyError:
+            return None
+
+    b_value = hidden(0x0019, "SIEMENS MR HEADER", 0x0C)
+    if b_value is None and isinstance(ge := hidden(0x0043, "GEMS_PARM_01", 0x39), tuple) and ge:
+        b_value = ge[0] % 1e5 if isinstance(ge[0], float) else None  # newer scanners add 1e9
+    for group, creator, element in (
+        (0x2001, "Philips Imaging DD 001", 0x03),
+        (0x0065, "Image Private Header", 0x09),
+    ):
+        b_value = hidden(group, creator, element) if b_value is None else b_value
+    directions = (
+        hidden(0x0019, "SIEMENS MR HEADER", 0x0E),
+        tuple(hidden(0x0019, "GEMS_ACQU_01", element) for element in (0xBB, 0xBC, 0xBD)),
+        tuple(hidden(0x2005, "Philips MR Imaging DD 001", element) for element in (0xB0, 0xB1, 0xB2)),
+        hidden(0x0065, "Image Private Header", 0x37),
+    )
+    direction = next((d for d in directions if d not in (None, (None,) * 3)), None)
+    # Of GE: real, imaginary or phase; and whether this is the field map or the magnitude beside it.
+    components = tuple(hidden(0x0043, "GEMS_PARM_01", element) for element in (0x2F, 0x30))
+    traits = (b_value, direction, components if components != (None, None) else None)
+    return {trait.name: value for trait, value in zip(PRIVATE, traits, strict=True) if value is not None}
+
+
+def _plain(value: Any) -> Hashable:
+    """Return a header's value as a finite number, upper-case text or a tuple of them; None where empty."""
+    if value is None or isinstance(value, bytes):
+        return None
+    if isinstance(value, str):
+        return value.strip().upper() or None
+    if isinstance(value, (int, float)) or hasattr(value, "as_integer_ratio"):
+        return round(float(value), 3) if math.isfinite(value) else None
+    values = tuple(_plain(item) for item in value)
+    return (values[0] if len(values) == 1 else values) if any(item is not None for item in values) else None

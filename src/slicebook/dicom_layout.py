@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +32,7 @@ def is_dicom_tree(discovered: DiscoveredFiles) -> bool:
 
 
 def find_dicom(discovered: DiscoveredFiles, options: SourceOptions) -> Found:
-    """Take the series of the plane and name that are asked for, but no localizer.
+    """Take the series of the plane and name that are asked for; `find_dicom_series` leaves out localizers.
 
     Raises:
         ConfigError: An option does not apply or is malformed.
@@ -44,7 +44,7 @@ def find_dicom(discovered: DiscoveredFiles, options: SourceOptions) -> Found:
     pattern = group_of(options.patient_regex, "--patient-regex") if options.patient_regex else None
     unreadable: list[Unreadable] = []
     unmatched: list[Path] = []
-    skipped: Counter[str] = Counter()
+    skipped: dict[str, list[str]] = defaultdict(list)
 
     listed = set(discovered.files)
 
@@ -54,13 +54,13 @@ def find_dicom(discovered: DiscoveredFiles, options: SourceOptions) -> Found:
         if _may_be_asked_for(path, options):
             unreadable.append(Unreadable(path, str(error)))
         else:
-            skipped["unreadable and not asked for"] += 1
+            skipped["unreadable and not asked for"].append(path.relative_to(folder).as_posix())
 
     def passed_over(path: Path, reason: str) -> None:
         if reason == "no patient" and pattern is not None:
             unmatched.append(path)
-        else:
-            skipped[reason] += 1
+        elif path in listed:
+            skipped[reason].append(path.relative_to(folder).as_posix())
 
     # The regex is asked for each file before slices are stacked: anonymised UIDs of two people may coincide.
     every = find_dicom_series(
@@ -91,25 +91,13 @@ def find_dicom(discovered: DiscoveredFiles, options: SourceOptions) -> Found:
         )
     notes = []
     if skipped:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.items()))
-        notes.append(f"{sum(skipped.values())} DICOM files that are no slices were passed over: {reasons}")
-    localizers = sum(reason == _LOCALIZER for _, reason in left_out)
-    if localizers:
-        notes.append(f"{localizers} localizer series were left out, as their ImageType says")
+        counts = ", ".join(f"{len(p)} {reason} (first: {p[0]})" for reason, p in sorted(skipped.items()))
+        notes.append(f"{sum(map(len, skipped.values()))} DICOM files were passed over: {counts}")
     return Found("dicom", tuple(sources), tuple(unmatched), tuple(unreadable), tuple(left_out), tuple(notes))
-
-
-_LOCALIZER = "localizer"
-
-
-def _is_localizer(series: DicomSeries) -> bool:
-    return any("LOCALIZER" in value for value in series.image_type)
 
 
 def _why_not(series: DicomSeries, options: SourceOptions) -> str | None:
     """Return why a series is left out, or None."""
-    if _is_localizer(series):
-        return _LOCALIZER
     if options.plane not in (None, series.plane):
         return "not of --plane"
     return None if options.takes_series(series.description, series.series_uid) else "not of --series"
@@ -121,13 +109,10 @@ def _none_chosen(left_out: list[Source], options: SourceOptions) -> str:
     of_plane = [one for one in series if options.plane in (None, one.plane)]
     if not of_plane:
         return f"no {options.plane} series, found {planes_of(series)}; choose with --plane"
-    others = [one for one in of_plane if not _is_localizer(one)]
-    if options.series is not None and others:
-        return (
-            f"--series {options.series!r} is found in no description or UID of {len(others)} series; "
-            "slicebook check lists them"
-        )
-    return f"all {len(of_plane)} series are localizers by their ImageType; give the folder of the images"
+    return (
+        f"--series {options.series!r} is found in no description or UID of {len(of_plane)} series; "
+        "slicebook check lists them"
+    )
 
 
 def _may_be_asked_for(path: Path, options: SourceOptions) -> bool:

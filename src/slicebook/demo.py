@@ -78,7 +78,8 @@ def run_demo(
     say(f"5/7 prior        with masks and decoder → {run / 'prior'}")
     prior = train_prior(run, data=prepared, device=device)
     say(f"6/7 generate     {SAMPLES} slices with masks → {out / 'generated'}")
-    shutil.rmtree(out / "generated", ignore_errors=True)
+    for name in ("generated", "generated.partial"):  # perhaps of a prior that was trained anew since
+        shutil.rmtree(out / name, ignore_errors=True)
     generation = generate(run, out / "generated", count=SAMPLES, seed=seed, device=device)
     say(f"7/7 evaluate     {PATIENTS[2]} test patients → {out / 'evaluation' / PAGE_NAME}")
     evaluation = evaluate(

@@ -11,6 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from slicebook.atomic import write_text
 from slicebook.devices import choose_device, choose_precision
 from slicebook.provenance import commit, versions
 
@@ -37,10 +38,7 @@ def surroundings(threads: int, *packages: str) -> dict[str, Any]:
 
 def write(path: Path, result: Mapping[str, Any]) -> None:
     """Write a result as JSON, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.part")
-    partial.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    partial.replace(path)
+    write_text(path, json.dumps(result, indent=1, allow_nan=False) + "\n")
 
 
 def _cpu() -> str:

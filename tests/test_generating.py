@@ -265,17 +265,25 @@ def test_progress_counts_samples(trained, tmp_path):
 # --- Whole or not at all
 
 
-@pytest.mark.parametrize("stage", ["_write_samples", "_draw_sheets", "_write_lists", "os.replace"])
+@pytest.mark.parametrize(
+    "stage",
+    [
+        "generating._write_samples",
+        "generating._draw_sheets",
+        "generating._write_lists",
+        "atomic._put_in_place",
+    ],
+)
 @pytest.mark.parametrize("fault", [OSError, KeyboardInterrupt])
 def test_a_set_that_is_not_finished_leaves_nothing(stage, fault, trained, tmp_path, monkeypatch):
     whole = generating._write_samples
 
     def fail(*arguments):
-        if stage == "_write_samples":
+        if stage == "generating._write_samples":
             whole(*arguments)
         raise fault
 
-    monkeypatch.setattr(f"slicebook.generating.{stage}", fail)
+    monkeypatch.setattr(f"slicebook.{stage}", fail)
     with pytest.raises((fault, DataError)):
         generate(trained.run, tmp_path / "out", count=1, **CPU)
     assert list(tmp_path.iterdir()) == []

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
-import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -19,6 +16,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from slicebook import __version__, pictures, sheets
+from slicebook.atomic import replacing_folder, write_csv, write_text
 from slicebook.book import Page
 from slicebook.checkpoint import LoadedPrior, SliceKind, load_prior
 from slicebook.devices import choose_device
@@ -180,21 +178,12 @@ def generate(
         )
         for index, one in enumerate(seeds)
     ]
-    place = out.resolve()  # `.` has no name, and a link to an empty folder stays one
-    partial = place.with_name(f".{place.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
+    with replacing_folder(out) as partial:
         _write_samples(partial, samples, page, kind)
         _draw_sheets(partial, samples, page, kind, loaded, tokens)
         _write_lists(partial, samples, loaded, settings, kind, grain)
         for name, text in beside.items():
-            (partial / name).write_text(text, encoding="utf-8")
-        if place.is_dir():
-            place.rmdir()
-        os.replace(partial, place)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+            write_text(partial / name, text)
     mean = sum(one.bits_per_pixel for one in samples) / count
     return GenerateSummary(out, count, (kind.rows, kind.columns), page.masks is not None, mean)
 
@@ -366,11 +355,7 @@ def _write_lists(
     kind: SliceKind,
     grain: bool,
 ) -> None:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(asdict(samples[0])), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(asdict(one) for one in samples)
-    (out / "manifest.csv").write_text(text.getvalue(), encoding="utf-8")
+    write_csv(out / "manifest.csv", [asdict(one) for one in samples])
     info = loaded.info
     record = {
         "synthetic": True,
@@ -382,4 +367,4 @@ def _write_lists(
         "recipe": info.recipe.model_dump(mode="json"),
         "provenance": info.provenance.model_dump(mode="json"),
     }
-    (out / "generation.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write_text(out / "generation.json", json.dumps(record, indent=2) + "\n")

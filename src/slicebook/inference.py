@@ -6,8 +6,6 @@ their geometry and intensity.
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +15,11 @@ import torch
 from jaxtyping import Float32
 
 from slicebook import pictures
+from slicebook.atomic import write_csv
 from slicebook.checkpoint import LoadedTokenizer, load_tokenizer
 from slicebook.devices import choose_device
 from slicebook.errors import CheckpointError, DataError, ShapeError
 from slicebook.metrics.reconstruction import SMALLEST_SIDE, scores
-from slicebook.nifti_file import write_atomically
 from slicebook.preparation import IntensityMap
 from slicebook.stack import Stack, read_volumes, spare_originals
 from slicebook.token_file import TokenFile
@@ -227,11 +225,8 @@ def _score(
         scores(original.clip(0, 1), copy.clip(0, 1), volume_max=float(originals.max()))
         for original, copy in zip(originals, copies, strict=True)
     ]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, ["slice", *rows[0].named()], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({"slice": number, **row.named()} for number, row in enumerate(rows))
-    write_atomically(output.with_name(f"{name}.csv"), text.getvalue().encode())
+    table = [{"slice": number, **row.named()} for number, row in enumerate(rows)]
+    write_csv(output.with_name(f"{name}.csv"), table)
     low, high = stack.intensity.low, stack.intensity.high
     array = stack.volume.array
     foregrounds = [row.ssim_foreground for row in rows if row.ssim_foreground is not None]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,12 +14,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from slicebook import sheets
+from slicebook.atomic import write_csv
 from slicebook.checkpoint import LoadedPrior, load_prior
 from slicebook.devices import choose_device
 from slicebook.errors import ConfigError, DataError
 from slicebook.generating import DESCRIPTION, check_seeds, decode_pages, put_noise_back
 from slicebook.grain import noise_level
-from slicebook.nifti_file import write_atomically
 from slicebook.prior import Conditions
 from slicebook.sampling import SamplingSettings, sample
 from slicebook.stack import Stack, read_volumes, spare_originals
@@ -130,11 +128,7 @@ def inpaint(
             after[index] = blend(stack.slices[index], filled[place], images[place], region[index])
             seams.append(_seam(number, index, seeds[place], after[index], region[index]))
         _write(folder, number, stack, region, after, chosen)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(asdict(seams[0])), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(asdict(one) for one in seams)
-    write_atomically(folder / "seams.csv", text.getvalue().encode())
+    write_csv(folder / "seams.csv", [asdict(seam) for seam in seams])
     ratio = sum(one.jump for one in seams) / max(sum(one.usual for one in seams), 1e-9)
     return InpaintSummary(folder, count, len(chosen), int(region.sum()), ratio)
 

@@ -7,7 +7,6 @@ built on matplotlib's objects, with no global state and no display.
 
 import csv
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeAlias
@@ -22,6 +21,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from scipy.ndimage import zoom
 from torch import Tensor
 
+from slicebook.atomic import replacing
 from slicebook.errors import DataError, ShapeError
 
 Slice = Float[np.ndarray, "_ _"] | Float[Tensor, "_ _"]  # shapes may differ from slice to slice
@@ -338,9 +338,5 @@ def _for_each(aspect: float | Sequence[float], count: int) -> list[float]:
 
 def _save(figure: Figure, path: Path) -> None:
     """Write the PNG whole or not at all."""
-    unfinished = Path(path).with_name(f".{Path(path).name}.{os.getpid()}.part")
-    try:
-        figure.savefig(unfinished, format="png", facecolor=figure.get_facecolor())
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with replacing(path) as partial:
+        figure.savefig(partial, format="png", facecolor=figure.get_facecolor())

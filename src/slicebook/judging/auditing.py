@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float32, Float64
 
 from slicebook import pictures
+from slicebook.atomic import write_csv
 from slicebook.checkpoint import LoadedPrior
 from slicebook.config import Record
 from slicebook.dataset import PreparedData, SliceSet
@@ -38,7 +39,6 @@ from slicebook.metrics.neighbours import (
 )
 from slicebook.metrics.planting import move
 from slicebook.metrics.summary import Rate, summarise_rate
-from slicebook.text import write_csv
 from slicebook.token_set import encode_slices
 
 SOURCES = 0.05  # of the samples: as many training slices are copied for the control

@@ -18,6 +18,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from slicebook import pictures
+from slicebook.atomic import write_csv
 from slicebook.config import Record
 from slicebook.dataset import SliceBatches, SliceSet
 from slicebook.judging.rate_distortion import RateDistortion, decode_prefixes, measure_rate_distortion
@@ -36,7 +37,6 @@ from slicebook.metrics.summary import (
     summarise,
     summarise_rate,
 )
-from slicebook.text import write_csv
 from slicebook.tokenizer import Tokenizer
 
 

@@ -6,8 +6,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from slicebook.atomic import write_text
 from slicebook.errors import ConfigError
-from slicebook.text import replace_text
 
 _HEAD = 300  # bytes of a file in which the mark stands
 
@@ -45,10 +45,7 @@ def write(path: Path, text: str, command: str) -> None:
             f"{path}: was not written by `slicebook {command}` and is left alone; move it away, or give "
             "another file (--out)"
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replace_text(
-        path, f"{mark} written anew each time. Take this line away to keep your changes. -->\n{text}"
-    )
+    write_text(path, f"{mark} written anew each time. Take this line away to keep your changes. -->\n{text}")
 
 
 def _head(path: Path) -> bytes:

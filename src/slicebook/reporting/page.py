@@ -13,10 +13,10 @@ from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
 
+from slicebook.atomic import write_text
 from slicebook.evaluation import read_report
 from slicebook.reporting.answers import Answer, answers
 from slicebook.reporting.sections import sections
-from slicebook.text import replace_text
 
 PAGE_NAME = "report.html"
 TONES: Mapping[tuple[str, str], str] = {
@@ -52,7 +52,7 @@ def write_page(folder: str | Path) -> Path:
         sections=list(sections(found, folder)),
     )
     path = folder / PAGE_NAME
-    replace_text(path, page)
+    write_text(path, page)
     return path
 
 

@@ -154,7 +154,7 @@ def test_a_manifest_line_cut_short_is_an_error(folder: Path, tmp_path: Path) -> 
         (tmp_path / path.name).write_bytes(path.read_bytes())
     manifest = (tmp_path / "manifest.csv").read_text()
     (tmp_path / "manifest.csv").write_text(manifest[:-30])
-    with pytest.raises(DataError, match=r"manifest\.csv: a line cannot be read"):
+    with pytest.raises(DataError, match=r"manifest\.csv: line 22 cannot be read"):
         PreparedData.open(tmp_path)
 
 

@@ -311,3 +311,24 @@ def test_nothing_of_the_patient_reaches_what_is_written(tmp_path):
 def test_a_path_may_be_text(tmp_path):
     stack(tmp_path)
     assert find_dicom_series(str(tmp_path))[0].files[0] == Path(tmp_path) / "0.dcm"
+
+
+def test_files_are_parted_by_the_patient_that_the_caller_names_before_they_are_stacked(tmp_path):
+    stack(tmp_path / "p1", heights=(0, 3, 6))
+    stack(tmp_path / "p2", heights=(9, 12, 15))
+    stack(tmp_path / "other", heights=(18,))
+    skipped = []
+    found = find_dicom_series(
+        tmp_path,
+        patient_of=lambda path: path.parent.name if path.parent.name != "other" else None,
+        skipped=lambda path, reason: skipped.append((path.name, reason)),
+    )
+    assert [(series.patient_id, series.frames) for series in found] == [("p1", 3), ("p2", 3)]
+    assert skipped == [("0.dcm", "no patient")]
+
+
+def test_the_label_of_a_series_tells_its_kind_and_no_identifier(tmp_path):
+    stack(tmp_path, Modality="MR", ImageType=["ORIGINAL", "PRIMARY", "M"])
+    (series,) = find_dicom_series(tmp_path)
+    assert series.label == "MR axial, 3 slices of 4 × 6"
+    assert (series.modality, series.image_type[2]) == ("MR", "M")

@@ -23,6 +23,7 @@ ORDER = (
     "config",
     "provenance",
     "tensor_file",
+    "discovery",
     "nifti_file",
     "volumes",
     "dicom_file",

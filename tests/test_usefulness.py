@@ -54,7 +54,7 @@ def test_the_same_seed_teaches_the_same():
 @pytest.mark.parametrize("without", ["ours", "held_out"])
 def test_slices_without_masks_teach_no_segmenter(without):
     ours, held_out = side(4, 1, masks=without != "ours"), side(4, 3, masks=without != "held_out")
-    with pytest.raises(DataError, match=r"no masks.*--mask-suffix"):
+    with pytest.raises(DataError, match=r"no masks.*--mask"):
         measure_usefulness(ours, side(4, 2), held_out, VALUES, steps=1, seed=0)
 
 

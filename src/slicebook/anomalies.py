@@ -20,7 +20,7 @@ from slicebook.devices import choose_device
 from slicebook.inpainting import positions
 from slicebook.likelihood import likelihood
 from slicebook.prior import Conditions
-from slicebook.stack import Stack, read_volumes, spare_originals
+from slicebook.stack import Stack, list_volumes, spare_originals
 from slicebook.stages import Layout
 from slicebook.volumes import Plane
 
@@ -75,7 +75,8 @@ def anomaly(
     spare_originals(Path(source), folder)
     rates: list[float] = []
     volumes = 0
-    for name, volume in read_volumes(source, plane):
+    for listed in list_volumes(source, plane):
+        name, volume = listed.name, listed.read()
         stack = Stack.of(volume, plane)
         conditions = positions(list(range(len(stack.slices))), len(stack.slices))
         found = surprise(loaded, torch.from_numpy(stack.slices)[:, None], conditions, orders, seed, progress)

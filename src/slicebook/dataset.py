@@ -84,7 +84,7 @@ class PreparedData:
             if not chosen:
                 raise DataError(
                     f"{self.folder}: no slice of its split {name!r} has a mask; prepare it again from a data "
-                    "set with masks (--mask-suffix)"
+                    "set with masks (--mask)"
                 )
         return SliceSet(self.folder, chosen)
 
@@ -119,7 +119,7 @@ class SliceSet(Dataset[Float32[Tensor, "1 h w"]]):
         if record.label_offset < 0:
             raise DataError(
                 f"{self.folder}: {record.volume} has no mask; prepare it again from a data set with masks "
-                "(--mask-suffix)"
+                "(--mask)"
             )
         return torch.from_numpy(self._read("labels.u8", "u1", record, record.label_offset))
 

@@ -6,8 +6,9 @@ position along the normal of its slices. What does not make an even stack is a `
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,10 @@ class DicomSeries:
         plane: the anatomical plane nearest to that of the slices.
         files: sorted by position along the normal of the slices.
         frames: number of slices (an enhanced file holds many).
+        modality: such as MR; empty where absent.
+        image_type: the values of Image Type, in upper case.
+        shape: rows and columns of a slice.
+        parts: what parts it from other stacks of its series, such as "TE 4.92 ms"; free of identifiers.
     """
 
     patient_id: str
@@ -43,6 +48,18 @@ class DicomSeries:
     plane: Plane
     files: tuple[Path, ...]
     frames: int
+    modality: str = ""
+    image_type: tuple[str, ...] = ()
+    shape: tuple[int, int] = (0, 0)
+    parts: tuple[str, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """What a list of series may print: no identifier, and none of the free text of the header."""
+        modality = self.modality if re.fullmatch("[A-Z]{2}", self.modality) else "DICOM"
+        rows, columns = self.shape
+        size = f"{self.frames} slice{'s' * (self.frames != 1)} of {rows} × {columns}"
+        return ", ".join((f"{modality} {self.plane}", size, *self.parts))
 
 
 def find_dicom_series(
@@ -50,6 +67,8 @@ def find_dicom_series(
     *,
     limits: Limits = LIMITS,
     unreadable: Callable[[Path, DataError], None] | None = None,
+    patient_of: Callable[[Path], str | None] | None = None,
+    skipped: Callable[[Path, str], None] | None = None,
 ) -> list[DicomSeries]:
     """Return the series below a folder, from headers alone, sorted by patient, series and acquisition.
 
@@ -60,6 +79,10 @@ def find_dicom_series(
         folder: searched to its depths.
         limits: what a file may ask for.
         unreadable: called with each damaged or unplaceable file and the reason.
+        patient_of: tells the patient of a file, instead of its PatientID, before slices are stacked; None
+            leaves the file out.
+        skipped: called with each DICOM file that is passed over, and why in one or two words ("no pixels",
+            "localizer", "no patient").
 
     Raises:
         DataError: the folder is absent; or, without `unreadable`, the first damaged file.
@@ -70,7 +93,15 @@ def find_dicom_series(
 
     def header_of(path: Path) -> DicomHeader | None:
         try:
-            return read_header(path, limits) if is_dicom(path) else None
+            if not is_dicom(path):
+                return None
+            header = read_header(path, limits)
+            patient = patient_of(path) if patient_of is not None else header.patient_id if header else ""
+            if header is not None and patient is not None:
+                return replace(header, patient_id=patient)
+            if skipped is not None:
+                skipped(path, "no pixels" if header is None else "no patient")
+            return None
         except DataError as error:
             if unreadable is None:
                 raise
@@ -163,6 +194,9 @@ def _series_of(stack: list[DicomHeader]) -> DicomSeries:
         plane=PLANES[int(np.argmax(np.abs(first.frames[0].normal)))],
         files=tuple(header.path for header in sorted(stack, key=lambda header: header.distance)),
         frames=sum(len(header.frames) for header in stack),
+        modality=first.modality,
+        image_type=first.image_type,
+        shape=first.shape,
     )
 
 

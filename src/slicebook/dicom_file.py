@@ -63,6 +63,8 @@ class DicomHeader:
     series_uid: str
     description: str
     acquisition: int | None
+    modality: str
+    image_type: tuple[str, ...]  # upper case
     shape: tuple[int, int]  # rows, columns
     frames: tuple[Frame, ...]
 
@@ -147,6 +149,8 @@ def read_header(path: Path, limits: Limits) -> DicomHeader | None:
             series_uid=str(dataset.SeriesInstanceUID),
             description=str(dataset.get("SeriesDescription") or "").strip(),
             acquisition=None if number in (None, "") else int(number),
+            modality=str(dataset.get("Modality") or "").strip(),
+            image_type=_image_type_of(dataset),
             shape=(int(dataset.Rows), int(dataset.Columns)),
             frames=_frames_of(path, dataset),
         )
@@ -157,6 +161,11 @@ def read_header(path: Path, limits: Limits) -> DicomHeader | None:
         ):
             raise DataError(f"{path}: its frames have several orientations, wanted one stack; split it")
         return header
+
+
+def _image_type_of(dataset: Dataset) -> tuple[str, ...]:
+    values = dataset.get("ImageType") or ()
+    return tuple(str(value).strip().upper() for value in ([values] if isinstance(values, str) else values))
 
 
 def _frames_of(path: Path, dataset: Dataset) -> tuple[Frame, ...]:

@@ -18,10 +18,10 @@ from slicebook import pictures
 from slicebook.atomic import write_csv
 from slicebook.checkpoint import LoadedTokenizer, load_tokenizer
 from slicebook.devices import choose_device
-from slicebook.errors import CheckpointError, DataError, ShapeError
+from slicebook.errors import CheckpointError, ShapeError
 from slicebook.metrics.reconstruction import SMALLEST_SIDE, scores
 from slicebook.preparation import IntensityMap
-from slicebook.stack import Stack, read_volumes, spare_originals
+from slicebook.stack import Stack, list_volumes, read_single, spare_originals
 from slicebook.token_file import TokenFile
 from slicebook.tokenizer import Tokenizer
 from slicebook.volumes import Orientation, Plane, Volume, from_slices, write_nifti
@@ -99,8 +99,8 @@ def reconstruct(
     folder = Path(out)
     spare_originals(Path(source), folder)
     found: list[VolumeScores] = []
-    for name, volume in read_volumes(source, plane):
-        stack = Stack.of(volume, plane)
+    for listed in list_volumes(source, plane):
+        name, stack = listed.name, Stack.of(listed.read(), plane)
         _check_sides(name, stack.size)
         drawn = np.concatenate(
             [part.numpy() for part in _passes(loaded.tokenizer, stack.slices)], dtype=np.float32
@@ -132,12 +132,7 @@ def encode(
         DataError: The source is not one readable volume, or `out` cannot be written.
     """
     loaded = load_tokenizer(model, choose_device(device))
-    named = list(read_volumes(source, plane))
-    if len(named) != 1:
-        raise DataError(
-            f"{source}: holds {len(named)} volumes, wanted one; name one file, or choose by --plane"
-        )
-    stack = Stack.of(named[0][1], plane)
+    stack = Stack.of(read_single(source, plane), plane)
     grids = zip(
         *(loaded.tokenizer.encode(batch) for batch in _batches(loaded.tokenizer, stack.slices)), strict=True
     )

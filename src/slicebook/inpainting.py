@@ -22,7 +22,7 @@ from slicebook.generating import DESCRIPTION, check_seeds, decode_pages, put_noi
 from slicebook.grain import noise_level
 from slicebook.prior import Conditions
 from slicebook.sampling import SamplingSettings, sample
-from slicebook.stack import Stack, read_volumes, spare_originals
+from slicebook.stack import Stack, read_single, spare_originals
 from slicebook.stages import Layout
 from slicebook.volumes import Plane, from_slices, read_labels, to_slices, write_nifti
 
@@ -107,7 +107,7 @@ def inpaint(
     check_seeds(seed, count)
     loaded, folder = load_prior(model, choose_device(device)), Path(out)
     spare_originals(Path(image), folder)
-    stack = _read_one(image, plane)
+    stack = Stack.of(read_single(image, plane), plane)
     region = _read_region(mask, image, stack)
     chosen = [index for index in range(len(region)) if region[index].any()]
     filled = np.stack([fill(stack.slices[index], region[index]) for index in chosen])
@@ -207,13 +207,6 @@ def positions(chosen: list[int], slices: int) -> Conditions:
     if slices == 1:
         return found
     return Conditions(torch.tensor(chosen, dtype=torch.float32) / (slices - 1), found.group)
-
-
-def _read_one(image: str | Path, plane: Plane | None) -> Stack:
-    volumes = list(read_volumes(image, plane))
-    if len(volumes) != 1:
-        raise DataError(f"{image}: holds {len(volumes)} volumes, wanted one; name one file")
-    return Stack.of(volumes[0][1], plane)
 
 
 def _read_region(mask: str | Path, image: str | Path, stack: Stack) -> Bool[np.ndarray, "n h w"]:

@@ -10,15 +10,17 @@ quarantine.csv  files that could not be read and why; it names raw files, so it 
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from slicebook.atomic import write_csv, write_text
 from slicebook.errors import DataError
-from slicebook.layouts import Split, Unreadable
+from slicebook.layouts import SPLITS, Split, Unreadable
 from slicebook.volumes import Plane
 
 SCHEMA_VERSION = 1
@@ -108,6 +110,15 @@ class SliceRecord:
 
 COLUMNS = [field.name for field in fields(SliceRecord) if field.name != "group"]
 
+# How the text of a cell becomes a value, by the type in `SliceRecord`; a value that is not listed is refused.
+_READ: dict[str, Callable[[str], Any]] = {
+    **dict.fromkeys(("index", "slice", "rows", "columns", "offset", "label_offset"), int),
+    **dict.fromkeys(("position", "row_mm", "column_mm", "low", "high"), float),
+    **dict.fromkeys(("patient", "volume", "group"), str),
+    "split": {split: split for split in SPLITS}.__getitem__,
+    "blank": {"0": False, "1": True}.__getitem__,
+}
+
 
 def read_info(folder: Path) -> DatasetInfo:
     """Read `dataset.json`.
@@ -137,17 +148,11 @@ def read_manifest(folder: Path) -> tuple[SliceRecord, ...]:
     """Read `manifest.csv`.
 
     Raises:
-        DataError: It is missing or malformed.
+        DataError: It is missing or malformed, or a line says what cannot be: a slice outside of its file, a
+            number that is not finite, a patient in two splits, a slice twice.
     """
     path = folder / "manifest.csv"
-    whole = {"index", "slice", "rows", "columns", "offset", "label_offset"}
-    text = {"patient", "volume", "split", "group"}
-
-    def value(name: str, cell: str) -> str | int | float | bool:
-        if name in text:
-            return cell
-        return cell == "1" if name == "blank" else int(cell) if name in whole else float(cell)
-
+    records: list[SliceRecord] = []
     try:
         with path.open(newline="", encoding="utf-8") as file:
             rows = csv.reader(file)
@@ -155,17 +160,83 @@ def read_manifest(folder: Path) -> tuple[SliceRecord, ...]:
             if header not in (COLUMNS, [*COLUMNS, "class"]):
                 raise DataError(f"{path}: its first line is not {','.join(COLUMNS)}; prepare the data again")
             names = [*COLUMNS, "group"][: len(header)]
-            # `strict`: a line cut short is an error, not a shorter record.
-            return tuple(
-                SliceRecord(**{n: value(n, cell) for n, cell in zip(names, row, strict=True)})  # type: ignore[arg-type]  # typed by `value`
-                for row in rows
-            )
+            records.extend(_record_of(names, row) for row in rows)
     except FileNotFoundError as error:
         raise DataError(f"{path}: missing; prepare the data again") from error
     except (ValueError, csv.Error) as error:
         if isinstance(error, DataError):
             raise
-        raise DataError(f"{path}: a line cannot be read ({error}); prepare the data again") from error
+        line = f"line {len(records) + 2}"
+        raise DataError(f"{path}: {line} cannot be read ({error}); prepare the data again") from error
+    _check_records(path, records)
+    return tuple(records)
+
+
+def _record_of(names: Sequence[str], row: Sequence[str]) -> SliceRecord:
+    """Return one line as a record.
+
+    Raises:
+        ValueError: It has another number of cells, or a value that cannot be; says which.
+    """
+    if len(row) != len(names):
+        raise ValueError(f"{len(row)} cells, wanted {len(names)}")
+    record = SliceRecord(**{name: _value_of(name, cell) for name, cell in zip(names, row, strict=True)})
+    for field, is_right, wanted in (
+        ("slice", record.slice >= 0, "0 or more"),
+        ("position", 0 <= record.position <= 1, "0 to 1"),
+        ("rows", record.rows >= 1, "1 or more"),
+        ("columns", record.columns >= 1, "1 or more"),
+        ("offset", record.offset >= 0, "0 or more"),
+        ("label_offset", record.label_offset >= -1, "-1 or more"),
+        ("row_mm", 0 < record.row_mm < math.inf, "above 0"),
+        ("column_mm", 0 < record.column_mm < math.inf, "above 0"),
+        ("low", math.isfinite(record.low), "a finite number"),
+        ("high", record.low < record.high < math.inf, "above low and finite"),
+        ("patient", bool(record.patient), "a name"),
+        ("volume", bool(record.volume), "a name"),
+    ):
+        if not is_right:
+            raise ValueError(f"{field} is {getattr(record, field)!r}, wanted {wanted}")
+    return record
+
+
+def _value_of(name: str, cell: str) -> Any:
+    try:
+        return _READ[name](cell)
+    except (KeyError, ValueError):
+        raise ValueError(f"{name} is {cell[:40]!r}") from None
+
+
+def _check_records(path: Path, records: Sequence[SliceRecord]) -> None:
+    """Refuse lines that contradict each other, or that lie outside of `images.f32` and `labels.u8`."""
+    images = sum(record.rows * record.columns for record in records)
+    labels = sum(record.rows * record.columns for record in records if record.label_offset >= 0)
+    split_of: dict[str, str] = {}
+    patient_of: dict[str, str] = {}
+    line_of: dict[tuple[str, object], int] = {}
+
+    def faults(line: int, record: SliceRecord) -> Iterator[str]:
+        size = record.rows * record.columns
+        if record.index != line - 2:
+            yield f"index is {record.index}, wanted {line - 2}"
+        if record.offset + size > images:
+            yield f"offset is {record.offset}, wanted at most {images - size}"
+        if record.label_offset >= 0 and record.label_offset + size > labels:
+            yield f"label_offset is {record.label_offset}, wanted at most {labels - size}"
+        if split_of.setdefault(record.patient, record.split) != record.split:
+            yield f"patient is in {record.split} and {split_of[record.patient]}, wanted one split"
+        if patient_of.setdefault(record.volume, record.patient) != record.patient:
+            yield "volume is that of two patients"
+        keys: list[tuple[str, object]] = [("slice", (record.volume, record.slice)), ("offset", record.offset)]
+        if record.label_offset >= 0:
+            keys.append(("label_offset", record.label_offset))
+        for key in keys:
+            if line_of.setdefault(key, line) != line:
+                yield f"{key[0]} is that of line {line_of[key]}"
+
+    for line, record in enumerate(records, start=2):
+        for fault in faults(line, record):
+            raise DataError(f"{path}: line {line}: {fault}; prepare the data again")
 
 
 def write_info(folder: Path, info: DatasetInfo) -> None:

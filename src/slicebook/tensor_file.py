@@ -114,9 +114,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"{path}: is no whole safetensors file ({error}); copy it again or train anew"
-        ) from error
+        raise CheckpointError(f"{path}: {_what_is_wrong(path, error)}") from error
     text = header.get("slicebook", "{}")
     # The weights have their own hash; this one keeps a flipped bit out of the settings.
     if "slicebook" in header and header.get("sha256") != _seal(text):
@@ -135,6 +133,27 @@ def kind_of(path: Path) -> str | None:
         return None
     kind = json.loads(header.get("slicebook", "{}")).get("kind")
     return None if kind is None else str(kind)
+
+
+def _what_is_wrong(path: Path, error: Exception) -> str:
+    """Say what a file is that is no safetensors file, and what to do."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(4)
+    except OSError as fault:
+        return f"cannot be read ({fault.strerror or fault}); check path and permissions"
+    is_zip, is_pickle = start == b"PK\x03\x04", start[:1] == b"\x80" and start[1:2] in b"\x02\x03\x04\x05"
+    if is_pickle or path.suffix.lower() in {".pth", ".pt", ".ckpt"}:
+        return (
+            "is a PyTorch pickle; Slicebook reads safetensors alone, as a pickle can run code; give the "
+            "model.safetensors of a run"
+        )
+    if is_zip:
+        return (
+            "is a zip archive, perhaps a PyTorch pickle; Slicebook reads safetensors alone; give the "
+            "model.safetensors of a run"
+        )
+    return f"is no whole safetensors file ({error}); copy it again or train anew"
 
 
 def _seal(text: str) -> str:

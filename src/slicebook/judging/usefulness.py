@@ -71,7 +71,7 @@ def measure_usefulness(
         if side.masks is None or held_out.masks is None:
             raise DataError(
                 "there are no masks to teach a segmenter with; train the prior with masks, on data that have "
-                "them (prepare --mask-suffix)"
+                "them (prepare --mask)"
             )
         network = segmenter.train(side.images, side.masks, values, steps=steps, seed=seed)
         drawn = [one.numpy() for one in segmenter.segment(network, held_out.images, values)]

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from slicebook.atomic import write_text
 from slicebook.devices import fastest_precision
 from slicebook.provenance import commit, versions
 
@@ -46,10 +47,7 @@ def _precision() -> str:
 
 def write(path: Path, result: Mapping[str, Any]) -> None:
     """Write a result as JSON, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.part")
-    partial.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    partial.replace(path)
+    write_text(path, json.dumps(result, indent=1, allow_nan=False) + "\n")
 
 
 def _cpu() -> str:

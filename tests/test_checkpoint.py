@@ -173,9 +173,9 @@ def test_a_pickle_in_a_models_place_is_refused_and_never_run(tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     path = tmp_path / MODEL_NAME
     path.write_bytes(pickle.dumps(Trap()))
-    refuse(path, "no whole safetensors file")
+    refuse(path, "is a PyTorch pickle")
     torch.save({"weights": torch.zeros(3)}, path)
-    refuse(path, "no whole safetensors file")
+    refuse(path, "is a zip archive, perhaps a PyTorch pickle")
     assert not (tmp_path / "sprung").exists()
 
 
@@ -199,7 +199,7 @@ def test_a_state_is_no_model_and_a_model_no_state(model, tmp_path):
 
 def test_a_newer_format_names_both_versions(model):
     resealed(model, schema_version=99)
-    refuse(model, "written in format 99, this Slicebook reads 1; use the version of Slicebook that wrote it")
+    refuse(model, "written in format 99 by Slicebook .*, which reads format 1; use the version that wrote it")
 
 
 def test_settings_that_no_recipe_has_are_refused(model):
@@ -232,15 +232,15 @@ def test_a_damaged_state_is_refused(tmp_path):
         load_state(path)
 
 
-@pytest.mark.parametrize("fails", ["save_file", "os.fsync", "os.replace"])
+@pytest.mark.parametrize("fails", ["tensor_file.save_file", "atomic.os.fsync", "atomic.os.replace"])
 def test_a_save_that_fails_leaves_the_old_model_and_nothing_else(fails, model, monkeypatch):
     before = model.read_bytes()
 
     def full(*_args, **_kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(f"slicebook.tensor_file.{fails}", full)
-    with pytest.raises(DataError, match=r"cannot be written.*No space left on device.*free some space"):
+    monkeypatch.setattr(f"slicebook.{fails}", full)
+    with pytest.raises(DataError, match=r"cannot be written.*No space left on device; [0-9,]+ bytes wanted"):
         save_tokenizer(model, untrained(seed=1), RECIPE, PROVENANCE)
     assert model.read_bytes() == before
     assert [item.name for item in model.parent.iterdir()] == [MODEL_NAME]
@@ -252,7 +252,7 @@ def test_a_kill_during_a_save_leaves_the_old_model(model, monkeypatch):
     def killed(*_args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("slicebook.tensor_file.os.replace", killed)
+    monkeypatch.setattr("slicebook.atomic.os.replace", killed)
     with pytest.raises(KeyboardInterrupt):
         save_tokenizer(model, untrained(seed=1), RECIPE, PROVENANCE)
     assert model.read_bytes() == before
@@ -379,3 +379,23 @@ def test_a_save_of_a_prior_that_fails_leaves_the_old_one(prior, monkeypatch):
     with pytest.raises(DataError, match="No space left on device"):
         save_prior(prior, loaded.prior, loaded.book, loaded.info)
     assert prior.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("model.pth", b"PK\x03\x04rest", "is a PyTorch pickle; Slicebook reads safetensors alone"),
+        ("model.CKPT", b"\x00" * 20, "is a PyTorch pickle; Slicebook reads safetensors alone"),
+        ("model.safetensors", b"\x80\x02}q\x00.", "is a PyTorch pickle; Slicebook reads safetensors alone"),
+        ("model.bin", b"PK\x03\x04rest", "is a zip archive, perhaps a PyTorch pickle"),
+        ("model.h5", b"\x89HDF\r\n\x1a\n", "is no whole safetensors file"),
+    ],
+)
+def test_a_model_of_another_program_is_told_by_its_kind(name, content, message, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    refuse(tmp_path / name, message)
+
+
+def test_settings_of_a_newer_version_name_both_versions(model):
+    resealed(model, provenance={"versions": {"slicebook": "99.1"}})
+    refuse(model, "written by Slicebook 99.1, this is ")

@@ -166,7 +166,7 @@ CASES = [
     ("decode nothing tokens.npz new.nii", "nothing: holds no trained model yet; train one first"),
     ("evaluate nothing prepared --out new", "nothing: holds no trained model yet; train one first"),
     ("info absent", "absent: does not exist; train one first"),
-    ("info pickle.safetensors", "pickle.safetensors: is no whole safetensors file"),
+    ("info pickle.safetensors", "pickle.safetensors: is a PyTorch pickle"),
     ("info cut.safetensors", "cut.safetensors: is no whole safetensors file.*copy it again"),
     ("info flipped.safetensors", "flipped.safetensors: .*damaged; copy it again"),
     ("info state.safetensors", "state.safetensors: holds a state, wanted a tokenizer"),
@@ -234,7 +234,6 @@ CASES = [
     ("demo --out occupied", "occupied: exists and is no demo; choose another --out"),
     ("demo --out new --recipe grand", "recipe 'grand' not found"),
     # priors
-    ("info drawn/prior", "drawn/prior/model.safetensors: holds a prior, wanted a tokenizer"),
     ("reconstruct drawn/prior volume.nii.gz new", "holds a prior, wanted a tokenizer"),
     ("train prior drawn/prior", "holds a prior, wanted a tokenizer"),
     (

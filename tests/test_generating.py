@@ -14,7 +14,7 @@ import pytest
 import torch
 from test_sheets import pixels_of
 
-from slicebook import generating
+from slicebook import cli, generating
 from slicebook.checking import check
 from slicebook.dataset import PreparedData
 from slicebook.errors import CheckpointError, ConfigError, DataError
@@ -490,3 +490,16 @@ def test_without_a_prior_nothing_is_written(tmp_path):
     with pytest.raises(CheckpointError, match="train one first"):
         generate(tmp_path / "nowhere", tmp_path / "out", **CPU)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_info_reads_every_kind_of_model_and_a_prepared_folder(trained, capsys):
+    prior = trained.run / "prior"
+    for place, kind in (
+        (trained.run, "tokenizer"),
+        (prior, "prior"),
+        (prior / "masks", "label tokenizer"),
+        (prior / "decoder", "decoder of generation"),
+    ):
+        assert cli.main(["info", str(place), "--json"]) == 0, place
+        assert json.loads(capsys.readouterr().out)["kind"] == kind
+    assert cli.main(["info", str(trained.data)]) == 0

@@ -18,6 +18,7 @@ SOURCE = ROOT / "src" / "slicebook"
 # A module imports only from those before it.
 ORDER = (
     "errors",
+    "atomic",
     "text",
     "config",
     "provenance",
@@ -222,3 +223,11 @@ def test_no_file_names_a_place_on_somebodys_machine():
     place = re.compile(r"(?<![\w.])/(?:work|root|home|Users|mnt)/\w")
     named = [path for path in files() if place.search(path.read_text(encoding="utf-8"))]
     assert named == []
+
+
+def test_one_module_alone_writes_files_whole_or_not_at_all():
+    writers = re.compile(
+        r"os\.(replace|fsync)\(|\.(write_text|write_bytes)\(|csv\.(DictW|w)riter\(|\.tofile\("
+    )
+    named = [path.name for path in SOURCE.rglob("*.py") if writers.search(path.read_text(encoding="utf-8"))]
+    assert set(named) - {"diagnose.py"} == {"atomic.py"}

@@ -15,7 +15,7 @@ from slicebook.errors import CheckpointError, DataError, ShapeError
 from slicebook.inference import decode, encode, reconstruct
 from slicebook.preparation import IntensityMap
 from slicebook.provenance import Provenance
-from slicebook.stack import read_volumes
+from slicebook.stack import list_volumes
 from slicebook.tokenizer import Tokenizer
 from slicebook.volumes import read_nifti
 
@@ -194,7 +194,7 @@ def test_a_plane_chooses_among_dicom_series_and_slices_a_nifti_anew(model, tmp_p
             pixels_of(number, shape=(16, 20)), (1, 3 * number, 5), series="9.9", orientation=CORONAL
         )
         save(at, tmp_path / "in" / "coronal" / f"{number}.dcm")
-    names = [name for name, _ in read_volumes(tmp_path / "in", "coronal")]
+    names = [listed.name for listed in list_volumes(tmp_path / "in", "coronal")]
     assert names == ["series-01-coronal"]
     source = volume_file(tmp_path / "a.nii.gz", (16, 12, 14), np.diag([1.0, 1, 1, 1]))
     summary = reconstruct(model, source, tmp_path / "out", pictures=False, plane="sagittal", **CPU)
@@ -332,3 +332,12 @@ def test_before_any_training_each_says_what_to_run(act, tmp_path):
     with pytest.raises(CheckpointError, match="slicebook train tokenizer"):
         act(tmp_path, tmp_path / "in", tmp_path / "out", **CPU)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_volumes_with_the_same_output_are_refused_before_anything_is_written(model, tmp_path):
+    (tmp_path / "in" / "a").mkdir(parents=True)
+    volume_file(tmp_path / "in" / "a" / "b.nii")
+    volume_file(tmp_path / "in" / "a-b.nii")
+    with pytest.raises(DataError, match="its output would take the place of that of"):
+        reconstruct(model, tmp_path / "in", tmp_path / "out", **CPU)
+    assert not (tmp_path / "out").exists()

@@ -14,6 +14,7 @@ from slicebook import inpainting
 from slicebook.checkpoint import load_prior
 from slicebook.errors import CheckpointError, ConfigError, DataError
 from slicebook.inpainting import FEATHER, _seam, blend, fill, inpaint, positions, redrawn_tokens, slice_seed
+from slicebook.stack import Stack, read_single
 from slicebook.volumes import read_nifti
 
 CPU = {"device": "cpu"}
@@ -205,8 +206,8 @@ def test_tokens_outside_the_region_are_those_of_the_filled_slice(trained, files,
     assert 0 < int((~keep).sum()) < keep.numel() / 2
     assert (given[:, layout.part(0)] == layout.stages[0].size).all()  # no mask is known
     assert asked["conditions"].position.tolist() == [0.0, 0.5]
-    book, slices = load_prior(trained.run).book, inpainting._read_one(files[0], None).slices
-    region = inpainting._read_region(files[1], files[0], inpainting._read_one(files[0], None))
+    book, slices = load_prior(trained.run).book, Stack.of(read_single(files[0])).slices
+    region = inpainting._read_region(files[1], files[0], Stack.of(read_single(files[0])))
     filled = np.stack([fill(slices[index], region[index]) for index in (0, 1)])
     assert given.equal(book.encode(torch.from_numpy(filled)[:, None]))
 

@@ -6,7 +6,7 @@ import torch
 from skimage.metrics import structural_similarity
 
 from slicebook.config import LossConfig, TokenizerConfig, load_recipe
-from slicebook.errors import ShapeError
+from slicebook.errors import DataError, ShapeError
 from slicebook.tokenizer import Reconstruction, Tokenizer, draw_silence, loss, ssim
 
 ARCHITECTURES = ("ladder", "vqvae2")
@@ -260,3 +260,52 @@ def test_the_loss_is_in_float32_under_autocast():
         found = small().train()(images)
         total = loss(found, images, LossConfig()).total
     assert total.dtype == torch.float32
+
+
+# --- At the door of encode and decode
+
+DOOR = TokenizerConfig(scaling_rates=(4, 2), codebook_sizes=(16, 8), code_dim=4, width=16, residual_layers=1)
+
+
+@pytest.mark.parametrize("kind", ["float64", "numpy", "integers", "float16"])
+def test_numbers_of_other_types_are_converted(kind):
+    tokenizer = Tokenizer(DOOR).eval()
+    slices = (torch.rand(2, 1, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1).round()
+    forms = {
+        "float64": slices.double(),
+        "numpy": slices.double().numpy(),
+        "integers": slices.int(),
+        "float16": slices.half(),
+    }
+    for grid, wanted in zip(tokenizer.encode(forms[kind]), tokenizer.encode(slices), strict=True):
+        assert torch.equal(grid, wanted)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1000.0])
+def test_a_value_that_no_slice_has_never_becomes_a_token(value):
+    slices = torch.zeros(2, 1, 16, 16)
+    slices[1, 0, 3, 3] = value
+    with pytest.raises(DataError, match=r"wanted numbers in \[-1, 1\]"):
+        Tokenizer(DOOR).eval().encode(slices)
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (1, 16, 16), (0, 1, 16, 16), (1, 1, 0, 16), (1, 2, 16, 16)])
+def test_slices_of_another_shape_are_refused(shape):
+    with pytest.raises(ShapeError):
+        Tokenizer(DOOR).eval().encode(torch.zeros(shape))
+
+
+def test_token_grids_are_converted_or_refused():
+    tokenizer = Tokenizer(DOOR).eval()
+    grids = tokenizer.encode(torch.zeros(2, 1, 16, 16))
+    wanted = tokenizer.decode(grids, (16, 16))
+    stored = [grid.numpy().astype("uint16") for grid in grids]
+    assert torch.equal(tokenizer.decode(stored, (16, 16)), wanted)
+    with pytest.raises(DataError, match="wanted integers"):
+        tokenizer.decode([grid.float() for grid in grids], (16, 16))
+    with pytest.raises(ShapeError, match="as many at each level"):
+        tokenizer.decode([grids[0][:1], *grids[1:]], (16, 16))
+    with pytest.raises(ShapeError, match=r"wanted \(batch, rows, columns\)"):
+        tokenizer.decode([grid[0] for grid in grids], (16, 16))
+    with pytest.raises(ShapeError, match="levels 3"):
+        tokenizer.decode(grids, (16, 16), levels=3)

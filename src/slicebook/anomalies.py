@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,13 +14,13 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from slicebook import sheets
+from slicebook.atomic import write_csv
 from slicebook.checkpoint import LoadedPrior, load_prior
 from slicebook.devices import choose_device
 from slicebook.inpainting import positions
 from slicebook.likelihood import likelihood
-from slicebook.nifti_file import write_atomically
 from slicebook.prior import Conditions
-from slicebook.stack import Stack, read_volumes, spare_originals
+from slicebook.stack import Stack, list_volumes, spare_originals
 from slicebook.stages import Layout
 from slicebook.volumes import Plane
 
@@ -77,7 +75,8 @@ def anomaly(
     spare_originals(Path(source), folder)
     rates: list[float] = []
     volumes = 0
-    for name, volume in read_volumes(source, plane):
+    for listed in list_volumes(source, plane):
+        name, volume = listed.name, listed.read()
         stack = Stack.of(volume, plane)
         conditions = positions(list(range(len(stack.slices))), len(stack.slices))
         found = surprise(loaded, torch.from_numpy(stack.slices)[:, None], conditions, orders, seed, progress)
@@ -162,10 +161,14 @@ def _spread(
 
 
 def _write_scores(path: Path, found: Surprise, bits: list[float]) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["slice", "nats", "spread", "bits_per_pixel", "peak"])
-    columns = (found.nats.tolist(), found.spread.tolist(), bits, found.maps.amax((1, 2)).tolist())
-    for index, row in enumerate(zip(*columns, strict=True)):
-        writer.writerow([index, *(f"{value:.6g}" for value in row)])
-    write_atomically(path, text.getvalue().encode())
+    columns = {
+        "nats": found.nats.tolist(),
+        "spread": found.spread.tolist(),
+        "bits_per_pixel": bits,
+        "peak": found.maps.amax((1, 2)).tolist(),
+    }
+    rows = [
+        {"slice": index, **{name: f"{values[index]:.6g}" for name, values in columns.items()}}
+        for index in range(len(bits))
+    ]
+    write_csv(path, rows)

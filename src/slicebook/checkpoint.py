@@ -7,16 +7,17 @@ answer.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from slicebook import __version__
 from slicebook.book import Book
 from slicebook.config import Recipe, Record
 from slicebook.errors import CheckpointError
@@ -160,6 +161,19 @@ def load_tokenizer(
     return LoadedTokenizer(tokenizer.eval().to(device), info, path)
 
 
+def read_info(where: str | Path) -> ModelInfo | PriorInfo:
+    """Return what a model file of any kind says of itself, once its weights are verified.
+
+    Raises:
+        CheckpointError: Nothing trained there yet, a damaged file, or a file of another program.
+    """
+    path = find_model(Path(where))
+    kind = kind_of(path)
+    if kind == "prior":
+        return _load(path, kind, PriorInfo)[1]
+    return _load(path, kind if kind and kind in get_args(Kind) else "tokenizer", ModelInfo)[1]
+
+
 def save_prior(path: Path, prior: Prior, book: Book, info: PriorInfo) -> None:
     """Write a prior with its tokenizers; the hash of the weights in `info` is filled in here."""
     parts: dict[str, nn.Module] = {"prior": prior, "images": book.images}
@@ -202,28 +216,43 @@ def load_prior(where: str | Path, device: str | torch.device = "cpu") -> LoadedP
 def _load(path: Path, kind: str, record: type[Info]) -> tuple[dict[str, Tensor], Info]:
     """Read a file of a kind, its weights verified."""
     tensors, raw = read_tensors(path)
+    version = raw.get("schema_version", SCHEMA_VERSION)
+    if version != SCHEMA_VERSION:
+        raise CheckpointError(
+            f"{path}: written in format {version} by Slicebook {_writer(raw)}, this is Slicebook "
+            f"{__version__}, which reads format {SCHEMA_VERSION}; use the version that wrote it, or train "
+            "it again"
+        )
     if raw.get("kind") != kind:
         found = raw.get("kind", "file of another program")
         # In the folder of a tokenizer's run, its own file is what is found until there is a prior.
         early = (found, kind) == ("tokenizer", "prior")
         first = f"; train one first: slicebook train prior {path.parent}" if early else ""
         raise CheckpointError(f"{path}: holds a {found}, wanted a {kind}{first}")
-    if raw.get("schema_version") != SCHEMA_VERSION:
-        raise CheckpointError(
-            f"{path}: written in format {raw.get('schema_version')}, this Slicebook reads {SCHEMA_VERSION}; "
-            "use the version of Slicebook that wrote it, or train it again"
-        )
     try:
         info = record.model_validate(raw)
     except ValidationError as error:
         raise CheckpointError(
-            f"{path}: its settings cannot be read ({error.error_count()} faults); train it again"
+            f"{path}: its settings cannot be read ({_first_fault(error)}); it was written by Slicebook "
+            f"{_writer(raw)}, this is {__version__}: use the version that wrote it, or train it again"
         ) from error
     if hash_tensors(tensors) != info.weights_sha256:
         raise CheckpointError(
             f"{path}: the weights do not match their hash, so the file is damaged; copy it again"
         )
     return tensors, info
+
+
+def _writer(raw: Mapping[str, Any]) -> str:
+    """Return the version of Slicebook that a file says wrote it."""
+    provenance = raw.get("provenance")
+    versions = provenance.get("versions") if isinstance(provenance, dict) else None
+    return str(versions.get("slicebook", "unknown")) if isinstance(versions, dict) else "unknown"
+
+
+def _first_fault(error: ValidationError) -> str:
+    first = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
 
 
 def _fill(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:

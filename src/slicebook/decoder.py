@@ -21,6 +21,7 @@ from jaxtyping import Float, Int64
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
+from slicebook.atomic import write_text
 from slicebook.checkpoint import Kind, LoadedPrior, LoadedTokenizer, load_tokenizer, save_tokenizer
 from slicebook.config import DecoderConfig, LossConfig, Recipe
 from slicebook.dataset import Batch, PreparedData, SliceBatches, SliceSet, augment, draw_augmentation
@@ -344,8 +345,7 @@ def _train(
     )
     display = Display(out, shown=progress and fabric.is_global_zero)
     if state is None and fabric.is_global_zero:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "config.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+        write_text(out / "config.yaml", recipe.to_yaml())
     with fabric.rank_zero_first():
         samples = draw_samples(prior, train, recipe.decoder.samples, out / SAMPLES_NAME, display=display)
     objective = DecoderObjective(tokenizer, samples, recipe, data, fabric)

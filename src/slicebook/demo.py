@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from slicebook import __version__, phantom, text
+from slicebook.atomic import replacing_folder, write_text
 from slicebook.config import Recipe
 from slicebook.dataset import PreparedData
 from slicebook.devices import choose_device
@@ -86,7 +86,7 @@ def run_demo(
         run, PreparedData.open(prepared), out / "evaluation", device=choose_device(device), seed=seed
     )
     write_page(out / "evaluation")
-    (out / "table.txt").write_text(text.table(evaluation.table()) + "\n", encoding="utf-8")
+    write_text(out / "table.txt", text.table(evaluation.table()) + "\n")
     seconds = time.perf_counter() - began
     return DemoSummary(out, training, reconstruction, prior, generation, evaluation, seconds)
 
@@ -101,19 +101,14 @@ def _claim(out: Path, recipe: Recipe) -> None:
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out}: exists and is no demo; choose another --out")
     else:
-        out.mkdir(parents=True, exist_ok=True)
-        partial = out / ".demo.json"
-        partial.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-        os.replace(partial, mark)
+        write_text(mark, json.dumps(settings, indent=2) + "\n")
 
 
 def _make_patients(data: Path, held_out: Path, seed: int) -> None:
     """Write the data set, and the first test patient once more as a whole volume."""
     if not data.is_dir():
-        partial = data.with_name(f".{data.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        phantom.write_hipmri(partial, patients=PATIENTS, weeks=1, slices=SLICES, seed=seed, shape=SHAPE)
-        os.replace(partial, data)
+        with replacing_folder(data) as partial:
+            phantom.write_hipmri(partial, patients=PATIENTS, weeks=1, slices=SLICES, seed=seed, shape=SHAPE)
     if not held_out.is_file():
         first_test = phantom.FIRST_CASE + PATIENTS[0] + PATIENTS[1]
         volume = phantom.patient_volume(first_test, 0, seed=seed, slices=SLICES, shape=SHAPE)

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from slicebook import sheets
+from slicebook.atomic import write_csv
 from slicebook.checkpoint import LoadedPrior, LoadedTokenizer, has_prior, is_prior, load_prior, load_tokenizer
 from slicebook.config import Record
 from slicebook.dataset import PreparedData
@@ -37,7 +38,7 @@ from slicebook.metrics import codecs as codec_metrics
 from slicebook.provenance import commit, versions
 from slicebook.sampling import SamplingSettings
 from slicebook.tensor_file import hash_tensors
-from slicebook.text import to_json, write_csv
+from slicebook.text import to_json
 
 SHOWN = 32  # samples in the contact sheet, and as many real slices beside them
 STEPS = 300  # of each segmenter's training

@@ -5,8 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import math
-import os
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +13,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
+from slicebook.atomic import replacing_files, write_text
 from slicebook.config import Record
 from slicebook.errors import DataError
 from slicebook.judging.downstream import DownstreamResult
@@ -22,7 +21,6 @@ from slicebook.judging.generation import GenerationResult, SamplingInfo
 from slicebook.judging.memorization import MemorizationResult
 from slicebook.judging.reconstruction import ReconstructionResult
 from slicebook.layouts import Split
-from slicebook.text import replace_text
 
 COLUMNS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -112,8 +110,8 @@ class Evaluation(Record):
 def write_report(folder: Path, found: Evaluation) -> None:
     """Write what was found, and the schema that tells what each number is."""
     schema = json.dumps(Evaluation.model_json_schema(), indent=1)
-    replace_text(folder / SCHEMA_NAME, schema + "\n")
-    replace_text(folder / REPORT_NAME, found.model_dump_json(indent=1) + "\n")
+    write_text(folder / SCHEMA_NAME, schema + "\n")
+    write_text(folder / REPORT_NAME, found.model_dump_json(indent=1) + "\n")
 
 
 def read_report(folder: str | Path) -> Evaluation:
@@ -149,28 +147,15 @@ def written_whole(out: Path) -> Iterator[Path]:
     """
     if out.exists() and not out.is_dir():
         raise DataError(f"{out}: is a file; choose a folder for the report (--out)")
-    new, partial = not out.exists(), out / PARTIAL
-    ours = _is_report(out / REPORT_NAME) or partial.exists()  # the latter where one was killed
+    ours = _is_report(out / REPORT_NAME) or (out / PARTIAL).exists()  # the latter where one was killed
     strange = [name for name in WRITTEN if (out / name).exists()]
     if strange and not ours:
         raise DataError(
             f"{out}: holds {strange[0]} and no report of ours, so something else that would be written over; "
             "choose another folder (--out)"
         )
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
+    with replacing_files(out, WRITTEN, last=REPORT_NAME, partial=PARTIAL) as partial:
         yield partial
-        (out / REPORT_NAME).unlink(missing_ok=True)
-        written = sorted(path.name for path in partial.iterdir())
-        for name in sorted(written, key=REPORT_NAME.__eq__):
-            os.replace(partial / name, out / name)
-        for name in set(WRITTEN) - set(written):
-            (out / name).unlink(missing_ok=True)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        if new and not any(out.iterdir()):
-            out.rmdir()
 
 
 def _is_report(path: Path) -> bool:

@@ -21,6 +21,7 @@ from matplotlib.image import imread
 from torch import Tensor
 
 from slicebook import __version__, pictures, sheets
+from slicebook.atomic import write_csv, write_text
 from slicebook.checkpoint import LoadedPrior, SliceKind, load_prior
 from slicebook.devices import choose_device
 from slicebook.errors import ConfigError, DataError
@@ -28,7 +29,6 @@ from slicebook.likelihood import likelihood
 from slicebook.preparation import IntensityMap
 from slicebook.sampling import GROUP, SamplingSettings
 from slicebook.synthesis import RenderedSlices, check_class, check_seeds, decode_pages, draw, render
-from slicebook.text import replace_text, write_csv
 from slicebook.volumes import Volume, from_slices, orientation_of, write_nifti
 
 DESCRIPTION = "SYNTHETIC, drawn by Slicebook: no patient"  # in every file's header
@@ -252,13 +252,13 @@ class _Folder:
         _check_room(self.out, max(0, count - self.groups * GROUP), kind)
         self.partial.mkdir(parents=True, exist_ok=True)
         if not self._is_ours():
-            replace_text(self.partial / REQUEST_NAME, json.dumps(self.request, indent=2) + "\n")
+            write_text(self.partial / REQUEST_NAME, json.dumps(self.request, indent=2) + "\n")
         for folder in (self.set / "images", self.partial / "groups"):
             folder.mkdir(parents=True, exist_ok=True)
 
     def finish_group(self, samples: list[Sample]) -> None:
         """Record a group whose files are all written."""
-        replace_text(self._record(self.groups), json.dumps([asdict(one) for one in samples]))
+        write_text(self._record(self.groups), json.dumps([asdict(one) for one in samples]))
         self.groups += 1
 
     def samples(self) -> list[Sample]:
@@ -421,4 +421,4 @@ def _write_lists(out: Path, samples: list[Sample], task: _Task) -> None:
         "recipe": info.recipe.model_dump(mode="json"),
         "provenance": info.provenance.model_dump(mode="json"),
     }
-    (out / "generation.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write_text(out / "generation.json", json.dumps(record, indent=2) + "\n")

@@ -170,7 +170,7 @@ def learn_grain(
 
 
 def _texture(
-    drawings: Iterable[Float[Tensor, "b 1 h w"]], strength: float, level: float
+    drawings: Iterable[Float[Tensor, "_ 1 _ _"]], strength: float, level: float
 ) -> tuple[float, ...]:
     """Return the texture of drawings by intensity, where a slice with noise of `level` would be flat."""
     power, places = torch.zeros(2, INTENSITIES, dtype=torch.float64)

@@ -6,8 +6,6 @@ their geometry and intensity.
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +15,13 @@ import torch
 from jaxtyping import Float32
 
 from slicebook import sheets
+from slicebook.atomic import write_csv
 from slicebook.checkpoint import LoadedTokenizer, load_tokenizer
 from slicebook.devices import choose_device
-from slicebook.errors import CheckpointError, DataError, ShapeError
+from slicebook.errors import CheckpointError, ShapeError
 from slicebook.metrics.image_quality import SMALLEST_SIDE, scores
-from slicebook.nifti_file import write_atomically
 from slicebook.preparation import IntensityMap
-from slicebook.stack import Stack, read_volumes, spare_originals
+from slicebook.stack import Stack, list_volumes, read_single, spare_originals
 from slicebook.token_file import TokenFile
 from slicebook.tokenizer import Tokenizer
 from slicebook.volumes import Orientation, Plane, Volume, from_slices, write_nifti
@@ -101,8 +99,8 @@ def reconstruct(
     folder = Path(out)
     spare_originals(Path(source), folder)
     found: list[VolumeScores] = []
-    for name, volume in read_volumes(source, plane):
-        stack = Stack.of(volume, plane)
+    for listed in list_volumes(source, plane):
+        name, stack = listed.name, Stack.of(listed.read(), plane)
         _check_sides(name, stack.size)
         drawn = np.concatenate(
             [part.numpy() for part in _passes(loaded.tokenizer, stack.slices)], dtype=np.float32
@@ -134,12 +132,7 @@ def encode(
         DataError: The source is not one readable volume, or `out` cannot be written.
     """
     loaded = load_tokenizer(model, choose_device(device))
-    named = list(read_volumes(source, plane))
-    if len(named) != 1:
-        raise DataError(
-            f"{source}: holds {len(named)} volumes, wanted one; name one file, or choose by --plane"
-        )
-    stack = Stack.of(named[0][1], plane)
+    stack = Stack.of(read_single(source, plane), plane)
     grids = zip(
         *(loaded.tokenizer.encode(batch) for batch in _batches(loaded.tokenizer, stack.slices)), strict=True
     )
@@ -227,11 +220,8 @@ def _score(
         scores(original.clip(0, 1), copy.clip(0, 1), volume_max=float(originals.max()))
         for original, copy in zip(originals, copies, strict=True)
     ]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, ["slice", *rows[0].named()], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({"slice": number, **row.named()} for number, row in enumerate(rows))
-    write_atomically(output.with_name(f"{name}.csv"), text.getvalue().encode())
+    table = [{"slice": number, **row.named()} for number, row in enumerate(rows)]
+    write_csv(output.with_name(f"{name}.csv"), table)
     low, high = stack.intensity.low, stack.intensity.high
     array = stack.volume.array
     foregrounds = [row.ssim_foreground for row in rows if row.ssim_foreground is not None]

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from slicebook import sheets
+from slicebook.atomic import write_csv
 from slicebook.checkpoint import LoadedPrior, load_prior
 from slicebook.devices import choose_device
 from slicebook.errors import ConfigError, DataError
@@ -21,10 +22,9 @@ from slicebook.generating import DESCRIPTION
 from slicebook.grain import noise_level
 from slicebook.prior import Conditions
 from slicebook.sampling import SamplingSettings, sample
-from slicebook.stack import Stack, read_volumes, spare_originals
+from slicebook.stack import Stack, read_single, spare_originals
 from slicebook.stages import Layout
 from slicebook.synthesis import check_seeds, render
-from slicebook.text import write_csv
 from slicebook.volumes import Plane, from_slices, read_labels, to_slices, write_nifti
 
 FEATHER = 3.0  # pixels inside the region over which its drawing fades in
@@ -108,7 +108,7 @@ def inpaint(
     check_seeds(seed, count)
     loaded, folder = load_prior(model, choose_device(device)), Path(out)
     spare_originals(Path(image), folder)
-    stack = _read_one(image, plane)
+    stack = Stack.of(read_single(image, plane), plane)
     task = _ask(loaded, stack, _read_region(mask, image, stack))
     folder.mkdir(parents=True, exist_ok=True)
     seams: list[Seam] = []
@@ -242,13 +242,6 @@ def positions(chosen: list[int], slices: int) -> Conditions:
     if slices == 1:
         return found
     return Conditions(torch.tensor(chosen, dtype=torch.float32) / (slices - 1), found.group)
-
-
-def _read_one(image: str | Path, plane: Plane | None) -> Stack:
-    volumes = list(read_volumes(image, plane))
-    if len(volumes) != 1:
-        raise DataError(f"{image}: holds {len(volumes)} volumes, wanted one; name one file")
-    return Stack.of(volumes[0][1], plane)
 
 
 def _read_region(mask: str | Path, image: str | Path, stack: Stack) -> Bool[np.ndarray, "n h w"]:

@@ -18,6 +18,7 @@ from typing import Any, cast
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from slicebook.atomic import write_csv, write_text
 from slicebook.errors import DataError
 from slicebook.layouts import SPLITS, Split, Unreadable
 from slicebook.volumes import Plane
@@ -240,27 +241,24 @@ def _check_records(path: Path, records: Sequence[SliceRecord]) -> None:
 
 def write_info(folder: Path, info: DatasetInfo) -> None:
     """Write `dataset.json`."""
-    (folder / "dataset.json").write_text(info.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    write_text(folder / "dataset.json", info.model_dump_json(indent=2) + "\n")
 
 
 def write_manifest(folder: Path, records: Iterable[SliceRecord]) -> None:
     """Write `manifest.csv`."""
     records = list(records)
     header = [*COLUMNS, "class"] if any(record.group for record in records) else COLUMNS
-    rows = (
-        [int(cell) if isinstance(cell, bool) else cell for cell in astuple(record)[: len(header)]]
+    rows = [
+        {
+            name: int(cell) if isinstance(cell, bool) else cell
+            for name, cell in zip(header, astuple(record), strict=False)
+        }
         for record in records
-    )
-    _write_csv(folder / "manifest.csv", header, rows)
+    ]
+    write_csv(folder / "manifest.csv", rows, header)
 
 
 def write_quarantine(folder: Path, files: Iterable[Unreadable]) -> None:
     """Write `quarantine.csv`."""
-    _write_csv(folder / "quarantine.csv", ["file", "reason"], ([str(f.path), f.reason] for f in files))
-
-
-def _write_csv(path: Path, header: list[str], rows: Iterable[Sequence[object]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows(rows)
+    rows = [{"file": str(unreadable.path), "reason": unreadable.reason} for unreadable in files]
+    write_csv(folder / "quarantine.csv", rows, ["file", "reason"])

@@ -1,4 +1,4 @@
-"""One NIfTI file, not trusted: its header and stored values; and a file written whole or not at all.
+"""One NIfTI file, not trusted: its header and stored values.
 
 Sizes are checked against the header before anything is allocated, and gzip is read to its checksum.
 """
@@ -189,22 +189,3 @@ def header_for(shape: tuple[int, ...], affine: Float64[np.ndarray, "4 4"]) -> ni
     is_orthogonal = np.allclose(axes.T @ axes, np.eye(3), atol=1e-4)
     header.set_qform(affine, code="scanner" if is_orthogonal else "unknown")
     return header
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write under a name of its own, then rename: a kill on the way leaves what was there before."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    if path.name.endswith(".gz"):
-        content = gzip.compress(content, compresslevel=6, mtime=0)  # mtime 0: equal volumes are equal files
-    try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        raise DataError(
-            f"{path}: cannot be written ({error.strerror}); check folder and free space"
-        ) from error
-    finally:
-        partial.unlink(missing_ok=True)

@@ -9,7 +9,6 @@ import csv
 import io
 import itertools
 import math
-import os
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -27,6 +26,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 from torch import Tensor
 
+from slicebook.atomic import replacing
 from slicebook.errors import DataError
 
 Slice = Float[np.ndarray, "_ _"] | Float[Tensor, "_ _"]  # shapes may differ from slice to slice
@@ -310,9 +310,5 @@ def _array(image: Slice) -> Float[np.ndarray, "h w"]:
 
 def _save(figure: Figure, path: Path) -> None:
     """Write the PNG whole or not at all."""
-    unfinished = Path(path).with_name(f".{Path(path).name}.{os.getpid()}.part")
-    try:
-        figure.savefig(unfinished, format="png", facecolor=figure.get_facecolor())
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with replacing(path) as partial:
+        figure.savefig(partial, format="png", facecolor=figure.get_facecolor())

@@ -7,9 +7,7 @@ One volume is in memory at a time, and the folder appears under its name only wh
 from __future__ import annotations
 
 import hashlib
-import os
 import re
-import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +16,7 @@ from typing import BinaryIO
 import numpy as np
 
 from slicebook import __version__
+from slicebook.atomic import replacing_folder
 from slicebook.checking import Misfit, Part, count_files, grouped, read_parts
 from slicebook.discovery import first_names
 from slicebook.errors import ConfigError, DataError
@@ -141,22 +140,15 @@ def prepare(
     found = find_sources(data, source)
     refuse_guesses(data, found)
     splits = assign_splits(found, options.fractions, options.seed)
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    try:
-        partial.mkdir(parents=True)
-        with _Writer(partial, data, found, source.plane, options, splits) as writer:
-            for done, one in enumerate(found.sources):
-                writer.add(one)
-                if progress is not None:
-                    progress(done + 1, len(found.sources))
-            info = writer.finish()
-        _put_in_place(partial, out)
-    except OSError as error:
-        raise DataError(
-            f"{error.filename or out}: {error.strerror}; free space, or choose another OUT"
-        ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with (
+        replacing_folder(out, replace_content=(out / "dataset.json").is_file()) as partial,
+        _Writer(partial, data, found, source.plane, options, splits) as writer,
+    ):
+        for done, one in enumerate(found.sources):
+            writer.add(one)
+            if progress is not None:
+                progress(done + 1, len(found.sources))
+        info = writer.finish()
     quarantined = tuple((str(bad.path), bad.reason) for bad in writer.unreadable)
     return PreparedSummary(
         out, info, quarantined, tuple(str(path) for path in found.unmatched), (*found.notes, *writer.notes())
@@ -364,12 +356,3 @@ def _resampled_shape(part: Part, spacing: float | None) -> tuple[tuple[int, int]
         max(round(columns * column_mm / spacing), 1),
     )
     return (new_rows, new_columns), rows * row_mm / new_rows, columns * column_mm / new_columns
-
-
-def _put_in_place(partial: Path, out: Path) -> None:
-    """Give the finished folder its name; an older prepared folder there goes only then."""
-    retired = partial.with_suffix(".old")
-    if (out / "dataset.json").is_file():
-        out.rename(retired)
-    partial.replace(out)
-    shutil.rmtree(retired, ignore_errors=True)

@@ -11,6 +11,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
+from slicebook.atomic import write_text
 from slicebook.book import Book
 from slicebook.checkpoint import (
     LoadedTokenizer,
@@ -119,8 +120,7 @@ def _train(
     grain = _grain(tokenizer, train)
     display = Display(folder, shown=progress and fabric.is_global_zero)
     if fabric.is_global_zero and state is None:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+        write_text(folder / "config.yaml", recipe.to_yaml())
     with fabric.rank_zero_first():
         learned, judged = _tokens(folder, book, train, validation, recipe, classes, identity, fabric, display)
     batches = TokenBatches(

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
-import io
 import os
 import re
 import socket
@@ -17,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from slicebook import pictures
+from slicebook.atomic import write_csv, write_text
 from slicebook.config import Recipe, TrainingConfig, validate
 from slicebook.dataset import SliceBatches, SliceSet, augment, augment_labels, draw_augmentation
 from slicebook.devices import is_first_process
@@ -29,7 +28,7 @@ from slicebook.tokenizer import Tokenizer
 # What a training leaves that was killed before its first validation, files in the making included.
 BEGUN = re.compile(
     r"\.lock|config\.yaml|masks|(tokens|samples)\.safetensors|batch\.png|events\.out\..*"
-    r"|\.(batch|model|state|metrics|curves|tokens|samples)\..*"
+    r"|\.(config|batch|model|state|metrics|curves|tokens|samples)\..*"
 )
 TOKENS_PER_CODE = 20
 
@@ -145,8 +144,7 @@ def _differences(before: Any, now: Any, key: str = "") -> list[str]:
 
 def begin_run(run: Path, recipe: Recipe, train: SliceSet, display: Display) -> None:
     """Write the settings and a picture of a training batch; say where a codebook is large for the data."""
-    run.mkdir(parents=True, exist_ok=True)
-    (run / "config.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+    write_text(run / "config.yaml", recipe.to_yaml())
     config, tokenizer = recipe.training, Tokenizer(recipe.tokenizer)
     record = train.records[0]
     pictures.batch(
@@ -185,12 +183,7 @@ def _first_batch(
 
 def write_metrics(run: Path, history: list[dict[str, float]]) -> None:
     """Write `metrics.csv`, a row a validation, and draw `curves.png` from it."""
-    text = io.StringIO()
     columns = list(dict.fromkeys(name for row in history for name in row))
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({name: f"{value:.6g}" for name, value in row.items()} for row in history)
-    partial = run / ".metrics.csv"
-    partial.write_text(text.getvalue(), encoding="utf-8")
-    partial.replace(run / "metrics.csv")
+    rows = [{name: f"{value:.6g}" for name, value in row.items()} for row in history]
+    write_csv(run / "metrics.csv", rows, columns)
     pictures.curves(run / "metrics.csv", run / "curves.png")

@@ -11,6 +11,8 @@ from jaxtyping import Float, UInt8
 from matplotlib.image import imsave
 from scipy.ndimage import binary_erosion, zoom
 
+from slicebook.atomic import replacing
+
 # Of label 1, 2, …; the lowest label is the background. Apart also for the colour-blind.
 COLOURS = ((86, 180, 233), (240, 228, 66), (0, 158, 115), (213, 94, 0), (204, 121, 167), (230, 159, 0))
 OPACITY = 0.45
@@ -68,5 +70,5 @@ def write_sheet(
     for index, picture in enumerate(pictures):
         top, left = index // columns * (rows + GAP), index % columns * (wide + GAP)
         page[top : top + len(picture), left : left + picture.shape[1]] = picture
-    path.parent.mkdir(parents=True, exist_ok=True)
-    imsave(path, page)
+    with replacing(path) as partial:
+        imsave(partial, page, format="png")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import unicodedata
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +14,7 @@ from jaxtyping import Float32
 
 from slicebook.dicom import find_dicom_series, read_dicom_series
 from slicebook.dicom_file import is_dicom
+from slicebook.discovery import find_files, nifti_stem
 from slicebook.errors import DataError
 from slicebook.preparation import IntensityMap
 from slicebook.volumes import (
@@ -24,6 +28,13 @@ from slicebook.volumes import (
     to_slices,
     write_nifti,
 )
+
+ENDINGS = (
+    ".nii.gz",
+    ".csv",
+    "",
+)  # of what is written for each volume: map or image, scores, folder of pictures
+LONGEST_NAME = 255  # bytes; the limit of the usual disks
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,28 +75,89 @@ class Stack:
         write_nifti(path, array, self.volume, description=description)
 
 
-def read_volumes(source: str | Path, plane: Plane | None = None) -> Iterator[tuple[str, Volume]]:
-    """Yield each volume of a file or folder with a name to write it under.
+@dataclass(frozen=True)
+class ListedVolume:
+    """A volume that is not read yet.
+
+    Attributes:
+        name: What its outputs are called; no two of a listing share one, in upper or lower case.
+        read: Reads it.
+    """
+
+    name: str
+    read: Callable[[], Volume]
+
+
+def list_volumes(source: str | Path, plane: Plane | None = None) -> tuple[ListedVolume, ...]:
+    """List the volumes of a file or folder, with names to write them under. Reads no voxel.
+
+    A NIfTI file keeps its name, after those of the folders it lies in. DICOM, whose file names may name a
+    patient, is numbered. Links that lead nowhere or to folders are passed over with a warning.
 
     Raises:
-        DataError: The source is absent, damaged, or holds no volume (of that plane).
+        DataError: The source is absent or holds no volume (of that plane); or two outputs would have the
+            same name, or a name is too long for a disk.
     """
     path = Path(source)
     if not path.exists():
         raise DataError(f"{path}: does not exist; give a NIfTI file or a folder of DICOM files")
     if path.is_file():
-        yield (path.stem, read_dicom_series([path])) if is_dicom(path) else (stem_of(path), read_nifti(path))
-        return
-    files = sorted(item for item in path.rglob("*") if item.name.endswith((".nii", ".nii.gz")))
+        if is_dicom(path):
+            return (ListedVolume("series-01", partial(read_dicom_series, [path])),)
+        return _named({nifti_stem(path): [path]})
+    discovered = find_files(path)
+    for line in replace(discovered, hidden=()).passed_over():
+        warnings.warn(f"{path}: {line}", stacklevel=2)
+    files: dict[str, list[Path]] = {}
+    for file in discovered.nifti:
+        files.setdefault("-".join([*file.relative_to(path).parts[:-1], nifti_stem(file)]), []).append(file)
     if files:
-        for file in files:
-            yield "-".join([*file.relative_to(path).parts[:-1], stem_of(file)]), read_nifti(file)
-        return
+        return _named(files)
     series = [item for item in find_dicom_series(path) if plane in (None, item.plane)]
     if not series:
         raise DataError(f"{path}: holds no NIfTI file and no {plane or 'DICOM'} series; give another folder")
-    for number, item in enumerate(series, start=1):
-        yield f"series-{number:02}-{item.plane}", read_dicom_series(item)
+    return tuple(
+        ListedVolume(f"series-{number:02}-{item.plane}", partial(read_dicom_series, item))
+        for number, item in enumerate(series, start=1)
+    )
+
+
+def read_single(source: str | Path, plane: Plane | None = None) -> Volume:
+    """Read the one volume of a file or folder.
+
+    Raises:
+        DataError: As `list_volumes`, or there are several, of which none is read.
+    """
+    listed = list_volumes(source, plane)
+    if len(listed) != 1:
+        raise DataError(
+            f"{source}: holds {len(listed)} volumes, wanted one; name one file, or choose by --plane"
+        )
+    return listed[0].read()
+
+
+def _named(files: Mapping[str, Sequence[Path]]) -> tuple[ListedVolume, ...]:
+    """List files by the names of their outputs, all of which must differ."""
+    owners: dict[str, Path] = {}
+    for name, paths in files.items():
+        for path in paths:
+            if len(f"{name}{ENDINGS[0]}".encode()) > LONGEST_NAME:
+                raise DataError(
+                    f"{path}: its output would have a name of more than {LONGEST_NAME} bytes; shorten the "
+                    "names of the file and its folders, or give the file alone"
+                )
+            for ending in ENDINGS:
+                # As a disk sees names that ignores case, or writes ü as one character or as two.
+                output = unicodedata.normalize("NFC", f"{name}{ending}").casefold()
+                if output in owners:
+                    raise DataError(
+                        f"{path}: its output would take the place of that of {owners[output]} ({output}); "
+                        "rename one of them, or give each alone, with a folder of its own"
+                    )
+                owners[output] = path
+    return tuple(
+        ListedVolume(name, partial(read_nifti, path)) for name, paths in files.items() for path in paths
+    )
 
 
 def spare_originals(source: Path, out: Path) -> None:
@@ -94,13 +166,10 @@ def spare_originals(source: Path, out: Path) -> None:
     Raises:
         DataError: `out` is such a folder.
     """
-    taken = source.is_dir() and out.resolve().is_relative_to(source.resolve())
-    if taken or (out / f"{stem_of(source)}.nii.gz").resolve() == source.resolve():
+    origin, folder = source.resolve(), out.resolve()
+    inside = source.is_dir() and folder.is_relative_to(origin)
+    same_name = f"{nifti_stem(source)}.nii.gz".casefold() == source.name.casefold()
+    if inside or (same_name and folder == origin.parent):
         raise DataError(
             f"{out}: the originals lie here, and none may be overwritten; choose a folder outside {source}"
         )
-
-
-def stem_of(path: Path) -> str:
-    """Name of a NIfTI file without its endings."""
-    return path.name.removesuffix(".gz").removesuffix(".nii")

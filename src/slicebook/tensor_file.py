@@ -6,11 +6,8 @@ their own hash, and that of the tensors.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +18,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from slicebook.errors import CheckpointError, DataError
+from slicebook.atomic import replacing
+from slicebook.errors import CheckpointError
 
 SCHEMA_VERSION = 1
 STATE_NAME = "state.safetensors"
@@ -93,25 +91,14 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], info: Mapping[str, 
     Raises:
         DataError: The folder or the disk does not take it.
     """
-    # The only good file is never written onto: a kill halfway leaves it as it was.
-    path.parent.mkdir(parents=True, exist_ok=True)
     flat = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    handle, partial = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
-    try:
-        text = json.dumps(info, sort_keys=True)
-        save_file(flat, partial, metadata={"slicebook": text, "sha256": _seal(text)})
-        with open(partial, "rb+") as file:
-            os.fsync(file.fileno())
-        os.chmod(partial, 0o644)
-        os.replace(partial, path)
-    except OSError as error:
-        raise DataError(
-            f"{path}: cannot be written ({error.strerror or error}); free some space or choose another folder"
-        ) from error
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(partial)
+    text = json.dumps(info, sort_keys=True)
+    size = sum(tensor.nbytes for tensor in flat.values()) + len(text)
+    with replacing(path, size=size) as partial:
+        try:
+            save_file(flat, partial, metadata={"slicebook": text, "sha256": _seal(text)})
+        except SafetensorError as error:  # what it makes of a full disk
+            raise OSError(str(error)) from error
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -127,9 +114,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"{path}: is no whole safetensors file ({error}); copy it again or train anew"
-        ) from error
+        raise CheckpointError(f"{path}: {_what_is_wrong(path, error)}") from error
     text = header.get("slicebook", "{}")
     # The weights have their own hash; this one keeps a flipped bit out of the settings.
     if "slicebook" in header and header.get("sha256") != _seal(text):
@@ -148,6 +133,27 @@ def kind_of(path: Path) -> str | None:
         return None
     kind = json.loads(header.get("slicebook", "{}")).get("kind")
     return None if kind is None else str(kind)
+
+
+def _what_is_wrong(path: Path, error: Exception) -> str:
+    """Say what a file is that is no safetensors file, and what to do."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(4)
+    except OSError as fault:
+        return f"cannot be read ({fault.strerror or fault}); check path and permissions"
+    is_zip, is_pickle = start == b"PK\x03\x04", start[:1] == b"\x80" and start[1:2] in b"\x02\x03\x04\x05"
+    if is_pickle or path.suffix.lower() in {".pth", ".pt", ".ckpt"}:
+        return (
+            "is a PyTorch pickle; Slicebook reads safetensors alone, as a pickle can run code; give the "
+            "model.safetensors of a run"
+        )
+    if is_zip:
+        return (
+            "is a zip archive, perhaps a PyTorch pickle; Slicebook reads safetensors alone; give the "
+            "model.safetensors of a run"
+        )
+    return f"is no whole safetensors file ({error}); copy it again or train anew"
 
 
 def _seal(text: str) -> str:

@@ -1,11 +1,8 @@
 """Results as text: any record as JSON or as rows, and rows as an aligned table."""
 
-import csv
 import dataclasses
-import io
 import itertools
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -49,25 +46,6 @@ def table(rows: Iterable[Sequence[object]]) -> str:
     widths = [max(map(len, column)) for column in itertools.zip_longest(*texts, fillvalue="")]
     lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in texts)
     return "\n".join(lines)
-
-
-def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows of like fields as CSV, the names first; whole or not at all."""
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    replace_text(path, text.getvalue())
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        unfinished.write_text(text, encoding="utf-8")
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def _cell(value: object) -> str:

@@ -15,8 +15,9 @@ import nibabel as nib
 import numpy as np
 from jaxtyping import Float64, UInt16
 
+from slicebook.atomic import write_bytes
 from slicebook.errors import DataError
-from slicebook.nifti_file import LIMITS, write_atomically
+from slicebook.nifti_file import LIMITS
 
 SCHEMA_VERSION = 1
 
@@ -76,8 +77,7 @@ class TokenFile:
         }
         content = io.BytesIO()
         np.savez_compressed(content, **arrays)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, content.getvalue())
+        write_bytes(path, content.getvalue())
 
     @classmethod
     def read(cls, path: str | Path) -> TokenFile:

@@ -11,18 +11,20 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor, nn
 from torch.nn import functional
 
 from slicebook.config import LossConfig, TokenizerConfig
-from slicebook.errors import ShapeError
+from slicebook.errors import DataError, ShapeError
 from slicebook.grain import smooth
 from slicebook.networks import Context, build_network
 from slicebook.quantizer import Quantizer, nearest_code
 
 START_BATCH = 32  # slices whose latents are made at a time
+FURTHEST = 4.0  # from 0: beyond any slice that an intensity map or an augmentation makes
 
 
 @dataclass(frozen=True)
@@ -125,9 +127,18 @@ class Tokenizer(nn.Module):
         return Reconstruction(drawn, tuple(tokens), commitment)
 
     @torch.no_grad()
-    def encode(self, images: Float[Tensor, "b c h w"]) -> tuple[Int64[Tensor, "b _ _"], ...]:
-        """Return the token grids of slices as `forward` takes them, finest first; wants evaluation mode."""
-        return tuple(grid for _, grid in self._descend(images))[::-1]
+    def encode(self, images: Tensor | Shaped[np.ndarray, ...]) -> tuple[Int64[Tensor, "b _ _"], ...]:
+        """Return the token grids of slices, finest first; wants evaluation mode.
+
+        Args:
+            images: As `forward` takes them (b, c, h, w), in about [-1, 1]. Arrays and other number types
+                are converted.
+
+        Raises:
+            ShapeError: It does not have four dimensions, or a side is 0, or the channels do not fit.
+            DataError: It holds NaN, or values far beyond [-1, 1].
+        """
+        return tuple(grid for _, grid in self._descend(self._accepted(images)))[::-1]
 
     def last_decoder(self) -> Iterator[nn.Parameter]:
         """Parameters that no token hangs on: training them alone leaves every token as it was."""
@@ -142,20 +153,28 @@ class Tokenizer(nn.Module):
 
     @torch.no_grad()
     def decode(
-        self, tokens: Sequence[Int64[Tensor, "b _ _"]], size: tuple[int, int], *, levels: int | None = None
+        self,
+        tokens: Sequence[Tensor | Shaped[np.ndarray, ...]],
+        size: tuple[int, int],
+        *,
+        levels: int | None = None,
     ) -> Float[Tensor, "b c h w"]:
         """Draw slices (of label masks the logits) of `size` pixels from token grids, finest first.
 
         Args:
-            tokens: One grid a level.
+            tokens: One grid of integers per level (b, rows, columns); arrays are converted.
             size: Rows and columns of the slices.
             levels: Hear only this many of the coarsest levels; the finer ones are held at their mean code.
 
         Raises:
             ShapeError: Grids that a slice of this size does not have, or a token outside its codebook.
+            DataError: Tokens that are no integers.
         """
-        self._check(tokens, size)
-        return self.render(tokens, size, levels=levels)
+        if levels is not None and not 1 <= levels <= self.levels:
+            raise ShapeError(f"levels {levels}: wanted 1 to {self.levels}, as many as the tokenizer has")
+        grids = [self._accepted_grid(grid) for grid in tokens]
+        self._check(grids, size)
+        return self.render(grids, size, levels=levels)
 
     def render(
         self, tokens: Sequence[Int64[Tensor, "b _ _"]], size: tuple[int, int], *, levels: int | None = None
@@ -242,12 +261,44 @@ class Tokenizer(nn.Module):
         top, left = (padded_rows - rows) // 2, (padded_columns - columns) // 2
         return left, padded_columns - columns - left, top, padded_rows - rows - top
 
+    def _accepted(self, images: Tensor | Shaped[np.ndarray, ...]) -> Float[Tensor, "b c h w"]:
+        """Convert what a caller gave to slices of the weights' type and device, or refuse it."""
+        slices, like = torch.as_tensor(images), next(self.parameters())
+        if slices.ndim != 4 or 0 in slices.shape:
+            raise ShapeError(
+                f"slices of shape {tuple(slices.shape)}, wanted (batch, {self.config.channels}, rows, "
+                "columns)"
+            )
+        if slices.is_complex():
+            raise DataError("slices of complex values, wanted real ones in [-1, 1]; take their magnitude")
+        slices = slices.to(like)
+        low, high = (float(value) for value in torch.stack(slices.aminmax()))  # NaN where any value is
+        if not (low >= -FURTHEST and high <= FURTHEST):
+            raise DataError(
+                f"slices with values from {low:g} to {high:g}, wanted numbers in [-1, 1]; map the "
+                "intensities first (slicebook.preparation.IntensityMap), and replace NaN"
+            )
+        return slices
+
+    def _accepted_grid(self, grid: Tensor | Shaped[np.ndarray, ...]) -> Int64[Tensor, "b _ _"]:
+        tokens = torch.as_tensor(grid)
+        if tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool:
+            raise DataError(f"tokens of type {tokens.dtype}, wanted integers, as encode returns them")
+        if tokens.ndim != 3:
+            raise ShapeError(f"a token grid of shape {tuple(tokens.shape)}, wanted (batch, rows, columns)")
+        return tokens.to(next(self.parameters()).device, torch.int64)
+
     def _check(self, tokens: Sequence[Tensor], size: tuple[int, int]) -> None:
         found = tuple(tuple(grid.shape[-2:]) for grid in tokens)
         if found != self.grids(size):
             raise ShapeError(
                 f"token grids {found} do not fit a slice of {size[0]}×{size[1]} pixels: "
                 f"wanted {self.grids(size)}, finest first"
+            )
+        if len({len(grid) for grid in tokens}) > 1:
+            raise ShapeError(
+                f"token grids of {', '.join(str(len(grid)) for grid in tokens)} slices, wanted as many at "
+                "each level"
             )
         for level, (grid, k) in enumerate(zip(tokens, self.config.codebook_sizes, strict=True)):
             if grid.numel() and not 0 <= int(grid.min()) <= int(grid.max()) < k:

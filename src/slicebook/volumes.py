@@ -12,6 +12,7 @@ file names, extensions) never reaches a `Volume`, so it cannot reach what is wri
 
 from __future__ import annotations
 
+import gzip
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +23,11 @@ import numpy as np
 from jaxtyping import Float32, Float64, Shaped
 from nibabel.spatialimages import HeaderDataError
 
+from slicebook.atomic import write_bytes
 from slicebook.errors import DataError, ShapeError
 from slicebook.nifti_file import LIMITS as LIMITS
 from slicebook.nifti_file import Limits as Limits
-from slicebook.nifti_file import geometry_of, header_for, read_stored, write_atomically
+from slicebook.nifti_file import geometry_of, header_for, read_stored
 
 Plane = Literal["axial", "sagittal", "coronal"]
 
@@ -172,7 +174,7 @@ def write_nifti(
     `affine`, both sform and qform say it; a sheared one is sform alone, as a qform cannot.
 
     Args:
-        path: ends in .nii or .nii.gz; its folder exists.
+        path: ends in .nii or .nii.gz; its folder is made where it is missing.
         array: (x, y, z) or, with `affine`, also (x, y).
         like: the volume whose place in space the array has.
         affine: voxel index to RAS+ mm, if there is no `like`.
@@ -207,7 +209,10 @@ def write_nifti(
     header.set_slope_inter(1, 0)
     header["vox_offset"] = header.single_vox_offset
     header["descrip"] = description.encode("ascii", "replace")[:79]
-    write_atomically(path, header.binaryblock + bytes(4) + values.tobytes(order="F"))
+    content = header.binaryblock + bytes(4) + values.tobytes(order="F")
+    if path.name.endswith(".gz"):
+        content = gzip.compress(content, compresslevel=6, mtime=0)  # mtime 0: equal volumes are equal files
+    write_bytes(path, content)
 
 
 # --- Slices

@@ -111,15 +111,15 @@ def info(
     path: Annotated[Path, typer.Argument(metavar="PATH", help="A model, run, demo or prepared folder.")],
     as_json: Json = False,
 ) -> None:
-    """Say what a model or prepared folder is made of."""
+    """Show what a model file of any kind, or a prepared folder, is and is made of."""
     if (path / "dataset.json").is_file():
         from slicebook.dataset import PreparedData
 
         found: object = PreparedData.open(path).info
     else:
-        from slicebook.checkpoint import load_tokenizer
+        from slicebook.checkpoint import read_info
 
-        found = load_tokenizer(path).info
+        found = read_info(path)
     show(found, text.to_rows(found), as_json)
 
 

@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float32, Float64
 
 from slicebook import __version__, pictures
+from slicebook.atomic import write_csv
 from slicebook.checkpoint import LoadedPrior
 from slicebook.config import Record
 from slicebook.dataset import PreparedData, SliceSet
@@ -32,7 +33,6 @@ from slicebook.metrics.nearest import CORRELATION, describe, move, nearest_by_co
 from slicebook.metrics.statistics import Rate, summarise_rate
 from slicebook.synthesis import render
 from slicebook.tensor_file import State, hash_tensors, load_kept, save_state
-from slicebook.text import write_csv
 from slicebook.token_set import encode_slices
 
 SOURCES = 0.05  # of the samples: as many training slices are copied for the control

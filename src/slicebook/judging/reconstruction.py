@@ -18,6 +18,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from slicebook import pictures
+from slicebook.atomic import write_csv
 from slicebook.config import Record
 from slicebook.dataset import SliceBatches, SliceSet
 from slicebook.judging.slices import unit
@@ -33,7 +34,6 @@ from slicebook.metrics.statistics import (
     patient_means,
     summarise_rate,
 )
-from slicebook.text import write_csv
 from slicebook.tokenizer import Tokenizer
 
 

@@ -17,6 +17,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from slicebook import pictures
+from slicebook.atomic import write_text
 from slicebook.evaluation import Evaluation, History, read_report
 from slicebook.judging.downstream import DownstreamResult
 from slicebook.judging.generation import GenerationResult, SamplingInfo
@@ -26,7 +27,7 @@ from slicebook.metrics.image_quality import HEADLINE
 from slicebook.metrics.spectra import Curves
 from slicebook.reporting import tables
 from slicebook.reporting.verdicts import Verdict, patient_group, verdicts
-from slicebook.text import replace_text, to_rows
+from slicebook.text import to_rows
 
 PAGE_NAME = "report.html"
 RECONSTRUCTIONS = (
@@ -98,7 +99,7 @@ def write_page(folder: str | Path) -> Path:
         sections=list(_sections(report, folder)),
     )
     path = folder / PAGE_NAME
-    replace_text(path, page)
+    write_text(path, page)
     return path
 
 

@@ -6,8 +6,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from slicebook.atomic import write_text
 from slicebook.errors import ConfigError
-from slicebook.text import replace_text
 
 _HEAD = 300  # bytes at the start of a file that contain the mark
 
@@ -45,8 +45,7 @@ def write(path: Path, text: str, command: str) -> None:
             f"{path}: was not written by `slicebook {command}` and is left alone; move it away, or give "
             "another file (--out)"
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replace_text(
+    write_text(
         path, f"{mark} overwritten by this command. Remove this line to keep your changes. -->\n{text}"
     )
 

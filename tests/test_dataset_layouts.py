@@ -68,7 +68,8 @@ def test_the_decathlon_has_no_channels_and_four_digits_of_a_case_are_none(tmp_pa
 
 def test_test_cases_of_nnunet_are_the_test_split_and_the_others_are_drawn(tmp_path: Path) -> None:
     touch(tmp_path, *[f"imagesTr/P{n}_0000.nii" for n in range(6)], "imagesTs/P9_0000.nii")
-    splits = assign_splits(find_sources(tmp_path, CASE), None, 42)
+    cases = find_sources(tmp_path, CASE)
+    splits = assign_splits(cases.patients, cases.given_splits, None, 42)
     assert splits.pop("P9") == "test"
     assert sorted(splits.values()) == ["train"] * 5 + ["validation"]
 

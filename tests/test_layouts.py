@@ -16,8 +16,8 @@ def touch(folder: Path, *names: str) -> Path:
     return folder
 
 
-def patients(count: int) -> Found:
-    return Found("nifti", tuple(Source(f"p{n}", "v", (Path("x"),), (None,)) for n in range(count)))
+def patients(count: int) -> tuple[str, ...]:
+    return Found("nifti", tuple(Source(f"p{n}", "v", (Path("x"),), (None,)) for n in range(count))).patients
 
 
 def test_the_slices_of_one_case_and_week_are_one_volume_in_the_order_of_their_numbers(tmp_path: Path) -> None:
@@ -112,23 +112,23 @@ def test_a_missing_folder_and_an_unknown_layout_are_named(tmp_path: Path) -> Non
 def test_every_split_gets_its_share_of_the_patients_and_at_least_one(
     count: int, wanted: tuple[int, int, int]
 ) -> None:
-    splits = list(assign_splits(patients(count), None, 42).values())
+    splits = list(assign_splits(patients(count), {}, None, 42).values())
     assert tuple(splits.count(name) for name in ("train", "validation", "test")) == wanted
 
 
 def test_the_draw_depends_on_the_seed_alone() -> None:
-    assert assign_splits(patients(20), None, 1) == assign_splits(patients(20), None, 1)
-    assert assign_splits(patients(20), None, 1) != assign_splits(patients(20), None, 2)
+    assert assign_splits(patients(20), {}, None, 1) == assign_splits(patients(20), {}, None, 1)
+    assert assign_splits(patients(20), {}, None, 1) != assign_splits(patients(20), {}, None, 2)
 
 
 def test_two_patients_cannot_fill_three_splits_but_can_be_all_test() -> None:
     with pytest.raises(DataError, match=r"2 patients cannot fill 3 splits.*--fractions"):
-        assign_splits(patients(2), None, 42)
-    assert set(assign_splits(patients(2), (0.0, 0.0, 1.0), 42).values()) == {"test"}
+        assign_splits(patients(2), {}, None, 42)
+    assert set(assign_splits(patients(2), {}, (0.0, 0.0, 1.0), 42).values()) == {"test"}
 
 
 def test_fractions_do_not_override_the_split_of_a_layout() -> None:
-    own = Found("hipmri2d", (Source("p", "v", (Path("x"),), (None,), "test"),))
-    assert assign_splits(own, None, 42) == {"p": "test"}
+    own = Found("hipmri2d", (Source("p", "v", (Path("x"),), (None,), "test"),)).given_splits
+    assert assign_splits(["p"], own, None, 42) == {"p": "test"}
     with pytest.raises(ConfigError, match="its own split"):
-        assign_splits(own, (1.0, 0.0, 0.0), 42)
+        assign_splits(["p"], own, (1.0, 0.0, 0.0), 42)

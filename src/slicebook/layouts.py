@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -64,31 +64,39 @@ def _left_out(found: Found) -> str:
     return ", ".join(f"{count} volumes left out: {reason}" for reason, count in counts.items())
 
 
-def assign_splits(found: Found, fractions: tuple[float, float, float] | None, seed: int) -> dict[str, Split]:
-    """Give each patient, by raw identifier, one split: the layout's own, or drawn by the seed.
+def assign_splits(
+    patients: Sequence[str],
+    given: Mapping[str, Split],
+    fractions: tuple[float, float, float] | None,
+    seed: int,
+    *,
+    advice: str = "",
+) -> dict[str, Split]:
+    """Give each patient, by raw identifier, one split: the data set's own, or drawn by the seed.
 
     Args:
-        found: The volumes of all patients.
+        patients: Each once, in a fixed order.
+        given: The splits that the data set itself gives to patients.
         fractions: Share of the patients in train, validation and test; not given, 70, 15 and 15 %.
-        seed: Of the draw.
+        seed: Seed of the draw.
+        advice: What to do where there are too few patients, for the message.
 
     Raises:
-        ConfigError: Fractions are given for a layout with its own split.
+        ConfigError: Fractions are given for a data set with its own split.
         DataError: There are fewer patients than splits to fill.
     """
-    own = {source.patient: source.split for source in found.sources if source.split is not None}
-    if own and fractions is not None:
-        raise ConfigError(f"--fractions: the layout {found.layout} has its own split; leave the option out")
-    drawn = [patient for patient in found.patients if patient not in own]
+    if given and fractions is not None:
+        raise ConfigError("--fractions: the data set has its own split; leave the option out")
+    drawn = [patient for patient in patients if patient not in given]
     if not drawn:
-        return own
+        return dict(given)
     shares = fractions or DEFAULT_FRACTIONS
-    if own:  # its test patients are known, and the others are for training
+    if given:  # its test patients are known, and the others are for training
         shares = (shares[0] / (shares[0] + shares[1]), shares[1] / (shares[0] + shares[1]), 0.0)
     order = np.random.default_rng(seed).permutation(drawn).tolist()
-    counts = _share_out(len(order), shares, _shared_identifier(found))
+    counts = _share_out(len(order), shares, advice)
     names = [split for split, count in zip(SPLITS, counts, strict=True) for _ in range(count)]
-    return own | dict(zip(order, names, strict=True))
+    return {**given, **dict(zip(order, names, strict=True))}
 
 
 def _share_out(patients: int, fractions: tuple[float, float, float], hint: str) -> list[int]:
@@ -117,7 +125,7 @@ def _share_out(patients: int, fractions: tuple[float, float, float], hint: str) 
     return counts
 
 
-def _shared_identifier(found: Found) -> str:
+def shared_identifier_advice(found: Found) -> str:
     """Return how to part folders that share a patient; empty where none do. Names no patient."""
     if found.folder is None:
         return ""
@@ -141,7 +149,7 @@ def _shared_identifier(found: Found) -> str:
 
 def suspicions(found: Found) -> tuple[str, ...]:
     """Return what makes the patients of a folder doubtful, a line each. Names files, and no patient."""
-    lines = [hint] if (hint := _shared_identifier(found)) else []
+    lines = [hint] if (hint := shared_identifier_advice(found)) else []
     like: dict[str, dict[str, Source]] = defaultdict(dict)
     for source in found.sources:
         plain = re.sub(r"[\W_]+|(?<!\d)0+(?=\d)", "", source.patient.casefold())
@@ -238,11 +246,11 @@ def _refuse_shared_patients(folder: Path, sources: tuple[Source, ...]) -> None:
 # NIfTI files, flat or nested; the patient by --patient-regex
 
 
-def _is_nifti(discovered: DiscoveredFiles) -> bool:
+def is_nifti(discovered: DiscoveredFiles) -> bool:
     return bool(discovered.nifti)
 
 
-def _find_nifti(discovered: DiscoveredFiles, options: SourceOptions) -> Found:
+def find_nifti(discovered: DiscoveredFiles, options: SourceOptions) -> Found:
     if options.series:
         raise ConfigError("--series does not apply to nifti; narrow --patient-regex to the files wanted")
     folder = discovered.folder
@@ -301,7 +309,7 @@ LAYOUTS = (
     Layout("hipmri2d", hipmri2d.is_hipmri2d, hipmri2d.find_hipmri2d),
     Layout("nnunet", nnunet.is_nnunet, nnunet.find_nnunet),
     Layout("bids", is_bids, find_bids),
-    Layout("nifti", _is_nifti, _find_nifti),
+    Layout("nifti", is_nifti, find_nifti),
     Layout("dicom", is_dicom_tree, find_dicom),
 )
 

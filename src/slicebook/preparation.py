@@ -33,6 +33,7 @@ from slicebook.layouts import (
     find_sources,
     group_of,
     refuse_guesses,
+    shared_identifier_advice,
     suspicions,
 )
 from slicebook.manifest import (
@@ -139,7 +140,13 @@ def prepare(
         raise DataError(f"{out}: exists and is no prepared folder; choose a new or empty one")
     found = find_sources(data, source)
     refuse_guesses(data, found)
-    splits = assign_splits(found, options.fractions, options.seed)
+    splits = assign_splits(
+        found.patients,
+        found.given_splits,
+        options.fractions,
+        options.seed,
+        advice=shared_identifier_advice(found),
+    )
     with (
         replacing_folder(out, replace_content=(out / "dataset.json").is_file()) as partial,
         _Writer(partial, data, found, source.plane, options, splits) as writer,

@@ -119,6 +119,11 @@ class Found:
     folder: Path | None = None
 
     @property
+    def given_splits(self) -> dict[str, Split]:
+        """The splits that the layout itself gives to patients."""
+        return {source.patient: source.split for source in self.sources if source.split is not None}
+
+    @property
     def patients(self) -> tuple[str, ...]:
         """Raw identifiers, sorted, each once."""
         return tuple(sorted({source.patient for source in self.sources}))

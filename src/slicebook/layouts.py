@@ -247,10 +247,12 @@ def _refuse_shared_patients(folder: Path, sources: tuple[Source, ...]) -> None:
 
 
 def is_nifti(discovered: DiscoveredFiles) -> bool:
+    """Return whether any file is NIfTI by its name."""
     return bool(discovered.nifti)
 
 
 def find_nifti(discovered: DiscoveredFiles, options: SourceOptions) -> Found:
+    """List NIfTI files, flat or nested; the patient by --patient-regex, the mask by --mask."""
     if options.series:
         raise ConfigError("--series does not apply to nifti; narrow --patient-regex to the files wanted")
     folder = discovered.folder

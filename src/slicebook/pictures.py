@@ -100,17 +100,9 @@ def levels(
 ) -> None:
     """Draw decodings from ever more levels, and under each what its level changes.
 
-    The change is blue (darker), black (none) or orange (brighter); that of the coarsest level is relative to
-    its own mean.
-
-    Args:
-        originals: Slices in [-1, 1].
-        partials: One list per number of levels, the coarsest level alone first; each has one slice per
-            original.
-        path: Where the PNG goes.
-        aspect: Height of a pixel over its width, for all slices or for each.
-        first: Title of the first column.
-        caption: Text under the slices.
+    `partials` has a list per number of levels, the coarsest level alone first, with a slice per original.
+    `first` is the title of the first column. The change is blue (darker), black (none) or orange (brighter);
+    that of the coarsest level is relative to its own mean.
     """
     count, ratios = len(partials), np.broadcast_to(aspect, len(originals)).tolist()
     names = [f"level {count - 1}", *(f"+ level {level}" for level in reversed(range(count - 1)))]
@@ -127,24 +119,24 @@ def levels(
     _save(figure, path)
 
 
-_Panels: TypeAlias = tuple[tuple[str, tuple[str, ...], float], ...]
+_Panels: TypeAlias = tuple[tuple[str, tuple[str, ...]], ...]
 _PANELS: _Panels = (
-    ("Loss", ("train_loss", "validation_loss"), 1.0),
-    ("SSIM or Dice", ("train_ssim", "train_dice", "validation_ssim", "validation_dice"), 1.0),
-    ("Codes in use, %", ("usage_",), 100.0),
-    ("Perplexity", ("perplexity_",), 1.0),
+    ("Loss", ("train_loss", "validation_loss")),
+    ("SSIM or Dice", ("train_ssim", "train_dice", "validation_ssim", "validation_dice")),
+    ("Codes in use, %", ("usage_",)),
+    ("Perplexity", ("perplexity_",)),
 )
 _PRIOR_PANELS: _Panels = (
-    ("Loss", ("train_loss",), 1.0),
-    ("Bits per pixel, validation", ("validation_bits_per_pixel",), 1.0),
-    ("Nats per token, training", ("train_nats_",), 1.0),
-    ("Nats per token, validation", ("validation_nats_",), 1.0),
+    ("Loss", ("train_loss",)),
+    ("Bits per pixel, validation", ("validation_bits_per_pixel",)),
+    ("Nats per token, training", ("train_nats_",)),
+    ("Nats per token, validation", ("validation_nats_",)),
 )
 _DECODER_PANELS: _Panels = (
-    ("Reconstruction loss", ("train_fidelity", "validation_fidelity"), 1.0),
-    ("SSIM", ("train_ssim", "validation_ssim"), 1.0),
-    ("Sharpness relative to real slices", ("train_sharpness", "validation_sharpness"), 1.0),
-    ("Discriminator loss (2 is chance)", ("train_discriminator",), 1.0),
+    ("Reconstruction loss", ("train_fidelity", "validation_fidelity")),
+    ("SSIM", ("train_ssim", "validation_ssim")),
+    ("Sharpness relative to real slices", ("train_sharpness", "validation_sharpness")),
+    ("Discriminator loss (2 is chance)", ("train_discriminator",)),
 )
 
 
@@ -165,8 +157,9 @@ def curves(metrics_csv: Path, path: Path) -> None:
     panels = _PRIOR_PANELS if of_prior else _DECODER_PANELS if of_decoder else _PANELS
     layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12)
     figure = Figure(figsize=(10, 6.4), dpi=_DPI, facecolor=_BACKGROUND, layout=layout)
-    for axes, (title, prefixes, scale) in zip(figure.subplots(2, 2).flat, panels, strict=True):
+    for axes, (title, prefixes) in zip(figure.subplots(2, 2).flat, panels, strict=True):
         axes.set_title(title, color=_TEXT, fontsize=11, loc="left")
+        scale = 100.0 if title.endswith("%") else 1.0
         series = {
             name: [(float(row["step"]), scale * float(row[name])) for row in rows if row[name]]
             for name in columns
@@ -174,7 +167,7 @@ def curves(metrics_csv: Path, path: Path) -> None:
         }
         _plot(axes, series, [_label(name) for name in series])
         axes.legend(frameon=False, labelcolor=_TEXT, fontsize=8)
-        if title == "Codes in use, %":
+        if title.endswith("%"):
             axes.set_ylim(0, 105)
         elif title == "Perplexity":
             axes.set_ylim(bottom=0)
@@ -202,8 +195,7 @@ def line_chart(
 ) -> str:
     """Draw lines as an SVG element for a page that defines the CSS variables --ink, --quiet, --line, --s0….
 
-    The same input gives the same text. The chart has no ids but those of its markers, which `title` makes
-    its own, so that a page can hold many.
+    The same input gives the same text. Ids are unique to a title, so that a page can have many charts.
 
     Args:
         series: At least one point by the name in the legend.
@@ -229,6 +221,8 @@ def line_chart(
             axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if right > 5 * left else MaxNLocator(5))
             axes.xaxis.set_minor_locator(NullLocator())
             axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        elif all(float(place).is_integer() for points in series.values() for place, _ in points):
+            axes.locator_params(axis="x", integer=True)
         if len(series) > 1 or band:
             axes.legend(
                 loc="lower left", bbox_to_anchor=(-0.1, 1.0), ncols=3, labelcolor=_TEXT, frameon=False
@@ -278,15 +272,12 @@ def _canvas(
     figure = Figure(figsize=(total_width, total_height), dpi=_DPI, facecolor=_BACKGROUND)
     where = (0.08 / total_width, 0.08 / total_height)
     figure.text(*where, "\n".join(lines), color=_QUIET, fontsize=8, va="bottom")
-    axes = []
-    for row in range(rows):
-        bottom = total_height - 0.05 - (row + 1) * height
-        places = [(0.08 + column * (width + 0.06), bottom) for column in range(columns)]
-        sides = (width / total_width, width * height_over_width / total_height)
-        axes.append([figure.add_axes((x / total_width, y / total_height, *sides)) for x, y in places])
-        for place in axes[-1]:
-            place.set_axis_off()
-    return figure, axes
+    figure.subplots_adjust(where[0], foot / total_height, 1 - where[0], 1 - 0.29 / total_height)
+    figure.subplots_adjust(wspace=0.06 / width, hspace=0.24 / (height - 0.24))
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for place in axes.flat:
+        place.set_axis_off()
+    return figure, axes.tolist()
 
 
 def _show(

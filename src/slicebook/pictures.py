@@ -23,7 +23,6 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.colors import Colormap, LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 from torch import Tensor
 
@@ -32,18 +31,15 @@ from slicebook.errors import DataError
 Slice = Float[np.ndarray, "_ _"] | Float[Tensor, "_ _"]  # shapes may differ from slice to slice
 Points: TypeAlias = Sequence[tuple[float, float]]
 
-_BACKGROUND = "#17191d"
-_GRID = "#2b2f36"
-_TEXT = "#d9dce1"
-_QUIET = "#8b919b"
+_BACKGROUND, _GRID, _TEXT, _QUIET = "#17191d", "#2b2f36", "#d9dce1", "#8b919b"
 _COLOURS = ("#7fb4e6", "#e6a96b", "#8fcf9b", "#d48fc4", "#c9c27a")  # safe for colour-blind readers
 # In SVG each colour is a CSS variable of the page, so that a chart follows light, dark and print.
 _VARIABLES = {_TEXT: "--ink", _QUIET: "--quiet", _GRID: "--line"} | {
     colour: f"--s{index}" for index, colour in enumerate(_COLOURS)
 }
 _CHANGE = LinearSegmentedColormap.from_list("change", ["#8cc8ff", "#2f6ea5", "#0b0c0e", "#b06a26", "#ffc98a"])
-_SVG_STYLE: dict[Any, Any] = {"svg.fonttype": "none", "text.parse_math": False, "font.size": 9} | {
-    "font.sans-serif": "DejaVu Sans", "legend.columnspacing": 1.2, "legend.handlelength": 1.4,
+_SVG_STYLE: dict[Any, Any] = {"svg.fonttype": "none", "text.parse_math": False, "axes.labelcolor": _TEXT} | {
+    "font.size": 9, "font.sans-serif": "DejaVu Sans", "legend.columnspacing": 1.2, "legend.handlelength": 1.4,
 }  # fmt: skip
 _NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 _DPI = 110
@@ -155,8 +151,7 @@ def curves(metrics_csv: Path, path: Path) -> None:
         raise DataError(f"{metrics_csv}: no rows with a column `step`; train at least one epoch first")
     of_prior, of_decoder = "validation_likelihood" in columns, "train_discriminator" in columns
     panels = _PRIOR_PANELS if of_prior else _DECODER_PANELS if of_decoder else _PANELS
-    layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12)
-    figure = Figure(figsize=(10, 6.4), dpi=_DPI, facecolor=_BACKGROUND, layout=layout)
+    figure = Figure(figsize=(10, 6.4), dpi=_DPI, facecolor=_BACKGROUND, layout="constrained")
     for axes, (title, prefixes) in zip(figure.subplots(2, 2).flat, panels, strict=True):
         axes.set_title(title, color=_TEXT, fontsize=11, loc="left")
         scale = 100.0 if title.endswith("%") else 1.0
@@ -178,10 +173,8 @@ def curves(metrics_csv: Path, path: Path) -> None:
 def _label(column: str) -> str:
     """Return the legend of a column of metrics.csv: its level, its stage, or its split."""
     split, _, level = column.rpartition("_")
-    if level.isdigit():
-        return f"level {level}"
     stage = column.partition("_nats_")[2].replace("_", " ")
-    return stage or split.partition("_")[0]
+    return f"level {level}" if level.isdigit() else stage or split.partition("_")[0]
 
 
 def line_chart(
@@ -199,8 +192,7 @@ def line_chart(
 
     Args:
         series: At least one point by the name in the legend.
-        x: Label of the x-axis, with its unit.
-        y: Label of the y-axis, with its unit.
+        x, y: Labels of the axes, with their units.
         title: What the chart shows, for readers who cannot see it.
         log_x: Whether x is logarithmic; then every x is above 0.
         band: A range behind the lines: its name in the legend, its lower and its upper edge.
@@ -213,8 +205,7 @@ def line_chart(
             places, low = zip(*band[1], strict=True)
             high = [value for _, value in band[2]]
             axes.fill_between(places, low, high, color=_COLOURS[1], alpha=0.25, linewidth=0, label=band[0])
-        axes.set_xlabel(x, color=_TEXT)
-        axes.set_ylabel(y, color=_TEXT)
+        axes.set(xlabel=x, ylabel=y)
         if log_x:
             axes.set_xscale("log")
             left, right = axes.get_xlim()

@@ -1,8 +1,7 @@
 """Figures: batches, pairs and levels of slices as PNG; charts as PNG, or as SVG for a page.
 
-Slices come as the dataset and the tokenizer return them: display orientation, values in [-1, 1]. `aspect` is
-the height of a pixel over its width (row_mm / column_mm). Figures are built on matplotlib's objects, with no
-global state and no display.
+Slices are in display orientation with values in [-1, 1]. `aspect` is the height of a pixel over its width
+(row_mm / column_mm). Figures are built on matplotlib's objects, with no global state and no display.
 """
 
 import csv
@@ -42,8 +41,7 @@ _SVG_STYLE: dict[Any, Any] = {"svg.fonttype": "none", "text.parse_math": False, 
     "font.size": 9, "font.sans-serif": "DejaVu Sans", "legend.columnspacing": 1.2, "legend.handlelength": 1.4,
 }  # fmt: skip
 _NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-_DPI = 110
-_CELL = 2.2  # inches of the longer side of one slice
+_DPI, _CELL = 110, 2.2  # the latter: inches of the longer side of one slice
 _MAX_BATCH = 16
 _MAX_MARKED = 12  # points: a shorter line has a marker at each, so that a single point is visible
 
@@ -149,8 +147,8 @@ def curves(metrics_csv: Path, path: Path) -> None:
         columns, rows = list(reader.fieldnames or ()), list(reader)
     if "step" not in columns or not rows:
         raise DataError(f"{metrics_csv}: no rows with a column `step`; train at least one epoch first")
-    of_prior, of_decoder = "validation_likelihood" in columns, "train_discriminator" in columns
-    panels = _PRIOR_PANELS if of_prior else _DECODER_PANELS if of_decoder else _PANELS
+    panels = _DECODER_PANELS if "train_discriminator" in columns else _PANELS
+    panels = _PRIOR_PANELS if "validation_likelihood" in columns else panels
     figure = Figure(figsize=(10, 6.4), dpi=_DPI, facecolor=_BACKGROUND, layout="constrained")
     for axes, (title, prefixes) in zip(figure.subplots(2, 2).flat, panels, strict=True):
         axes.set_title(title, color=_TEXT, fontsize=11, loc="left")
@@ -192,7 +190,8 @@ def line_chart(
 
     Args:
         series: At least one point by the name in the legend.
-        x, y: Labels of the axes, with their units.
+        x: Label of the x-axis, with its unit.
+        y: Label of the y-axis, with its unit.
         title: What the chart shows, for readers who cannot see it.
         log_x: Whether x is logarithmic; then every x is above 0.
         band: A range behind the lines: its name in the legend, its lower and its upper edge.
@@ -227,7 +226,7 @@ def line_chart(
 def _for_page(svg: str, title: str, description: str) -> str:
     """Return matplotlib's SVG as an element of a page: named, in the colours of the page, of any width."""
     svg = svg[svg.index("<svg") :]
-    # A style element would hold for the whole page, and several charts would have the same ids.
+    # A style element would apply to the whole page, and several charts would have the same ids.
     svg = re.sub(r"(?s)\s*<defs>\s*<(style|clipPath).*?</defs>", "", svg)
     svg = re.sub(r' (clip-path="[^"]*"|id="[\w.]+_\d+"|(width|height)="[\d.]+pt")', "", svg)
     for colour, variable in _VARIABLES.items():
@@ -256,8 +255,8 @@ def _canvas(
     width = _CELL / max(1.0, height_over_width)
     height = width * height_over_width + 0.24
     total_width = columns * (width + 0.06) + 0.1
-    # A letter of 8 points is about a sixteenth of an inch wide.
-    lines = textwrap.wrap(caption, max(1, int(columns * width * 16)), break_long_words=False)
+    letters = max(1, int(columns * width * 16))  # of 8 points, about a sixteenth of an inch each
+    lines = textwrap.wrap(caption, letters, break_long_words=False)
     foot = 0.1 + 0.17 * len(lines)
     total_height = rows * height + foot + 0.05
     figure = Figure(figsize=(total_width, total_height), dpi=_DPI, facecolor=_BACKGROUND)
@@ -292,7 +291,7 @@ def _array(image: Slice) -> Float[np.ndarray, "h w"]:
 
 def _save(figure: Figure, path: Path) -> None:
     """Write the PNG whole or not at all."""
-    unfinished = Path(path).with_name(f".{Path(path).name}.{os.getpid()}.part")
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         figure.savefig(unfinished, format="png", facecolor=figure.get_facecolor())
         unfinished.replace(path)

@@ -1,8 +1,7 @@
 """Figures: batches, pairs and levels of slices as PNG; charts as PNG, or as SVG for a page.
 
-Slices come as the dataset and the tokenizer return them: display orientation, values in [-1, 1]. `aspect` is
-the height of a pixel over its width (row_mm / column_mm). Figures are built on matplotlib's objects, with no
-global state and no display.
+Slices are in display orientation with values in [-1, 1]. `aspect` is the height of a pixel over its width
+(row_mm / column_mm). Figures are built on matplotlib's objects, with no global state and no display.
 """
 
 import csv
@@ -22,7 +21,6 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.colors import Colormap, LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 from torch import Tensor
 
@@ -32,22 +30,18 @@ from slicebook.errors import DataError
 Slice = Float[np.ndarray, "_ _"] | Float[Tensor, "_ _"]  # shapes may differ from slice to slice
 Points: TypeAlias = Sequence[tuple[float, float]]
 
-_BACKGROUND = "#17191d"
-_GRID = "#2b2f36"
-_TEXT = "#d9dce1"
-_QUIET = "#8b919b"
+_BACKGROUND, _GRID, _TEXT, _QUIET = "#17191d", "#2b2f36", "#d9dce1", "#8b919b"
 _COLOURS = ("#7fb4e6", "#e6a96b", "#8fcf9b", "#d48fc4", "#c9c27a")  # safe for colour-blind readers
 # In SVG each colour is a CSS variable of the page, so that a chart follows light, dark and print.
 _VARIABLES = {_TEXT: "--ink", _QUIET: "--quiet", _GRID: "--line"} | {
     colour: f"--s{index}" for index, colour in enumerate(_COLOURS)
 }
 _CHANGE = LinearSegmentedColormap.from_list("change", ["#8cc8ff", "#2f6ea5", "#0b0c0e", "#b06a26", "#ffc98a"])
-_SVG_STYLE: dict[Any, Any] = {"svg.fonttype": "none", "text.parse_math": False, "font.size": 9} | {
-    "font.sans-serif": "DejaVu Sans", "legend.columnspacing": 1.2, "legend.handlelength": 1.4,
+_SVG_STYLE: dict[Any, Any] = {"svg.fonttype": "none", "text.parse_math": False, "axes.labelcolor": _TEXT} | {
+    "font.size": 9, "font.sans-serif": "DejaVu Sans", "legend.columnspacing": 1.2, "legend.handlelength": 1.4,
 }  # fmt: skip
 _NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-_DPI = 110
-_CELL = 2.2  # inches of the longer side of one slice
+_DPI, _CELL = 110, 2.2  # the latter: inches of the longer side of one slice
 _MAX_BATCH = 16
 _MAX_MARKED = 12  # points: a shorter line has a marker at each, so that a single point is visible
 
@@ -100,17 +94,9 @@ def levels(
 ) -> None:
     """Draw decodings from ever more levels, and under each what its level changes.
 
-    The change is blue (darker), black (none) or orange (brighter); that of the coarsest level is relative to
-    its own mean.
-
-    Args:
-        originals: Slices in [-1, 1].
-        partials: One list per number of levels, the coarsest level alone first; each has one slice per
-            original.
-        path: Where the PNG goes.
-        aspect: Height of a pixel over its width, for all slices or for each.
-        first: Title of the first column.
-        caption: Text under the slices.
+    `partials` has a list per number of levels, the coarsest level alone first, with a slice per original.
+    `first` is the title of the first column. The change is blue (darker), black (none) or orange (brighter);
+    that of the coarsest level is relative to its own mean.
     """
     count, ratios = len(partials), np.broadcast_to(aspect, len(originals)).tolist()
     names = [f"level {count - 1}", *(f"+ level {level}" for level in reversed(range(count - 1)))]
@@ -127,24 +113,24 @@ def levels(
     _save(figure, path)
 
 
-_Panels: TypeAlias = tuple[tuple[str, tuple[str, ...], float], ...]
+_Panels: TypeAlias = tuple[tuple[str, tuple[str, ...]], ...]
 _PANELS: _Panels = (
-    ("Loss", ("train_loss", "validation_loss"), 1.0),
-    ("SSIM or Dice", ("train_ssim", "train_dice", "validation_ssim", "validation_dice"), 1.0),
-    ("Codes in use, %", ("usage_",), 100.0),
-    ("Perplexity", ("perplexity_",), 1.0),
+    ("Loss", ("train_loss", "validation_loss")),
+    ("SSIM or Dice", ("train_ssim", "train_dice", "validation_ssim", "validation_dice")),
+    ("Codes in use, %", ("usage_",)),
+    ("Perplexity", ("perplexity_",)),
 )
 _PRIOR_PANELS: _Panels = (
-    ("Loss", ("train_loss",), 1.0),
-    ("Bits per pixel, validation", ("validation_bits_per_pixel",), 1.0),
-    ("Nats per token, training", ("train_nats_",), 1.0),
-    ("Nats per token, validation", ("validation_nats_",), 1.0),
+    ("Loss", ("train_loss",)),
+    ("Bits per pixel, validation", ("validation_bits_per_pixel",)),
+    ("Nats per token, training", ("train_nats_",)),
+    ("Nats per token, validation", ("validation_nats_",)),
 )
 _DECODER_PANELS: _Panels = (
-    ("Reconstruction loss", ("train_fidelity", "validation_fidelity"), 1.0),
-    ("SSIM", ("train_ssim", "validation_ssim"), 1.0),
-    ("Sharpness relative to real slices", ("train_sharpness", "validation_sharpness"), 1.0),
-    ("Discriminator loss (2 is chance)", ("train_discriminator",), 1.0),
+    ("Reconstruction loss", ("train_fidelity", "validation_fidelity")),
+    ("SSIM", ("train_ssim", "validation_ssim")),
+    ("Sharpness relative to real slices", ("train_sharpness", "validation_sharpness")),
+    ("Discriminator loss (2 is chance)", ("train_discriminator",)),
 )
 
 
@@ -161,12 +147,12 @@ def curves(metrics_csv: Path, path: Path) -> None:
         columns, rows = list(reader.fieldnames or ()), list(reader)
     if "step" not in columns or not rows:
         raise DataError(f"{metrics_csv}: no rows with a column `step`; train at least one epoch first")
-    of_prior, of_decoder = "validation_likelihood" in columns, "train_discriminator" in columns
-    panels = _PRIOR_PANELS if of_prior else _DECODER_PANELS if of_decoder else _PANELS
-    layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12)
-    figure = Figure(figsize=(10, 6.4), dpi=_DPI, facecolor=_BACKGROUND, layout=layout)
-    for axes, (title, prefixes, scale) in zip(figure.subplots(2, 2).flat, panels, strict=True):
+    panels = _DECODER_PANELS if "train_discriminator" in columns else _PANELS
+    panels = _PRIOR_PANELS if "validation_likelihood" in columns else panels
+    figure = Figure(figsize=(10, 6.4), dpi=_DPI, facecolor=_BACKGROUND, layout="constrained")
+    for axes, (title, prefixes) in zip(figure.subplots(2, 2).flat, panels, strict=True):
         axes.set_title(title, color=_TEXT, fontsize=11, loc="left")
+        scale = 100.0 if title.endswith("%") else 1.0
         series = {
             name: [(float(row["step"]), scale * float(row[name])) for row in rows if row[name]]
             for name in columns
@@ -174,7 +160,7 @@ def curves(metrics_csv: Path, path: Path) -> None:
         }
         _plot(axes, series, [_label(name) for name in series])
         axes.legend(frameon=False, labelcolor=_TEXT, fontsize=8)
-        if title == "Codes in use, %":
+        if title.endswith("%"):
             axes.set_ylim(0, 105)
         elif title == "Perplexity":
             axes.set_ylim(bottom=0)
@@ -185,10 +171,8 @@ def curves(metrics_csv: Path, path: Path) -> None:
 def _label(column: str) -> str:
     """Return the legend of a column of metrics.csv: its level, its stage, or its split."""
     split, _, level = column.rpartition("_")
-    if level.isdigit():
-        return f"level {level}"
     stage = column.partition("_nats_")[2].replace("_", " ")
-    return stage or split.partition("_")[0]
+    return f"level {level}" if level.isdigit() else stage or split.partition("_")[0]
 
 
 def line_chart(
@@ -202,8 +186,7 @@ def line_chart(
 ) -> str:
     """Draw lines as an SVG element for a page that defines the CSS variables --ink, --quiet, --line, --s0….
 
-    The same input gives the same text. The chart has no ids but those of its markers, which `title` makes
-    its own, so that a page can hold many.
+    The same input gives the same text. Ids are unique to a title, so that a page can have many charts.
 
     Args:
         series: At least one point by the name in the legend.
@@ -221,14 +204,15 @@ def line_chart(
             places, low = zip(*band[1], strict=True)
             high = [value for _, value in band[2]]
             axes.fill_between(places, low, high, color=_COLOURS[1], alpha=0.25, linewidth=0, label=band[0])
-        axes.set_xlabel(x, color=_TEXT)
-        axes.set_ylabel(y, color=_TEXT)
+        axes.set(xlabel=x, ylabel=y)
         if log_x:
             axes.set_xscale("log")
             left, right = axes.get_xlim()
             axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if right > 5 * left else MaxNLocator(5))
             axes.xaxis.set_minor_locator(NullLocator())
             axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        elif all(float(place).is_integer() for points in series.values() for place, _ in points):
+            axes.locator_params(axis="x", integer=True)
         if len(series) > 1 or band:
             axes.legend(
                 loc="lower left", bbox_to_anchor=(-0.1, 1.0), ncols=3, labelcolor=_TEXT, frameon=False
@@ -242,7 +226,7 @@ def line_chart(
 def _for_page(svg: str, title: str, description: str) -> str:
     """Return matplotlib's SVG as an element of a page: named, in the colours of the page, of any width."""
     svg = svg[svg.index("<svg") :]
-    # A style element would hold for the whole page, and several charts would have the same ids.
+    # A style element would apply to the whole page, and several charts would have the same ids.
     svg = re.sub(r"(?s)\s*<defs>\s*<(style|clipPath).*?</defs>", "", svg)
     svg = re.sub(r' (clip-path="[^"]*"|id="[\w.]+_\d+"|(width|height)="[\d.]+pt")', "", svg)
     for colour, variable in _VARIABLES.items():
@@ -271,22 +255,19 @@ def _canvas(
     width = _CELL / max(1.0, height_over_width)
     height = width * height_over_width + 0.24
     total_width = columns * (width + 0.06) + 0.1
-    # A letter of 8 points is about a sixteenth of an inch wide.
-    lines = textwrap.wrap(caption, max(1, int(columns * width * 16)), break_long_words=False)
+    letters = max(1, int(columns * width * 16))  # of 8 points, about a sixteenth of an inch each
+    lines = textwrap.wrap(caption, letters, break_long_words=False)
     foot = 0.1 + 0.17 * len(lines)
     total_height = rows * height + foot + 0.05
     figure = Figure(figsize=(total_width, total_height), dpi=_DPI, facecolor=_BACKGROUND)
     where = (0.08 / total_width, 0.08 / total_height)
     figure.text(*where, "\n".join(lines), color=_QUIET, fontsize=8, va="bottom")
-    axes = []
-    for row in range(rows):
-        bottom = total_height - 0.05 - (row + 1) * height
-        places = [(0.08 + column * (width + 0.06), bottom) for column in range(columns)]
-        sides = (width / total_width, width * height_over_width / total_height)
-        axes.append([figure.add_axes((x / total_width, y / total_height, *sides)) for x, y in places])
-        for place in axes[-1]:
-            place.set_axis_off()
-    return figure, axes
+    figure.subplots_adjust(where[0], foot / total_height, 1 - where[0], 1 - 0.29 / total_height)
+    figure.subplots_adjust(wspace=0.06 / width, hspace=0.24 / (height - 0.24))
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for place in axes.flat:
+        place.set_axis_off()
+    return figure, axes.tolist()
 
 
 def _show(

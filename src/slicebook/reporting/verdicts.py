@@ -11,7 +11,7 @@ from typing import Literal
 from slicebook.evaluation import Evaluation
 from slicebook.judging.generation import GenerationResult
 from slicebook.judging.reconstruction import ReconstructionResult
-from slicebook.reporting.tables import estimate
+from slicebook.reporting.tables import estimate, number
 
 MIN_PATIENTS = 6  # fewer cannot estimate their own spread, so their numbers are reported without a verdict
 MIN_COVERAGE = 0.8  # relative to the coverage between real patients
@@ -118,8 +118,8 @@ def _generates(report: Evaluation) -> Verdict:
     findings = []
     for name, features in generation.features.items():
         distance, coverage = features.samples.kernel_distance, features.samples.coverage
-        finding = f"{name}: kernel distance {distance.generated:.3g} (real patients up to "
-        finding += f"{distance.real_range[1]:.3g})"
+        finding = f"{name}: kernel distance {number(distance.generated)} (real patients up to "
+        finding += f"{number(distance.real_range[1])})"
         if coverage is None:
             finding += ", too few patients for coverage"
         else:

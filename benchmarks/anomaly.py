@@ -25,16 +25,16 @@ import torch
 from jaxtyping import Bool, Float32, UInt8
 from scipy.ndimage import binary_dilation, gaussian_filter
 
-from slicebook import sheets
-from slicebook.anomalies import Surprise, heat, surprise
-from slicebook.checkpoint import LoadedPrior, load_prior
-from slicebook.dataset import PreparedData, SliceSet
+from slicebook.data.dataset import PreparedData, SliceSet
 from slicebook.errors import ConfigError, DataError, SlicebookError
-from slicebook.grain import noise_level
-from slicebook.inpainting import fill
+from slicebook.inference.anomaly import Surprise, heat, surprise
+from slicebook.inference.inpaint import fill
 from slicebook.metrics.statistics import AUROC_CONVENTION as CONVENTION
 from slicebook.metrics.statistics import auroc, summarise_one
-from slicebook.prior import Conditions
+from slicebook.models.checkpoint import LoadedPrior, load_prior
+from slicebook.models.noise import noise_level
+from slicebook.models.transformer import Conditions
+from slicebook.visualization import contact_sheet
 
 SEED = 42
 BODY = 1  # label of what is no organ: where lesions grow
@@ -91,7 +91,7 @@ def measure(
         found[title] = _judge(slices, chosen, places, before, after)
         print(title, {key: found[title][key]["mean_of_patients"] for key in ABOUT}, file=sys.stderr)
         panels += _panels(slices, images, places, after)
-    sheets.write_sheet(panels, sheets_to / "anomaly.png", columns=2 * SHOWN)
+    contact_sheet.write_sheet(panels, sheets_to / "anomaly.png", columns=2 * SHOWN)
     return {
         "convention": CONVENTION,
         "slices": len(slices.images),
@@ -202,8 +202,8 @@ def _panels(
     warm = heat(after.maps.numpy())
     panels = []
     for index in chosen:
-        panels.append(sheets.tinted(images[index], places[index].astype(np.uint8), slices.aspect))
-        panels.append(sheets.hot(images[index], warm[index], slices.aspect))
+        panels.append(contact_sheet.tinted(images[index], places[index].astype(np.uint8), slices.aspect))
+        panels.append(contact_sheet.hot(images[index], warm[index], slices.aspect))
     return panels + [np.zeros_like(panels[0])] * (2 * SHOWN - len(panels))
 
 

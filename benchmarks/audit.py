@@ -23,15 +23,15 @@ import machine
 import numpy as np
 import torch
 
-from slicebook.checkpoint import load_tokenizer
-from slicebook.dataset import PreparedData
+from slicebook.data.dataset import PreparedData
 from slicebook.errors import DataError, SlicebookError
 from slicebook.metrics import memorization
 from slicebook.metrics import nearest as neighbours
 from slicebook.metrics.memorization import audit
 from slicebook.metrics.nearest import Nearest, describe, nearest_by_correlation, plant
-from slicebook.phantom import FIRST_CASE, patient_volume
-from slicebook.tokenizer import Tokenizer
+from slicebook.models.checkpoint import load_tokenizer
+from slicebook.models.tokenizer import Tokenizer
+from slicebook.phantom.simulator import FIRST_CASE, patient_volume
 
 SEED = 42
 FIRST_FRESH = 1000  # number of the first phantom patient that DATA does not hold

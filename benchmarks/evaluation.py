@@ -28,13 +28,13 @@ import machine
 import numpy as np
 import torch
 
-from slicebook.checkpoint import LoadedPrior, load_prior
-from slicebook.dataset import PreparedData
+from slicebook.data.dataset import PreparedData
 from slicebook.errors import DataError, SlicebookError
-from slicebook.judging.features import descriptors
-from slicebook.judging.generation import draw_samples, evaluate_generation
-from slicebook.judging.memorization import describe_training, evaluate_memorization
-from slicebook.judging.slices import SliceCollection, read_slices
+from slicebook.evaluation.features import descriptors
+from slicebook.evaluation.generation import draw_samples, evaluate_generation
+from slicebook.evaluation.memorization import describe_training, evaluate_memorization
+from slicebook.evaluation.slices import SliceCollection, read_slices
+from slicebook.models.checkpoint import LoadedPrior, load_prior
 
 SEED = 42
 DRAWN, STEPS = "samples.npz", "steps.json"  # what the parts leave for others

@@ -21,16 +21,16 @@ import machine
 import numpy as np
 import torch
 
-from slicebook import sheets
-from slicebook.checkpoint import LoadedPrior, load_prior
-from slicebook.dataset import PreparedData
+from slicebook.data.dataset import PreparedData
 from slicebook.errors import SlicebookError
-from slicebook.evaluate import STEPS
-from slicebook.judging import downstream as segmenter
-from slicebook.judging.downstream import evaluate_downstream
-from slicebook.judging.generation import draw_samples, evaluate_generation
-from slicebook.judging.slices import SliceCollection, read_slices
-from slicebook.sampling import SamplingSettings
+from slicebook.evaluation import downstream as segmenter
+from slicebook.evaluation.downstream import evaluate_downstream
+from slicebook.evaluation.evaluate import STEPS
+from slicebook.evaluation.generation import draw_samples, evaluate_generation
+from slicebook.evaluation.slices import SliceCollection, read_slices
+from slicebook.models.checkpoint import LoadedPrior, load_prior
+from slicebook.models.sampling import SamplingSettings
+from slicebook.visualization import contact_sheet
 
 SEED = 42  # of the positions, of the draws of patients, and of the bootstrap
 SHOWN = 64
@@ -78,18 +78,20 @@ def _draw_sheets(ours: SliceCollection, real: SliceCollection, aspect: float, fo
     """Write samples left and real test slices right, none of them picked; the same with masks; a figure."""
     chosen = np.random.default_rng(SEED).permutation(len(real))[:SHOWN].tolist()
     sides = ((ours, list(range(min(SHOWN, len(ours))))), (real, chosen))
-    plain = [[sheets.gray(side.images[row, 0].numpy(), aspect) for row in rows] for side, rows in sides]
-    sheets.write_sheet(_side_by_side(*plain), folder / "sheet.png", columns=17)
+    plain = [
+        [contact_sheet.gray(side.images[row, 0].numpy(), aspect) for row in rows] for side, rows in sides
+    ]
+    contact_sheet.write_sheet(_side_by_side(*plain), folder / "sheet.png", columns=17)
     if ours.masks is None or real.masks is None:
         return
     masked = [
-        [sheets.tinted(side.images[row, 0].numpy(), side.masks[row].numpy(), aspect) for row in rows]
+        [contact_sheet.tinted(side.images[row, 0].numpy(), side.masks[row].numpy(), aspect) for row in rows]
         for side, rows in sides
     ]
-    sheets.write_sheet(_side_by_side(*masked), folder / "sheet-masks.png", columns=17)
+    contact_sheet.write_sheet(_side_by_side(*masked), folder / "sheet-masks.png", columns=17)
     rows = [page[0][start : start + 4] for start in (0, 4) for page in (plain, masked)]
     figure = [*rows, plain[1][:4]]  # samples, their masks, and again; then real ones
-    sheets.write_sheet([cell for row in figure for cell in row], folder / "figure.png", columns=4)
+    contact_sheet.write_sheet([cell for row in figure for cell in row], folder / "figure.png", columns=4)
 
 
 def _side_by_side(left: list[Any], right: list[Any]) -> list[Any]:

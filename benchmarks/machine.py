@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from slicebook.atomic import write_text
 from slicebook.devices import fastest_precision
-from slicebook.provenance import commit, versions
+from slicebook.environment import commit, versions
+from slicebook.io.atomic import write_text
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from slicebook.config import load_recipe
-from slicebook.prior import HEAD_DIM
-from slicebook.quantizer import BLOCK_ELEMENTS, Quantizer
-from slicebook.tokenizer import Tokenizer
+from slicebook.models.quantizer import BLOCK_ELEMENTS, Quantizer
+from slicebook.models.tokenizer import Tokenizer
+from slicebook.models.transformer import HEAD_DIM
+from slicebook.recipes import load_recipe
 
 Step = Callable[[], None]
 

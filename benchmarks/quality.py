@@ -23,16 +23,17 @@ from typing import Any
 import machine
 import torch
 
-from slicebook.checkpoint import LoadedTokenizer, load_tokenizer
-from slicebook.config import load_recipe
-from slicebook.dataset import PreparedData, SliceBatches
+from slicebook.data.dataset import PreparedData
+from slicebook.data.loader import SliceBatches
 from slicebook.errors import ConfigError, SlicebookError
-from slicebook.evaluate import evaluate
+from slicebook.evaluation.evaluate import evaluate
+from slicebook.io.tensors import STATE_NAME, load_state
 from slicebook.metrics import codecs
 from slicebook.metrics.image_quality import CONVENTIONS, difference, summarise
 from slicebook.metrics.statistics import level_use
-from slicebook.tensor_file import STATE_NAME, load_state
-from slicebook.training import TrainingSummary, train_tokenizer
+from slicebook.models.checkpoint import LoadedTokenizer, load_tokenizer
+from slicebook.recipes import load_recipe
+from slicebook.training.tokenizer import TrainingSummary, train_tokenizer
 
 SEED = 42  # of the bootstrap
 OURS = "compact"

@@ -28,14 +28,18 @@ import torch
 from peers import FLOOR, NETWORKS, OURS, QUANTIZERS, SAMPLERS, Step, encoding, training_step
 from scipy.integrate import simpson
 
-from slicebook import phantom
-from slicebook.book import Book
-from slicebook.config import AugmentConfig, load_recipe
-from slicebook.dataset import PreparedData, SliceBatches, augment, draw_augmentation
-from slicebook.preparation import prepare
-from slicebook.prior import Conditions, Prior
-from slicebook.sampling import sample
-from slicebook.tokenizer import Tokenizer
+from slicebook.config import AugmentConfig
+from slicebook.data.augment import augment, draw_augmentation
+from slicebook.data.dataset import PreparedData
+from slicebook.data.loader import SliceBatches
+from slicebook.data.prepare import prepare
+from slicebook.models.prior import Prior
+from slicebook.models.sampling import sample
+from slicebook.models.sequence_book import Book
+from slicebook.models.tokenizer import Tokenizer
+from slicebook.models.transformer import Conditions
+from slicebook.phantom import simulator
+from slicebook.recipes import load_recipe
 
 SEED = 42
 VECTORS = 16_384
@@ -165,7 +169,7 @@ def _sum_over_lengths(lengths: Sequence[int], seconds: Sequence[float]) -> float
 def data_path(seconds: float) -> dict[str, Any]:
     """Time the way from a prepared folder to batches in memory, without and with augmentation."""
     with tempfile.TemporaryDirectory() as folder:
-        phantom.write_hipmri(Path(folder, "phantom"), patients=PATIENTS, slices=SLICES, seed=SEED)
+        simulator.write_hipmri(Path(folder, "phantom"), patients=PATIENTS, slices=SLICES, seed=SEED)
         prepare(Path(folder, "phantom"), Path(folder, "prepared"))
         data = PreparedData.open(Path(folder, "prepared"))
         train = data.split("train")

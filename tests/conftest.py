@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from beartype import BeartypeConf, beartype
+from helpers.settings import SMALL
 from jaxtyping import install_import_hook
 
 if TYPE_CHECKING:
-    from slicebook.checkpoint import LoadedPrior
-    from slicebook.judging.features import Descriptor
+    from slicebook.evaluation.features import Descriptor
+    from slicebook.models.checkpoint import LoadedPrior
 
 # As the type system has it, an int is a float (PEP 484).
 checked = beartype(conf=BeartypeConf(is_pep484_tower=True))
@@ -51,18 +52,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 HOW: dict[str, Any] = {"device": "cpu", "precision": "32-true", "progress": False}
-SMALL = (
-    *("tokenizer.scaling_rates=[8, 2]", "tokenizer.codebook_sizes=[16, 8]", "tokenizer.code_dim=4"),
-    *("tokenizer.width=16", "tokenizer.residual_layers=1", "training.learning_rate=3e-3"),
-    *("training.batch_size=4", "training.epochs=3", "training.augment=null"),
-    "training.loss.smooth=2",
-    *("labels.tokenizer.codebook_sizes=[16]", "labels.tokenizer.width=16", "labels.training.epochs=2"),
-    *("decoder.samples=32", "decoder.discriminator_width=8", "decoder.training.epochs=2"),
-    "decoder.training.batch_size=4",
-    *("prior.coarse.width=64", "prior.coarse.layers=1", "prior.fine.width=64", "prior.fine.layers=1"),
-    *("prior.embedding=4", "prior.training.batch_size=4", "prior.training.epochs=4"),
-    *("prior.training.validate_every=2", "prior.training.views=3", "prior.training.shift=2"),
-)
 
 
 @dataclass(frozen=True)
@@ -87,12 +76,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     So raw a decoder draws more texture than the slices have noise; its texture is written down as none, so
     that noise is put back.
     """
-    from slicebook.checkpoint import load_prior, save_prior
-    from slicebook.config import load_recipe
-    from slicebook.phantom import write_hipmri
-    from slicebook.preparation import PrepareOptions, prepare
-    from slicebook.prior_training import train_prior
-    from slicebook.training import train_tokenizer
+    from slicebook.data.prepare import PrepareOptions, prepare
+    from slicebook.models.checkpoint import load_prior, save_prior
+    from slicebook.phantom.simulator import write_hipmri
+    from slicebook.recipes import load_recipe
+    from slicebook.training.generator import train_prior
+    from slicebook.training.tokenizer import train_tokenizer
 
     folder = tmp_path_factory.mktemp("trained")
     made = Trained(folder / "raw", folder / "prepared", folder / "demo" / "run")
@@ -110,7 +99,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
 @pytest.fixture(scope="session")
 def loaded(trained: Trained) -> "LoadedPrior":
     """The tiny prior."""
-    from slicebook.checkpoint import load_prior
+    from slicebook.models.checkpoint import load_prior
 
     return load_prior(trained.run)
 
@@ -118,7 +107,7 @@ def loaded(trained: Trained) -> "LoadedPrior":
 @pytest.fixture(scope="session")
 def kinds() -> "list[Descriptor]":
     """Of features: texture alone, which needs no weights."""
-    from slicebook.judging.features import Descriptor
+    from slicebook.evaluation.features import Descriptor
     from slicebook.metrics import texture
 
     return [Descriptor("texture", texture.CONVENTION, False, texture.texture_features)]
@@ -130,8 +119,8 @@ def evaluated(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
     An audit needs three training patients of one size, and one phantom has more rows.
     """
-    from slicebook.dataset import PreparedData
-    from slicebook.evaluate import evaluate
+    from slicebook.data.dataset import PreparedData
+    from slicebook.evaluation.evaluate import evaluate
 
     folder = tmp_path_factory.mktemp("evaluated")
     data = PreparedData.open(trained.data)

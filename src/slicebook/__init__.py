@@ -7,23 +7,24 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from slicebook.errors import CheckpointError, ConfigError, DataError, ShapeError, SlicebookError
+from slicebook.version import __version__
 
 if TYPE_CHECKING:
-    from slicebook.anomalies import anomaly
-    from slicebook.checking import check
-    from slicebook.checkpoint import LoadedPrior, LoadedTokenizer, load_prior, load_tokenizer
-    from slicebook.config import Recipe, load_recipe, recipe_names
-    from slicebook.dataset import PreparedData
-    from slicebook.generating import generate
-    from slicebook.inference import decode, encode, reconstruct
-    from slicebook.inpainting import inpaint
-    from slicebook.preparation import prepare
-    from slicebook.prior_training import train_prior
-    from slicebook.tokenizer import Tokenizer
-    from slicebook.training import train_tokenizer
-    from slicebook.volumes import Volume, read_nifti, write_nifti
-
-__version__ = "0.1.0"
+    from slicebook.config import Recipe
+    from slicebook.data.check import check
+    from slicebook.data.dataset import PreparedData
+    from slicebook.data.prepare import prepare
+    from slicebook.inference.anomaly import anomaly
+    from slicebook.inference.generate import generate
+    from slicebook.inference.inpaint import inpaint
+    from slicebook.inference.reconstruct import decode, encode, reconstruct
+    from slicebook.io.nifti import read_nifti, write_nifti
+    from slicebook.io.volume import Volume
+    from slicebook.models.checkpoint import LoadedPrior, LoadedTokenizer, load_prior, load_tokenizer
+    from slicebook.models.tokenizer import Tokenizer
+    from slicebook.recipes import load_recipe, recipe_names
+    from slicebook.training.generator import train_prior
+    from slicebook.training.tokenizer import train_tokenizer
 
 __all__ = [
     "CheckpointError",
@@ -57,19 +58,36 @@ __all__ = [
 ]
 
 _HOMES = {
-    "anomalies": ("anomaly",),
-    "checking": ("check",),
-    "checkpoint": ("LoadedPrior", "LoadedTokenizer", "load_prior", "load_tokenizer"),
-    "config": ("Recipe", "load_recipe", "recipe_names"),
-    "dataset": ("PreparedData",),
-    "generating": ("generate",),
-    "inpainting": ("inpaint",),
-    "inference": ("decode", "encode", "reconstruct"),
-    "preparation": ("prepare",),
-    "prior_training": ("train_prior",),
-    "tokenizer": ("Tokenizer",),
-    "training": ("train_tokenizer",),
-    "volumes": ("Volume", "read_nifti", "write_nifti"),
+    "config": ("Recipe",),
+    "data.check": ("check",),
+    "data.dataset": ("PreparedData",),
+    "data.prepare": ("prepare",),
+    "inference.anomaly": ("anomaly",),
+    "inference.generate": ("generate",),
+    "inference.inpaint": ("inpaint",),
+    "inference.reconstruct": (
+        "decode",
+        "encode",
+        "reconstruct",
+    ),
+    "io.nifti": (
+        "read_nifti",
+        "write_nifti",
+    ),
+    "io.volume": ("Volume",),
+    "models.checkpoint": (
+        "LoadedPrior",
+        "LoadedTokenizer",
+        "load_prior",
+        "load_tokenizer",
+    ),
+    "models.tokenizer": ("Tokenizer",),
+    "recipes": (
+        "load_recipe",
+        "recipe_names",
+    ),
+    "training.generator": ("train_prior",),
+    "training.tokenizer": ("train_tokenizer",),
 }
 
 

@@ -2,6 +2,6 @@
 
 import sys
 
-from slicebook.cli import main
+from slicebook.cli.main import main
 
 sys.exit(main())

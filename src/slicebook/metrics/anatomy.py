@@ -1,7 +1,7 @@
 """Whether a label map of the male pelvis could be anatomy, and how far two label maps agree.
 
-Labels are numbered as by `slicebook.pelvis` and the HipMRI study: 0 background, 1 body, 2 bone, 3 bladder,
-4 rectum, 5 prostate. Slices are axial and as prepared ones are displayed: the first row is the front.
+Labels are numbered as by `slicebook.phantom.labels` and the HipMRI study: 0 background, 1 body, 2 bone,
+3 bladder, 4 rectum, 5 prostate. Slices are axial and displayed as prepared ones: the first row is the front.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from scipy import ndimage
 
 from slicebook.errors import DataError, ShapeError
 from slicebook.metrics.statistics import Interval, Summary, bootstrap_interval, patient_means, summarise_one
-from slicebook.pelvis import BLADDER, BODY, BONE, PROSTATE, RECTUM
+from slicebook.phantom.atlas import BLADDER, BODY, BONE, PROSTATE, RECTUM
 
 ORGANS: Mapping[str, int] = MappingProxyType({"bladder": BLADDER, "rectum": RECTUM, "prostate": PROSTATE})
 SPECK_MM2 = 10.0  # four pixels of HipMRI; real organs there begin at some 60 mm²

@@ -15,8 +15,8 @@ from scipy.stats import norm, rankdata
 from scipy.stats import t as student
 from torch import Tensor
 
-from slicebook.config import Record
 from slicebook.errors import DataError, ShapeError
+from slicebook.records import Record
 
 DRAWS = 100
 CONFIDENCE = 0.95

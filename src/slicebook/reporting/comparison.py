@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from slicebook.errors import ConfigError
-from slicebook.evaluation import REPORT_NAME, Evaluation, read_report
+from slicebook.evaluation.report import REPORT_NAME, Evaluation, read_report
 from slicebook.metrics.statistics import Summary
 from slicebook.reporting import markdown
 from slicebook.reporting.tables import UNKNOWN, conventions, estimate, full_name, listed, number, share

@@ -16,18 +16,18 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from slicebook import pictures
-from slicebook.atomic import write_text
-from slicebook.evaluation import Evaluation, History, read_report
-from slicebook.judging.downstream import DownstreamResult
-from slicebook.judging.generation import GenerationResult, SamplingInfo
-from slicebook.judging.memorization import MemorizationResult
-from slicebook.judging.reconstruction import RateDistortion, ReconstructionResult
+from slicebook.evaluation.downstream import DownstreamResult
+from slicebook.evaluation.generation import GenerationResult, SamplingInfo
+from slicebook.evaluation.memorization import MemorizationResult
+from slicebook.evaluation.reconstruction import RateDistortion, ReconstructionResult
+from slicebook.evaluation.report import Evaluation, History, read_report
+from slicebook.io.atomic import write_text
 from slicebook.metrics.image_quality import HEADLINE
 from slicebook.metrics.spectra import Curves
 from slicebook.reporting import tables
 from slicebook.reporting.verdicts import Verdict, patient_group, verdicts
 from slicebook.text import to_rows
+from slicebook.visualization import figures
 
 PAGE_NAME = "report.html"
 RECONSTRUCTIONS = (
@@ -141,7 +141,7 @@ def _sections(report: Evaluation, folder: Path) -> Iterator[Section]:
 
 def _reconstruction(fidelity: ReconstructionResult, folder: Path) -> Section:
     codecs = " and ".join(codec.title for codec in (fidelity.codecs or {}).values())
-    usage = pictures.line_chart(
+    usage = figures.line_chart(
         {
             f"level {level.level}": [
                 ((rank + 0.5) / len(level.shares), share) for rank, share in enumerate(level.shares)
@@ -248,13 +248,13 @@ def _rate_distortion(rate_distortion: RateDistortion) -> Iterator[Block]:
         series = {title: points for title, points in series.items() if points}
         if series:
             title = f"{label[0].upper()}{label[1:]} over bits per pixel"
-            chart = pictures.line_chart(series, x="bits per pixel", y=label, title=title, log_x=True)
+            chart = figures.line_chart(series, x="bits per pixel", y=label, title=title, log_x=True)
             yield _chart(chart, f"{title}, {rate_distortion.slices} slices. {rate_distortion.convention}.")
 
 
 def _history(model: str, history: History) -> Block:
     names = {column: column.replace("_", " ") for column in history.curves}
-    chart = pictures.line_chart(
+    chart = figures.line_chart(
         {names[column]: points for column, points in history.curves.items()},
         x="step",
         y=", ".join(sorted({name.partition(" ")[2] for name in names.values()})),
@@ -270,7 +270,7 @@ def _curves(curves: Curves, x: str, y: str, title: str) -> Block:
     def points(values: Sequence[float]) -> list[tuple[float, float]]:
         return list(zip(curves.at, values, strict=True))
 
-    chart = pictures.line_chart(
+    chart = figures.line_chart(
         {"samples": points(curves.generated), "real": points(curves.real)},
         x=x,
         y=y,

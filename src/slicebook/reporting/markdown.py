@@ -6,8 +6,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from slicebook.atomic import write_text
 from slicebook.errors import ConfigError
+from slicebook.io.atomic import write_text
 
 _HEAD = 300  # bytes at the start of a file that contain the mark
 

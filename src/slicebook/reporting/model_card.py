@@ -7,7 +7,7 @@ from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
 
-from slicebook.evaluation import PARTS, Evaluation, read_report
+from slicebook.evaluation.report import PARTS, Evaluation, read_report
 from slicebook.reporting import markdown, tables
 from slicebook.reporting.verdicts import MIN_PATIENTS, patient_group, verdicts
 

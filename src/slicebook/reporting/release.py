@@ -7,12 +7,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from slicebook.checkpoint import LoadedPrior
 from slicebook.errors import ConfigError, DataError
-from slicebook.evaluation import Evaluation, read_report
-from slicebook.generating import Asked, Clear
-from slicebook.judging.generation import SamplingInfo
-from slicebook.judging.memorization import MemorizationResult
+from slicebook.evaluation.generation import SamplingInfo
+from slicebook.evaluation.memorization import MemorizationResult
+from slicebook.evaluation.report import Evaluation, read_report
+from slicebook.inference.generate import Asked, Clear
+from slicebook.models.checkpoint import LoadedPrior
 from slicebook.reporting.tables import estimate
 
 AUDIT_NAME, WORDS_NAME = "audit.json", "AUDIT.md"

@@ -6,11 +6,11 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from slicebook.evaluation import Evaluation
-from slicebook.judging.downstream import DownstreamResult
-from slicebook.judging.generation import GenerationResult, Measure
-from slicebook.judging.memorization import MemorizationResult
-from slicebook.judging.reconstruction import ReconstructionResult
+from slicebook.evaluation.downstream import DownstreamResult
+from slicebook.evaluation.generation import GenerationResult, Measure
+from slicebook.evaluation.memorization import MemorizationResult
+from slicebook.evaluation.reconstruction import ReconstructionResult
+from slicebook.evaluation.report import Evaluation
 
 UNKNOWN = "–"
 

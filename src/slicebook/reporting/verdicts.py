@@ -8,9 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from slicebook.evaluation import Evaluation
-from slicebook.judging.generation import GenerationResult
-from slicebook.judging.reconstruction import ReconstructionResult
+from slicebook.evaluation.generation import GenerationResult
+from slicebook.evaluation.reconstruction import ReconstructionResult
+from slicebook.evaluation.report import Evaluation
 from slicebook.reporting.tables import estimate, number
 
 MIN_PATIENTS = 6  # fewer cannot estimate their own spread, so their numbers are reported without a verdict

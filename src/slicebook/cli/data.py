@@ -1,0 +1,128 @@
+"""Commands of data: phantoms, and what is looked at and split before training."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from slicebook.cli.options import (
+    Data,
+    Json,
+    Layout,
+    Mask,
+    PatientRegex,
+    Plane,
+    Seed,
+    Series,
+    counter,
+    say,
+    show,
+)
+
+
+def phantom(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="New folder.")],
+    layout: Annotated[
+        Literal["hipmri2d", "volumes"], typer.Option(help="Slices in the HipMRI folders, or whole volumes.")
+    ] = "hipmri2d",
+    patients: Annotated[
+        tuple[int, int, int], typer.Option(metavar="TRAIN VALIDATION TEST", help="How many of each.")
+    ] = (6, 2, 2),
+    weeks: Annotated[int, typer.Option(min=1, help="Volumes a patient.")] = 1,
+    slices: Annotated[int, typer.Option(min=4, help="Slices a volume.")] = 60,
+    size: Annotated[
+        tuple[int, int], typer.Option(metavar="ROWS COLUMNS", help="Pixels of a slice, as displayed.")
+    ] = (128, 256),
+    seed: Seed = 42,
+) -> None:
+    """Write a data set of procedural pelvises. No patient is in it."""
+    from slicebook.phantom import simulator as pelvis
+
+    rows, columns = size
+    shape = (columns, rows)  # as NIfTI stores them: left-right first
+    count = counter("volume")
+    if layout == "hipmri2d":
+        pelvis.write_hipmri(
+            out, patients=patients, weeks=weeks, slices=slices, seed=seed, shape=shape, progress=count
+        )
+    else:
+        pelvis.write_volumes(
+            out, patients=sum(patients), weeks=weeks, slices=slices, seed=seed, shape=shape, progress=count
+        )
+
+
+def check(
+    data: Data,
+    layout: Layout = None,
+    plane: Plane = None,
+    patient_regex: PatientRegex = None,
+    mask: Mask = None,
+    series: Series = None,
+    as_json: Json = False,
+) -> None:
+    """Report on a folder of volumes. Exits with 1 when a file cannot be read or used."""
+    from slicebook.data import check as checking
+    from slicebook.data.layouts.sources import SourceOptions
+
+    report = checking.check(
+        data, SourceOptions(layout, plane, patient_regex, mask, series), progress=counter("volume")
+    )
+    show(report, report.rows(), as_json)
+    if report.unreadable or report.misfits:
+        raise typer.Exit(1)
+
+
+def prepare(
+    data: Data,
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT", help="Folder to write, for training and evaluation to read.")
+    ],
+    layout: Layout = None,
+    plane: Plane = None,
+    patient_regex: PatientRegex = None,
+    mask: Mask = None,
+    series: Series = None,
+    spacing: Annotated[float | None, typer.Option(help="Resample in-plane to this many mm.")] = None,
+    size: Annotated[
+        tuple[int, int] | None, typer.Option(metavar="ROWS COLUMNS", help="Crop or pad centrally to this.")
+    ] = None,
+    fractions: Annotated[
+        tuple[float, float, float] | None,
+        typer.Option(
+            metavar="TRAIN VALIDATION TEST",
+            help="Shares of the patients; the layout's own split when not given, else 0.7 0.15 0.15.",
+        ),
+    ] = None,
+    class_regex: Annotated[
+        str | None,
+        typer.Option(help="Searched in each path; its one group is the class, a condition to generate by."),
+    ] = None,
+    seed: Seed = 42,
+    as_json: Json = False,
+) -> None:
+    """Split volumes by patient and cache their slices."""
+    from slicebook.data import prepare as preparation
+    from slicebook.data.check import grouped
+    from slicebook.data.layouts.sources import SourceOptions
+
+    summary = preparation.prepare(
+        data,
+        out,
+        SourceOptions(layout, plane, patient_regex, mask, series),
+        preparation.PrepareOptions(
+            spacing=spacing, size=size, fractions=fractions, seed=seed, class_regex=class_regex
+        ),
+        progress=counter("volume"),
+    )
+    for line in summary.notes:
+        say(f"note: {line}")
+    reasons = [reason if path in reason else f"{path}: {reason}" for path, reason in summary.quarantined]
+    names = [f"{path}: its name fits neither the layout nor --patient-regex" for path in summary.unmatched]
+    for line in grouped([*reasons, *names]):
+        say(f"left out: {line}")
+    header = ("", "patients", "volumes", "slices", "blank")
+    counts = [
+        (split, one.patients, one.volumes, one.slices, one.blank)
+        for split, one in summary.info.counts.items()
+    ]
+    show(summary, [header, *counts], as_json)

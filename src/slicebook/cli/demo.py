@@ -1,0 +1,117 @@
+"""The whole in one command: phantom patients, prepared, trained on, reconstructed, scored, and generated."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from slicebook import text
+from slicebook.config import Recipe
+from slicebook.data.dataset import PreparedData
+from slicebook.data.prepare import prepare
+from slicebook.devices import choose_device
+from slicebook.errors import DataError
+from slicebook.evaluation.evaluate import evaluate
+from slicebook.evaluation.report import Evaluation
+from slicebook.inference.generate import GenerateSummary, generate
+from slicebook.inference.reconstruct import ReconstructSummary, reconstruct
+from slicebook.io.atomic import replacing_folder, write_text
+from slicebook.io.nifti import write_nifti
+from slicebook.phantom import simulator
+from slicebook.reporting.html import PAGE_NAME, write_page
+from slicebook.training.generator import train_prior
+from slicebook.training.tokenizer import TrainingSummary, train_tokenizer
+from slicebook.version import __version__
+
+PATIENTS = (20, 4, 6)  # in train, validation and test
+SLICES = 20  # a patient
+SAMPLES = 64
+SHAPE = (128, 64)  # pixels left-right and front-back: half the resolution of the HipMRI study
+
+
+@dataclass(frozen=True)
+class DemoSummary:
+    """What the demo made, and how long it took this time."""
+
+    folder: Path
+    training: TrainingSummary
+    reconstruction: ReconstructSummary
+    prior: TrainingSummary
+    generation: GenerateSummary
+    evaluation: Evaluation
+    seconds: float
+
+
+def run_demo(
+    out: str | Path, recipe: Recipe, *, device: str = "auto", say: Callable[[str], None] = print
+) -> DemoSummary:
+    """Run every step on phantom patients, from their volumes to scores on those never trained on.
+
+    Run again, it goes on where it stopped: what is whole is kept.
+
+    Args:
+        out: A new or empty folder, or that of a demo with the same recipe.
+        recipe: What to train; its seed is that of the phantom too.
+        device: auto, cpu, cuda or mps.
+        say: Called with one line a step.
+
+    Raises:
+        DataError: `out` holds something else, or a demo of other settings.
+    """
+    began = time.perf_counter()
+    out, seed = Path(out), recipe.training.seed
+    _claim(out, recipe)
+    data, prepared, run = out / "phantom", out / "prepared", out / "run"
+    held_out = out / "held-out.nii.gz"
+
+    say(f"1/7 phantom      {sum(PATIENTS)} patients, {SLICES} slices each → {data}")
+    _make_patients(data, held_out, seed)
+    say(f"2/7 prepare      → {prepared}")
+    if not (prepared / "dataset.json").is_file():
+        prepare(data, prepared)
+    say(f"3/7 train        recipe {recipe.name} → {run}")
+    training = train_tokenizer(prepared, recipe, run, device=device)
+    say(f"4/7 reconstruct  {held_out} → {out / 'reconstruction'}")
+    reconstruction = reconstruct(run, held_out, out / "reconstruction", device=device)
+    say(f"5/7 prior        with masks and decoder → {run / 'prior'}")
+    prior = train_prior(run, data=prepared, device=device)
+    say(f"6/7 generate     {SAMPLES} slices with masks → {out / 'generated'}")
+    for name in ("generated", "generated.partial"):  # perhaps of a prior that was trained anew since
+        shutil.rmtree(out / name, ignore_errors=True)
+    generation = generate(run, out / "generated", count=SAMPLES, seed=seed, device=device)
+    say(f"7/7 evaluate     {PATIENTS[2]} test patients → {out / 'evaluation' / PAGE_NAME}")
+    evaluation = evaluate(
+        run, PreparedData.open(prepared), out / "evaluation", device=choose_device(device), seed=seed
+    )
+    write_page(out / "evaluation")
+    write_text(out / "table.txt", text.table(evaluation.table()) + "\n")
+    seconds = time.perf_counter() - began
+    return DemoSummary(out, training, reconstruction, prior, generation, evaluation, seconds)
+
+
+def _claim(out: Path, recipe: Recipe) -> None:
+    """Mark a folder as this demo's, or make sure that it is."""
+    mark = out / "demo.json"
+    settings = {"slicebook_version": __version__, "recipe": recipe.model_dump(mode="json")}
+    if mark.is_file():
+        if json.loads(mark.read_text(encoding="utf-8")) != settings:
+            raise DataError(f"{out}: holds a demo of other settings; remove it or choose another --out")
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise DataError(f"{out}: exists and is no demo; choose another --out")
+    else:
+        write_text(mark, json.dumps(settings, indent=2) + "\n")
+
+
+def _make_patients(data: Path, held_out: Path, seed: int) -> None:
+    """Write the data set, and the first test patient once more as a whole volume."""
+    if not data.is_dir():
+        with replacing_folder(data) as partial:
+            simulator.write_hipmri(partial, patients=PATIENTS, weeks=1, slices=SLICES, seed=seed, shape=SHAPE)
+    if not held_out.is_file():
+        first_test = simulator.FIRST_CASE + PATIENTS[0] + PATIENTS[1]
+        volume = simulator.patient_volume(first_test, 0, seed=seed, slices=SLICES, shape=SHAPE)
+        write_nifti(held_out, volume.image, affine=volume.affine)

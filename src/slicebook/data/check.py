@@ -1,0 +1,260 @@
+"""Read a folder of volumes file by file, and report what is in it before anything is made of it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pydicom
+
+from slicebook.data.layouts.registry import find_sources, suspicions
+from slicebook.data.layouts.sources import EVERY_FILE, Found, Source, SourceOptions, Unreadable
+from slicebook.data.reader import Misfit as Misfit
+from slicebook.data.reader import Part as Part
+from slicebook.data.reader import count_files as count_files
+from slicebook.data.reader import read_parts as read_parts
+from slicebook.io.discovery import first_names
+from slicebook.io.nifti import text_fields
+
+# Where DICOM headers tell who the patient was, or where and by whom the scan was made.
+_DICOM_PRIVATE = (
+    *("PatientName", "PatientBirthDate", "PatientAddress", "PatientTelephoneNumbers", "OtherPatientIDs"),
+    *("AccessionNumber", "InstitutionName", "ReferringPhysicianName", "OperatorsName", "PatientComments"),
+    *("OtherPatientNames", "PatientBirthName", "InstitutionAddress", "PerformingPhysicianName"),
+)
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What lies in a folder of volumes. Names raw files: for their owner's screen.
+
+    Attributes:
+        patients: How many, or None where the patient of a file is not known.
+        files: To read, masks among them.
+        blank_slices: Of one intensity throughout; training leaves them out.
+        shapes: Slices by rows × columns.
+        spacings: Files by slice × row × column distance in mm.
+        intensity: Smallest and largest.
+        label_values: Voxels by label.
+        duplicates: Groups of files with the same voxels.
+        header_fields: Files by header field whose text may tell who the patient is.
+        unreadable, misfits: Why, file by file.
+        unmatched: Files that fit neither the layout nor the patient regex, and masks without an image.
+        series: Volumes by kind of series, which --series chooses from; what is left out is said.
+        notes: What was passed over, and what makes the patients doubtful.
+    """
+
+    folder: str
+    layout: str
+    patients: int | None
+    splits: dict[str, int]
+    volumes: int
+    files: int
+    slices: int
+    blank_slices: int
+    shapes: dict[str, int]
+    spacings: dict[str, int]
+    planes: dict[str, int]
+    intensity: tuple[float, float] | None
+    masks: int
+    label_values: dict[int, int]
+    duplicates: tuple[tuple[str, ...], ...]
+    header_fields: dict[str, int]
+    unreadable: tuple[str, ...]
+    misfits: tuple[str, ...]
+    unmatched: tuple[str, ...]
+    series: dict[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What `slicebook prepare` would leave out or refuse, a line each."""
+        copies = tuple(f"same voxels: {', '.join(group)}" for group in self.duplicates)
+        return self.unreadable + self.misfits + copies
+
+    def to_json(self) -> str:
+        """Return the report as a JSON object."""
+        return json.dumps({**asdict(self), "problems": self.problems}, indent=2)
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Return the report as a table of what and how much."""
+        low, high = self.intensity or (float("nan"), float("nan"))
+        rows = [
+            ("layout", self.layout),
+            ("patients", "unknown: give --patient-regex" if self.patients is None else str(self.patients)),
+            ("split of the layout", _listed(self.splits) or "none"),
+            ("volumes", str(self.volumes)),
+            ("files", str(self.files)),
+            ("slices", f"{self.slices}, of which {self.blank_slices} blank"),
+            ("planes", _listed(self.planes)),
+            ("rows × columns", _listed(self.shapes)),
+            ("slice × row × column, mm", _listed(self.spacings)),
+            ("intensity", f"{low:g} to {high:g}"),
+            ("masks", str(self.masks)),
+            ("label values", _listed(self.label_values) or "none"),
+            ("duplicates by content", str(len(self.duplicates))),
+            ("unreadable", str(len(self.unreadable))),
+            ("cannot be used", str(len(self.misfits))),
+            ("unmatched", str(len(self.unmatched))),
+            ("header text, maybe of the patient", _listed(self.header_fields) or "none"),
+        ]
+        copies = [f"same voxels: {first_names(list(group))}" for group in self.duplicates]
+        rows += [("series", f"{name}: {count} volumes") for name, count in self.series.items()]
+        rows += [("unmatched", first_names(list(self.unmatched)))] if self.unmatched else []
+        rows += [("note", note) for note in self.notes]
+        return rows + [
+            ("problem", line) for group in (self.unreadable, self.misfits, copies) for line in grouped(group)
+        ]
+
+
+def check(
+    data: str | Path,
+    source: SourceOptions = EVERY_FILE,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+) -> CheckReport:
+    """Read every volume below a folder and report on it; writes nothing.
+
+    Works without `--patient-regex` too: patients are then not counted.
+
+    Raises:
+        DataError: No layout fits, no volume is found, or a patient is on two sides of the layout's own split.
+    """
+    data = Path(data)
+    found = find_sources(data, source)
+    tally = _Tally()
+    for done, one in enumerate(found.sources):
+        for part in read_parts(one, source.plane):
+            tally.add(part)
+        tally.headers.update(_private_fields(one))
+        if progress is not None:
+            progress(done + 1, len(found.sources))
+    splits: Counter[str] = Counter(
+        split for _, split in {(s.patient, s.split) for s in found.sources} if split
+    )
+    known = all(s.patient for s in found.sources)
+    return CheckReport(
+        folder=str(data),
+        layout=found.layout,
+        patients=len(found.patients) if known else None,
+        splits=dict(splits),
+        volumes=len(found.sources),
+        files=count_files(found),
+        slices=sum(tally.shapes.values()),
+        blank_slices=tally.blank_slices,
+        shapes=dict(tally.shapes.most_common()),
+        spacings=dict(tally.spacings.most_common()),
+        planes=dict(tally.planes.most_common()),
+        intensity=(tally.low, tally.high) if tally.shapes else None,
+        masks=tally.masks,
+        label_values=dict(sorted(tally.label_values.items())),
+        duplicates=tuple(tuple(paths) for paths in tally.copies.values() if len(paths) > 1),
+        header_fields=dict(tally.headers.most_common()),
+        unreadable=tuple(bad.reason for bad in (*found.unreadable, *tally.unreadable)),
+        misfits=tuple(bad.reason for bad in tally.misfits),
+        unmatched=tuple(str(path) for path in found.unmatched),
+        series=_series_kinds(found),
+        notes=(*found.notes, *suspicions(found), *tally.notes()),
+    )
+
+
+def grouped(lines: Sequence[str]) -> list[str]:
+    """Return lines that say the same of several files as the first three and a count."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    for line in lines:
+        _, _, what = line.partition(": ")
+        groups[re.sub(r"\S*[/\\]\S*|[\d.,]+", "#", what)].append(line)
+    shown = []
+    for same in groups.values():
+        shown += same[:3]
+        shown += [f"… and {len(same) - 3} more of this kind"] if len(same) > 3 else []
+    return shown
+
+
+def _series_kinds(found: Found) -> dict[str, int]:
+    """Count volumes by description, plane and why they are left out, where a layout has several kinds."""
+    counts: Counter[str] = Counter()
+    for source, reason in (*((source, "") for source in found.sources), *found.left_out):
+        if source.kind or source.series is not None:
+            plane = source.series.plane if source.series is not None else ""
+            modality = source.series.modality if source.series is not None else ""
+            counts[
+                ", ".join(filter(None, (source.kind or "no description", modality, plane)))
+                + (f" (left out: {reason})" if reason else "")
+            ] += 1
+    return dict(sorted(counts.items()))
+
+
+class _Tally:
+    """Counts over the files read so far."""
+
+    def __init__(self) -> None:
+        self.shapes: Counter[str] = Counter()
+        self.spacings: Counter[str] = Counter()
+        self.planes: Counter[str] = Counter()
+        self.label_values: Counter[int] = Counter()
+        self.headers: Counter[str] = Counter()
+        self.copies: dict[bytes, list[str]] = defaultdict(list)
+        self.unreadable: list[Unreadable] = []
+        self.misfits: list[Misfit] = []
+        self.blank_slices = self.masks = 0
+        self.disagreeing: list[str] = []
+        self.low, self.high = float("inf"), float("-inf")
+
+    def add(self, part: Part | Unreadable | Misfit) -> None:
+        """Count one file."""
+        if isinstance(part, Unreadable):
+            self.unreadable.append(part)
+            return
+        if isinstance(part, Misfit):
+            self.misfits.append(part)
+            return
+        slices, rows, columns = part.images.shape
+        self.shapes[f"{rows} × {columns}"] += slices
+        self.spacings[" × ".join(f"{mm:.4g}" for mm in part.spacing)] += 1
+        self.planes[part.plane] += 1
+        self.blank_slices += int((part.images.min((1, 2)) == part.images.max((1, 2))).sum())
+        self.low, self.high = (
+            min(self.low, float(part.images.min())),
+            max(self.high, float(part.images.max())),
+        )
+        if not part.blank:  # blank slices are alike, and no copies
+            self.copies[part.digest].append(str(part.path))
+        if part.forms_disagree:
+            self.disagreeing.append(str(part.path))
+        if part.labels is not None:
+            self.masks += 1
+            counts = np.bincount(part.labels.ravel())
+            self.label_values.update({value: int(counts[value]) for value in np.flatnonzero(counts).tolist()})
+
+    def notes(self) -> list[str]:
+        """Return what holds of some files and stops nothing."""
+        if not self.disagreeing:
+            return []
+        return [
+            f"{len(self.disagreeing)} files whose sform and qform disagree; the sform is used: "
+            f"{first_names(self.disagreeing)}"
+        ]
+
+
+def _private_fields(source: Source) -> Counter[str]:
+    """Count files by header field with text that may tell who the patient is; never returns the text."""
+    fields: Counter[str] = Counter()
+    if source.series is None:
+        for path in (*source.images, *source.labels):
+            fields.update(text_fields(path) if path is not None else ())
+        return fields
+    for path in source.images:
+        header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(_DICOM_PRIVATE))
+        fields.update(name for name in _DICOM_PRIVATE if str(header.get(name) or "").strip())
+    return fields
+
+
+def _listed(counts: dict[str, int] | dict[int, int]) -> str:
+    shown = [f"{value}: {count}" for value, count in list(counts.items())[:8]]
+    return ", ".join(shown) + (f", and {len(counts) - 8} more" if len(counts) > 8 else "")

@@ -1,0 +1,165 @@
+"""Read a prepared folder: records, splits, batches of one shape, and augmentation on the device."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float32, UInt8
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from slicebook.data.manifest import DatasetInfo, SliceRecord, read_info, read_manifest
+from slicebook.data.splits import SPLITS, Split
+from slicebook.errors import DataError
+
+SHARED_MEMORY = Path("/dev/shm")
+PREFETCHED = 2  # batches that PyTorch has each worker read ahead
+LOADING_TIMEOUT = 300  # seconds without a batch from any worker, after which none will come
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """A prepared folder, opened.
+
+    Attributes:
+        folder: Where it lies.
+        info: The content of `dataset.json`.
+        records: Every slice, in the order of the manifest.
+    """
+
+    folder: Path
+    info: DatasetInfo
+    records: tuple[SliceRecord, ...]
+
+    @classmethod
+    def open(cls, folder: str | Path) -> PreparedData:
+        """Open a folder that `slicebook prepare` wrote, and check that its files belong together.
+
+        Raises:
+            DataError: It is no prepared folder, of another schema version, or incomplete.
+        """
+        folder = Path(folder)
+        info = read_info(folder)
+        records = read_manifest(folder)
+        image_elements = sum(record.rows * record.columns for record in records)
+        label_elements = sum(record.rows * record.columns for record in records if record.label_offset >= 0)
+        _expect_size(folder / "images.f32", 4 * image_elements)
+        if label_elements:
+            _expect_size(folder / "labels.u8", label_elements)
+        return cls(folder, info, records)
+
+    @property
+    def split_hash(self) -> str:
+        """Hash of which volume belongs to which split; the same at every spacing and size."""
+        return self.info.split_hash
+
+    def split(self, name: Split, *, blank: bool = False, labelled: bool = False) -> SliceSet:
+        """Return the slices of a split, without the blank ones unless asked for.
+
+        Args:
+            name: train, validation or test.
+            blank: The blank slices too.
+            labelled: Only slices with a mask.
+
+        Raises:
+            DataError: The name is no split, or no slice is left.
+        """
+        if name not in SPLITS:
+            raise DataError(f"{name!r} is no split; wanted one of {', '.join(SPLITS)}")
+        chosen = tuple(r for r in self.records if r.split == name and (blank or not r.blank))
+        if not chosen:
+            raise DataError(
+                f"{self.folder}: its split {name!r} holds no slice; prepare it again with --fractions "
+                "that give this split some patients"
+            )
+        if labelled:
+            chosen = tuple(r for r in chosen if r.label_offset >= 0)
+            if not chosen:
+                raise DataError(
+                    f"{self.folder}: no slice of its split {name!r} has a mask; prepare it again from a data "
+                    "set with masks (--mask)"
+                )
+        return SliceSet(self.folder, chosen)
+
+
+class SliceSet(Dataset[Float32[Tensor, "1 h w"]]):
+    """Some slices of a prepared folder, memory-mapped: reading one decodes nothing.
+
+    Attributes:
+        records: What each slice is, in the order of the set.
+    """
+
+    def __init__(self, folder: Path, records: tuple[SliceRecord, ...]) -> None:
+        self.folder = folder
+        self.records = records
+        self._files: dict[str, NDArray[Any]] = {}
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> Float32[Tensor, "1 h w"]:
+        """Return a copy of one slice, float32 in [-1, 1]."""
+        record = self.records[index]
+        return torch.from_numpy(self._read("images.f32", "<f4", record, record.offset))[None]
+
+    def labels(self, index: int) -> UInt8[Tensor, "h w"]:
+        """Return a copy of one slice's mask.
+
+        Raises:
+            DataError: The slice has none.
+        """
+        record = self.records[index]
+        if record.label_offset < 0:
+            raise DataError(
+                f"{self.folder}: {record.volume} has no mask; prepare it again from a data set with masks "
+                "(--mask)"
+            )
+        return torch.from_numpy(self._read("labels.u8", "u1", record, record.label_offset))
+
+    @property
+    def patients(self) -> tuple[str, ...]:
+        """Pseudonyms in this set, sorted, each once."""
+        return tuple(sorted({record.patient for record in self.records}))
+
+    def _read(self, name: str, dtype: str, record: SliceRecord, offset: int) -> NDArray[Any]:
+        if name not in self._files:  # opened on first use, so that each worker maps the file itself
+            self._files[name] = np.memmap(self.folder / name, dtype=dtype, mode="r")
+        elements = self._files[name][offset : offset + record.rows * record.columns]
+        return np.array(elements, dtype=np.dtype(dtype).newbyteorder("=")).reshape(
+            record.rows, record.columns
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_files": {}}  # a memory map would travel to a worker by value
+
+
+def _expect_shared_memory(workers: int, batch_bytes: int) -> None:
+    """Refuse workers whose batches do not fit into shared memory: they would wait for ever, without a word.
+
+    A worker reads PREFETCHED batches ahead, and two more are in the hands of the loop. The processes of a
+    node share the memory.
+    """
+    if not SHARED_MEMORY.is_dir():  # not Linux: shared memory has no folder, and no such limit
+        return
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    wanted = processes * (workers * PREFETCHED + 2) * batch_bytes
+    free = shutil.disk_usage(SHARED_MEMORY).free
+    if wanted > free:
+        raise DataError(
+            f"{SHARED_MEMORY}: {free / 2**20:.0f} MiB of shared memory are free, wanted "
+            f"{wanted / 2**20:.0f} MiB for the batches that {workers} workers read ahead; use --workers 0, "
+            "fewer workers or a smaller batch size, or enlarge it (Docker: --shm-size)"
+        )
+
+
+def _expect_size(path: Path, wanted: int) -> None:
+    found = path.stat().st_size if path.is_file() else 0
+    if found != wanted:
+        raise DataError(f"{path}: {found} bytes, wanted {wanted} by the manifest; prepare the data again")

@@ -1,0 +1,1 @@
+"""Layouts of data sets: which files belong to which patient. Opens no image."""

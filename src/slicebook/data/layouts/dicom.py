@@ -1,0 +1,139 @@
+"""A tree of DICOM files. The patient is told by PatientID, or by --patient-regex on the path."""
+
+# mypy: allow-untyped-calls
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import numpy as np
+import pydicom
+
+from slicebook.data.layouts.sources import (
+    Found,
+    Source,
+    SourceOptions,
+    Unreadable,
+    group_of,
+    patient_in,
+    regex_advice,
+)
+from slicebook.errors import ConfigError, DataError
+from slicebook.io.dicom_file import is_dicom
+from slicebook.io.dicom_series import DicomSeries, find_dicom_series
+from slicebook.io.discovery import DiscoveredFiles
+from slicebook.io.volume import PLANES
+
+
+def is_dicom_tree(discovered: DiscoveredFiles) -> bool:
+    """Return whether a file is DICOM, by its name or its content."""
+    return any(is_dicom(path) for path in discovered.others)
+
+
+def find_dicom(discovered: DiscoveredFiles, options: SourceOptions) -> Found:
+    """Take the series of the plane and name that are asked for; `find_dicom_series` leaves out localizers.
+
+    Raises:
+        ConfigError: An option does not apply or is malformed.
+        DataError: No series is left, or the patient regex fits no file.
+    """
+    if options.mask:
+        raise ConfigError("--mask does not apply to DICOM; masks are read from NIfTI")
+    folder = discovered.folder
+    pattern = group_of(options.patient_regex, "--patient-regex") if options.patient_regex else None
+    unreadable: list[Unreadable] = []
+    unmatched: list[Path] = []
+    skipped: dict[str, list[str]] = defaultdict(list)
+
+    listed = set(discovered.files)
+
+    def damaged(path: Path, error: DataError) -> None:
+        if path not in listed:  # hidden, and counted there
+            return
+        if _may_be_asked_for(path, options):
+            unreadable.append(Unreadable(path, str(error)))
+        else:
+            skipped["unreadable and not asked for"].append(path.relative_to(folder).as_posix())
+
+    def passed_over(path: Path, reason: str) -> None:
+        if reason == "no patient" and pattern is not None:
+            unmatched.append(path)
+        elif path in listed:
+            skipped[reason].append(path.relative_to(folder).as_posix())
+
+    # The regex is asked for each file before slices are stacked: anonymised UIDs of two people may coincide.
+    every = find_dicom_series(
+        folder,
+        unreadable=damaged,
+        skipped=passed_over,
+        patient_of=(lambda path: patient_in(pattern, path.relative_to(folder).as_posix()) or None)
+        if pattern is not None
+        else None,
+    )
+    sources, left_out = [], []
+    for series in every:
+        key = f"{series.series_uid} {series.acquisition} {' '.join(series.parts)}"
+        secret = series.patient_id and series.patient_id in series.description
+        kind = "" if secret else series.description
+        source = Source(series.patient_id, key, series.files, series=series, kind=kind)
+        reason = _why_not(series, options)
+        if reason is None:
+            sources.append(source)
+        else:
+            left_out.append((source, reason))
+    if every and not sources:
+        raise DataError(f"{folder}: {_none_chosen([source for source, _ in left_out], options)}")
+    if not sources and unmatched:
+        names = [path.relative_to(folder).as_posix() for path in unmatched]
+        raise DataError(
+            f"{folder}: --patient-regex {options.patient_regex!r} fits no file; {regex_advice(names)}"
+        )
+    notes = []
+    if skipped:
+        counts = ", ".join(f"{len(p)} {reason} (first: {p[0]})" for reason, p in sorted(skipped.items()))
+        notes.append(f"{sum(map(len, skipped.values()))} DICOM files were passed over: {counts}")
+    return Found("dicom", tuple(sources), tuple(unmatched), tuple(unreadable), tuple(left_out), tuple(notes))
+
+
+def _why_not(series: DicomSeries, options: SourceOptions) -> str | None:
+    """Return why a series is left out, or None."""
+    if options.plane not in (None, series.plane):
+        return "not of --plane"
+    return None if options.takes_series(series.description, series.series_uid) else "not of --series"
+
+
+def _none_chosen(left_out: list[Source], options: SourceOptions) -> str:
+    """Return that no series is left, and which planes there are; no text of a header."""
+    series = [source.series for source in left_out if source.series is not None]
+    of_plane = [one for one in series if options.plane in (None, one.plane)]
+    if not of_plane:
+        return f"no {options.plane} series, found {planes_of(series)}; choose with --plane"
+    return (
+        f"--series {options.series!r} is found in no description or UID of {len(of_plane)} series; "
+        "slicebook check lists them"
+    )
+
+
+def _may_be_asked_for(path: Path, options: SourceOptions) -> bool:
+    """Return False where the header of a file that cannot be read says another plane or series."""
+    if options.plane is None and options.series is None:
+        return True
+    tags = ["ImageOrientationPatient", "SeriesDescription", "SeriesInstanceUID"]
+    try:
+        header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=tags)
+        texts = [str(header.get(tag) or "") for tag in tags[1:]]
+        orientation = np.array([float(x) for x in header.get(tags[0]) or ()])
+    except Exception:  # whatever pydicom meets in a damaged file: then it is counted
+        return True
+    if options.plane is not None and orientation.shape == (6,):
+        normal = np.abs(np.cross(orientation[:3], orientation[3:]))
+        if PLANES[int(np.argmax(normal))] != options.plane:
+            return False
+    return not any(texts) or options.takes_series(*texts)
+
+
+def planes_of(series: list[DicomSeries]) -> str:
+    """Return how many series there are of each plane, in words."""
+    counts = Counter(one.plane for one in series)
+    return ", ".join(f"{count} {plane}" for plane, count in counts.most_common())

@@ -1,0 +1,75 @@
+"""Any folder of NIfTI volumes, with patients and masks found by the rules of the user."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from slicebook.data.layouts.sources import Found as Found
+from slicebook.data.layouts.sources import Source as Source
+from slicebook.data.layouts.sources import SourceOptions as SourceOptions
+from slicebook.data.layouts.sources import group_of as group_of
+from slicebook.data.layouts.sources import patient_in, regex_advice
+from slicebook.errors import ConfigError, DataError
+from slicebook.io.discovery import DiscoveredFiles
+
+
+def is_nifti(discovered: DiscoveredFiles) -> bool:
+    """Return whether any file is NIfTI by its name."""
+    return bool(discovered.nifti)
+
+
+def find_nifti(discovered: DiscoveredFiles, options: SourceOptions) -> Found:
+    """List NIfTI files, flat or nested; the patient by --patient-regex, the mask by --mask."""
+    if options.series:
+        raise ConfigError("--series does not apply to nifti; narrow --patient-regex to the files wanted")
+    folder = discovered.folder
+    names = {path.relative_to(folder).as_posix(): path for path in discovered.nifti}
+    by_stem = {_without_ending(name): name for name in names}
+    mask_of = {}
+    for name in names:
+        wanted = _mask_name(name, options.mask)
+        mask = wanted if wanted in names else by_stem.get(_without_ending(wanted), name)
+        if wanted != name and mask != name:
+            mask_of[name] = mask
+    candidates = [name for name in names if name not in set(mask_of.values())]
+    if options.patient_regex is None:
+        return Found("nifti", tuple(_nifti_source("", name, names, mask_of) for name in candidates))
+    pattern = group_of(options.patient_regex, "--patient-regex")
+    sources, unmatched = [], []
+    for name in candidates:
+        if patient := patient_in(pattern, name):
+            sources.append(_nifti_source(patient, name, names, mask_of))
+        else:
+            unmatched.append(names[name])
+    if not sources and names:
+        raise DataError(
+            f"{folder}: --patient-regex {options.patient_regex!r} fits no file; {regex_advice(list(names))}"
+        )
+    if options.mask and not mask_of:
+        raise DataError(
+            f"{folder}: --mask {options.mask!r} finds no mask; for {sources[0].images[0].name} it looked for "
+            f"{_mask_name(sources[0].volume, options.mask)}"
+        )
+    return Found("nifti", tuple(sources), tuple(unmatched))
+
+
+def _nifti_source(patient: str, name: str, names: dict[str, Path], mask_of: dict[str, str]) -> Source:
+    mask = mask_of.get(name)
+    return Source(patient, name, (names[name],), (names[mask] if mask else None,))
+
+
+def _without_ending(name: str) -> str:
+    return re.sub(r"(?i)\.nii(\.gz)?$", "", name)
+
+
+def _mask_name(image: str, rule: str | None) -> str:
+    """Return the path of an image's mask below the folder; its own where the rule does not apply."""
+    if not rule:
+        return image
+    if "=" in rule:
+        old, _, new = rule.partition("=")
+        if not old:
+            raise ConfigError(f"--mask {rule!r}: nothing before '='; example: _t2=_prostate")
+        return image.replace(old, new)
+    return re.sub(r"(?i)(\.nii(\.gz)?)$", lambda ending: rule + ending[0], image)

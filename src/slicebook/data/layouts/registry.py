@@ -1,0 +1,195 @@
+"""Find the volumes of a data set: which files belong to which patient. Opens no image.
+
+A new layout is one more `Layout` in `LAYOUTS`: how to recognise its folder, and how to list its sources.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from slicebook.data.layouts import hipmri2d, nnunet
+from slicebook.data.layouts.bids import find_bids, is_bids
+from slicebook.data.layouts.dicom import find_dicom, is_dicom_tree, planes_of
+from slicebook.data.layouts.nifti import find_nifti, is_nifti
+from slicebook.data.layouts.sources import EVERY_FILE as EVERY_FILE
+from slicebook.data.layouts.sources import Found as Found
+from slicebook.data.layouts.sources import Source as Source
+from slicebook.data.layouts.sources import SourceOptions as SourceOptions
+from slicebook.data.layouts.sources import Unreadable as Unreadable
+from slicebook.data.layouts.sources import group_of as group_of
+from slicebook.data.layouts.sources import regex_advice
+from slicebook.data.splits import SPLITS as SPLITS
+from slicebook.data.splits import Split as Split
+from slicebook.errors import ConfigError, DataError
+from slicebook.io.discovery import DiscoveredFiles, find_files, first_names
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One way of arranging files."""
+
+    name: str
+    recognises: Callable[[DiscoveredFiles], bool]
+    find: Callable[[DiscoveredFiles, SourceOptions], Found]
+
+
+def find_sources(folder: str | Path, options: SourceOptions = EVERY_FILE) -> Found:
+    """List the volumes below a folder, patient by patient.
+
+    Raises:
+        ConfigError: An option does not fit.
+        DataError: No layout fits, no volume is found, or a patient is on two sides of the layout's own split.
+    """
+    discovered = find_files(folder)
+    found = _layout_of(discovered, options).find(discovered, options)
+    notes = (*discovered.passed_over(), *found.notes)
+    if not found.sources:
+        reasons = [bad.reason for bad in found.unreadable[:1]] + [_left_out(found)] * bool(found.left_out)
+        reason = f" ({'; '.join((*reasons, *notes))})" if reasons or notes else ""
+        raise DataError(f"{folder}: no volume found as {found.layout}{reason}; slicebook reads {_names()}")
+    _refuse_shared_patients(Path(folder), found.sources)
+    ordered = tuple(sorted(found.sources, key=lambda source: (source.patient, source.volume)))
+    return replace(found, sources=ordered, notes=notes, folder=Path(folder))
+
+
+def _left_out(found: Found) -> str:
+    counts = Counter(reason for _, reason in found.left_out)
+    return ", ".join(f"{count} volumes left out: {reason}" for reason, count in counts.items())
+
+
+def shared_identifier_advice(found: Found) -> str:
+    """Return how to part folders that share a patient; empty where none do. Names no patient."""
+    if found.folder is None:
+        return ""
+    folders = [source.images[0].relative_to(found.folder).parts[:-1] for source in found.sources]
+    depth = sum(len(set(level)) == 1 for level in zip(*folders, strict=False))
+    parted = {
+        (source.patient, parts[depth])
+        for source, parts in zip(found.sources, folders, strict=True)
+        if parts[depth:]
+    }
+    patients = {patient for patient, _ in parted}
+    if len({part for _, part in parted}) < max(2, 2 * len(patients)):
+        return ""
+    what = "PatientID" if found.layout == "dicom" else "patient"
+    numbers = f"one {what}" if len(patients) == 1 else f"{len(patients)} {what}s"
+    regex = f"^{'[^/]+/' * depth}([^/]+)/"
+    return (
+        f"{len(parted)} folders share {numbers}: if each folder is a person, give --patient-regex '{regex}'"
+    )
+
+
+def suspicions(found: Found) -> tuple[str, ...]:
+    """Return what makes the patients of a folder doubtful, a line each. Names files, and no patient."""
+    lines = [hint] if (hint := shared_identifier_advice(found)) else []
+    like: dict[str, dict[str, Source]] = defaultdict(dict)
+    for source in found.sources:
+        plain = re.sub(r"[\W_]+|(?<!\d)0+(?=\d)", "", source.patient.casefold())
+        like[plain].setdefault(source.patient, source)
+    doubtful = [list(group.values()) for plain, group in like.items() if plain and len(group) > 1]
+    if doubtful:
+        names = [" and ".join(str(source.images[0]) for source in group) for group in doubtful]
+        lines.append(
+            f"{len(doubtful)} patients are named alike but for case, punctuation or zeros: "
+            f"{first_names(names)}; if they are one person, name the patient by --patient-regex"
+        )
+    return tuple(lines)
+
+
+def refuse_guesses(folder: Path, found: Found) -> None:
+    """Refuse sources that a data set cannot be made of without guessing whose they are, or which are meant.
+
+    Raises:
+        DataError: A patient is not known (shows examples of names and of a regex), or DICOM series lie in
+            several planes.
+    """
+    nameless = [source for source in found.sources if not source.patient]
+    if nameless:
+        names = [source.images[0].relative_to(folder).as_posix() for source in nameless]
+        what = "no PatientID in" if found.layout == "dicom" else "no --patient-regex for"
+        count = f"{len(names)} of {len(found.sources)} volumes"
+        advice = nnunet.patient_advice(found.sources) if found.layout == "nnunet" else regex_advice(names)
+        raise DataError(f"{folder}: {what} {count}; {advice}")
+    series = [source.series for source in found.sources if source.series is not None]
+    if len({one.plane for one in series}) > 1:
+        raise DataError(f"{folder}: series in several planes ({planes_of(series)}); choose one with --plane")
+
+
+def _layout_of(discovered: DiscoveredFiles, options: SourceOptions) -> Layout:
+    if options.layout is not None:
+        for layout in LAYOUTS:
+            if layout.name == options.layout:
+                return layout
+        raise ConfigError(f"--layout {options.layout!r} is not known; available: {_names()}")
+    folder = discovered.folder
+    fitting = [layout for layout in LAYOUTS if layout.recognises(discovered)]
+    if not fitting:
+        kinds = Counter("".join(path.suffixes[-2:]) or "no suffix" for path in discovered.files)
+        seen = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(3)) or "no file"
+        passed_over = "".join(f"; {line}" for line in discovered.passed_over())
+        raise DataError(f"{folder}: found {seen}; wanted one of the layouts {_names()}{passed_over}")
+    own_rules = [layout for layout in fitting if layout.name not in ("nifti", "dicom")]
+    if own_rules and not (options.mask and own_rules[0].name != "hipmri2d"):
+        fitting = [layout for layout in fitting if layout.name != "nifti"]
+    else:  # with a rule of masks, every file is named by that rule
+        fitting = [layout for layout in fitting if layout not in own_rules]
+    if len(fitting) > 1:
+        names = " and ".join(layout.name for layout in fitting)
+        raise DataError(f"{folder}: holds files of {names}; choose with --layout")
+    if fitting[0].name == "nifti" and not options.mask and not options.patient_regex:
+        _refuse_wrong_level(discovered)
+    return fitting[0]
+
+
+def _refuse_wrong_level(discovered: DiscoveredFiles) -> None:
+    """Refuse a folder around, or inside of, one whose layout would be recognised; names that one."""
+    right: dict[Path, str] = {}
+    for path in discovered.nifti:
+        parent = path.parent
+        if parent.name in hipmri2d.FOLDERS and hipmri2d.NAME.fullmatch(path.name):
+            right[parent.absolute().parent] = "hipmri2d"
+        elif parent.name == "imagesTr" and parent != discovered.folder:
+            right[parent.parent] = "nnunet"
+    if right:
+        names = first_names([str(folder) for folder in sorted(right)])
+        kinds = " and ".join(sorted(set(right.values())))
+        raise DataError(
+            f"{discovered.folder}: the layout {kinds} is that of {names}; give "
+            f"{'that folder' if len(right) == 1 else 'one of them'}"
+        )
+
+
+def _refuse_shared_patients(folder: Path, sources: tuple[Source, ...]) -> None:
+    if not any(source.split for source in sources):
+        return
+    splits: dict[str, set[str]] = defaultdict(set)
+    for source in sources:
+        splits[source.patient].add(source.split or "train or validation")
+    shared = {patient: names for patient, names in sorted(splits.items()) if len(names) > 1}
+    if shared:
+        first = {source.patient: source.images[0] for source in reversed(sources)}
+        where = [f"{first[patient].name} ({', '.join(sorted(names))})" for patient, names in shared.items()]
+        raise DataError(
+            f"{folder}: {len(shared)} patients are in two splits: {first_names(where)}; move all files of a "
+            "patient into one split"
+        )
+
+
+# NIfTI files, flat or nested; the patient by --patient-regex
+
+
+LAYOUTS = (
+    Layout("hipmri2d", hipmri2d.is_hipmri2d, hipmri2d.find_hipmri2d),
+    Layout("nnunet", nnunet.is_nnunet, nnunet.find_nnunet),
+    Layout("bids", is_bids, find_bids),
+    Layout("nifti", is_nifti, find_nifti),
+    Layout("dicom", is_dicom_tree, find_dicom),
+)
+
+
+def _names() -> str:
+    return ", ".join(layout.name for layout in LAYOUTS)

@@ -1,0 +1,204 @@
+"""Slices in batches of one shape, over worker processes and ranks."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import numpy as np
+import torch
+from jaxtyping import Float32, Int64, UInt8
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from slicebook.data.dataset import LOADING_TIMEOUT, SHARED_MEMORY, SliceSet, _expect_shared_memory
+from slicebook.errors import DataError
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Slices of one shape.
+
+    Attributes:
+        images: In [-1, 1]; or their masks, uint8, where the batches are of labels.
+        indices: Where they stand in the `SliceSet`.
+    """
+
+    images: Float32[Tensor, "b 1 h w"] | UInt8[Tensor, "b 1 h w"]
+    indices: Int64[Tensor, " b"]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def to(self, device: torch.device) -> Batch:
+        """Move the slices; the indices stay."""
+        return Batch(self.images.to(device, non_blocking=True), self.indices)
+
+    def pin_memory(self) -> Batch:
+        """Return the same batch in page-locked memory; the loader calls it where a GPU is used."""
+        return Batch(self.images.pin_memory(), self.indices.pin_memory())
+
+
+class SliceBatches:
+    """Iterate over batches of one shape each, in an order that depends on `(seed, epoch)` alone.
+
+    Every slice is in a batch of each epoch. Under several ranks each takes every `world_size`-th batch, all
+    the same number: where the batches do not divide evenly, the first of them are repeated (`repeated`).
+
+    Args:
+        slices: What to read.
+        batch_size: Slices per batch, at most: those of one shape are shared out evenly.
+        shuffle: Draw a new order each epoch; otherwise the order of the set, shape by shape.
+        seed: Start of the order.
+        workers: Processes that read; 0 reads in this one.
+        rank, world_size: This process among those that train together.
+        pin_memory: Page-locked batches, for a GPU.
+        what: The images of the slices, or their labels.
+
+    Raises:
+        DataError: The batches that workers read ahead do not fit into shared memory.
+    """
+
+    def __init__(
+        self,
+        slices: SliceSet,
+        batch_size: int,
+        *,
+        shuffle: bool = False,
+        seed: int = 42,
+        workers: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        pin_memory: bool = False,
+        what: Literal["images", "labels"] = "images",
+    ) -> None:
+        by_shape: dict[tuple[int, int], list[int]] = defaultdict(list)
+        for i, record in enumerate(slices.records):
+            by_shape[record.rows, record.columns].append(i)
+        groups = list(by_shape.values())
+        self._order = BatchOrder(groups, batch_size, shuffle, seed, rank, world_size)
+        if workers:
+            _expect_shared_memory(workers, self._largest_batch(slices, what))
+        self._loader: DataLoader[Batch] = DataLoader(
+            _Reader(slices, what),
+            sampler=cast("Sampler[Any]", self._order),
+            batch_size=None,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            timeout=LOADING_TIMEOUT if workers else 0,
+            pin_memory=pin_memory,
+            generator=torch.Generator().manual_seed(seed),  # else it would draw from torch's global one
+        )
+
+    @property
+    def repeated(self) -> int:
+        """Batches of an epoch that come twice, so that every rank takes the same number of steps."""
+        return self._order.repeated
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order the next iteration follows."""
+        self._order.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def __iter__(self) -> Iterator[Batch]:
+        with explain_dead_worker():
+            yield from self._loader
+
+    def _largest_batch(self, slices: SliceSet, what: Literal["images", "labels"]) -> int:
+        """Bytes of the largest batch."""
+        bytes_per_pixel = 1 if what == "labels" else 4
+        records = (slices.records[batch[0]] for batch in self._order.batches())
+        pixels = (r.rows * r.columns for r in records)
+        return bytes_per_pixel * self._order.batch_size * max(pixels, default=0)
+
+
+@contextmanager
+def explain_dead_worker() -> Iterator[None]:
+    """Turn the loss, or the silence, of a loading process into a DataError that says what to do.
+
+    PyTorch raises from a signal handler, wherever the main process happens to be: a training loop is wrapped
+    in this as a whole.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader timed out" in str(error):
+            raise DataError(
+                f"the processes that load data sent nothing for {LOADING_TIMEOUT} seconds: {SHARED_MEMORY} "
+                "may be full, or the disk too slow; use --workers 0"
+            ) from error
+        if "DataLoader worker" not in str(error):
+            raise
+        raise DataError(
+            f"a process that loads data ended ({str(error).splitlines()[0]}), often for want of memory; "
+            "use --workers 0, fewer workers or a smaller batch size"
+        ) from error
+
+
+class _Reader(Dataset[Batch]):
+    """Read a whole batch at once, given the indices in it."""
+
+    def __init__(self, slices: SliceSet, what: Literal["images", "labels"]) -> None:
+        self.slices = slices
+        self.what = what
+
+    def __getitem__(self, indices: list[int]) -> Batch:
+        if self.what == "labels":
+            read = [self.slices.labels(i)[None] for i in indices]
+        else:
+            read = [self.slices[i] for i in indices]
+        return Batch(torch.stack(read), torch.tensor(indices))
+
+
+class BatchOrder(Sampler[list[int]]):
+    """Indices batch by batch: shuffled within a group (a shape), then batches of all groups among each other.
+
+    The order depends on `(seed, epoch)` alone; `epoch` is set from outside. Every index comes in every epoch:
+    a group is shared out evenly over as few batches as hold it, so that none is much shorter than another.
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[Sequence[int]],
+        batch_size: int,
+        shuffle: bool,
+        seed: int,
+        rank: int,
+        world_size: int,
+    ) -> None:
+        self.batch_size, self.shuffle, self.seed = batch_size, shuffle, seed
+        self.rank, self.world_size = rank, world_size
+        self.epoch = 0
+        self.groups = [list(group) for group in groups if group]
+        self._count = sum(math.ceil(len(group) / batch_size) for group in self.groups)
+
+    @property
+    def repeated(self) -> int:
+        """Batches that come twice: a rank with a step fewer would keep the others waiting for ever."""
+        return -self._count % self.world_size
+
+    def __len__(self) -> int:
+        return math.ceil(self._count / self.world_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        batches = self.batches()
+        for i in range(len(self)):
+            yield batches[(i * self.world_size + self.rank) % len(batches)]
+
+    def batches(self) -> list[list[int]]:
+        """Return the batches of the epoch, those of all ranks."""
+        draw = np.random.default_rng([self.seed, self.epoch])
+        batches: list[list[int]] = []
+        for group in self.groups:
+            order = draw.permutation(group) if self.shuffle else np.array(group)
+            parts = np.array_split(order, math.ceil(len(group) / self.batch_size))
+            batches += [part.tolist() for part in parts]
+        if self.shuffle:
+            batches = [batches[i] for i in draw.permutation(len(batches))]
+        return batches

@@ -1,0 +1,209 @@
+"""Read the files of a source as slices, and say which of them cannot be used and why."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float32, Float64, Int, Int32, UInt8
+
+from slicebook.data.layouts.sources import Found, Source, Unreadable
+from slicebook.errors import DataError
+from slicebook.io.dicom_series import read_dicom_series
+from slicebook.io.discovery import nifti_stem
+from slicebook.io.nifti import qform_of, read_labels, read_nifti
+from slicebook.io.volume import Plane, Volume, orientation_of, plane_of, slice_spacing, to_slices
+
+
+@dataclass(frozen=True)
+class Part:
+    """The slices of one file, or of one DICOM series, in display orientation.
+
+    Attributes:
+        path: The file, or the first of the series.
+        number: Of its first slice within the volume.
+        plane: The one that the slices lie in, or nearest to.
+        spacing: Between slices, rows and columns, in mm.
+        digest: SHA-256 of the voxels; the same for a copy under another name, header or compression.
+        blank: No two voxels differ.
+        forms_disagree: Its sform and its qform put it at two places; the sform is used.
+    """
+
+    path: Path
+    number: int
+    images: Float32[np.ndarray, "n rows columns"]
+    labels: UInt8[np.ndarray, "n rows columns"] | None
+    plane: Plane
+    spacing: tuple[float, float, float]
+    digest: bytes
+    blank: bool
+    forms_disagree: bool = False
+
+    @property
+    def looks_like_a_mask(self) -> bool:
+        """Whether it was taken for an image and holds labels; see `is_label_map`."""
+        return not self.blank and self.labels is None and is_label_map(self.images, self.path)
+
+
+@dataclass(frozen=True)
+class Misfit:
+    """A file that can be read and must not be used, and why."""
+
+    path: Path
+    reason: str
+
+
+def read_parts(source: Source, plane: Plane | None) -> Iterator[Part | Unreadable | Misfit]:
+    """Read a source, file by file. An image whose mask cannot be read is left out with it."""
+    if source.series is not None:
+        try:
+            volume = read_dicom_series(source.series)
+        except DataError as error:
+            yield Unreadable(source.images[0], str(error), is_series=True)
+            return
+        part = _part(source.images[0], 0, volume, None, plane)
+        reason = _misfit(part, volume, None, None, False)
+        yield Misfit(part.path, reason) if reason else part
+        return
+    for number, (path, mask_path) in enumerate(zip(source.images, source.labels, strict=True)):
+        reading = path
+        try:
+            volume, mask = read_nifti(path), None
+            if mask_path is not None:
+                reading = mask_path
+                mask = read_labels(mask_path)
+        except DataError as error:
+            yield Unreadable(reading, str(error))
+            continue
+        part = _part(path, number, volume, mask, plane)
+        reason = _misfit(part, volume, mask_path, mask, source.is_stack)
+        yield Misfit(path, reason) if reason else part
+
+
+def count_files(found: Found) -> int:
+    """Return how many files there are to read, masks and the files of DICOM series among them."""
+    readable = sum(len(s.images) + sum(mask is not None for mask in s.labels) for s in found.sources)
+    return readable + len(found.unreadable)
+
+
+_FEW_VALUES = 8  # no image has so few
+_SOME_VALUES = 32  # 5 bits: no image either, if each value stands for many voxels
+_LABELS_NAME = re.compile(r"(^|[_.-])(segs?|masks?|labels?|dseg|gt|roi|annotations?|segmentations?)($|[_.-])")
+_LABELS_FOLDER = re.compile(r"(labels?|masks?|segs?|segmentations?|annotations?|gt|ground_?truth)(tr|ts)?")
+
+
+def is_label_map(images: Float32[np.ndarray, "n rows columns"], path: Path) -> bool:
+    """Return whether an array holds labels and not intensities.
+
+    Labels are whole numbers, and: few for the size of the array; or constant over regions, where an image has
+    noise; or few enough for 8 bits in a file or folder whose name says so.
+    """
+    sample = images[:, ::7, ::7]
+    if (sample != np.rint(sample)).any() or (images != np.rint(images)).any():
+        return False
+    low, high = float(images.min()), float(images.max())
+    if high - low > 65_535:
+        return False
+    whole = (images - low).astype(np.int32)
+    counts = np.bincount(whole.ravel())
+    values = int(np.count_nonzero(counts))
+    if values <= _FEW_VALUES:
+        return True
+    if values * 16 > whole.size:
+        return False  # too small to tell
+    if values <= _SOME_VALUES and values * 64 <= whole.size:
+        return True
+    folder, stem = path.parent.name.lower(), nifti_stem(path).lower()
+    if values <= 256 and low >= 0 and (_LABELS_NAME.search(stem) or _LABELS_FOLDER.fullmatch(folder)):
+        return True
+    return _constancy(whole, counts) > 0.7
+
+
+def _constancy(whole: Int32[np.ndarray, "n rows columns"], counts: Int[np.ndarray, " values"]) -> float:
+    """Return how many of the neighbours in rows are equal, among those where neither is background.
+
+    The two commonest values are left out: air, and where an image is clipped, its brightest.
+    """
+    ignored = np.argsort(counts)[-2:]
+    left, right = whole[:, :, :-1], whole[:, :, 1:]
+    inside = ~(np.isin(left, ignored) | np.isin(right, ignored))
+    pairs = int(np.count_nonzero(inside))
+    return float(np.count_nonzero(inside & (left == right)) / pairs) if pairs >= 100 else 0.0
+
+
+def _part(path: Path, number: int, volume: Volume, mask: Volume | None, plane: Plane | None) -> Part:
+    orientation = orientation_of(volume, plane)
+    same_shape = mask is not None and mask.array.shape == volume.array.shape
+    array = volume.array
+    digest = hashlib.sha256(repr(array.shape).encode() + array.tobytes(order="C")).digest()
+    return Part(
+        path=path,
+        number=number,
+        images=to_slices(array, orientation),
+        labels=to_slices(mask.array, orientation).astype(np.uint8) if mask and same_shape else None,
+        plane=plane_of(volume, orientation),
+        spacing=slice_spacing(volume, orientation),
+        digest=digest,
+        blank=bool(array.min() == array.max()),
+        forms_disagree=_disagreeing_qform(volume) is not None,
+    )
+
+
+def _misfit(
+    part: Part, volume: Volume, mask_path: Path | None, mask: Volume | None, is_stack: bool
+) -> str | None:
+    """Return why a readable image cannot be used, or None."""
+    if is_stack and len(part.images) > 1:
+        return f"{part.path}: shape {volume.shape_on_disk}, wanted a 2D slice; move whole volumes elsewhere"
+    if not is_stack and part.looks_like_a_mask:
+        return (
+            f"{part.path}: holds {len(np.unique(part.images))} whole numbers only, so a label map, not an "
+            "image; pair it with its image by --mask, or leave it out by --patient-regex or --series"
+        )
+    if mask is None:
+        return None
+    apart = max(np.abs(_corners(volume) - _corners(mask)).max(), 0.0)
+    if volume.array.shape == mask.array.shape and apart < 0.1 * min(volume.spacing):
+        return None
+    qform = _disagreeing_qform(volume)
+    mask_qform = _disagreeing_qform(mask)
+    if volume.array.shape == mask.array.shape and (qform is not None or mask_qform is not None):
+        which = part.path if qform is not None else mask_path
+        other = mask.affine if qform is not None else volume.affine
+        form = qform if qform is not None else mask_qform
+        fits = form is not None and np.allclose(form, other, atol=0.1 * min(volume.spacing))
+        return (
+            f"{mask_path}: the mask does not lie on its image {part.path}: sform and qform of {which} "
+            f"disagree, and its sform is used{', but its qform would fit' if fits else ''}; give {which} one "
+            "form that is right (nibabel: set_sform and set_qform), and do not resample"
+        )
+    return (
+        f"{mask_path}: the mask does not lie on its image {part.path}: image shape {volume.array.shape}, "
+        f"affine {_rounded(volume.affine)}; mask shape {mask.array.shape}, affine {_rounded(mask.affine)}; "
+        "resample the mask to its image"
+    )
+
+
+def _disagreeing_qform(volume: Volume) -> Float64[np.ndarray, "4 4"] | None:
+    """Return the qform where it and the sform, both valid, put a voxel over a tenth of a voxel apart."""
+    qform = qform_of(volume)
+    if qform is None:
+        return None
+    indices = np.vstack([np.diag(np.array(volume.array.shape) - 1), np.zeros(3)])
+    apart = indices @ (volume.affine - qform)[:3, :3].T + (volume.affine - qform)[:3, 3]
+    return qform if np.abs(apart).max() > 0.1 * min(volume.spacing) else None
+
+
+def _corners(volume: Volume) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+    """Return the first and last voxel and the ends of the three axes, in mm."""
+    indices = np.vstack([np.diag(np.array(volume.array.shape) - 1), np.zeros(3)])
+    return np.asarray(indices @ volume.affine[:3, :3].T + volume.affine[:3, 3])
+
+
+def _rounded(affine: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> list[list[float]]:
+    rounded: list[list[float]] = affine[:3].round(3).tolist()
+    return rounded

@@ -1,0 +1,1 @@
+"""The evaluation of a model on patients it was not trained on."""

@@ -1,0 +1,198 @@
+"""What generated pairs teach: a segmenter trained on them alone, tested on real patients.
+
+The baseline is the same segmenter trained on the training set for as many steps. It is MONAI's U-Net, of the
+extra `usefulness`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+from torch.nn import functional
+
+from slicebook.errors import ConfigError, DataError
+from slicebook.evaluation.slices import SliceCollection
+from slicebook.metrics import anatomy as masks
+from slicebook.metrics.statistics import Summary
+from slicebook.models.masks import labels_from
+from slicebook.records import Record
+
+
+class SegmenterResult(Record):
+    """What one set of pairs taught."""
+
+    pairs: int
+    labels: dict[str, Summary]
+    """Dice of each label value but the background's, pooled by patient."""
+    mean: float | None
+    """Of the labels' means of patients; None where no test slice has a label."""
+
+
+class DownstreamResult(Record):
+    """Segmenters trained on generated pairs and on the training set, tested on held-out patients."""
+
+    convention: str
+    steps: int
+    batch_size: int
+    seed: int
+    generated: SegmenterResult
+    training_set: SegmenterResult
+    ratio: float | None
+    """Generated over training set; None where the latter taught nothing."""
+
+
+def evaluate_downstream(
+    ours: SliceCollection,
+    train: SliceCollection,
+    held_out: SliceCollection,
+    values: Sequence[int],
+    *,
+    steps: int,
+    seed: int,
+    say: Callable[[str], None] = lambda _: None,
+) -> DownstreamResult:
+    """Train a small U-Net on generated pairs, another on the training set, and test both.
+
+    Args:
+        ours: Samples with masks.
+        train: The training set, with masks.
+        held_out: Slices of patients that were never trained on, with masks.
+        values: Label values, the background first.
+        steps: Of each training; 8 pairs a step.
+        seed: Of both trainings, and of the bootstrap.
+        say: Called before each training.
+
+    Raises:
+        DataError: A side has no masks.
+    """
+    found = {}
+    for name, side in (("generated pairs", ours), ("pairs of the training set", train)):
+        say(f"segmenter on {len(side)} {name}")
+        if side.masks is None or held_out.masks is None:
+            raise DataError(
+                "there are no masks to teach a segmenter with; train the prior with masks, on data that have "
+                "them (prepare --mask)"
+            )
+        network = train_segmenter(side.images, side.masks, values, steps=steps, seed=seed)
+        drawn = [one.numpy() for one in segment(network, held_out.images, values)]
+        found[name] = _taught(len(side), drawn, held_out, values, seed)
+    ours_taught, theirs = found.values()
+    ratio = ours_taught.mean / theirs.mean if ours_taught.mean is not None and theirs.mean else None
+    return DownstreamResult(
+        convention="Dice of each label over all slices of a held-out patient, mean of patients; "
+        f"{NAME}, trained from scratch on the pairs, half of them mirrored; the mean is that of "
+        "the labels",
+        steps=steps,
+        batch_size=BATCH,
+        seed=seed,
+        generated=ours_taught,
+        training_set=theirs,
+        ratio=ratio,
+    )
+
+
+def _taught(
+    pairs: int, drawn: list[UInt8[np.ndarray, "h w"]], real: SliceCollection, values: Sequence[int], seed: int
+) -> SegmenterResult:
+    scores = masks.dice(drawn, real.label_maps(), real.patients, list(values)[1:], seed=seed)
+    means = [one.mean_of_patients for one in scores.values() if one.mean_of_patients is not None]
+    return SegmenterResult(
+        pairs=pairs,
+        labels={str(value): one for value, one in scores.items()},
+        mean=float(np.mean(means)) if means else None,
+    )
+
+
+BATCH, RATE = 8, 3e-3
+CHANNELS = (16, 32, 64, 128)  # of each scale; each is half the one before
+NAME = f"MONAI's UNet, channels {', '.join(map(str, CHANNELS))}, two residual units a scale, batch norm"
+
+_FOLD = 2  # pixels of each side that are one place: convolutions of whole slices are slow on a CPU
+_STRIDE = _FOLD * 2 ** (len(CHANNELS) - 1)
+
+
+def is_installed() -> bool:
+    """Return whether MONAI is."""
+    return importlib.util.find_spec("monai") is not None
+
+
+class Segmenter(nn.Module):
+    """Slices of any size to logits: MONAI's UNet, two by two pixels being one place with four channels."""
+
+    def __init__(self, labels: int) -> None:
+        super().__init__()
+        try:
+            from monai.networks.nets.unet import UNet
+        except ModuleNotFoundError as error:
+            raise ConfigError(
+                "usefulness: MONAI is not installed, wanted for the segmenter that learns from samples; "
+                "run: pip install 'slicebook[usefulness]', or judge other parts (--only)"
+            ) from error
+        self.network = UNet(
+            spatial_dims=2,
+            in_channels=_FOLD**2,
+            out_channels=_FOLD**2 * labels,
+            channels=CHANNELS,
+            strides=(2,) * (len(CHANNELS) - 1),
+            num_res_units=2,
+            norm="batch",
+        )
+
+    def forward(self, images: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b labels h w"]:
+        """Return a channel of logits a label."""
+        rows, columns = images.shape[-2:]
+        whole = functional.pad(images, (0, -columns % _STRIDE, 0, -rows % _STRIDE), mode="replicate")
+        folded = functional.pixel_unshuffle(whole, _FOLD).contiguous(memory_format=torch.channels_last)
+        found: Tensor = functional.pixel_shuffle(self.network(folded), _FOLD)
+        return found[..., :rows, :columns]
+
+
+def train_segmenter(
+    images: Float[Tensor, "n 1 h w"],
+    masks: UInt8[Tensor, "n h w"],
+    values: Sequence[int],
+    *,
+    steps: int,
+    seed: int,
+) -> Segmenter:
+    """Train from scratch on pairs drawn with replacement, half of them mirrored; the rate falls to 0.
+
+    A label's pixels weigh one over the root of their share: organs of a hundredth of a slice are not learnt
+    in so few steps otherwise.
+
+    Raises:
+        ConfigError: MONAI is not installed.
+    """
+    draw = torch.Generator().manual_seed(seed)
+    torch.manual_seed(seed)
+    network = Segmenter(len(values))
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
+    optimizer = torch.optim.AdamW(network.parameters(), RATE)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps + 1)
+    places = torch.bucketize(masks, torch.tensor(values, dtype=masks.dtype))
+    share = torch.bincount(places.flatten(), minlength=len(values)) / places.numel()
+    weights = share.clamp(min=1e-6).rsqrt()
+    for _ in range(steps):
+        rows = torch.randint(len(images), (BATCH,), generator=draw)
+        ways = [(-1,) if mirrored else () for mirrored in torch.rand(BATCH, generator=draw) < 0.5]
+        pairs = [(images[row].flip(way), places[row].flip(way)) for row, way in zip(rows, ways, strict=True)]
+        logits = network(torch.stack([x for x, _ in pairs]))
+        loss = functional.cross_entropy(logits, torch.stack([y for _, y in pairs]), weights)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        schedule.step()
+    return network.eval()
+
+
+@torch.no_grad()
+def segment(
+    network: Segmenter, images: Float[Tensor, "n 1 h w"], values: Sequence[int]
+) -> UInt8[Tensor, "n h w"]:
+    """Return the most likely label of each pixel."""
+    return torch.cat([labels_from(network(part), values) for part in torch.split(images, BATCH)])

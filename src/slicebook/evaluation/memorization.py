@@ -1,0 +1,306 @@
+"""Whether samples copy training slices, and whether likelihoods reveal the training patients.
+
+The test itself is `metrics.memorization`; this module selects the slices. Held-out slices are those of all
+patients that were never trained on. Where these are too few for a baseline, training slices are added, each
+searched without its own patient. The windows of the training set are cached in the prepared folder, beside
+the slices they were made of, for they reveal the same patients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float32, Float64
+
+from slicebook.data.dataset import PreparedData, SliceSet
+from slicebook.data.manifest import SliceRecord
+from slicebook.errors import DataError
+from slicebook.evaluation.slices import BATCH, SliceCollection, in_batches, of_size, unit
+from slicebook.inference.synthesis import render
+from slicebook.io.atomic import write_csv
+from slicebook.io.tensors import State, hash_tensors, load_kept, save_state
+from slicebook.metrics.membership import Membership, membership
+from slicebook.metrics.memorization import FEWEST_PATIENTS, Audit, Pair, audit
+from slicebook.metrics.nearest import CORRELATION, describe, move, nearest_by_correlation
+from slicebook.metrics.statistics import Rate, summarise_rate
+from slicebook.models.checkpoint import LoadedPrior
+from slicebook.models.likelihood import likelihood
+from slicebook.records import Record
+from slicebook.training.token_dataset import encode_slices
+from slicebook.version import __version__
+from slicebook.visualization import figures
+
+SOURCES = 0.05  # of the samples: as many training slices are copied for the control
+DRAWN = 6  # closest pairs
+STAND_INS = 540  # training slices, at most, where held-out patients are few
+MEMBERS = 120  # slices of each group whose likelihood is asked
+CODED = (
+    "Bits of a held-out slice's tokens, and of its mask's, were they coded by the prior's likelihood (the "
+    "mean over 4 orders), over the native pixels"
+)
+
+
+class MemorizationResult(Record):
+    """What was found of copies.
+
+    Attributes:
+        baseline: Whose slices the samples are judged beside, in words.
+        training_slices, training_patients: How many were searched.
+        of_other_sizes: Training slices that were not, for samples of this size cannot be compared with them.
+        copies: The verdict and what it rests on: the correlation of images, shifted and mirrored.
+        membership: How well likelihoods tell training slices from held-out ones.
+        coded: What the held-out slices among them cost.
+    """
+
+    baseline: str
+    training_slices: int
+    training_patients: int
+    of_other_sizes: int
+    copies: Audit
+    membership: Membership
+    coded: Rate
+
+
+def evaluate_memorization(
+    loaded: LoadedPrior,
+    data: PreparedData,
+    ours: SliceCollection,
+    *,
+    seed: int,
+    grain: bool = True,
+    training: TrainingSet | None = None,
+    out: Path | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> MemorizationResult:
+    """Audit samples for copies of training slices; list and draw the closest pairs into `out`.
+
+    Args:
+        loaded: The prior that drew them.
+        data: What it was trained on.
+        ours: The samples, as `likeness.draw_samples` makes them.
+        seed: Of the controls and of the bootstrap.
+        grain: Whether noise was put back into the samples; so it is into planted copies.
+        training: The training slices, described for the search; described here by default.
+        out: Folder for closest.csv and closest.png; none by default.
+        say: Called before each part.
+
+    Raises:
+        DataError: No patient never trained on has a slice of this size, or a single one has and there are
+            too few training patients.
+    """
+    size = (ours.images.shape[-2], ours.images.shape[-1])
+    training = training or describe_training(data, size, say=say)
+    train = training.slices
+    owners = [record.patient for record in train.records]
+    held_out, whose, baseline = _held_out(data, size, train, seed)
+    count = min(len(train), max(1, round(SOURCES * len(ours))) * 2)
+    places = np.sort(np.random.default_rng(seed).choice(len(train), count, replace=False))
+    sources = _read(train, [train.records[at] for at in places])
+    samples = unit(ours.images)
+
+    say(f"nearest training slices of {len(held_out)} real slices, {len(ours)} samples, and planted copies")
+    search = partial(nearest_by_correlation, training=training.windows, training_patients=owners)
+    again = partial(_again, loaded, grain=grain)
+    found = audit(samples, held_out, whose, sources, places.tolist(), search, again, seed=seed)
+    say("likelihoods of training slices and of held-out ones")
+    member, coded = _likelihoods(loaded, data, size, seed)
+    if out is not None:
+        _draw_closest(found.closest, samples, train, out / "closest.png")
+        write_csv(out / "closest.csv", [_row(pair, ours, train) for pair in found.closest])
+    return MemorizationResult(
+        baseline=baseline,
+        training_slices=len(train),
+        training_patients=len(set(owners)),
+        of_other_sizes=len(data.split("train")) - len(train),
+        copies=found,
+        membership=member,
+        coded=coded,
+    )
+
+
+def _held_out(
+    data: PreparedData, size: tuple[int, int], train: SliceSet, seed: int
+) -> tuple[Float32[np.ndarray, "n h w"], list[str], str]:
+    """Return slices of patients that were never trained on, whose they are, and that in words."""
+    records = [
+        record
+        for record in data.records
+        if record.split in ("validation", "test")
+        and not record.blank
+        and (record.rows, record.columns) == size
+    ]
+    if not records:
+        raise DataError(
+            f"{data.folder}: holds no slice of {size[0]}×{size[1]}, the size that is drawn, of a patient who "
+            "was never trained on, so there is nothing to judge nearness by; hold out such patients, or "
+            "prepare all data to one size (--size)"
+        )
+    patients, trained = ({record.patient for record in some} for some in (records, train.records))
+    words = f"{len(records)} slices of {len(patients)} patients that were never trained on"
+    if len(patients) < FEWEST_PATIENTS and len(trained) > 2:  # without its own, two are left to compare
+        chosen = np.sort(np.random.default_rng(seed).permutation(len(train))[:STAND_INS])
+        words += (
+            f", and, these being fewer than {FEWEST_PATIENTS}, {len(chosen)} training slices, each without "
+            "its own patient"
+        )
+        records += [train.records[at] for at in chosen]
+    return _read(train, records), [record.patient for record in records], words
+
+
+def _read(among: SliceSet, records: Sequence[SliceRecord]) -> Float32[np.ndarray, "n h w"]:
+    return np.concatenate(list(in_batches(SliceSet(among.folder, tuple(records)))))
+
+
+def _again(
+    loaded: LoadedPrior, images: Float32[np.ndarray, "n h w"], *, grain: bool
+) -> Float32[np.ndarray, "n h w"]:
+    """Return slices as the prior's book draws them from their own tokens."""
+    device = next(loaded.prior.parameters()).device
+    size = (images.shape[1], images.shape[2])
+    parts = torch.split(torch.from_numpy(2 * images[:, None] - 1), BATCH)
+    tokens = torch.cat([loaded.book.encode(part.to(device)).cpu() for part in parts])
+    return unit(render(loaded, tokens, size, range(len(tokens)), grain).images)
+
+
+def _likelihoods(
+    loaded: LoadedPrior, data: PreparedData, size: tuple[int, int], seed: int
+) -> tuple[Membership, Rate]:
+    """Ask the prior how likely training slices are, and those that it never saw."""
+    records = [r for r in data.records if not r.blank and (r.rows, r.columns) == size]
+    # Mask tokens that are not known cost nothing: slices with and without masks are not to be mixed.
+    for alike in (
+        [r for r in records if r.label_offset >= 0],
+        [r for r in records if r.label_offset < 0],
+        records,
+    ):
+        sides = [[r for r in alike if (r.split == "train") is trained_on] for trained_on in (True, False)]
+        if all(sides):
+            break
+    groups: list[tuple[Float64[np.ndarray, " n"], list[str]]] = []
+    for side in sides:
+        chosen = np.random.default_rng(seed).permutation(len(side))[:MEMBERS]
+        slices = SliceSet(data.folder, tuple(side[at] for at in np.sort(chosen)))
+        groups.append((_log_likelihood(loaded, slices), [record.patient for record in slices.records]))
+    (inside, whose), (outside, others) = groups
+    bits = (-outside / np.log(2) / (size[0] * size[1])).tolist()
+    return membership(inside, whose, outside, others, seed=seed), summarise_rate(CODED, bits)
+
+
+def _log_likelihood(loaded: LoadedPrior, slices: SliceSet) -> Float64[np.ndarray, " n"]:
+    """Return that of each slice's own tokens, its mask's among them, in nats."""
+    device = next(loaded.prior.parameters()).device
+    (tokens,) = encode_slices(loaded.book, slices, device=device, classes=loaded.info.classes)
+    found = likelihood(loaded.prior, tokens.layout, tokens.tokens[:, 0].long(), tokens.conditions)
+    return np.asarray(-found.nats.sum(1).double().numpy())
+
+
+def _draw_closest(
+    closest: Sequence[Pair], samples: Float32[np.ndarray, "n h w"], train: SliceSet, path: Path
+) -> None:
+    """Draw samples beside their nearest training slices, moved onto them, and the difference."""
+    pairs = [
+        (samples[pair.sample], move(unit(train[pair.training][None])[0], pair.mirror, pair.shift))
+        for pair in closest[:DRAWN]
+    ]
+    records = [train.records[pair.training] for pair in closest[:DRAWN]]
+    figures.pairs(
+        [2 * sample - 1 for sample, _ in pairs],
+        [2 * nearest - 1 for _, nearest in pairs],
+        path,
+        names=[f"sample {pair.sample}" for pair in closest[:DRAWN]],
+        titles=[f"nearest · next patient {pair.times_farther:.2f}×" for pair in closest[:DRAWN]],
+        aspect=[record.row_mm / record.column_mm for record in records],
+        caption="Samples most like one training patient and no other, beside that training slice, "
+        "moved onto them.",
+    )
+
+
+def _row(pair: Pair, ours: SliceCollection, train: SliceSet) -> dict[str, Any]:
+    record = train.records[pair.training]
+    return {
+        "sample": pair.sample,
+        "seed": ours.seeds[pair.sample],
+        "patient": record.patient,
+        "volume": record.volume,
+        "slice": record.slice,
+        "distance": pair.distance,
+        "times_farther": pair.times_farther,
+        "mirror": int(pair.mirror),
+        "down": pair.shift[0],
+        "right": pair.shift[1],
+    }
+
+
+FOLDER = "descriptions"
+
+
+TOLD_EVERY = 1024  # slices
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """The training slices of one size, described for a search.
+
+    Attributes:
+        slices: What was described.
+        windows: The middle of each, as `neighbours.describe` has it.
+    """
+
+    slices: SliceSet
+    windows: Float32[np.ndarray, "n r c"]
+
+
+def describe_training(
+    data: PreparedData,
+    size: tuple[int, int],
+    *,
+    say: Callable[[str], None] = lambda _: None,
+) -> TrainingSet:
+    """Describe the training slices of a size, or read what was kept from another evaluation.
+
+    Args:
+        data: The prepared folder; the descriptions are kept in its `descriptions`, if it can be written to.
+        size: Rows and columns.
+        say: Told how far it is.
+
+    Raises:
+        DataError: There is no training slice of this size.
+    """
+    slices = of_size(data, "train", size, masked=False)
+    return TrainingSet(slices, _kept(data, slices, say))
+
+
+def _kept(
+    data: PreparedData,
+    slices: SliceSet,
+    say: Callable[[str], None],
+) -> Float32[np.ndarray, "n r c"]:
+    """Return descriptions in single precision: the same whether kept or made anew."""
+    rows, columns = slices.records[0].rows, slices.records[0].columns
+    path = data.folder / FOLDER / f"windows-{rows}x{columns}.safetensors"
+    made_from: dict[str, Any] = {
+        "slicebook_version": __version__,
+        "convention": CORRELATION,
+        "data": data.info.model_dump(mode="json"),
+        "slices": hash_tensors({"offsets": torch.tensor([record.offset for record in slices.records])}),
+    }
+    known = load_kept(path, made_from)
+    if known is not None:
+        return known["values"].numpy()
+    parts: list[np.ndarray] = []
+    for batch in in_batches(slices):
+        if len(parts) * BATCH % TOLD_EVERY == 0:
+            say(f"windows of {len(slices)} training slices: {len(parts) * BATCH} done")
+        parts.append(describe(batch))
+    values = np.concatenate(parts)
+    try:
+        save_state(path, State({"values": torch.from_numpy(values)}, made_from))
+    except (DataError, OSError) as error:  # the folder may be another's
+        say(f"not kept for the next time: {error}")
+    return values

@@ -1,0 +1,405 @@
+"""How well a tokenizer reconstructs slices: scores with intervals, tables, rate-distortion curves, figures.
+
+Slices are scored in native geometry on [0, 1] = (x + 1) / 2 of the prepared slices. A patient's score is the
+mean over their slices, and intervals come from resampling patients.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from slicebook.data.dataset import SliceSet
+from slicebook.data.loader import SliceBatches
+from slicebook.data.manifest import SliceRecord
+from slicebook.evaluation.slices import unit
+from slicebook.io.atomic import write_csv
+from slicebook.metrics import codecs as codec_metrics
+from slicebook.metrics.image_quality import CONVENTIONS, HEADLINE, Scores, difference, scores, summarise
+from slicebook.metrics.statistics import (
+    AVERAGING,
+    LevelUse,
+    Rate,
+    Summary,
+    level_use,
+    patient_means,
+    summarise_rate,
+)
+from slicebook.models.tokenizer import Tokenizer
+from slicebook.records import Record
+from slicebook.visualization import figures
+
+
+class CodecReport(Record):
+    """A codec on the same slices at the tokenizer's bits; `advantage` is the tokenizer's less its scores."""
+
+    title: str
+    settings: str
+    library_version: str
+    bits_per_pixel: Rate
+    header_bits_subtracted: float
+    slices_over_budget: int
+    scores: dict[str, Summary]
+    advantage: dict[str, Summary]
+
+
+FACTORS = (0.5, 1, 2, 4)  # of the tokenizer's bits, which the codecs are given
+MOST_SLICES = 18
+SHOWN = (HEADLINE, "ssim_whole", "psnr_whole")
+
+CONVENTION = (
+    "Mean of patients over some slices, spread evenly over the split. The tokenizer decodes its coarsest "
+    "level, its two coarsest, … all, finer ones at their mean code, at those levels' bits alone; the codecs "
+    f"are given {', '.join(f'{factor:g}' for factor in FACTORS)} times the bits of all levels, and stand at "
+    "what they spent"
+)
+
+
+class RatePoint(Record):
+    """What some bits buy.
+
+    Attributes:
+        bits_per_pixel: Mean of slices.
+        scores: Mean of patients, by name; None where no slice has one.
+    """
+
+    bits_per_pixel: float
+    scores: dict[str, float | None]
+
+
+class RateDistortion(Record):
+    """Curves of scores over bits.
+
+    Attributes:
+        convention: How they were measured.
+        slices: How many.
+        curves: From few bits to many, by what spent them.
+    """
+
+    convention: str
+    slices: int
+    curves: dict[str, tuple[RatePoint, ...]]
+
+
+def measure_rate_distortion(tokenizer: Tokenizer, slices: SliceSet, *, codecs: bool) -> RateDistortion:
+    """Score prefixes of the levels, and the codecs at several rates, on the same few slices.
+
+    Args:
+        tokenizer: In evaluation mode.
+        slices: Of one split; some of them are used.
+        codecs: Whether to code with JPEG 2000 and JPEG XL (extra `codecs`).
+
+    Raises:
+        ConfigError: `codecs` is asked for and imagecodecs is not installed.
+    """
+    count = min(MOST_SLICES, len(slices))
+    places = np.linspace(0, len(slices) - 1, count).round().astype(int).tolist()
+    trials: dict[tuple[str, int], list[tuple[float, Mapping[str, float | None]]]] = {}
+    quality: dict[tuple[str, float], float] = {}
+    for place in places:
+        image, original = slices[place], unit(slices[place][None])[0]
+        size = (original.shape[0], original.shape[1])
+        for level, copy in enumerate(decode_prefixes(tokenizer, image), 1):
+            bits = tokenizer.bits(size, levels=level)
+            _add(trials, ("tokenizer", level), bits, original, unit(copy[None])[0])
+        for name, codec in codec_metrics.CODECS.items() if codecs else ():
+            for step, factor in enumerate(FACTORS):
+                start = quality.get((name, factor), 0.4)
+                coded = codec_metrics.code(codec, original, factor * tokenizer.bits(size), start=start)
+                quality[name, factor] = coded.quality  # neighbours need about the same
+                _add(trials, (codec.title, step), coded.bits, original, coded.image)
+    patients = [slices.records[place].patient for place in places]
+    curves: dict[str, list[RatePoint]] = {}
+    for (title, _), found in trials.items():
+        means = {name: patient_means([one[name] for _, one in found], patients) for name in SHOWN}
+        curves.setdefault(title, []).append(
+            RatePoint(
+                bits_per_pixel=float(np.mean([bits for bits, _ in found])),
+                scores={
+                    name: float(np.mean(list(of.values()))) if of else None for name, of in means.items()
+                },
+            )
+        )
+    return RateDistortion(
+        convention=CONVENTION,
+        slices=count,
+        curves={title: tuple(points) for title, points in curves.items()},
+    )
+
+
+def decode_prefixes(
+    tokenizer: Tokenizer, image: Float[torch.Tensor, "1 h w"]
+) -> list[Float[torch.Tensor, "1 h w"]]:
+    """Return a slice decoded from its coarsest level, from its two coarsest, … from all."""
+    device = next(tokenizer.parameters()).device
+    size = (image.shape[-2], image.shape[-1])
+    with torch.inference_mode():
+        tokens = tokenizer.encode(image[None].to(device))
+        counts = range(1, tokenizer.levels + 1)
+        return [tokenizer.decode(tokens, size, levels=count)[0].float().cpu() for count in counts]
+
+
+def _add(
+    trials: dict[tuple[str, int], list[tuple[float, Mapping[str, float | None]]]],
+    key: tuple[str, int],
+    bits: float,
+    original: Float[np.ndarray, "h w"],
+    copy: Float[np.ndarray, "h w"],
+) -> None:
+    found = scores(original, copy, volume_max=1.0).named()
+    trials.setdefault(key, []).append((bits / original.size, {name: found[name] for name in SHOWN}))
+
+
+class ReconstructionResult(Record):
+    """How faithfully a tokenizer rebuilds slices, and at how many bits."""
+
+    headline: str
+    images: str
+    averaging: str
+    scores: dict[str, Summary]
+    bits_per_pixel: Rate
+    levels: tuple[LevelUse, ...]
+    codecs: dict[str, CodecReport] | None
+    rate_distortion: RateDistortion
+
+    def table(self) -> tuple[tuple[str, ...], ...]:
+        """Return the means of patients as rows of text, a header first: for a screen."""
+        columns = [("tokenizer", self.bits_per_pixel, self.scores)]
+        columns += [(c.title, c.bits_per_pixel, c.scores) for c in (self.codecs or {}).values()]
+        rows = [("mean of patients", *(title for title, _, _ in columns))]
+        rows.append(("bits_per_pixel", *(f"{rate.mean_of_slices:.3f}" for _, rate, _ in columns)))
+        rows += [(name, *(found[name].in_words() for _, _, found in columns)) for name in self.scores]
+        return tuple(rows)
+
+
+@dataclass(frozen=True)
+class _CodecSlice:
+    """One slice through one codec."""
+
+    coded: codec_metrics.Coded
+    scores: Scores
+
+
+@dataclass(frozen=True)
+class _ScoredSlice:
+    """One slice through the tokenizer, and through the codecs at its bits."""
+
+    index: int
+    record: SliceRecord
+    bits: float
+    scores: Scores
+    codecs: Mapping[str, _CodecSlice]
+
+    @property
+    def pixels(self) -> int:
+        return self.record.rows * self.record.columns
+
+    @property
+    def rank(self) -> float:
+        """What slices are ordered by: the headline, or the whole slice's SSIM without a foreground."""
+        headline = self.scores[HEADLINE]
+        return headline if headline is not None else self.scores["ssim_whole"] or 0.0
+
+
+def evaluate_reconstruction(
+    tokenizer: Tokenizer,
+    slices: SliceSet,
+    out: Path,
+    *,
+    codecs: bool = False,
+    device: str | torch.device = "cpu",
+    seed: int = 42,
+    batch_size: int = 16,
+) -> ReconstructionResult:
+    """Score a tokenizer on slices; write slices.csv, patients.csv, worst.png, pairs.png and levels.png.
+
+    Args:
+        tokenizer: In evaluation mode.
+        slices: Of one split.
+        out: The folder to write into; made where it is missing, once all is scored.
+        codecs: Code the same slices with JPEG 2000 and JPEG XL at the same bits (extra `codecs`).
+        device: Where the tokenizer runs; scores are computed on the CPU.
+        seed: Of the bootstrap.
+        batch_size: Slices the tokenizer takes at once; no score depends on it.
+
+    Raises:
+        ShapeError: A slice is smaller than the SSIM's window.
+        ConfigError: `codecs` is asked for and imagecodecs is not installed.
+    """
+    libraries = codec_metrics.versions() if codecs else {}  # asked first: the extra may be missing
+    tokenizer = tokenizer.to(device).eval()
+    use = [torch.zeros(k, dtype=torch.int64) for k in tokenizer.config.codebook_sizes]
+    scored = sorted(
+        _score(tokenizer, slices, use, torch.device(device), batch_size, codecs), key=lambda one: one.index
+    )
+    patients = [one.record.patient for one in scored]
+    through = {name: _codec_report(name, scored, library, seed) for name, library in libraries.items()}
+    found = ReconstructionResult(
+        headline=HEADLINE,
+        images="Prepared slices before any padding, on [0, 1] = (x + 1) / 2, so after the clipping of "
+        "intensities beyond their volume's percentiles; reconstructions clipped to [0, 1].",
+        averaging=f"{AVERAGING}; seed {seed}.",
+        scores=summarise([one.scores for one in scored], patients, seed),
+        bits_per_pixel=summarise_rate(
+            "tokens × log2 K, summed over levels, over the native pixels of the slice",
+            [one.bits / one.pixels for one in scored],
+        ),
+        levels=tuple(level_use(level, counts) for level, counts in enumerate(use)),
+        codecs=through or None,
+        rate_distortion=measure_rate_distortion(tokenizer, slices, codecs=codecs),
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    _draw(tokenizer, slices, scored, out)
+    write_csv(out / "slices.csv", _slice_rows(scored))
+    write_csv(out / "patients.csv", _patient_rows(scored))
+    return found
+
+
+def _score(
+    tokenizer: Tokenizer,
+    slices: SliceSet,
+    use: Sequence[Int64[Tensor, " _"]],
+    device: torch.device,
+    batch_size: int,
+    codecs: bool,
+) -> Iterator[_ScoredSlice]:
+    """Yield each slice's scores, batch by batch, and count its tokens into `use`."""
+    brightest = _volume_maxima(slices)
+    quality = dict.fromkeys(codec_metrics.CODECS, 0.4) if codecs else {}
+    for batch in SliceBatches(slices, batch_size):
+        size = (batch.images.shape[-2], batch.images.shape[-1])
+        with torch.inference_mode():
+            tokens = tokenizer.encode(batch.images.to(device))
+            copies = tokenizer.decode(tokens, size).float().cpu()
+        for counts, grid in zip(use, tokens, strict=True):
+            counts += torch.bincount(grid.flatten().cpu(), minlength=len(counts))
+        for index, image, copy in zip(batch.indices.tolist(), batch.images, copies, strict=True):
+            record, bits, original = slices.records[index], tokenizer.bits(size), _unit(image)
+            through = {}
+            for name, start in quality.items():
+                coded = codec_metrics.code(codec_metrics.CODECS[name], original, bits, start=start)
+                quality[name] = coded.quality  # neighbours need about the same
+                found = scores(original, coded.image, volume_max=brightest[record.volume])
+                through[name] = _CodecSlice(coded, found.named())
+            own = scores(original, _unit(copy), volume_max=brightest[record.volume])
+            yield _ScoredSlice(index, record, bits, own.named(), through)
+
+
+def _unit(image: Float[Tensor, "1 h w"]) -> Float[np.ndarray, "h w"]:
+    """Return a slice in [-1, 1] as an array in [0, 1]."""
+    return np.asarray((image[0].numpy() + 1) / 2)
+
+
+def _volume_maxima(slices: SliceSet) -> dict[str, float]:
+    maxima: dict[str, float] = {}
+    for index, record in enumerate(slices.records):
+        brightest = float((slices[index].max() + 1) / 2)
+        maxima[record.volume] = max(brightest, maxima.get(record.volume, 0.0))
+    return maxima
+
+
+def _codec_report(name: str, scored: Sequence[_ScoredSlice], library: str, seed: int) -> CodecReport:
+    codec = codec_metrics.CODECS[name]
+    passed = [one.codecs[name] for one in scored]
+    patients = [one.record.patient for one in scored]
+    gains = [difference(one.scores, one.codecs[name].scores) for one in scored]
+    return CodecReport(
+        title=codec.title,
+        settings=codec.settings,
+        library_version=library,
+        bits_per_pixel=summarise_rate(
+            "bits of the codestream, less those of a blank slice's (its headers), over the native pixels; at "
+            f"most {codec_metrics.LIMIT:.2f} times the tokenizer's bits, slice by slice, where the codec can",
+            [one.coded.bits / whole.pixels for one, whole in zip(passed, scored, strict=True)],
+        ),
+        header_bits_subtracted=float(np.mean([one.coded.header_bits for one in passed])),
+        slices_over_budget=sum(not one.coded.within_budget for one in passed),
+        scores=summarise([one.scores for one in passed], patients, seed),
+        advantage=summarise(gains, patients, seed),
+    )
+
+
+def _draw(tokenizer: Tokenizer, slices: SliceSet, scored: Sequence[_ScoredSlice], out: Path) -> None:
+    """Draw the worst slices, slices from worst to best, and what each level adds to some of them."""
+    ranked = sorted(scored, key=lambda one: one.rank)
+    places = dict.fromkeys(round(share * (len(ranked) - 1)) for share in (0, 0.25, 0.5, 0.75, 1))
+    spread = [ranked[place] for place in places]
+    for name, chosen, caption in (
+        (
+            "worst.png",
+            _worst(ranked, 6),
+            f"Lowest {HEADLINE}; each patient's lowest before anybody's second.",
+        ),
+        (
+            "pairs.png",
+            spread,
+            f"Of {len(ranked)} slices the lowest, the quartiles and the highest {HEADLINE}.",
+        ),
+        (
+            "levels.png",
+            spread[1:4] or spread,
+            "What each level adds, coarsest first: orange brighter, blue darker.",
+        ),
+    ):
+        originals = [slices[one.index] for one in chosen]
+        decoded = [decode_prefixes(tokenizer, image) for image in originals]
+        partials = [[copy[0] for copy in level] for level in zip(*decoded, strict=True)]
+        aspect = [one.record.row_mm / one.record.column_mm for one in chosen]
+        shown, path = [image[0] for image in originals], out / name
+        if name == "levels.png":
+            figures.levels(shown, partials, path, aspect=aspect, caption=caption)
+            continue
+        who = [f"{one.record.patient} · slice {one.record.slice}" for one in chosen]
+        titles = [f"SSIM {one.rank:.3f}" for one in chosen]
+        figures.pairs(shown, partials[-1], path, names=who, titles=titles, aspect=aspect, caption=caption)
+
+
+def _worst(ranked: Sequence[_ScoredSlice], count: int) -> list[_ScoredSlice]:
+    """Return slices from bad to good, in rounds of one a patient: neighbours look alike."""
+    met: Counter[str] = Counter()
+    rounds = []
+    for place, one in enumerate(ranked):
+        rounds.append((met[one.record.patient], place))
+        met[one.record.patient] += 1
+    return [ranked[place] for _, place in sorted(rounds)[:count]]
+
+
+def _slice_rows(scored: Sequence[_ScoredSlice]) -> list[dict[str, Any]]:
+    rows = []
+    for one in sorted(scored, key=lambda each: each.record.index):
+        record = one.record
+        row: dict[str, Any] = {
+            "patient": record.patient,
+            "volume": record.volume,
+            "slice": record.slice,
+            "rows": record.rows,
+            "columns": record.columns,
+            "bits": one.bits,
+            "bits_per_pixel": one.bits / one.pixels,
+            **one.scores,
+        }
+        for name, passed in one.codecs.items():
+            row[f"{name}_bits"] = passed.coded.bits
+            row[f"{name}_bits_per_pixel"] = passed.coded.bits / one.pixels
+            row |= {f"{name}_{score}": value for score, value in passed.scores.items()}
+        rows.append(row)
+    return rows
+
+
+def _patient_rows(scored: Sequence[_ScoredSlice]) -> list[dict[str, Any]]:
+    patients = [one.record.patient for one in scored]
+    slices = Counter(patients)
+    means = {name: patient_means([one.scores[name] for one in scored], patients) for name in CONVENTIONS}
+    return [
+        {"patient": patient, "slices": slices[patient]}
+        | {name: of.get(patient) for name, of in means.items()}
+        for patient in sorted(slices)
+    ]

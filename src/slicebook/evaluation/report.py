@@ -1,0 +1,209 @@
+"""What an evaluation leaves: one JSON of all that was found, in a folder written whole or not at all."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from slicebook.data.splits import Split
+from slicebook.errors import DataError
+from slicebook.evaluation.downstream import DownstreamResult
+from slicebook.evaluation.generation import GenerationResult, SamplingInfo
+from slicebook.evaluation.memorization import MemorizationResult
+from slicebook.evaluation.reconstruction import ReconstructionResult
+from slicebook.io.atomic import replacing_files, write_text
+from slicebook.records import Record
+
+COLUMNS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "tokenizer": ("train_loss", "validation_loss"),
+        "masks": ("train_loss", "validation_loss"),
+        "prior": ("validation_bits_per_pixel",),
+        "decoder": ("train_fidelity", "validation_fidelity"),
+    }
+)
+
+
+class History(Record):
+    """Of one training.
+
+    Attributes:
+        seconds: It took, validation included.
+        curves: Points of (step, value), by the name of the column.
+    """
+
+    seconds: float
+    curves: dict[str, tuple[tuple[int, float], ...]]
+
+
+REPORT_NAME, SCHEMA_NAME = "report.json", "report.schema.json"
+PARTIAL = ".slicebook-evaluation"  # folder of one that is not whole yet
+# All that an evaluation may leave, its page too: nothing of an earlier one may stand beside a new report.
+WRITTEN = (
+    *(REPORT_NAME, SCHEMA_NAME, "report.html", "slices.csv", "patients.csv", "measures.csv", "closest.csv"),
+    *("pairs.png", "worst.png", "levels.png", "closest.png"),
+    *("samples.png", "real.png", "samples-masks.png", "real-masks.png"),
+)
+PARTS = ("fidelity", "generation", "audit", "usefulness")
+
+
+class Evaluation(Record):
+    """All that `slicebook evaluate` found; the content of `report.json`.
+
+    Parts that were not asked for are None, and so are those that could not be judged: `left_out` says why.
+    """
+
+    schema_version: Literal[3] = 3
+    split: Split
+    patients: int
+    slices: int
+    blank_slices_left_out: int
+    warnings: tuple[str, ...]
+    left_out: dict[str, str]
+    drawing: SamplingInfo | None = None
+    """How the samples that were judged were drawn."""
+    fidelity: ReconstructionResult | None = None
+    generation: GenerationResult | None = None
+    audit: MemorizationResult | None = None
+    usefulness: DownstreamResult | None = None
+    training: dict[str, History]
+    """Of each model whose training left its curves beside it."""
+    seconds: dict[str, float]
+    """Of each piece of work."""
+    provenance: dict[str, Any]
+
+    def table(self) -> tuple[tuple[str, ...], ...]:
+        """Return the main numbers as rows of text, for a screen."""
+        rows = list(self.fidelity.table()) if self.fidelity else []
+        width = len(rows[0]) if rows else 2
+        found: list[tuple[str, str]] = []
+        if self.generation:
+            for name, features in self.generation.features.items():
+                for measure in ("kernel_distance", "coverage", "recall"):
+                    beside = getattr(features.samples, measure)
+                    if beside is not None:
+                        said = f"{beside.generated:.3g} beside {beside.real:.3g} of real patients"
+                        found.append((f"{name} {measure}", said))
+            if self.generation.anatomy:
+                anatomy = self.generation.anatomy
+                found.append(("anatomy_rules", f"{anatomy.generated:.1%} beside {anatomy.real:.1%}"))
+        if self.audit:
+            copies = self.audit.copies
+            said = "found" if copies.copies_found else "none found" if copies.valid else "INVALID audit"
+            found.append(("copies", said))
+            found.append(("membership_auc", f"{self.audit.membership.auc:.3f}"))
+        if self.usefulness and self.usefulness.generated.mean is not None:
+            theirs = self.usefulness.training_set.mean
+            said = f"{self.usefulness.generated.mean:.3f}" + (f" of {theirs:.3f}" if theirs else "")
+            found.append(("segmenter_dice", said))
+        return tuple(rows + [row + ("",) * (width - 2) for row in found])
+
+
+def write_report(folder: Path, found: Evaluation) -> None:
+    """Write what was found, and the schema that tells what each number is."""
+    schema = json.dumps(Evaluation.model_json_schema(), indent=1)
+    write_text(folder / SCHEMA_NAME, schema + "\n")
+    write_text(folder / REPORT_NAME, found.model_dump_json(indent=1) + "\n")
+
+
+def read_report(folder: str | Path) -> Evaluation:
+    """Read what `slicebook evaluate` wrote.
+
+    Args:
+        folder: Its folder, or the file itself.
+
+    Raises:
+        DataError: There is no report, or it is of another version.
+    """
+    path = Path(folder)
+    path = path / REPORT_NAME if path.is_dir() else path
+    if not path.is_file():
+        raise DataError(
+            f"{path}: there is no report; write one first: slicebook evaluate MODEL DATA --out DIR"
+        )
+    try:
+        return Evaluation.model_validate_json(path.read_text(encoding="utf-8"))
+    except ValidationError as error:
+        raise DataError(
+            f"{path}: is no report of this version of Slicebook ({error.error_count()} faults); evaluate "
+            "again"
+        ) from error
+
+
+@contextmanager
+def written_whole(out: Path) -> Iterator[Path]:
+    """Give a folder to write into; what was written takes an earlier evaluation's place, the report last.
+
+    Raises:
+        DataError: `out` is a file, or holds files of these names that no evaluation wrote.
+    """
+    if out.exists() and not out.is_dir():
+        raise DataError(f"{out}: is a file; choose a folder for the report (--out)")
+    ours = _is_report(out / REPORT_NAME) or (out / PARTIAL).exists()  # the latter where one was killed
+    strange = [name for name in WRITTEN if (out / name).exists()]
+    if strange and not ours:
+        raise DataError(
+            f"{out}: holds {strange[0]} and no report of ours, so something else that would be written over; "
+            "choose another folder (--out)"
+        )
+    with replacing_files(out, WRITTEN, last=REPORT_NAME, partial=PARTIAL) as partial:
+        yield partial
+
+
+def _is_report(path: Path) -> bool:
+    """Return whether a file is a report, of whatever version."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and {"schema_version", "left_out", "provenance"} <= content.keys()
+
+
+# Of each model: where it lies from the folder of its tokenizer or prior, and what is worth seeing of it.
+
+
+def read_history(tokenizer: Path | None, prior: Path | None) -> dict[str, History]:
+    """Return the history of each model whose training left one beside it.
+
+    Args:
+        tokenizer: The folder of its run.
+        prior: The folder of the prior, which holds those of the masks' tokenizer and of the decoder.
+    """
+    folders = {
+        "tokenizer": tokenizer,
+        "masks": prior and prior / "masks",
+        "prior": prior,
+        "decoder": prior and prior / "decoder",
+    }
+    found = {
+        name: _read_history(folder / "metrics.csv", COLUMNS[name])
+        for name, folder in folders.items()
+        if folder
+    }
+    return {name: history for name, history in found.items() if history}
+
+
+def _read_history(path: Path, columns: tuple[str, ...]) -> History | None:
+    """Return None where there is nothing to read: a model travels without its history."""
+    if not path.is_file():
+        return None
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row.get("step") and row.get("seconds")]
+    curves = {
+        name: tuple(
+            (int(row["step"]), float(row[name]))
+            for row in rows
+            if math.isfinite(float(row.get(name) or "nan"))
+        )
+        for name in columns
+    }
+    kept = {name: points for name, points in curves.items() if points}
+    return History(seconds=float(rows[-1]["seconds"]), curves=kept) if kept else None

@@ -1,0 +1,1 @@
+"""Trained models applied: reconstruct, generate, inpaint, anomaly maps."""

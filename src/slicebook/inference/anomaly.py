@@ -1,0 +1,177 @@
+"""Where a slice surprises the prior: nats a pixel as a map, its sum and its peak."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32
+from scipy.ndimage import gaussian_filter
+from torch import Tensor
+
+from slicebook.devices import choose_device
+from slicebook.inference.inpaint import positions
+from slicebook.inference.volumes import Stack, list_volumes, spare_originals
+from slicebook.io.atomic import write_csv
+from slicebook.io.volume import Plane
+from slicebook.models.checkpoint import LoadedPrior, load_prior
+from slicebook.models.likelihood import likelihood
+from slicebook.models.sequence import Layout
+from slicebook.models.transformer import Conditions
+from slicebook.visualization import contact_sheet
+
+COLDEST, HOTTEST = 0.8, 0.998  # quantiles of a volume's map between which heat is drawn: most of it is none
+
+
+@dataclass(frozen=True)
+class AnomalySummary:
+    """What `anomaly` wrote."""
+
+    out: Path
+    volumes: int
+    slices: int
+    bits_per_pixel: float
+    """Of the slices' tokens under the prior; the mean. Also their entropy-coded rate."""
+
+
+def anomaly(
+    model: str | Path,
+    source: str | Path,
+    out: str | Path,
+    *,
+    orders: int = 8,
+    seed: int = 0,
+    plane: Plane | None = None,
+    pictures: bool = True,
+    device: str = "auto",
+    progress: Callable[[int, int], None] | None = None,
+) -> AnomalySummary:
+    """Map how unlikely each part of a slice is under a prior.
+
+    `out` receives for each volume `<name>.nii.gz` (nats a pixel, in the volume's geometry), `<name>.csv`
+    (of each slice its nats and their spread over orders, bits a pixel, and the map's peak) and
+    `<name>/slice-000.png`. A small lesion moves the peak, where it drowns in the nats of all the slice.
+
+    Args:
+        model: A prior's file, or the folder of a run or demo that holds one.
+        source: A NIfTI or DICOM file, or a folder of either.
+        out: Folder, made if missing.
+        orders: Of drawing, to average over.
+        seed: Of the orders.
+        plane: Slices to take of a NIfTI volume; as acquired by default.
+        pictures: Whether to write the PNG.
+        device: auto, cpu, cuda or mps.
+        progress: Called with slices done and all slices of a volume.
+
+    Raises:
+        CheckpointError: There is no trained prior.
+        DataError: A volume cannot be read, or `out` lies where the originals are.
+    """
+    loaded, folder = load_prior(model, choose_device(device)), Path(out)
+    spare_originals(Path(source), folder)
+    rates: list[float] = []
+    volumes = 0
+    for listed in list_volumes(source, plane):
+        name, volume = listed.name, listed.read()
+        stack = Stack.of(volume, plane)
+        conditions = positions(list(range(len(stack.slices))), len(stack.slices))
+        found = surprise(loaded, torch.from_numpy(stack.slices)[:, None], conditions, orders, seed, progress)
+        folder.mkdir(parents=True, exist_ok=True)
+        maps = found.maps.numpy()
+        stack.write_values(folder / f"{name}.nii.gz", maps, "Slicebook: nats a pixel")
+        pixels = stack.size[0] * stack.size[1]
+        bits = (found.nats / math.log(2) / pixels).tolist()
+        _write_scores(folder / f"{name}.csv", found, bits)
+        if pictures:
+            for index, (image, warm) in enumerate(zip(stack.slices, heat(maps), strict=True)):
+                panels = [
+                    contact_sheet.gray(image, stack.aspect),
+                    contact_sheet.hot(image, warm, stack.aspect),
+                ]
+                contact_sheet.write_sheet(panels, folder / name / f"slice-{index:03}.png", columns=2)
+        rates += bits
+        volumes += 1
+    return AnomalySummary(folder, volumes, len(rates), sum(rates) / len(rates))
+
+
+@dataclass(frozen=True)
+class Surprise:
+    """Of some slices.
+
+    Attributes:
+        maps: Nats a pixel.
+        nats: Of each slice; the mean over orders.
+        spread: Standard deviation over orders of the same.
+    """
+
+    maps: Float[Tensor, "b h w"]
+    nats: Float[Tensor, " b"]
+    spread: Float[Tensor, " b"]
+
+
+def surprise(
+    loaded: LoadedPrior,
+    images: Float[Tensor, "b 1 h w"],
+    conditions: Conditions,
+    orders: int = 8,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> Surprise:
+    """Return how unlikely slices in [-1, 1] are, where and in all. Their masks count as unknown.
+
+    A token's nats are spread evenly over its pixels, the levels added, and the steps between the finest
+    tokens smoothed. What falls on the padding of a slice is not shown.
+    """
+    device = next(loaded.prior.parameters()).device
+    size = (images.shape[-2], images.shape[-1])
+    layout = loaded.book.layout(size)
+    maps, nats, spread = [], [], []
+    for rows in torch.split(torch.arange(len(images)), 32):
+        tokens = loaded.book.encode(images[rows].to(device))
+        found = likelihood(loaded.prior, layout, tokens, conditions[rows], orders=orders, seed=seed)
+        maps.append(_spread(layout, found.nats, loaded, size))
+        nats.append(found.nats.sum(1))
+        spread.append(found.spread)
+        if progress:
+            progress(int(rows[-1]) + 1, len(images))
+    return Surprise(torch.cat(maps), torch.cat(nats), torch.cat(spread))
+
+
+def heat(maps: Float32[np.ndarray, "b h w"]) -> Float32[np.ndarray, "b h w"]:
+    """Scale maps for a picture: 0 for the most of them, 1 for their peaks."""
+    low, high = np.quantile(maps, [COLDEST, HOTTEST])
+    warm: Float32[np.ndarray, "b h w"] = ((maps - low) / max(high - low, 1e-9)).clip(0, 1)
+    return warm.astype(np.float32)
+
+
+def _spread(
+    layout: Layout, nats: Float[Tensor, "b n"], loaded: LoadedPrior, size: tuple[int, int]
+) -> Float[Tensor, "b h w"]:
+    finest = layout.stages[-1]
+    wide = (finest.rows * finest.stride, finest.columns * finest.stride)
+    found = torch.zeros(len(nats), 1, *wide)
+    for index, stage in enumerate(layout.stages):
+        if stage.kind == "image":
+            grid = nats[:, layout.part(index)].view(-1, 1, stage.rows, stage.columns) / stage.stride**2
+            found += grid.repeat_interleave(stage.stride, 2).repeat_interleave(stage.stride, 3)
+    sigma = finest.stride / 2
+    found = torch.from_numpy(gaussian_filter(found.numpy(), (0, 0, sigma, sigma), mode="reflect"))
+    return loaded.book.images.leave(found, size)[:, 0]
+
+
+def _write_scores(path: Path, found: Surprise, bits: list[float]) -> None:
+    columns = {
+        "nats": found.nats.tolist(),
+        "spread": found.spread.tolist(),
+        "bits_per_pixel": bits,
+        "peak": found.maps.amax((1, 2)).tolist(),
+    }
+    rows = [
+        {"slice": index, **{name: f"{values[index]:.6g}" for name, values in columns.items()}}
+        for index in range(len(bits))
+    ]
+    write_csv(path, rows)

@@ -1,0 +1,256 @@
+"""Whole volumes through a trained tokenizer: reconstruct, encode, decode. What CLI, Python and demo call.
+
+Volumes are taken at their native pixels, each mapped to [-1, 1] by its own percentiles; what comes back has
+their geometry and intensity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float32
+
+from slicebook.data.transforms import IntensityMap
+from slicebook.devices import choose_device
+from slicebook.errors import CheckpointError, ShapeError
+from slicebook.inference.volumes import Stack, list_volumes, read_single, spare_originals
+from slicebook.io.atomic import write_csv
+from slicebook.io.nifti import write_nifti
+from slicebook.io.tokens import TokenFile
+from slicebook.io.volume import Orientation, Plane, Volume, from_slices
+from slicebook.metrics.image_quality import SMALLEST_SIDE, scores
+from slicebook.models.checkpoint import LoadedTokenizer, load_tokenizer
+from slicebook.models.tokenizer import Tokenizer
+from slicebook.visualization import contact_sheet
+
+BATCH = 16
+
+
+@dataclass(frozen=True)
+class VolumeScores:
+    """How one volume fared. SSIM is that of record on [0, 1] of the clipped original."""
+
+    name: str
+    output: Path
+    slices: int
+    ssim_whole: float
+    ssim_foreground: float | None
+    psnr_whole: float
+    bits_per_pixel: float
+    clipped_share: float
+    """Voxels beyond the percentiles, whose intensity no token can carry."""
+    clipping_mae: float
+    """Mean absolute error that clipping alone made, in the volume's intensity units."""
+
+
+@dataclass(frozen=True)
+class ReconstructSummary:
+    """What `reconstruct` wrote."""
+
+    out: Path
+    volumes: tuple[VolumeScores, ...]
+    ssim_whole: float
+    """Mean over all slices."""
+
+
+@dataclass(frozen=True)
+class TokenSummary:
+    """What `encode` or `decode` wrote."""
+
+    output: Path
+    slices: int
+    grids: tuple[str, ...]
+    """Token rows × columns of each level, finest first."""
+    bits_per_pixel: float
+    """Raw: tokens × log2 K over the native pixels."""
+
+
+def reconstruct(
+    model: str | Path,
+    source: str | Path,
+    out: str | Path,
+    *,
+    device: str = "auto",
+    pictures: bool = True,
+    plane: Plane | None = None,
+) -> ReconstructSummary:
+    """Send volumes through a model; write each with its own geometry and intensity, and what it scored.
+
+    `out` receives `<name>.nii.gz`, `<name>.csv` (scores a slice) and `<name>/slice-000.png` (original |
+    reconstruction). A NIfTI keeps its name; DICOM series, whose names may tell who it is, are numbered.
+
+    Args:
+        model: A model file, or the folder of a run or of a demo.
+        source: A NIfTI file, a DICOM file, or a folder of either.
+        out: Folder, made if missing.
+        device: auto, cpu, cuda or mps.
+        pictures: Whether to write the PNG pairs.
+        plane: Slices to take of a NIfTI volume; of DICOM, the series to take. As acquired by default.
+
+    Raises:
+        CheckpointError: There is no trained model.
+        DataError: A volume cannot be read, nothing is there, or `out` lies where the originals are.
+        ShapeError: A slice is smaller than the window of SSIM.
+    """
+    loaded = load_tokenizer(model, choose_device(device))
+    folder = Path(out)
+    spare_originals(Path(source), folder)
+    found: list[VolumeScores] = []
+    for listed in list_volumes(source, plane):
+        name, stack = listed.name, Stack.of(listed.read(), plane)
+        _check_sides(name, stack.size)
+        drawn = np.concatenate(
+            [part.numpy() for part in _passes(loaded.tokenizer, stack.slices)], dtype=np.float32
+        )
+        folder.mkdir(parents=True, exist_ok=True)
+        output = folder / f"{name}.nii.gz"
+        stack.write(output, drawn, "Slicebook reconstruction")
+        found.append(_score(name, output, stack, drawn, loaded.tokenizer))
+        if pictures:
+            _write_pairs(folder / name, stack, drawn)
+    total = sum(scored.slices for scored in found)
+    return ReconstructSummary(
+        folder, tuple(found), sum(scored.ssim_whole * scored.slices for scored in found) / total
+    )
+
+
+def encode(
+    model: str | Path,
+    source: str | Path,
+    out: str | Path,
+    *,
+    device: str = "auto",
+    plane: Plane | None = None,
+) -> TokenSummary:
+    """Write the tokens of one volume as `.npz`, with its geometry, intensity map and the model's hash.
+
+    Raises:
+        CheckpointError: There is no trained model.
+        DataError: The source is not one readable volume, or `out` cannot be written.
+    """
+    loaded = load_tokenizer(model, choose_device(device))
+    stack = Stack.of(read_single(source, plane), plane)
+    grids = zip(
+        *(loaded.tokenizer.encode(batch) for batch in _batches(loaded.tokenizer, stack.slices)), strict=True
+    )
+    geometry = stack.volume.geometry
+    tokens = TokenFile(
+        tokens=tuple(torch.cat(level).cpu().numpy().astype(np.uint16) for level in grids),
+        size=stack.size,
+        codebook_hash=loaded.codebook_hash,
+        low=stack.intensity.low,
+        high=stack.intensity.high,
+        axes=stack.orientation.axes,
+        flips=stack.orientation.flips,
+        affine=stack.volume.affine,
+        shape_on_disk=stack.volume.shape_on_disk,
+        geometry=b"" if geometry is None else geometry.binaryblock,
+    )
+    tokens.write(out)
+    return _token_summary(Path(out), tokens, loaded)
+
+
+def decode(model: str | Path, source: str | Path, out: str | Path, *, device: str = "auto") -> TokenSummary:
+    """Write the volume that a token file stands for, with its geometry and intensity.
+
+    Raises:
+        CheckpointError: There is no trained model, or another one wrote the tokens.
+        DataError: The token file is damaged, or `out` cannot be written.
+        ShapeError: The tokens do not fit the slices they are said to stand for.
+    """
+    loaded = load_tokenizer(model, choose_device(device))
+    tokens = TokenFile.read(source)
+    if tokens.codebook_hash != loaded.codebook_hash:
+        raise CheckpointError(
+            f"{source}: its tokens were written by model {tokens.codebook_hash[:12]}, this is "
+            f"{loaded.codebook_hash[:12]}; use the model that encoded them"
+        )
+    count = len(tokens.tokens[0])
+    whole = [torch.from_numpy(grid.astype(np.int64)) for grid in tokens.tokens]
+    where = next(loaded.tokenizer.parameters()).device
+    try:
+        parts = [
+            loaded.tokenizer.decode([grid[i : i + BATCH].to(where) for grid in whole], tokens.size)[
+                :, 0
+            ].cpu()
+            for i in range(0, count, BATCH)
+        ]
+    except ShapeError as error:
+        raise ShapeError(f"{source}: {error}; encode the volume again") from error
+    intensity = IntensityMap(tokens.low, tokens.high)
+    orientation = Orientation(tokens.axes, tokens.flips)
+    slices = intensity.inverse(torch.cat(parts).clamp(-1, 1).numpy())
+    array = np.ascontiguousarray(from_slices(slices, orientation))
+    like = Volume(array, tokens.affine, tokens.shape_on_disk, tokens.header())
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    write_nifti(out, array, like, description="Slicebook reconstruction")
+    return _token_summary(Path(out), tokens, loaded)
+
+
+def _check_sides(name: str, size: tuple[int, int]) -> None:
+    if min(size) < SMALLEST_SIDE:
+        raise ShapeError(
+            f"{name}: its slices of {size[0]}×{size[1]} pixels are too small to score, wanted sides of "
+            f"at least {SMALLEST_SIDE}; choose another --plane, or use slicebook encode"
+        )
+
+
+def _batches(tokenizer: Tokenizer, slices: Float32[np.ndarray, "n h w"]) -> Iterator[torch.Tensor]:
+    device = next(tokenizer.parameters()).device
+    for start in range(0, len(slices), BATCH):
+        yield torch.from_numpy(slices[start : start + BATCH])[:, None].to(device)
+
+
+def _passes(tokenizer: Tokenizer, slices: Float32[np.ndarray, "n h w"]) -> Iterator[torch.Tensor]:
+    """Reconstruct batch by batch, clipped to [-1, 1]."""
+    for batch in _batches(tokenizer, slices):
+        with torch.no_grad():
+            yield tokenizer(batch).images[:, 0].clamp(-1, 1).cpu()
+
+
+def _score(
+    name: str, output: Path, stack: Stack, drawn: Float32[np.ndarray, "n h w"], tokenizer: Tokenizer
+) -> VolumeScores:
+    """Score every slice, write the table, return the means."""
+    originals, copies = (stack.slices + 1) / 2, (drawn + 1) / 2
+    rows = [
+        scores(original.clip(0, 1), copy.clip(0, 1), volume_max=float(originals.max()))
+        for original, copy in zip(originals, copies, strict=True)
+    ]
+    table = [{"slice": number, **row.named()} for number, row in enumerate(rows)]
+    write_csv(output.with_name(f"{name}.csv"), table)
+    low, high = stack.intensity.low, stack.intensity.high
+    array = stack.volume.array
+    foregrounds = [row.ssim_foreground for row in rows if row.ssim_foreground is not None]
+    return VolumeScores(
+        name=name,
+        output=output,
+        slices=len(rows),
+        ssim_whole=float(np.mean([row.ssim_whole for row in rows])),
+        ssim_foreground=float(np.mean(foregrounds)) if foregrounds else None,
+        psnr_whole=float(np.mean([row.psnr_whole for row in rows])),
+        bits_per_pixel=tokenizer.bits(stack.size) / (stack.size[0] * stack.size[1]),
+        clipped_share=float(((array < low) | (array > high)).mean()),
+        clipping_mae=float(np.abs(array - array.clip(low, high)).mean()),
+    )
+
+
+def _write_pairs(folder: Path, stack: Stack, drawn: Float32[np.ndarray, "n h w"]) -> None:
+    folder.mkdir(exist_ok=True)
+    for number, (original, copy) in enumerate(zip(stack.slices, drawn, strict=True)):
+        panels = [contact_sheet.gray(image, stack.aspect) for image in (original, copy)]
+        contact_sheet.write_sheet(panels, folder / f"slice-{number:03}.png", columns=2)
+
+
+def _token_summary(output: Path, tokens: TokenFile, loaded: LoadedTokenizer) -> TokenSummary:
+    rows, columns = tokens.size
+    return TokenSummary(
+        output=output,
+        slices=len(tokens.tokens[0]),
+        grids=tuple(f"{grid.shape[1]}×{grid.shape[2]}" for grid in tokens.tokens),
+        bits_per_pixel=loaded.tokenizer.bits(tokens.size) / (rows * columns),
+    )

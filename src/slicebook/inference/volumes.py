@@ -1,0 +1,174 @@
+"""Volumes as slices in [-1, 1], and back with their own geometry and intensity."""
+
+from __future__ import annotations
+
+import unicodedata
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float32
+
+from slicebook.data.transforms import IntensityMap
+from slicebook.errors import DataError
+from slicebook.io.dicom_file import is_dicom
+from slicebook.io.dicom_series import find_dicom_series, read_dicom_series
+from slicebook.io.discovery import find_files, nifti_stem
+from slicebook.io.nifti import read_nifti, write_nifti
+from slicebook.io.volume import (
+    Orientation,
+    Plane,
+    Volume,
+    from_slices,
+    orientation_of,
+    slice_spacing,
+    to_slices,
+)
+
+ENDINGS = (
+    ".nii.gz",
+    ".csv",
+    "",
+)  # of what is written for each volume: map or image, scores, folder of pictures
+LONGEST_NAME = 255  # bytes; the limit of the usual disks
+
+
+@dataclass(frozen=True, eq=False)
+class Stack:
+    """A volume laid out as slices in [-1, 1], with the way back."""
+
+    volume: Volume
+    orientation: Orientation
+    intensity: IntensityMap
+    slices: Float32[np.ndarray, "n h w"]
+
+    @classmethod
+    def of(cls, volume: Volume, plane: Plane | None = None) -> Stack:
+        """Lay out a volume as acquired, or a NIfTI volume by `plane`."""
+        orientation = orientation_of(volume, plane if volume.geometry is not None else None)
+        intensity = IntensityMap.fit(volume.array)
+        slices = np.ascontiguousarray(to_slices(intensity.forward(volume.array), orientation))
+        return cls(volume, orientation, intensity, slices)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Rows and columns of a slice."""
+        return self.slices.shape[1], self.slices.shape[2]
+
+    @property
+    def aspect(self) -> float:
+        """Distance between rows over that between columns."""
+        _, row_mm, column_mm = slice_spacing(self.volume, self.orientation)
+        return row_mm / column_mm
+
+    def write(self, path: Path, slices: Float32[np.ndarray, "n h w"], description: str) -> None:
+        """Write other slices in [-1, 1] in place of these, in this volume's geometry and intensity."""
+        self.write_values(path, self.intensity.inverse(slices), description)
+
+    def write_values(self, path: Path, values: Float32[np.ndarray, "n h w"], description: str) -> None:
+        """Write a number a pixel, such as a map over the slices, in this volume's geometry."""
+        array = np.ascontiguousarray(from_slices(values, self.orientation))
+        write_nifti(path, array, self.volume, description=description)
+
+
+@dataclass(frozen=True)
+class ListedVolume:
+    """A volume that is not read yet.
+
+    Attributes:
+        name: What its outputs are called; no two of a listing share one, in upper or lower case.
+        read: Reads it.
+    """
+
+    name: str
+    read: Callable[[], Volume]
+
+
+def list_volumes(source: str | Path, plane: Plane | None = None) -> tuple[ListedVolume, ...]:
+    """List the volumes of a file or folder, with names to write them under. Reads no voxel.
+
+    A NIfTI file keeps its name, after those of the folders it lies in. DICOM, whose file names may name a
+    patient, is numbered. Links that lead nowhere or to folders are passed over with a warning.
+
+    Raises:
+        DataError: The source is absent or holds no volume (of that plane); or two outputs would have the
+            same name, or a name is too long for a disk.
+    """
+    path = Path(source)
+    if not path.exists():
+        raise DataError(f"{path}: does not exist; give a NIfTI file or a folder of DICOM files")
+    if path.is_file():
+        if is_dicom(path):
+            return (ListedVolume("series-01", partial(read_dicom_series, [path])),)
+        return _named({nifti_stem(path): [path]})
+    discovered = find_files(path)
+    for line in replace(discovered, hidden=()).passed_over():
+        warnings.warn(f"{path}: {line}", stacklevel=2)
+    files: dict[str, list[Path]] = {}
+    for file in discovered.nifti:
+        files.setdefault("-".join([*file.relative_to(path).parts[:-1], nifti_stem(file)]), []).append(file)
+    if files:
+        return _named(files)
+    series = [item for item in find_dicom_series(path) if plane in (None, item.plane)]
+    if not series:
+        raise DataError(f"{path}: holds no NIfTI file and no {plane or 'DICOM'} series; give another folder")
+    return tuple(
+        ListedVolume(f"series-{number:02}-{item.plane}", partial(read_dicom_series, item))
+        for number, item in enumerate(series, start=1)
+    )
+
+
+def read_single(source: str | Path, plane: Plane | None = None) -> Volume:
+    """Read the one volume of a file or folder.
+
+    Raises:
+        DataError: As `list_volumes`, or there are several, of which none is read.
+    """
+    listed = list_volumes(source, plane)
+    if len(listed) != 1:
+        raise DataError(
+            f"{source}: holds {len(listed)} volumes, wanted one; name one file, or choose by --plane"
+        )
+    return listed[0].read()
+
+
+def _named(files: Mapping[str, Sequence[Path]]) -> tuple[ListedVolume, ...]:
+    """List files by the names of their outputs, all of which must differ."""
+    owners: dict[str, Path] = {}
+    for name, paths in files.items():
+        for path in paths:
+            if len(f"{name}{ENDINGS[0]}".encode()) > LONGEST_NAME:
+                raise DataError(
+                    f"{path}: its output would have a name of more than {LONGEST_NAME} bytes; shorten the "
+                    "names of the file and its folders, or give the file alone"
+                )
+            for ending in ENDINGS:
+                # As a disk sees names that ignores case, or writes ü as one character or as two.
+                output = unicodedata.normalize("NFC", f"{name}{ending}").casefold()
+                if output in owners:
+                    raise DataError(
+                        f"{path}: its output would take the place of that of {owners[output]} ({output}); "
+                        "rename one of them, or give each alone, with a folder of its own"
+                    )
+                owners[output] = path
+    return tuple(
+        ListedVolume(name, partial(read_nifti, path)) for name, paths in files.items() for path in paths
+    )
+
+
+def spare_originals(source: Path, out: Path) -> None:
+    """Refuse a folder in which something written could take an original's place.
+
+    Raises:
+        DataError: `out` is such a folder.
+    """
+    origin, folder = source.resolve(), out.resolve()
+    inside = source.is_dir() and folder.is_relative_to(origin)
+    same_name = f"{nifti_stem(source)}.nii.gz".casefold() == source.name.casefold()
+    if inside or (same_name and folder == origin.parent):
+        raise DataError(
+            f"{out}: the originals lie here, and none may be overwritten; choose a folder outside {source}"
+        )

@@ -1,0 +1,1 @@
+"""Files: NIfTI, DICOM, tensors and tokens, read defensively and written atomically."""

@@ -1,0 +1,160 @@
+"""Tensors on disk, with what is to be known of them: atomic, verified, no pickle.
+
+One format for what is shared and for what a training needs to go on: a safetensors file whose metadata carry
+their own hash, and that of the tensors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from slicebook.errors import CheckpointError
+from slicebook.io.atomic import replacing
+
+SCHEMA_VERSION = 1
+STATE_NAME = "state.safetensors"
+
+
+@dataclass(frozen=True)
+class State:
+    """Everything a training needs to go on."""
+
+    tensors: dict[str, Tensor]
+    progress: dict[str, Any]
+    """Counters, history and settings, as plain JSON values."""
+
+
+def save_state(path: Path, state: State) -> None:
+    """Write all that a training needs to go on."""
+    header = {"schema_version": SCHEMA_VERSION, "kind": "state", "progress": state.progress}
+    write_tensors(path, state.tensors, {**header, "weights_sha256": hash_tensors(state.tensors)})
+
+
+def load_state(path: Path) -> State:
+    """Read what `save_state` wrote.
+
+    Raises:
+        CheckpointError: A damaged file, or a file of another kind or format.
+    """
+    tensors, raw = read_tensors(path)
+    if raw.get("kind") != "state" or raw.get("schema_version") != SCHEMA_VERSION:
+        raise CheckpointError(
+            f"{path}: is no state of a training in format {SCHEMA_VERSION}; train to another --out"
+        )
+    if hash_tensors(tensors) != raw.get("weights_sha256"):
+        raise CheckpointError(
+            f"{path}: does not match its hash, so the file is damaged; train to another --out"
+        )
+    return State(tensors, raw["progress"])
+
+
+def load_kept(path: Path, made_from: Mapping[str, Any]) -> dict[str, Tensor] | None:
+    """Return tensors that were kept from before, to save making them again.
+
+    Args:
+        path: Where `save_state` wrote them.
+        made_from: What they must have been made from, as their `progress` says.
+
+    Returns:
+        None where there are none, they are damaged, or were made from something else.
+    """
+    try:
+        state = load_state(path)
+    except CheckpointError:
+        return None
+    return state.tensors if state.progress == made_from else None
+
+
+def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, types, shapes and values, in the order of the names."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> None:
+    """Write tensors with what is to be known of them, as plain JSON values, or leave all as it was.
+
+    Raises:
+        DataError: The folder or the disk does not take it.
+    """
+    flat = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    text = json.dumps(info, sort_keys=True)
+    size = sum(tensor.nbytes for tensor in flat.values()) + len(text)
+    with replacing(path, size=size) as partial:
+        try:
+            save_file(flat, partial, metadata={"slicebook": text, "sha256": _seal(text)})
+        except SafetensorError as error:  # what it makes of a full disk
+            raise OSError(str(error)) from error
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return what `write_tensors` wrote: the tensors, and what is to be known of them.
+
+    The caller compares `hash_tensors` with the hash that it has put there.
+
+    Raises:
+        CheckpointError: The file cannot be read, or what it says was changed.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: {_what_is_wrong(path, error)}") from error
+    text = header.get("slicebook", "{}")
+    # The weights have their own hash; this one keeps a flipped bit out of the settings.
+    if "slicebook" in header and header.get("sha256") != _seal(text):
+        raise CheckpointError(
+            f"{path}: its settings do not match their hash, so the file is damaged; copy it again"
+        )
+    return tensors, json.loads(text)
+
+
+def kind_of(path: Path) -> str | None:
+    """Return the kind of file that it calls itself, unverified; None where it cannot be read."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+    except (OSError, SafetensorError):
+        return None
+    kind = json.loads(header.get("slicebook", "{}")).get("kind")
+    return None if kind is None else str(kind)
+
+
+def _what_is_wrong(path: Path, error: Exception) -> str:
+    """Say what a file is that is no safetensors file, and what to do."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(4)
+    except OSError as fault:
+        return f"cannot be read ({fault.strerror or fault}); check path and permissions"
+    is_zip, is_pickle = start == b"PK\x03\x04", start[:1] == b"\x80" and start[1:2] in b"\x02\x03\x04\x05"
+    if is_pickle or path.suffix.lower() in {".pth", ".pt", ".ckpt"}:
+        return (
+            "is a PyTorch pickle; Slicebook reads safetensors alone, as a pickle can run code; give the "
+            "model.safetensors of a run"
+        )
+    if is_zip:
+        return (
+            "is a zip archive, perhaps a PyTorch pickle; Slicebook reads safetensors alone; give the "
+            "model.safetensors of a run"
+        )
+    return f"is no whole safetensors file ({error}); copy it again or train anew"
+
+
+def _seal(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,152 @@
+"""Volumes in and out: NIfTI to array + affine + spacing in mm, and back.
+
+Axes are the file's own, and stay so: `array[x, y, z]` with an affine from voxel index to RAS+ millimetres.
+`Orientation` says how to look at a volume as slices, and is undone exactly. DICOM is in `dicom.py`.
+
+Files are not trusted. Sizes are checked against the header before anything is allocated, gzip is read to its
+checksum, and what cannot be an image is a `DataError` with the way out. A header's free text (description,
+file names, extensions) never reaches a `Volume`, so it cannot reach what is written.
+"""
+
+# mypy: allow-untyped-calls
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import nibabel as nib
+import numpy as np
+from jaxtyping import Float32, Float64, Shaped
+
+from slicebook.errors import DataError
+from slicebook.io.limits import LIMITS as LIMITS
+from slicebook.io.limits import Limits as Limits
+
+Plane = Literal["axial", "sagittal", "coronal"]
+
+# By world axis (R, A, S): the plane whose slices are stacked along it.
+PLANES: tuple[Plane, ...] = ("sagittal", "coronal", "axial")
+
+# World axis and sign of increasing index of (slice, row, column), as radiologists look: right is on the left.
+_DISPLAY: dict[Plane, tuple[tuple[int, int], tuple[int, int], tuple[int, int]]] = {
+    "axial": ((2, +1), (1, -1), (0, -1)),  # slices I→S, rows A→P, columns R→L
+    "coronal": ((1, -1), (2, -1), (0, -1)),  # slices A→P, rows S→I, columns R→L
+    "sagittal": ((0, -1), (2, -1), (1, -1)),  # slices R→L, rows S→I, columns A→P
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Volume:
+    """An image with its place in the patient.
+
+    Attributes:
+        array: intensities on the file's own axes; finite. A 2D file has one z.
+        affine: voxel index (x, y, z, 1) to RAS+ millimetres.
+        shape_on_disk: the file's own shape, with the trailing ones that `array` does not show.
+        geometry: a NIfTI header with geometry and nothing else, to write it back bit for bit; none for DICOM.
+    """
+
+    array: Float32[np.ndarray, "x y z"]
+    affine: Float64[np.ndarray, "4 4"]
+    shape_on_disk: tuple[int, ...]
+    geometry: nib.Nifti1Header | None = None
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """Distance between neighbouring voxels along x, y and z, in mm."""
+        x, y, z = np.linalg.norm(self.affine[:3, :3], axis=0)
+        return float(x), float(y), float(z)
+
+
+# --- NIfTI in
+
+
+def check_affine(path: Path, affine: Float64[np.ndarray, "4 4"]) -> None:
+    """Raise `DataError` unless the affine is finite and spans the three dimensions of space."""
+    axes = affine[:3, :3]
+    volume = float(np.prod(np.linalg.norm(axes, axis=0))) if np.isfinite(affine).all() else 0.0
+    if not 0 < volume < np.inf or abs(np.linalg.det(axes)) < 1e-3 * volume:
+        raise DataError(
+            f"{path}: its affine {axes.tolist()} is not finite or has parallel or empty axes, wanted three "
+            "directions in space; copy the geometry from the original image"
+        )
+
+
+# --- NIfTI out
+
+
+# --- Slices
+
+
+@dataclass(frozen=True)
+class Orientation:
+    """How a volume's own axes are shown as slices.
+
+    Attributes:
+        axes: the volume's axes that become (slice, row, column).
+        flips: whether each of them is shown backwards.
+    """
+
+    axes: tuple[int, int, int]
+    flips: tuple[bool, bool, bool]
+
+
+def orientation_of(volume: Volume, plane: Plane | None = None) -> Orientation:
+    """Return how to show a volume, in radiological convention.
+
+    Axial slices go I→S with rows A→P and columns R→L; coronal ones A→P with rows S→I and columns R→L;
+    sagittal ones R→L with rows S→I and columns A→P. An oblique volume is shown on its own axes, each taken
+    for the nearest anatomical one.
+
+    Args:
+        volume: its shape and affine decide.
+        plane: as asked, or none for the plane it was acquired in. As stacked for DICOM; across the one slice
+            of a 2D file; else across the widest spacing (unless over 1 % wider, the last axis).
+    """
+    found = nib.orientations.io_orientation(volume.affine)  # for each own axis: (world axis, sign)
+    if plane is None:
+        plane = PLANES[int(found[_slice_axis(volume), 0])]
+    own_axis = {int(world): (own, int(sign)) for own, (world, sign) in enumerate(found)}
+    (s, s_flip), (r, r_flip), (c, c_flip) = (
+        (own_axis[world][0], own_axis[world][1] != sign) for world, sign in _DISPLAY[plane]
+    )
+    return Orientation((s, r, c), (s_flip, r_flip, c_flip))
+
+
+def _slice_axis(volume: Volume) -> int:
+    singles = [axis for axis in (2, 1, 0) if volume.array.shape[axis] == 1]
+    if singles:
+        return singles[0]
+    if volume.geometry is None:
+        return 2  # read_dicom_series stacks along z
+    widest = int(np.argmax(volume.spacing))
+    return widest if volume.spacing[widest] > 1.01 * volume.spacing[2] else 2
+
+
+def plane_of(volume: Volume, orientation: Orientation) -> Plane:
+    """Return the plane that the slices of `orientation` lie in."""
+    return PLANES[int(nib.orientations.io_orientation(volume.affine)[orientation.axes[0], 0])]
+
+
+def slice_spacing(volume: Volume, orientation: Orientation) -> tuple[float, float, float]:
+    """Return the distance between slices, rows and columns, in mm."""
+    s, r, c = (volume.spacing[axis] for axis in orientation.axes)
+    return s, r, c
+
+
+def to_slices(array: Shaped[np.ndarray, "x y z"], orientation: Orientation) -> Shaped[np.ndarray, "n h w"]:
+    """Return a view of a volume's array as (slice, row, column)."""
+    slices: np.ndarray[Any, Any] = array.transpose(orientation.axes)[_reversed(orientation)]
+    return slices
+
+
+def from_slices(slices: Shaped[np.ndarray, "n h w"], orientation: Orientation) -> Shaped[np.ndarray, "x y z"]:
+    """Return a view of slices on the volume's own axes: the exact inverse of `to_slices`."""
+    array: np.ndarray[Any, Any] = slices[_reversed(orientation)].transpose(np.argsort(orientation.axes))
+    return array
+
+
+def _reversed(orientation: Orientation) -> tuple[Any, ...]:
+    return tuple(slice(None, None, -1 if flip else 1) for flip in orientation.flips)

@@ -1,0 +1,1 @@
+"""Tokenizer, prior and what they are made of."""

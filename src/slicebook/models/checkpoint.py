@@ -1,0 +1,278 @@
+"""Models on disk: a file carries its own settings, provenance and the hash of its weights.
+
+So it is whole by itself: a flipped bit, another kind of model or a newer format is an error, never a wrong
+answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from slicebook.config import Recipe
+from slicebook.data.manifest import SliceKind
+from slicebook.environment import Provenance
+from slicebook.errors import CheckpointError
+from slicebook.io.tensors import SCHEMA_VERSION, hash_tensors, kind_of, read_tensors, write_tensors
+from slicebook.models.noise import Grain
+from slicebook.models.prior import Prior
+from slicebook.models.sequence_book import Book
+from slicebook.models.tokenizer import Tokenizer
+from slicebook.records import Record
+from slicebook.version import __version__
+
+MODEL_NAME = "model.safetensors"
+
+Kind = Literal["tokenizer", "label tokenizer", "decoder of generation"]
+"""The last is a tokenizer whose last decoder invents what tokens leave open: not for reconstruction."""
+
+
+class ModelInfo(Record):
+    """The metadata of a model file."""
+
+    schema_version: int
+    kind: Kind
+    recipe: Recipe
+    provenance: Provenance
+    weights_sha256: str
+
+
+@dataclass(frozen=True)
+class LoadedTokenizer:
+    """A tokenizer read from disk, in evaluation mode."""
+
+    tokenizer: Tokenizer
+    info: ModelInfo
+    path: Path
+
+    @property
+    def codebook_hash(self) -> str:
+        """SHA-256 of the codebooks and of what decodes them: token files are read by no other."""
+        return hash_tensors(self.tokenizer.state_dict())
+
+
+Info = TypeVar("Info", "ModelInfo", "PriorInfo")
+
+
+class PriorInfo(Record):
+    """The metadata of a prior's file, which holds its tokenizers too."""
+
+    schema_version: int
+    kind: Literal["prior"]
+    recipe: Recipe
+    masks: Recipe | None
+    """Of the tokenizer of label masks."""
+    slices: tuple[SliceKind, ...]
+    """Most frequent first."""
+    classes: tuple[str, ...]
+    """Names of the classes that the manifest gave its slices."""
+    grain: Grain | None
+    """The noise that its tokenizer was taught to leave out; generation puts its like back."""
+    tokenizer_provenance: Provenance
+    decoder_provenance: Provenance | None = None
+    """Of the decoder that was trained for generation; None where it is the tokenizer's own."""
+    provenance: Provenance
+    weights_sha256: str
+
+
+@dataclass(frozen=True)
+class LoadedPrior:
+    """A prior read from disk with its tokenizers, in evaluation mode."""
+
+    prior: Prior
+    book: Book
+    info: PriorInfo
+    path: Path
+
+
+def save_tokenizer(
+    path: Path, tokenizer: Tokenizer, recipe: Recipe, provenance: Provenance, *, kind: Kind | None = None
+) -> None:
+    """Write a tokenizer's weights with all that is needed to use and to explain them."""
+    tensors = tokenizer.state_dict()
+    info = ModelInfo(
+        schema_version=SCHEMA_VERSION,
+        kind=kind or ("label tokenizer" if tokenizer.config.label_values else "tokenizer"),
+        recipe=recipe,
+        provenance=provenance,
+        weights_sha256=hash_tensors(tensors),
+    )
+    write_tensors(path, tensors, info.model_dump(mode="json"))
+
+
+def load_tokenizer(
+    where: str | Path, device: str | torch.device = "cpu", *, kind: Kind = "tokenizer"
+) -> LoadedTokenizer:
+    """Read a tokenizer from a model file, the folder of a run, or the folder of a demo.
+
+    Args:
+        where: The file or folder.
+        device: Where it shall compute.
+        kind: What is wanted: a tokenizer of slices, of label masks, or one for generation alone.
+
+    Raises:
+        CheckpointError: Nothing trained there yet, a damaged file, or a file of another kind.
+    """
+    path = find_model(Path(where))
+    tensors, info = _load(path, kind, ModelInfo)
+    tokenizer = Tokenizer(info.recipe.tokenizer)
+    _fill(tokenizer, tensors, path)
+    return LoadedTokenizer(tokenizer.eval().to(device), info, path)
+
+
+def read_info(where: str | Path) -> ModelInfo | PriorInfo:
+    """Return what a model file of any kind says of itself, once its weights are verified.
+
+    Raises:
+        CheckpointError: Nothing trained there yet, a damaged file, or a file of another program.
+    """
+    path = find_model(Path(where))
+    kind = kind_of(path)
+    if kind == "prior":
+        return _load(path, kind, PriorInfo)[1]
+    return _load(path, kind if kind and kind in get_args(Kind) else "tokenizer", ModelInfo)[1]
+
+
+def save_prior(path: Path, prior: Prior, book: Book, info: PriorInfo) -> None:
+    """Write a prior with its tokenizers; the hash of the weights in `info` is filled in here."""
+    parts: dict[str, nn.Module] = {"prior": prior, "images": book.images}
+    if book.masks is not None:
+        parts["masks"] = book.masks
+    tensors = {
+        f"{part}.{name}": tensor
+        for part, module in parts.items()
+        for name, tensor in module.state_dict().items()
+    }
+    info = info.model_copy(update={"weights_sha256": hash_tensors(tensors)})
+    write_tensors(path, tensors, info.model_dump(mode="json"))
+
+
+def load_prior(where: str | Path, device: str | torch.device = "cpu") -> LoadedPrior:
+    """Read a prior from its file, its folder, or the folder of the run or demo that holds it.
+
+    Raises:
+        CheckpointError: Nothing trained there yet, a damaged file, or a file of another kind.
+    """
+    path = find_prior(Path(where))
+    tensors, info = _load(path, "prior", PriorInfo)
+    parts: dict[str, dict[str, Tensor]] = {"prior": {}, "images": {}, "masks": {}}
+    for name, tensor in tensors.items():
+        part, _, rest = name.partition(".")
+        parts.get(part, {})[rest] = tensor
+    images = Tokenizer(info.recipe.tokenizer)
+    _fill(images, parts["images"], path)
+    masks = None
+    if info.masks is not None:
+        masks = Tokenizer(info.masks.tokenizer)
+        _fill(masks, parts["masks"], path)
+        masks = masks.eval().to(device)
+    book = Book(images.eval().to(device), masks)
+    prior = Prior(info.recipe.prior, book.codebooks, len(info.classes))
+    _fill(prior, parts["prior"], path)
+    return LoadedPrior(prior.eval().to(device), book, info, path)
+
+
+def _load(path: Path, kind: str, record: type[Info]) -> tuple[dict[str, Tensor], Info]:
+    """Read a file of a kind, its weights verified."""
+    tensors, raw = read_tensors(path)
+    version = raw.get("schema_version", SCHEMA_VERSION)
+    if version != SCHEMA_VERSION:
+        raise CheckpointError(
+            f"{path}: written in format {version} by Slicebook {_writer(raw)}, this is Slicebook "
+            f"{__version__}, which reads format {SCHEMA_VERSION}; use the version that wrote it, or train "
+            "it again"
+        )
+    if raw.get("kind") != kind:
+        found = raw.get("kind", "file of another program")
+        # In the folder of a tokenizer's run, its own file is what is found until there is a prior.
+        early = (found, kind) == ("tokenizer", "prior")
+        first = f"; train one first: slicebook train prior {path.parent}" if early else ""
+        raise CheckpointError(f"{path}: holds a {found}, wanted a {kind}{first}")
+    try:
+        info = record.model_validate(raw)
+    except ValidationError as error:
+        raise CheckpointError(
+            f"{path}: its settings cannot be read ({_first_fault(error)}); it was written by Slicebook "
+            f"{_writer(raw)}, this is {__version__}: use the version that wrote it, or train it again"
+        ) from error
+    if hash_tensors(tensors) != info.weights_sha256:
+        raise CheckpointError(
+            f"{path}: the weights do not match their hash, so the file is damaged; copy it again"
+        )
+    return tensors, info
+
+
+def _writer(raw: Mapping[str, Any]) -> str:
+    """Return the version of Slicebook that a file says wrote it."""
+    provenance = raw.get("provenance")
+    versions = provenance.get("versions") if isinstance(provenance, dict) else None
+    return str(versions.get("slicebook", "unknown")) if isinstance(versions, dict) else "unknown"
+
+
+def _first_fault(error: ValidationError) -> str:
+    first = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+
+
+def _fill(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+    try:
+        module.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise CheckpointError(f"{path}: its weights do not fit its settings; train it again") from error
+
+
+def find_model(where: Path) -> Path:
+    """Return the model file that a path stands for.
+
+    Raises:
+        CheckpointError: There is none; the message says what to run first.
+    """
+    if where.is_file():
+        return where
+    for candidate in (where / MODEL_NAME, where / "run" / MODEL_NAME):
+        if candidate.is_file():
+            return candidate
+    state = "holds no trained model yet" if where.is_dir() else "does not exist"
+    raise CheckpointError(
+        f"{where}: {state}; train one first: slicebook train tokenizer DATA --recipe compact --out {where}"
+        " (or slicebook demo)"
+    )
+
+
+def find_prior(where: Path) -> Path:
+    """Return the prior's file that a path stands for.
+
+    Raises:
+        CheckpointError: There is none; the message says what to run first.
+    """
+    found = _prior_in(where)
+    if found is not None:
+        return found
+    find_model(where)  # without a tokenizer, that comes first
+    raise CheckpointError(
+        f"{where}: holds no prior yet; train one first: slicebook train prior {where} (or slicebook demo)"
+    )
+
+
+def has_prior(where: Path) -> bool:
+    """Return whether a folder of a run or demo holds a prior beside its tokenizer."""
+    found = _prior_in(where)
+    return found is not None and found != find_model(where)
+
+
+def is_prior(where: Path) -> bool:
+    """Return whether a path stands for a prior alone: its own file or folder, not a run that holds one."""
+    return kind_of(find_model(where)) == "prior"
+
+
+def _prior_in(where: Path) -> Path | None:
+    if where.is_file():
+        return where
+    candidates = (where / folder / MODEL_NAME for folder in ("prior", "run/prior", "."))
+    return next((path for path in candidates if path.is_file()), None)

@@ -1,0 +1,44 @@
+"""Label masks as a network takes and gives them: one-hot in, logits out, and what training minimises.
+
+A mask is uint8, a label value a pixel. Its values are `TokenizerConfig.label_values`, a channel each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor
+from torch.nn import functional
+
+from slicebook.errors import DataError
+
+
+def one_hot(labels: UInt8[Tensor, "b h w"], values: Sequence[int]) -> Float[Tensor, "b c h w"]:
+    """Return masks as one channel of 0 and 1 a label value.
+
+    Raises:
+        DataError: A mask holds a value that is none of `values`.
+    """
+    return functional.one_hot(_places(labels, values), len(values)).permute(0, 3, 1, 2).float()
+
+
+def labels_from(logits: Float[Tensor, "b c h w"], values: Sequence[int]) -> UInt8[Tensor, "b h w"]:
+    """Return the most likely label of each pixel."""
+    table = torch.tensor(values, dtype=torch.uint8, device=logits.device)
+    return table[logits.argmax(1)]
+
+
+def _places(labels: UInt8[Tensor, "b h w"], values: Sequence[int]) -> Int64[Tensor, "b h w"]:
+    """Return where in `values` each pixel's label stands."""
+    table = torch.full((256,), -1, device=labels.device)
+    table[torch.tensor(values, device=labels.device)] = torch.arange(len(values), device=labels.device)
+    found = table[labels.long()]
+    if (found < 0).any():
+        unknown = sorted(set(labels[found < 0].tolist()))
+        raise DataError(
+            f"label {', '.join(map(str, unknown))} in a mask; known are {', '.join(map(str, values))}: "
+            "use masks with the labels of the training, or train anew"
+        )
+    return found

@@ -1,0 +1,112 @@
+"""A book: the tokenizer of the slices and, where there are masks, that of the masks, as one row of tokens.
+
+The prior knows nothing else of a slice than this row: mask tokens first, then the slice's, each coarse to
+fine.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor
+
+from slicebook.models.masks import labels_from, one_hot
+from slicebook.models.sequence import Layout, Stage, lay_out
+from slicebook.models.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Page:
+    """What a row of tokens stands for.
+
+    Attributes:
+        images: In [-1, 1].
+        masks: Label values; None where the book has none, or where tokens of a mask are unknown.
+    """
+
+    images: Float[Tensor, "b 1 h w"]
+    masks: UInt8[Tensor, "b h w"] | None
+
+
+@dataclass(frozen=True)
+class Book:
+    """Tokenizers in evaluation mode, on one device.
+
+    Attributes:
+        images: Of the slices.
+        masks: Of their masks, if any.
+    """
+
+    images: Tokenizer
+    masks: Tokenizer | None = None
+
+    @property
+    def codebooks(self) -> list[Float[Tensor, "_ _"]]:
+        """The codes of each stage, in the order of the row."""
+        return [
+            tokenizer.codebook(level).codes.detach()
+            for _, tokenizer in self._parts()
+            for level in reversed(range(tokenizer.levels))
+        ]
+
+    def layout(self, size: tuple[int, int]) -> Layout:
+        """Where the tokens of a slice of `size` pixels lie in the row."""
+        stages: list[Stage] = []
+        for kind, tokenizer in self._parts():
+            config, grids = tokenizer.config, tokenizer.grids(size)
+            for level in reversed(range(tokenizer.levels)):
+                stride = math.prod(config.scaling_rates[: level + 1])
+                stages.append(Stage(kind, level, *grids[level], stride, config.codebook_sizes[level]))
+        return lay_out(tuple(stages))
+
+    def encode(
+        self, images: Float[Tensor, "b 1 h w"], masks: UInt8[Tensor, "b h w"] | None = None
+    ) -> Int64[Tensor, "b n"]:
+        """Return rows of tokens; without masks their tokens are unknown."""
+        grids = self.images.encode(images)[::-1]
+        if self.masks is not None and masks is not None:
+            grids = self.masks.encode(one_hot(masks, self.masks.config.label_values))[::-1] + grids
+        elif self.masks is not None:
+            layout = self.layout((images.shape[-2], images.shape[-1]))
+            unknown = [
+                torch.full((len(images), len(stage)), stage.size, device=images.device)
+                for stage in layout.stages
+                if stage.kind == "mask"
+            ]
+            grids = (*unknown, *grids)
+        return torch.cat([grid.flatten(1) for grid in grids], 1)
+
+    def decode(
+        self, tokens: Int64[Tensor, "b n"], size: tuple[int, int], *, levels: int | None = None
+    ) -> Page:
+        """Draw slices and masks of `size` pixels; of the slices only so many coarsest levels, if said."""
+        grids = self.grids(tokens, size)
+        images = self.images.decode(grids["image"], size, levels=levels).clamp(-1, 1)
+        masks = None
+        if self.masks is not None:
+            sizes = self.masks.config.codebook_sizes
+            if all((grid < count).all() for grid, count in zip(grids["mask"], sizes, strict=True)):
+                logits = self.masks.decode(grids["mask"], size)
+                masks = labels_from(logits, self.masks.config.label_values)
+        return Page(images, masks)
+
+    def grids(
+        self, tokens: Int64[Tensor, "b n"], size: tuple[int, int]
+    ) -> dict[Literal["mask", "image"], list[Int64[Tensor, "b _ _"]]]:
+        """Return the token grids of rows, as their tokenizers take them: finest first."""
+        layout = self.layout(size)
+        grids: dict[Literal["mask", "image"], list[Tensor]] = {"mask": [], "image": []}
+        for index, stage in enumerate(layout.stages):
+            grid = tokens[:, layout.part(index)].reshape(-1, stage.rows, stage.columns)
+            grids[stage.kind].insert(0, grid)
+        return grids
+
+    def _parts(self) -> list[tuple[Literal["mask", "image"], Tokenizer]]:
+        parts: list[tuple[Literal["mask", "image"], Tokenizer]] = [("image", self.images)]
+        if self.masks is not None:
+            parts.insert(0, ("mask", self.masks))
+        return parts

@@ -1,0 +1,232 @@
+"""The transformer of the prior: positions, attention, key-value cache, blocks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Complex, Float, Int64
+from torch import Tensor, nn
+from torch.nn import functional
+
+from slicebook.config import PriorConfig, TrunkConfig
+from slicebook.models.sequence import ABOVE, AROUND
+
+HEAD_DIM = 64
+
+
+FEW = 1024  # steps up to which all pairs of them are held at once
+
+
+WAVES = 6  # octaves in which a place in the slice, or a slice in its volume, is told
+
+
+NEAREST_WAVE, FARTHEST_WAVE = 4.0, 512.0  # pixels a radian of the rotary positions
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What is known of each slice; NaN and -1 stand for unknown.
+
+    Attributes:
+        position: In the volume, 0 for the first slice and 1 for the last.
+        group: Index of its class.
+    """
+
+    position: Float[Tensor, " b"]
+    group: Int64[Tensor, " b"]
+
+    def __getitem__(self, rows: Int64[Tensor, " _"]) -> Conditions:
+        return Conditions(self.position[rows], self.group[rows])
+
+    def to(self, device: torch.device) -> Conditions:
+        """Move to a device."""
+        return Conditions(self.position.to(device), self.group.to(device))
+
+    @classmethod
+    def unknown(cls, count: int) -> Conditions:
+        """Nothing is known of any slice."""
+        return cls(torch.full((count,), math.nan), torch.full((count,), -1))
+
+
+def _waves(values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape waves"]:
+    """Sines and cosines of numbers in [0, 1], from half a turn up by octaves."""
+    angles = values[..., None] * math.pi * 2.0 ** torch.arange(WAVES, device=values.device)
+    return torch.cat([angles.sin(), angles.cos()], -1)
+
+
+def _rotation(centres: Float[Tensor, "b n 2"]) -> Complex[Tensor, "b 1 n half"]:
+    """Rotary angles of places as unit complex numbers: half of a head for rows, half for columns."""
+    count = HEAD_DIM // 4
+    octaves = torch.linspace(math.log(NEAREST_WAVE), math.log(FARTHEST_WAVE), count, device=centres.device)
+    angles = (centres[..., None] / octaves.exp()).flatten(-2)[:, None]
+    return torch.polar(torch.ones_like(angles), angles)
+
+
+def _rotate(x: Float[Tensor, "b heads n dim"], by: Complex[Tensor, "b 1 n half"]) -> Tensor:
+    """Rotate pairs of channels (Su et al. 2021, eq. 34, https://arxiv.org/abs/2104.09864)."""
+    pairs = torch.view_as_complex(x.float().reshape(*x.shape[:-1], -1, 2))
+    return torch.view_as_real(pairs * by).flatten(-2).to(x)
+
+
+def _attention(queries: Tensor, keys: Tensor, values: Tensor, *, causal: bool) -> Tensor:
+    """Attend to all keys, or if causal to those up to a query's own.
+
+    On a CPU in half precision the fused kernel's backward pass takes twice the time of two plain products.
+    """
+    steps = queries.shape[2]
+    plain = causal and steps <= FEW and queries.device.type == "cpu" and queries.dtype != torch.float32
+    if not plain:
+        return functional.scaled_dot_product_attention(queries, keys, values, is_causal=causal)
+    later = torch.full((steps, steps), -math.inf, dtype=queries.dtype).triu(1)
+    weights: Tensor = ((queries * HEAD_DIM**-0.5) @ keys.transpose(-1, -2) + later).softmax(-1)
+    return weights @ values
+
+
+class Cache:
+    """Keys and values of the steps so far, for one block."""
+
+    def __init__(self, count: int, width: int, steps: int, *, like: Tensor) -> None:
+        self.keys = like.new_zeros(count, width // HEAD_DIM, steps, HEAD_DIM)
+        self.values = torch.zeros_like(self.keys)
+        self.filled = 0
+
+    def add(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Append, and return all."""
+        end = self.filled + keys.shape[2]
+        self.keys[:, :, self.filled : end] = keys
+        self.values[:, :, self.filled : end] = values
+        self.filled = end
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+
+class _Block(nn.Module):
+    """Pre-norm transformer block; a step attends to itself and to those before it."""
+
+    def __init__(self, width: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = width // HEAD_DIM
+        self.before_attention = nn.LayerNorm(width)
+        self.mix = nn.Linear(width, 3 * width)
+        self.merge = nn.Linear(width, width)
+        self.think = nn.Sequential(
+            nn.LayerNorm(width),
+            nn.Linear(width, 4 * width),
+            nn.GELU(),
+            nn.Linear(4 * width, width),
+            nn.Dropout(dropout),
+        )
+
+    def forward(self, x: Tensor, asked: Tensor, told: Tensor, cache: Cache | None) -> Tensor:
+        mixed = self.mix(self.before_attention(x)).view(*x.shape[:2], 3, self.heads, HEAD_DIM)
+        queries, keys, values = mixed.permute(2, 0, 3, 1, 4)
+        queries, keys = _rotate(queries, asked), _rotate(keys, told)
+        causal = x.shape[1] > 1
+        if cache is not None:
+            assert cache.filled == 0 or not causal
+            keys, values = cache.add(keys, values)
+        # No dropout in here: it would take the fused attention away.
+        found = _attention(queries, keys, values, causal=causal)
+        x = x + self.merge(found.transpose(1, 2).flatten(2))
+        thought: Tensor = self.think(x)
+        return x + thought
+
+
+class Trunk(nn.Module):
+    """Some consecutive stages, drawn by one transformer that reads all earlier ones.
+
+    Its sequence is the content of the stages before its own, then a step for each of its own tokens. A step
+    holds the content drawn last, and the place it is asked about.
+    """
+
+    def __init__(
+        self,
+        prior: PriorConfig,
+        config: TrunkConfig,
+        first: int,
+        codebooks: Sequence[Float[Tensor, "_ _"]],
+        groups: int,
+    ) -> None:
+        super().__init__()
+        width, dim = config.width, prior.embedding
+        self.first = first
+        self.width = width
+        self.own = range(first, len(codebooks))
+        self.tokens = nn.ModuleList(_embedding(codes, dim) for codes in codebooks)
+        self.contents = nn.ModuleList(nn.Linear(dim, width) for _ in codebooks)
+        around, above = (2 * AROUND + 1) ** 2 - 1, (2 * ABOVE + 1) ** 2
+        self.windows = nn.ModuleList(nn.Linear(dim * (around + above * stage), width) for stage in self.own)
+        self.stage = nn.Embedding(len(codebooks) + 1, width)  # the last one: nothing drawn yet
+        self.places = nn.Linear(4 * WAVES, 2 * width)  # one half for the content, one for the question
+        self.blocks = nn.ModuleList(_Block(width, prior.dropout) for _ in range(config.layers))
+        self.norm = nn.LayerNorm(width)
+        self.heads = nn.ModuleList(nn.Linear(width, len(codebooks[stage])) for stage in self.own)
+        self.position = nn.Linear(2 * WAVES, width)
+        self.unknown_position = nn.Parameter(torch.zeros(width))
+        self.group = nn.Embedding(groups + 1, width)
+        self.dropout = nn.Dropout(prior.dropout)
+        for name, parameter in self.named_parameters():
+            if name.endswith(("merge.weight", "think.3.weight")):
+                nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * config.layers))
+            elif name.startswith("heads."):
+                nn.init.zeros_(parameter)  # every code is equally likely at first
+
+    def known(self, conditions: Conditions) -> Float[Tensor, "b width"]:
+        """What is known of each slice."""
+        missing = conditions.position.isnan()
+        position = self.position(_waves(conditions.position.nan_to_num()))
+        position = torch.where(missing[:, None], self.unknown_position.to(position), position)
+        group: Tensor = self.group(conditions.group + 1)
+        return position + group
+
+    def content(self, stage: int, tokens: Int64[Tensor, "b n"], places: Float[Tensor, "b n 2"]) -> Tensor:
+        """What drawn tokens say, and where they stand."""
+        where = self.places(_waves(places).flatten(-2)).chunk(2, -1)[0]
+        said: Tensor = self.contents[stage](self.tokens[stage](tokens)) + where + self.stage.weight[stage]
+        return said
+
+    def question(
+        self, stage: int, windows: Sequence[Int64[Tensor, "b n _"]], places: Float[Tensor, "b n 2"]
+    ) -> Tensor:
+        """What is asked: a place, with the tokens drawn around it (first), then those above it, by stage."""
+        around, *above = windows
+        seen = [self.tokens[stage](around)] + [
+            self.tokens[coarser](window) for coarser, window in enumerate(above)
+        ]
+        where = self.places(_waves(places).flatten(-2)).chunk(2, -1)[1]
+        local = self.windows[stage - self.first](torch.cat([part.flatten(2) for part in seen], -1))
+        asked: Tensor = local + where + self.stage.weight[stage]
+        return asked
+
+    def attend(
+        self,
+        x: Float[Tensor, "b n width"],
+        asked: Float[Tensor, "b n 2"],
+        told: Float[Tensor, "b n 2"],
+        caches: Sequence[Cache] | None = None,
+    ) -> Float[Tensor, "b n width"]:
+        """Run the blocks over steps, given the centres (in pixels) of what each asks and of what it holds."""
+        x, asked, told = self.dropout(x), _rotation(asked), _rotation(told)
+        for index, block in enumerate(self.blocks):
+            x = block(x, asked, told, caches[index] if caches else None)
+        normed: Tensor = self.norm(x)
+        return normed
+
+    def logits(self, stage: int, x: Float[Tensor, "b n width"]) -> Float[Tensor, "b n k"]:
+        """Unnormalised log-probability of each code."""
+        found: Tensor = self.heads[stage - self.first](x)
+        return found
+
+
+def _embedding(codes: Float[Tensor, "k d"], dim: int) -> nn.Embedding:
+    """A learned vector a code, begun at the code itself: like codes are alike. The last says 'unknown'."""
+    table = nn.Embedding(len(codes) + 1, dim)
+    scaled = (codes - codes.mean(0)) / codes.std().clamp(min=1e-6)
+    with torch.no_grad():
+        table.weight.normal_(std=0.1)
+        shared = min(dim, scaled.shape[1])
+        table.weight[:-1, :shared] += scaled[:, :shared]
+        table.weight[-1] = 0
+    return table

@@ -1,0 +1,1 @@
+"""A procedural male pelvis with label masks, written as NIfTI data sets."""

@@ -1,0 +1,167 @@
+"""What the loop trains when it trains a prior: the likelihood of token rows, in random orders."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int64
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from slicebook.config import PriorTrainingConfig
+from slicebook.models.prior import Prior
+from slicebook.models.sequence import Layout, draw_orders
+from slicebook.models.transformer import Conditions
+from slicebook.training.token_dataset import TokenBatch
+from slicebook.training.trainer import Progress, draw_for, update_average
+
+
+class _Pair(nn.Module):
+    """A prior that learns, and the running average of its weights that is judged and kept."""
+
+    def __init__(self, prior: Prior) -> None:
+        super().__init__()
+        self.learner = prior
+        self.average = copy.deepcopy(prior).requires_grad_(False)
+
+    def forward(self, ask: Callable[[nn.Module], Tensor], averaged: bool) -> Tensor:
+        """Ask one of the two; as a function, since Fabric would make positions among arguments bf16."""
+        return ask(self.average if averaged else self.learner)
+
+
+class PriorObjective:
+    """A prior's training step: draw an order, mishear a few tokens, ask for each in turn.
+
+    Args:
+        prior: Untrained.
+        config: Of the training.
+        fabric: The device.
+        keep: Writes the model to share, given its path, weights, progress and scores.
+    """
+
+    best: str | None = "likelihood"
+
+    def __init__(
+        self,
+        prior: Prior,
+        config: PriorTrainingConfig,
+        fabric: Fabric,
+        keep: Callable[[Path, Prior, Progress, Mapping[str, float]], None],
+    ) -> None:
+        self.pair = _Pair(prior)
+        self.module: nn.Module = self.pair  # the loop puts its wrapped form here
+        self.config = config
+        self.fabric = fabric
+        self.keep = keep
+
+    def groups(self) -> list[dict[str, Any]]:
+        """Return the learner's parameters."""
+        return [{"params": list(self.pair.learner.parameters()), "lr_scale": 1.0}]
+
+    def start(self, batches: Iterable[TokenBatch]) -> None:
+        """Nothing to prepare."""
+
+    def step(self, batch: TokenBatch, step: int, fraction: float) -> dict[str, Tensor]:
+        """Return the loss, and the nats a token of each stage."""
+        update_average(self.pair.average, self.pair.learner, self.config.ema, step)
+        draw = draw_for(self.config.seed, step, self.fabric.global_rank)
+        device = batch.tokens.device
+        orders = draw_orders(batch.layout, len(batch), draw).to(device)
+        tokens = withhold_masks(batch.layout, batch.tokens, self.config.mask_dropout, draw)
+        heard = mishear(batch.layout, tokens, self.config.corruption, draw)
+        conditions = withhold(batch.conditions, self.config.condition_dropout, draw)
+
+        def ask(prior: nn.Module) -> Tensor:
+            found: Tensor = prior(batch.layout, tokens, orders, conditions, heard)
+            return found
+
+        losses = self.module(ask, averaged=False)
+        # Each trunk has its own mean: the finest stage, with nearly all the tokens, would drown the others.
+        first = batch.layout.starts[-2]
+        coarse = losses[:, :first].mean() if first else losses.new_zeros(())
+        return {"loss": coarse + losses[:, first:].mean(), **_by_stage(batch.layout, losses.detach())}
+
+    def validate(self, batch: TokenBatch) -> dict[str, Tensor]:
+        """Return the averaged weights' log-likelihood (nats a token), bits a pixel, and nats by stage."""
+        draw = torch.Generator().manual_seed(self.config.seed + int(batch.indices[0]))
+        orders = draw_orders(batch.layout, len(batch), draw).to(batch.tokens.device)
+
+        def ask(prior: nn.Module) -> Tensor:
+            found: Tensor = prior(batch.layout, batch.tokens, orders, batch.conditions)
+            return found
+
+        losses = self.module(ask, averaged=True)
+        images = losses[:, _images_from(batch.layout) :]
+        finest = batch.layout.stages[-1]
+        pixels = len(finest) * finest.stride**2
+        return {
+            "likelihood": -losses.mean(),
+            "bits_per_pixel": images.sum(1).mean() / math.log(2) / pixels,
+            **_by_stage(batch.layout, losses),
+        }
+
+    def usage(self) -> dict[str, float]:
+        """Nothing to tell."""
+        return {}
+
+    def report(self) -> dict[str, float]:
+        """Nothing to tell."""
+        return {}
+
+    def save(self, path: Path, progress: Progress, scores: Mapping[str, float]) -> None:
+        """Write the averaged weights, with the book."""
+        self.keep(path, self.pair.average, progress, scores)
+
+
+def mishear(
+    layout: Layout, tokens: Int64[Tensor, "b n"], share: float, generator: torch.Generator
+) -> Int64[Tensor, "b n"]:
+    """Replace tokens by others: of each slice a part that is uniform up to twice the share."""
+    part = 2 * share * torch.rand(len(tokens), 1, generator=generator)
+    wrong = torch.rand(tokens.shape, generator=generator) < part
+    sizes = torch.cat([torch.full((len(stage),), stage.size) for stage in layout.stages])
+    others = (torch.rand(tokens.shape, generator=generator) * sizes).long()
+    # What is unknown stays so.
+    wrong = wrong.to(tokens.device) & (tokens < sizes.to(tokens.device))
+    return torch.where(wrong, others.to(tokens.device), tokens)
+
+
+def withhold(conditions: Conditions, share: float, generator: torch.Generator) -> Conditions:
+    """Make the conditions of some slices unknown, all of a slice at once."""
+    hidden = (torch.rand(len(conditions.position), generator=generator) < share).to(conditions.group.device)
+    return Conditions(
+        conditions.position.masked_fill(hidden, math.nan), conditions.group.masked_fill(hidden, -1)
+    )
+
+
+def withhold_masks(
+    layout: Layout, tokens: Int64[Tensor, "b n"], share: float, generator: torch.Generator
+) -> Int64[Tensor, "b n"]:
+    """Make the mask tokens of some slices unknown, all of a slice at once."""
+    hidden = (torch.rand(len(tokens), 1, generator=generator) < share).to(tokens.device)
+    tokens = tokens.clone()
+    for index, stage in enumerate(layout.stages):
+        if stage.kind == "mask":
+            tokens[:, layout.part(index)].masked_fill_(hidden, stage.size)
+    return tokens
+
+
+def _by_stage(layout: Layout, losses: Float[Tensor, "b n"]) -> dict[str, Tensor]:
+    """Mean nats a token of each stage; unknown tokens, which cost exactly nothing, do not count."""
+    found = {}
+    for index, stage in enumerate(layout.stages):
+        part = losses[:, layout.part(index)]
+        found[f"nats_{stage.name}"] = part.sum() / (part != 0).sum().clamp(min=1)
+    return found
+
+
+def _images_from(layout: Layout) -> int:
+    """First token of the slice itself, after those of its mask."""
+    return next(
+        start for stage, start in zip(layout.stages, layout.starts, strict=False) if stage.kind == "image"
+    )

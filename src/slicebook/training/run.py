@@ -1,0 +1,191 @@
+"""The folder that one training writes: what it may go on from, its settings, its curves."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from slicebook.config import Recipe, TrainingConfig, validate
+from slicebook.data.augment import augment, augment_labels, draw_augmentation
+from slicebook.data.dataset import SliceSet
+from slicebook.data.loader import SliceBatches
+from slicebook.devices import is_first_process
+from slicebook.errors import ConfigError
+from slicebook.io.atomic import write_csv, write_text
+from slicebook.io.tensors import STATE_NAME, State, load_state
+from slicebook.models.masks import one_hot
+from slicebook.models.tokenizer import Tokenizer
+from slicebook.training.progress import Display
+from slicebook.visualization import figures
+
+# What a training leaves that was killed before its first validation, files in the making included.
+BEGUN = re.compile(
+    r"\.lock|config\.yaml|masks|(tokens|samples)\.safetensors|batch\.png|events\.out\..*"
+    r"|\.(config|batch|model|state|metrics|curves|tokens|samples)\..*"
+)
+TOKENS_PER_CODE = 20
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+
+@contextlib.contextmanager
+def hold_run(run: Path) -> Iterator[None]:
+    """Keep a run folder to this process, and those that train with it, until the block ends.
+
+    The operating system drops the lock when its process dies, however it dies: nothing needs to be removed
+    by hand. Rank 0 holds it for all. Where the file system has no locks, or may not be written to, there is
+    none.
+
+    Raises:
+        ConfigError: Another training holds the folder.
+    """
+    if fcntl is None or not is_first_process() or (run.exists() and not run.is_dir()):
+        yield
+        return
+    path, made = run / ".lock", not run.exists()
+    handle = _lock(path)
+    try:
+        yield
+    finally:
+        if handle is not None:
+            path.unlink(missing_ok=True)
+            fcntl.flock(handle, fcntl.LOCK_UN)  # a loading process may hold a copy of the handle
+            os.close(handle)
+            with contextlib.suppress(OSError):
+                if made:
+                    run.rmdir()  # refuses unless nothing was written
+
+
+def _lock(path: Path) -> int | None:
+    """Return the handle of a locked file, or None where there are no locks."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                holder = os.read(handle, 200).decode(errors="replace").strip() or "not named yet"
+                os.close(handle)
+                raise ConfigError(
+                    f"{path.parent}: another training writes here ({holder}); wait until it has ended, stop "
+                    "it, or use another --out"
+                ) from None
+            if path.exists() and os.path.samestat(os.fstat(handle), path.stat()):
+                break
+            os.close(handle)  # its last holder removed it in between
+        os.ftruncate(handle, 0)
+        os.write(handle, f"process {os.getpid()} on {socket.gethostname()}".encode())
+    except ConfigError:
+        raise
+    except OSError:
+        return None
+    return handle
+
+
+def open_run(run: Path, identity: Mapping[str, Any]) -> State | None:
+    """Return the state to go on from, or None for a new run.
+
+    Args:
+        run: Folder of the training.
+        identity: What a training must share with the one that went before: `recipe` (its settings) and
+            `split_hash`; of what is trained over other models, `book` (hashes of them, those known so far).
+
+    Raises:
+        ConfigError: The folder is something else, or a training with other settings or data.
+        CheckpointError: Its state is damaged.
+    """
+    if (run / STATE_NAME).exists():
+        state = load_state(run / STATE_NAME)
+        if state.progress["split_hash"] != identity["split_hash"]:
+            raise ConfigError(f"{run}: was trained on other data or another split; use another --out")
+        known = identity.get("book", [])
+        if state.progress.get("book", [])[: len(known)] != known:
+            raise ConfigError(
+                f"{run}: was trained on the tokens of another tokenizer, or of another prior; use another "
+                "--out, or remove it"
+            )
+        # Read anew, so that settings which that version did not know have their defaults.
+        before = validate(Recipe, state.progress["recipe"], str(run)).model_dump(mode="json")
+        different = _differences({key: before[key] for key in identity["recipe"]}, identity["recipe"])
+        if different:
+            raise ConfigError(
+                f"{run}: was begun with other settings ({'; '.join(different)}); use another --out, or "
+                "remove it"
+            )
+        return state
+    if run.exists() and (not run.is_dir() or any(not BEGUN.fullmatch(item.name) for item in run.iterdir())):
+        raise ConfigError(f"{run}: exists and is no training to go on with; use another --out, or remove it")
+    return None
+
+
+def _differences(before: Any, now: Any, key: str = "") -> list[str]:
+    if key in ("name", "description", "labels"):  # the settings of masks change no training but their own
+        return []
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = sorted({*before, *now})
+        return [
+            text
+            for name in keys
+            for text in _differences(before.get(name), now.get(name), f"{key}.{name}".lstrip("."))
+        ]
+    return [] if before == now else [f"{key}: {before} then, {now} now"]
+
+
+def begin_run(run: Path, recipe: Recipe, train: SliceSet, display: Display) -> None:
+    """Write the settings and a picture of a training batch; say where a codebook is large for the data."""
+    write_text(run / "config.yaml", recipe.to_yaml())
+    config, tokenizer = recipe.training, Tokenizer(recipe.tokenizer)
+    record = train.records[0]
+    figures.batch(
+        _first_batch(train, config, recipe.tokenizer.label_values),
+        run / "batch.png",
+        aspect=record.row_mm / record.column_mm,
+    )
+    tokens = [0] * tokenizer.levels
+    for record in train.records:
+        for level, (rows, columns) in enumerate(tokenizer.grids((record.rows, record.columns))):
+            tokens[level] += rows * columns
+    for level, (count, size) in enumerate(zip(tokens, recipe.tokenizer.codebook_sizes, strict=True)):
+        if count < TOKENS_PER_CODE * size:
+            display.say(
+                f"level {level}: {size:,} codes for {count:,} training tokens, fewer "
+                f"than {TOKENS_PER_CODE} a code; a smaller tokenizer.codebook_sizes[{level}] would suit"
+            )
+
+
+def _first_batch(
+    train: SliceSet, config: TrainingConfig, label_values: Sequence[int]
+) -> Float[Tensor, "b 1 h w"]:
+    """Return a training batch after augmentation, in [-1, 1]; masks in grays, in the order of labels."""
+    what: Literal["images", "labels"] = "labels" if label_values else "images"
+    batches = SliceBatches(train, config.batch_size, shuffle=True, seed=config.seed, what=what)
+    first = next(iter(batches)).images
+    if config.augment:
+        change = augment_labels if label_values else augment
+        generator = torch.Generator().manual_seed(config.seed)
+        first = change(first, draw_augmentation(config.augment, len(first), generator))
+    if not label_values:
+        return first
+    grays = torch.linspace(-1, 1, len(label_values))[:, None, None]
+    return (one_hot(first[:, 0], label_values) * grays).sum(1, keepdim=True)
+
+
+def write_metrics(run: Path, history: list[dict[str, float]]) -> None:
+    """Write `metrics.csv`, a row a validation, and draw `curves.png` from it."""
+    columns = list(dict.fromkeys(name for row in history for name in row))
+    rows = [{name: f"{value:.6g}" for name, value in row.items()} for row in history]
+    write_csv(run / "metrics.csv", rows, columns)
+    figures.curves(run / "metrics.csv", run / "curves.png")

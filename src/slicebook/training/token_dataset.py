@@ -1,0 +1,235 @@
+"""Tokens of a split, encoded once: what a prior learns from."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int32, Int64, UInt8
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from slicebook.data.dataset import SliceSet
+from slicebook.data.loader import BatchOrder
+from slicebook.data.manifest import SliceRecord
+from slicebook.models.sequence import Layout
+from slicebook.models.sequence_book import Book
+from slicebook.models.transformer import Conditions
+
+BATCH = 32
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Rows of tokens of one size of slice.
+
+    Attributes:
+        layout: Of the rows.
+        tokens: One row a slice.
+        conditions: What is known of each slice.
+        indices: Where the slices stand in their set.
+    """
+
+    layout: Layout
+    tokens: Int64[Tensor, "b n"]
+    conditions: Conditions
+    indices: Int64[Tensor, " b"]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def to(self, device: torch.device) -> TokenBatch:
+        """Move what is computed with."""
+        return TokenBatch(self.layout, self.tokens.to(device), self.conditions.to(device), self.indices)
+
+
+@dataclass(frozen=True)
+class TokenSet:
+    """All slices of one size.
+
+    Attributes:
+        size: Rows and columns of a slice.
+        layout: Of the rows of tokens.
+        tokens: Of every form of every slice; form 0 is the slice as it is.
+        conditions: One a slice.
+        indices: Where each stands in its `SliceSet`.
+    """
+
+    size: tuple[int, int]
+    layout: Layout
+    tokens: Int32[Tensor, "slices forms n"]
+    conditions: Conditions
+    indices: Int64[Tensor, " slices"]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+@torch.no_grad()
+def encode_slices(
+    book: Book,
+    slices: SliceSet,
+    *,
+    views: int = 1,
+    shift: int = 0,
+    seed: int = 42,
+    device: torch.device | str = "cpu",
+    classes: Sequence[str] = (),
+    known: Sequence[Int32[Tensor, "_slices _forms _n"]] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[TokenSet]:
+    """Encode slices, and mirrored and moved forms of them, size by size.
+
+    Moving is by whole pixels, the edge repeated: no form is smoother than its slice. Every second form is
+    mirrored. The slice is changed, not its tokens, for a token grid moved by less than a token is another.
+
+    Args:
+        book: What encodes.
+        slices: What is encoded; masks with them where the book has masks.
+        views: Forms of each slice, the slice as it is among them.
+        shift: Pixels by which a form is moved, at most, along each axis.
+        seed: Of the moves.
+        device: Where the book is.
+        classes: Names of the classes that a condition may name, in the order of their numbers.
+        known: The tokens, one tensor a size, where they were made before.
+        progress: Called with slices done and all slices.
+    """
+    sizes: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for index, record in enumerate(slices.records):
+        sizes[record.rows, record.columns].append(index)
+    found: list[TokenSet] = []
+    done = 0
+    for number, (size, indices) in enumerate(sizes.items()):
+        layout = book.layout(size)
+        rows: list[Tensor] = []
+        for start in range(0, len(indices) if known is None else 0, BATCH):
+            part = indices[start : start + BATCH]
+            images = torch.stack([slices[index] for index in part])
+            masks, masked = _masks(book, slices, part)
+            forms = []
+            for view in range(views):
+                draw = np.random.default_rng([seed, part[0], view])
+                steps = draw.integers(-shift, shift + 1, (len(part), 2)) * (view > 0)
+                change = _Change(view % 2 == 1, steps, shift)
+                tokens = book.encode(
+                    change(images).to(device), None if masks is None else change(masks)[:, 0].to(device)
+                )
+                forms.append(_forget(tokens.cpu(), layout, masked))
+            rows.append(torch.stack(forms, 1).to(torch.int32))
+            done += len(part)
+            if progress:
+                progress(done, len(slices))
+        records = [slices.records[index] for index in indices]
+        tokens = torch.cat(rows) if known is None else known[number]
+        conditions = conditions_of(records, classes)
+        found.append(TokenSet(size, layout, tokens, conditions, torch.tensor(indices)))
+    return found
+
+
+def conditions_of(records: Sequence[SliceRecord], classes: Sequence[str]) -> Conditions:
+    """Return what is known of slices; a class is named by its place among `classes`."""
+    return Conditions(
+        torch.tensor([record.position for record in records], dtype=torch.float32),
+        torch.tensor([classes.index(r.group) if r.group in classes else -1 for r in records]),
+    )
+
+
+@dataclass(frozen=True)
+class _Change:
+    """A mirror, and a move of each slice by whole pixels, down and right."""
+
+    mirror: bool
+    steps: NDArray[np.int64]
+    margin: int
+
+    def __call__(self, images: Tensor) -> Tensor:
+        rows, columns = images.shape[-2:]
+        if self.mirror:
+            images = images.flip(-1)
+        if not self.steps.any():
+            return images
+        wide = functional.pad(images.float(), (self.margin,) * 4, mode="replicate").to(images.dtype)
+        return torch.stack(
+            [
+                one[..., self.margin - down :, self.margin - right :][..., :rows, :columns]
+                for one, (down, right) in zip(wide, self.steps.tolist(), strict=True)
+            ]
+        )
+
+
+def _masks(
+    book: Book, slices: SliceSet, part: list[int]
+) -> tuple[UInt8[Tensor, "b 1 h w"] | None, Bool[Tensor, " b"]]:
+    """Masks of some slices, blank where there are none, and which have one."""
+    masked = torch.tensor([slices.records[index].label_offset >= 0 for index in part])
+    if book.masks is None:
+        return None, masked
+    shape = (slices.records[part[0]].rows, slices.records[part[0]].columns)
+    blank = torch.full(shape, book.masks.config.label_values[0], dtype=torch.uint8)
+    found = [slices.labels(i) if there else blank for i, there in zip(part, masked.tolist(), strict=True)]
+    return torch.stack(found)[:, None], masked
+
+
+def _forget(tokens: Int64[Tensor, "b n"], layout: Layout, masked: Bool[Tensor, " b"]) -> Tensor:
+    """Make the mask tokens of slices without a mask unknown."""
+    for index, stage in enumerate(layout.stages):
+        if stage.kind == "mask":
+            tokens[~masked, layout.part(index)] = stage.size
+    return tokens
+
+
+class TokenBatches:
+    """Iterate over batches of one size each, in an order that depends on `(seed, epoch)` alone.
+
+    Args:
+        sets: What to read.
+        batch_size: Slices per batch, at most: those of one size are shared out evenly.
+        shuffle: Draw a new order, and a form of each slice, each epoch; else form 0, in the order of the set.
+        seed: Start of the draws.
+        rank: Of this process.
+        world_size: Processes that train together.
+    """
+
+    def __init__(
+        self,
+        sets: Sequence[TokenSet],
+        batch_size: int,
+        *,
+        shuffle: bool = False,
+        seed: int = 42,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.sets, self.shuffle, self.seed, self.epoch = sets, shuffle, seed, 0
+        self.ends = np.cumsum([len(one) for one in sets]).tolist()
+        groups = [list(range(end - len(one), end)) for end, one in zip(self.ends, sets, strict=True)]
+        self.order = BatchOrder(groups, batch_size, shuffle, seed, rank, world_size)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose draws the next iteration follows."""
+        self.epoch = self.order.epoch = epoch
+
+    @property
+    def repeated(self) -> int:
+        """Batches of an epoch that come twice, so that every process takes the same number of steps."""
+        return self.order.repeated
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __iter__(self) -> Iterator[TokenBatch]:
+        draw = np.random.default_rng([self.seed, self.epoch, 1])
+        forms = {id(one): draw.integers(0, one.tokens.shape[1], len(one)) for one in self.sets}
+        for chosen in self.order:
+            which = bisect_right(self.ends, chosen[0])
+            one = self.sets[which]
+            rows = torch.tensor(chosen) - (self.ends[which] - len(one))
+            form = torch.from_numpy(forms[id(one)])[rows] * int(self.shuffle)
+            yield TokenBatch(
+                one.layout, one.tokens[rows, form].long(), one.conditions[rows], one.indices[rows]
+            )

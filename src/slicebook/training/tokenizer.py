@@ -1,0 +1,350 @@
+"""One training loop on Lightning Fabric.
+
+The loop knows epochs, the clock, validation, checkpoints and the display; it asks an `Objective` for the loss
+of a batch and for scores. Repeating a training's command goes on from its last validation.
+"""
+
+from __future__ import annotations
+
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, UInt8
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from slicebook.config import AugmentConfig, LossConfig, Recipe
+from slicebook.data.augment import augment, augment_labels, draw_augmentation
+from slicebook.data.dataset import PreparedData
+from slicebook.data.loader import Batch, SliceBatches, explain_dead_worker
+from slicebook.devices import launch
+from slicebook.models.checkpoint import save_tokenizer
+from slicebook.models.losses import compare, loss
+from slicebook.models.masks import one_hot
+from slicebook.models.tokenizer import Tokenizer, draw_silence
+from slicebook.training.progress import Display
+from slicebook.training.run import begin_run, hold_run, open_run
+from slicebook.training.trainer import Fit, Progress, draw_for, provenance
+
+LOW_USAGE = 0.25
+
+
+DICE_WEIGHT = 0.2  # against nats a pixel: enough for the small organs, and the large ones keep their edges
+
+
+class _Judged(nn.Module):
+    """A tokenizer whose forward pass ends in its scores, so that autocast and DDP see one whole step."""
+
+    def __init__(self, tokenizer: Tokenizer, config: LossConfig) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+        self.config = config
+
+    def forward(self, images: Tensor, **how: Any) -> dict[str, Tensor]:
+        """Return loss, SSIM and commitment; the loss carries the gradient."""
+        found = self.tokenizer(images, **how)
+        parts = loss(found, images, self.config)
+        return {"loss": parts.total, "ssim": parts.ssim, "commitment": found.commitment.detach()}
+
+
+class _JudgedLabels(nn.Module):
+    """The same for masks, uint8."""
+
+    def __init__(self, tokenizer: Tokenizer, config: LossConfig) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+        self.config = config
+
+    def forward(self, masks: Tensor, **how: Any) -> dict[str, Tensor]:
+        """Return loss, cross-entropy (nats a pixel), Dice and commitment; the loss carries the gradient."""
+        values = self.tokenizer.config.label_values
+        found = self.tokenizer(one_hot(masks[:, 0], values), **how)
+        parts = compare(found.images, masks[:, 0], values)
+        with torch.autocast(masks.device.type, enabled=False):
+            fidelity = parts.cross_entropy + DICE_WEIGHT * (1 - parts.soft_dice)
+            total = fidelity + self.config.commitment * found.commitment.float()
+        return {
+            "loss": total,
+            "cross_entropy": parts.cross_entropy.detach(),
+            "dice": parts.dice,
+            "commitment": found.commitment.detach(),
+        }
+
+
+class _Reconstructing(ABC):
+    """A tokenizer's training step: augment, reconstruct, compare."""
+
+    best: str | None
+    judged: type[nn.Module]
+    """The tokenizer with its scores behind it."""
+
+    def __init__(self, tokenizer: Tokenizer, recipe: Recipe, data: PreparedData, fabric: Fabric) -> None:
+        self.tokenizer = tokenizer
+        self.module = self.judged(tokenizer, recipe.training.loss)  # the loop puts its wrapped form here
+        self.recipe = recipe
+        self.data = data
+        self.fabric = fabric
+
+    @abstractmethod
+    def entering(self, images: Tensor) -> Tensor:
+        """Return a batch as the tokenizer takes it."""
+
+    @abstractmethod
+    def augmented(self, images: Tensor, config: AugmentConfig, generator: torch.Generator) -> Tensor:
+        """Return a batch, changed at random."""
+
+    def groups(self) -> list[dict[str, Any]]:
+        """Return all parameters."""
+        return [{"params": list(self.module.parameters()), "lr_scale": 1.0}]
+
+    def start(self, batches: Iterable[Batch]) -> None:
+        """Start the codebooks by k-means, of as many slices of one shape as the recipe asks for."""
+        wanted = self.recipe.tokenizer.quantizer.kmeans_slices
+        if not wanted:
+            return
+        found: list[Tensor] = []
+        for batch in batches:
+            if not found or batch.images.shape[1:] == found[0].shape[1:]:
+                found.append(batch.images)
+            if sum(map(len, found)) >= wanted:
+                break
+        generator = torch.Generator().manual_seed(self.recipe.training.seed)
+        first = torch.cat(found)[:wanted].to(self.fabric.device)
+        self.tokenizer.start(self.entering(first), generator)
+
+    def step(self, batch: Batch, step: int, fraction: float) -> dict[str, Tensor]:
+        """Return the scores of augmented slices, the commitment among them."""
+        images = batch.images
+        if len(images) == 1 and self.recipe.tokenizer.architecture == "vqvae2":
+            images = images.repeat(
+                2, 1, 1, 1
+            )  # batch norm refuses a 1×1 grid of one slice: it has no variance
+        images = images.contiguous(memory_format=torch.channels_last)
+        config = self.recipe.training
+        draw = draw_for(config.seed, step, self.fabric.global_rank)
+        if config.augment:
+            images = self.augmented(images, config.augment, draw)
+        silent = None
+        if config.loss.level_dropout:
+            silent = draw_silence(self.tokenizer.levels, len(images), config.loss.level_dropout, draw).to(
+                images.device
+            )
+        every = self.recipe.tokenizer.quantizer.revive_every
+        # No revival at the end, so that the codes and their decoder come to rest.
+        revive = every > 0 and step % every == every - 1 and fraction < 0.9
+        scores: dict[str, Tensor] = self.module(images, revive=revive, silent=silent)
+        return scores
+
+    def validate(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the scores of unseen slices."""
+        scores: dict[str, Tensor] = self.module(batch.images)
+        return scores
+
+    def usage(self) -> dict[str, float]:
+        """Return usage and perplexity of each level's training tokens since the last report."""
+        found = {}
+        for level in range(self.tokenizer.levels):
+            usage = self.tokenizer.codebook(level).usage()
+            found[f"usage_{level}"], found[f"perplexity_{level}"] = usage.used, usage.perplexity
+        return found
+
+    def report(self) -> dict[str, float]:
+        """Return the usage, warn where it is low, and begin to count anew."""
+        found = self.usage()
+        for level in range(self.tokenizer.levels):
+            codebook, used = self.tokenizer.codebook(level), found[f"usage_{level}"]
+            codebook.forget_usage()
+            if used < LOW_USAGE:
+                warnings.warn(
+                    f"level {level} uses {used:.0%} of its {codebook.size} codes, too few for a prior to "
+                    f"learn from; make tokenizer.codebook_sizes[{level}] smaller or train longer",
+                    stacklevel=2,
+                )
+        return found
+
+    def save(self, path: Path, progress: Progress, scores: Mapping[str, float]) -> None:
+        """Write `model.safetensors`."""
+        train = self.data.split("train", labelled=bool(self.recipe.tokenizer.label_values))
+        made = provenance(self.data, train, self.fabric.device, progress, scores)
+        save_tokenizer(path, self.tokenizer, self.recipe, made)
+
+
+class TokenizerObjective(_Reconstructing):
+    """Of slices in [-1, 1], judged by SSIM."""
+
+    best: str | None = "ssim"
+    judged = _Judged
+
+    def entering(self, images: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b 1 h w"]:
+        """Return the slices."""
+        return images
+
+    def augmented(
+        self, images: Float[Tensor, "b 1 h w"], config: AugmentConfig, generator: torch.Generator
+    ) -> Float[Tensor, "b 1 h w"]:
+        """Return the slices, moved and changed in intensity."""
+        return augment(images, draw_augmentation(config, len(images), generator))
+
+
+class LabelObjective(_Reconstructing):
+    """Of label masks, judged by Dice."""
+
+    best: str | None = "dice"
+    judged = _JudgedLabels
+
+    def entering(self, images: UInt8[Tensor, "b 1 h w"]) -> Float[Tensor, "b c h w"]:
+        """Return the masks, one-hot."""
+        return one_hot(images[:, 0], self.tokenizer.config.label_values)
+
+    def augmented(
+        self, images: UInt8[Tensor, "b 1 h w"], config: AugmentConfig, generator: torch.Generator
+    ) -> UInt8[Tensor, "b 1 h w"]:
+        """Return the masks, moved."""
+        return augment_labels(images, draw_augmentation(config, len(images), generator))
+
+
+@dataclass(frozen=True)
+class TrainingSummary:
+    """How a training ended."""
+
+    run: Path
+    epochs: int
+    steps: int
+    seconds: float
+    best_epoch: int
+    scores: dict[str, float]
+    """The row of `metrics.csv` of the best epoch."""
+
+
+def train_tokenizer(
+    data: str | Path,
+    recipe: Recipe,
+    out: str | Path,
+    *,
+    device: str = "auto",
+    precision: str = "auto",
+    workers: int = 0,
+    progress: bool = True,
+) -> TrainingSummary:
+    """Train a tokenizer on a prepared folder, or go on with the training that `out` holds.
+
+    Args:
+        data: Folder that `slicebook prepare` wrote.
+        recipe: All settings.
+        out: Folder of the run.
+        device: `auto`, `cpu`, `cuda` or `mps`. Under `torchrun` or SLURM all processes train together.
+        precision: `auto` measures on a CPU, once per run, whether the model's steps are faster in float32 or
+            in `bf16-mixed`; on a GPU it is `bf16-mixed` where bf16 is native, else `32-true`.
+        workers: Processes that read slices ahead.
+        progress: Show the progress.
+
+    Raises:
+        DataError: The folder is not prepared, or a loading process died.
+        ConfigError: `out` holds a training with other settings or data, or the loss became NaN or infinite.
+    """
+    return _train(PreparedData.open(data), recipe, Path(out), device, precision, workers, progress)
+
+
+def train_labels(
+    data: str | Path,
+    recipe: Recipe,
+    out: str | Path,
+    *,
+    device: str = "auto",
+    precision: str = "auto",
+    workers: int = 0,
+    progress: bool = True,
+) -> TrainingSummary:
+    """Train the tokenizer of label masks that `recipe.labels` describes, or go on with it.
+
+    Learns from the slices with a mask. The model file holds the recipe as `Recipe.for_labels` makes it.
+
+    Args:
+        data: Folder that `slicebook prepare` wrote.
+        recipe: All settings; where it names no label values, those of the data are taken.
+        out: Folder of the run: not that of another training.
+        device: `auto`, `cpu`, `cuda` or `mps`, as in `train_tokenizer`.
+        precision: As in `train_tokenizer`.
+        workers: Processes that read masks ahead.
+        progress: Show the progress.
+
+    Raises:
+        DataError: The folder is not prepared or without masks, or a mask holds a label that the recipe lacks.
+        ConfigError: `out` holds a training with other settings or data, or the loss became NaN or infinite.
+    """
+    opened = PreparedData.open(data)
+    opened.split("train", labelled=True)  # without masks there are no label values to fill in
+    chosen = recipe.for_labels(opened.info.label_values)
+    return _train(opened, chosen, Path(out), device, precision, workers, progress)
+
+
+def _train(
+    opened: PreparedData,
+    recipe: Recipe,
+    run: Path,
+    device: str,
+    precision: str,
+    workers: int,
+    progress: bool,
+) -> TrainingSummary:
+    """Train a tokenizer of slices, or, where its settings have label values, of masks."""
+    for name in ("train", "validation"):
+        opened.split(name, labelled=bool(recipe.tokenizer.label_values))  # refuses before anything is written
+    with hold_run(run):
+        return _train_held(opened, recipe, run, device, precision, workers, progress)
+
+
+def _train_held(
+    opened: PreparedData,
+    recipe: Recipe,
+    run: Path,
+    device: str,
+    precision: str,
+    workers: int,
+    progress: bool,
+) -> TrainingSummary:
+    masks = bool(recipe.tokenizer.label_values)
+    what: Literal["images", "labels"] = "labels" if masks else "images"
+    train, validation = (opened.split(name, labelled=masks) for name in ("train", "validation"))
+    identity = {
+        "recipe": recipe.model_dump(mode="json", include={"tokenizer", "training"}),
+        "split_hash": opened.split_hash,
+    }
+    state = open_run(run, identity)
+    fabric = launch(device, precision)
+    config = recipe.training
+    fabric.seed_everything(config.seed, verbose=False)
+    tokenizer = Tokenizer(recipe.tokenizer)
+    batches = SliceBatches(
+        train,
+        config.batch_size,
+        shuffle=True,
+        seed=config.seed,
+        workers=workers,
+        rank=fabric.global_rank,
+        world_size=fabric.world_size,
+        what=what,
+    )
+    # Every process judges all validation slices: exact at any number of processes.
+    judged = SliceBatches(validation, config.batch_size, workers=workers, what=what)
+    display = Display(run, shown=progress and fabric.is_global_zero)
+    if state is None and fabric.is_global_zero:
+        begin_run(run, recipe, train, display)
+    objective = (LabelObjective if masks else TokenizerObjective)(tokenizer, recipe, opened, fabric)
+    # The data's place is for the prior, later; it may change in between.
+    fit = Fit(objective, config, run, identity | {"data": str(opened.folder.resolve())}, fabric)
+    with display, explain_dead_worker():
+        reached = fit(batches, judged, state, display)
+    fabric.barrier()  # without it, tearing down gloo now and then aborts
+    return summarise_run(run, reached)
+
+
+def summarise_run(run: Path, reached: Progress) -> TrainingSummary:
+    """Return how a training ended, with the scores of its best epoch."""
+    best = next(row for row in reached.history if row["epoch"] == reached.best_epoch)
+    return TrainingSummary(run, reached.epoch, reached.step, reached.seconds, reached.best_epoch, best)

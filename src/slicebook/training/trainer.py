@@ -1,0 +1,382 @@
+"""What a training loop trains: one module, the loss of a batch, and scores. Here, of a tokenizer.
+
+A prior is another objective of the same loop.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sized
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from slicebook.config import LoopConfig
+from slicebook.data.dataset import PreparedData, SliceSet
+from slicebook.devices import PRECISIONS, Launched, fastest_precision
+from slicebook.environment import Provenance, commit, versions
+from slicebook.errors import CheckpointError, ConfigError
+from slicebook.io.tensors import STATE_NAME, State, save_state
+from slicebook.models.checkpoint import MODEL_NAME
+from slicebook.training.progress import Display
+from slicebook.training.run import write_metrics
+
+
+@dataclass
+class Progress:
+    """Where a training stands; written into its state."""
+
+    epoch: int = 0
+    step: int = 0
+    seconds: float = 0.0
+    best: float = -math.inf
+    best_epoch: int = 0
+    finished: bool = False
+    history: list[dict[str, float]] = field(default_factory=list)
+    """One row of `metrics.csv` a validation."""
+
+
+S = TypeVar("S", bound="Portable")
+
+
+@runtime_checkable
+class Portable(Sized, Protocol):
+    """A batch: so many slices, movable to a device."""
+
+    def to(self: S, device: torch.device) -> S:
+        """Move what the device computes with."""
+
+
+P = TypeVar("P", bound=Portable)
+Out = TypeVar("Out", bound=Portable, covariant=True)
+In = TypeVar("In", bound=Portable, contravariant=True)
+
+
+@runtime_checkable
+class Batches(Protocol[Out]):
+    """Batches in an order that depends on the epoch alone."""
+
+    @property
+    def repeated(self) -> int:
+        """Batches of an epoch that come twice, so that every process takes the same number of steps."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Out]: ...
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch."""
+
+
+@runtime_checkable
+class Objective(Protocol[In]):
+    """What the loop trains: one module, the loss of a batch, and scores."""
+
+    module: nn.Module
+    best: str | None
+    """The validation score that chooses the model: the higher the better. None keeps the latest."""
+
+    def groups(self) -> list[dict[str, Any]]:
+        """Return the parameters, as an optimiser takes them; `lr_scale` multiplies the learning rate."""
+
+    def start(self, batches: Iterable[In]) -> None:
+        """Prepare an untrained module, which is on its device."""
+
+    def step(self, batch: In, step: int, fraction: float) -> dict[str, Tensor]:
+        """Return the scores of a training batch; `loss` among them carries the gradient."""
+
+    def validate(self, batch: In) -> dict[str, Tensor]:
+        """Return the mean scores of a validation batch."""
+
+    def usage(self) -> dict[str, float]:
+        """Return what the module tells of the training steps since the last report."""
+
+    def report(self) -> dict[str, float]:
+        """Return the same and begin anew; warn of what a user should mend."""
+
+    def save(self, path: Path, progress: Progress, scores: Mapping[str, float]) -> None:
+        """Write the model to share."""
+
+
+def draw_for(seed: int, step: int, rank: int) -> torch.Generator:
+    """Return the generator of one step, and seed torch's own by it.
+
+    Hangs on (seed, step, rank) alone: a training that goes on draws what it would have drawn.
+    """
+    own = ((seed * 1_000_003 + step) * 4096 + rank) % 2**63
+    torch.manual_seed(own)
+    return torch.Generator().manual_seed(own)
+
+
+@torch.no_grad()
+def update_average(average: nn.Module, learner: nn.Module, decay: float, step: int) -> None:
+    """Move a running average of weights a step towards the learner's."""
+    # Short at first, so that the start is soon forgotten.
+    decay = min(decay, (1 + step) / (10 + step))
+    kept: list[Tensor] = list(average.parameters())
+    new: list[Tensor] = list(learner.parameters())
+    torch._foreach_lerp_(kept, new, 1 - decay)
+
+
+def provenance(
+    data: PreparedData, train: SliceSet, device: torch.device, reached: Progress, scores: Mapping[str, float]
+) -> Provenance:
+    """Say where a model comes from that was trained until now."""
+    return Provenance(
+        versions=versions(),
+        commit=commit(),
+        device=str(device),
+        split_hash=data.split_hash,
+        train_patients=len(train.patients),
+        train_slices=len(train),
+        spacing=data.info.spacing,
+        epoch=reached.epoch,
+        step=reached.step,
+        seconds=reached.seconds,
+        validation=dict(scores),
+    )
+
+
+CHECK_EVERY = 20  # steps between looks at the loss: each look waits for the device
+
+
+class Fit(Generic[P]):
+    """The loop: epochs of steps, validation, and the files of a run.
+
+    Args:
+        objective: What is trained.
+        config: How long, how fast.
+        run: Folder for `model.safetensors`, `state.safetensors`, `metrics.csv` and `curves.png`.
+        identity: Settings and data, kept in the state: only the same may go on.
+        fabric: The device, or one process of many.
+    """
+
+    def __init__(
+        self,
+        objective: Objective[P],
+        config: LoopConfig,
+        run: Path,
+        identity: dict[str, Any],
+        fabric: Launched,
+    ) -> None:
+        self.objective = objective
+        self.config = config
+        self.run = run
+        self.identity = identity
+        self.fabric = fabric
+        self.reached = Progress()
+
+    def __call__(
+        self, training: Batches[P], validation: Batches[P], state: State | None, display: Display
+    ) -> Progress:
+        """Train from the start or from a state until epochs or minutes are used up."""
+        module = self.objective.module.to(self.fabric.device)
+        module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
+        self.bare = module
+        self.optimizer: Any = _optimizer(self.config, self.objective.groups())
+        if state is None:
+            self.objective.start(training)
+        else:
+            self.reached = Progress(**state.progress["reached"])
+            _restore(state, module, self.optimizer)
+        if self.fabric.undecided and not self.reached.finished:
+            self.fabric = self.fabric.decided(self._precision(training, state, display))
+        self.scaling = self.fabric.strategy.precision
+        if state is not None:
+            self.scaling.load_state_dict(state.progress.get("scaling", {}))
+        wrapped, self.optimizer = self.fabric.setup(module, self.optimizer)
+        self.objective.module = wrapped
+        self.began = time.perf_counter() - self.reached.seconds
+        self.steps = self.config.epochs * len(training)
+        display.begin(self._fraction(), again=state is not None)
+        if training.repeated:
+            display.say(
+                f"{training.repeated} batches per epoch are repeated, so that each of the "
+                f"{self.fabric.world_size} processes takes {len(training)} steps"
+            )
+        while not self.reached.finished:
+            row = self._epoch(training, display)
+            self.reached.epoch += 1
+            self.reached.finished = self.reached.epoch == self.config.epochs or self._fraction() >= 1
+            if self.reached.finished or self.reached.epoch % self.config.validate_every == 0:
+                row |= self._validation(validation) | self.objective.report()
+                self._record(row)
+                best = bool(self.objective.best) and self.reached.best_epoch == self.reached.epoch
+                display.validated(self.reached.step, self.reached.history[-1], best=best)
+        return self.reached
+
+    def _precision(self, training: Batches[P], state: State | None, display: Display) -> str:
+        """Return the precision that the run began with, or measure which one its steps are faster in."""
+        if state is not None and state.progress.get("precision") in PRECISIONS[self.fabric.device.type]:
+            return str(state.progress["precision"])
+        training.set_epoch(0)
+        batch = next(iter(training)).to(self.fabric.device)
+        self.bare.train()
+        tensors = [*self.bare.parameters(), *self.bare.buffers()]
+        before = [tensor.detach().clone() for tensor in tensors]
+
+        def step() -> None:
+            torch.autograd.backward(self.objective.step(batch, 0, 0.0)["loss"])
+
+        name, seconds = fastest_precision(step, self.fabric.device, broadcast=self.fabric.broadcast)
+        with torch.no_grad():
+            for tensor, value in zip(tensors, before, strict=True):
+                tensor.copy_(value)  # the steps taught codebooks and batch norms
+        self.bare.zero_grad()
+        times = ", ".join(f"{1000 * value:.0f} ms in {key}" for key, value in seconds.items())
+        display.say(f"precision {name}: a training step takes {times}")
+        return name
+
+    def _epoch(self, training: Batches[P], display: Display) -> dict[str, float]:
+        """Train one epoch, or to the end of the time; return mean scores and images a second."""
+        self.bare.train()
+        training.set_epoch(self.reached.epoch)
+        sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.fabric.device))
+        images = steps = 0
+        began = time.perf_counter()
+        for batch in training:
+            fraction = self._fraction()
+            if fraction >= 1 and steps:
+                break
+            rate = _learning_rate(self.config, fraction)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate * group["lr_scale"]
+            scores = self.objective.step(batch.to(self.fabric.device), self.reached.step, fraction)
+            self.optimizer.zero_grad()
+            self.fabric.backward(scores["loss"])
+            if self.config.clip_gradient:
+                self._clip()
+            self.optimizer.step()
+            self.reached.step += 1
+            steps += 1
+            images += len(batch) * self.fabric.world_size
+            for name, value in scores.items():
+                sums[name] += value.detach()
+            if steps == 1 or steps % CHECK_EVERY == 0:
+                speed = images / (time.perf_counter() - began)
+                shown = {**self._means(sums, steps), **self.objective.usage(), "images_per_second": speed}
+                display.trained(self.reached.epoch, fraction, shown)
+        means = self._means(sums, steps)
+        speed = images / (time.perf_counter() - began)
+        return {f"train_{name}": value for name, value in means.items()} | {
+            "images_per_second": speed,
+            "learning_rate": rate,
+        }
+
+    def _clip(self) -> None:
+        """Clip the gradients of each group of parameters by itself: judges do not weigh on each other."""
+        # 16-mixed multiplies the loss, and with it the gradients, by a large scale until here.
+        self.scaling.unscale_gradients(self.optimizer.optimizer)
+        for group in self.optimizer.param_groups:
+            nn.utils.clip_grad_norm_(group["params"], self.config.clip_gradient)
+
+    def _means(self, sums: Mapping[str, Tensor], steps: int) -> dict[str, float]:
+        means = {name: float(value) / steps for name, value in sums.items()}
+        self._check(means)
+        return means
+
+    def _check(self, means: Mapping[str, float]) -> None:
+        """Stop at a loss that is no number, before anything of it is kept."""
+        if not all(math.isfinite(value) for value in means.values()):
+            kept = self.run / MODEL_NAME
+            which = "best" if self.objective.best else "latest"
+            good = f"{kept} is the {which} until then" if kept.exists() else "no model was kept yet"
+            raise ConfigError(
+                f"{self.run}: the loss is NaN or infinite after step {self.reached.step}; {good}; train "
+                f"to another --out with a lower learning_rate (found {self.config.learning_rate:g})"
+            )
+
+    @torch.no_grad()
+    def _validation(self, validation: Batches[P]) -> dict[str, float]:
+        self.bare.eval()
+        sums: dict[str, float] = defaultdict(float)
+        count = 0
+        for batch in validation:
+            scores = self.objective.validate(batch.to(self.fabric.device))
+            for name, value in scores.items():
+                sums[name] += float(value) * len(batch)
+            count += len(batch)
+        means = {name: value / count for name, value in sums.items()}
+        self._check(means)
+        return {f"validation_{name}": value for name, value in means.items()}
+
+    def _record(self, row: dict[str, float]) -> None:
+        """Write all that a validation leaves: history, curves, the best model, and the state to go on."""
+        reached = self.reached
+        reached.seconds = time.perf_counter() - self.began
+        reached.history.append(
+            {"epoch": reached.epoch, "step": reached.step, "seconds": reached.seconds} | row
+        )
+        best = self.objective.best
+        score = row[f"validation_{best}"] if best else float(reached.epoch)
+        better = score > reached.best
+        if better:
+            reached.best, reached.best_epoch = score, reached.epoch
+        worse_for = (reached.epoch - reached.best_epoch) // self.config.validate_every
+        reached.finished |= 0 < self.config.patience <= worse_for
+        if not self.fabric.is_global_zero:
+            return
+        if better:
+            self.objective.save(self.run / MODEL_NAME, reached, row)
+        write_metrics(self.run, reached.history)
+        tensors = {f"model.{name}": tensor for name, tensor in self.bare.state_dict().items()}
+        for index, slots in self.optimizer.state_dict()["state"].items():
+            for name, value in slots.items():
+                tensors[f"optimizer.{index}.{name}"] = torch.as_tensor(value)
+        progress = {
+            "reached": asdict(reached),
+            "precision": self.scaling.precision,
+            "scaling": self.scaling.state_dict(),
+            **self.identity,
+        }
+        # The state comes last: whatever it says was done lies on disk already.
+        save_state(self.run / STATE_NAME, State(tensors, progress))
+
+    def _fraction(self) -> float:
+        """Share of the training that is done, by steps or by the clock; the same on every process."""
+        fraction = self.reached.step / self.steps
+        if self.config.minutes:
+            elapsed = (time.perf_counter() - self.began) / (60 * self.config.minutes)
+            if self.fabric.world_size > 1:
+                elapsed = float(self.fabric.broadcast(torch.tensor(elapsed)))
+            fraction = max(fraction, elapsed)
+        return min(1.0, fraction)
+
+
+def _optimizer(config: LoopConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
+    return kind(groups, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay)
+
+
+def _learning_rate(config: LoopConfig, fraction: float) -> float:
+    """Rise linearly over the warm-up, then follow half a cosine to 0 (Loshchilov & Hutter 2017) or stay."""
+    rate = config.learning_rate
+    if fraction < config.warmup:
+        return rate * max(fraction / config.warmup, 1e-3)
+    if config.schedule == "constant":
+        return rate
+    return rate * 0.5 * (1 + math.cos(math.pi * (fraction - config.warmup) / (1 - config.warmup)))
+
+
+def _restore(state: State, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Put the weights and the optimiser's moments back."""
+    weights = {name[6:]: tensor for name, tensor in state.tensors.items() if name.startswith("model.")}
+    slots: dict[int, dict[str, Tensor]] = defaultdict(dict)
+    for name, tensor in state.tensors.items():
+        if name.startswith("optimizer."):
+            _, index, slot = name.split(".", 2)
+            slots[int(index)][slot] = tensor
+    try:
+        module.load_state_dict(weights)
+        optimizer.load_state_dict(
+            {"state": dict(slots), "param_groups": optimizer.state_dict()["param_groups"]}
+        )
+    except (RuntimeError, ValueError) as error:
+        raise CheckpointError(
+            f"the state does not fit the model ({error}); train to another --out"
+        ) from error

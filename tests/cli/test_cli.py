@@ -1,0 +1,282 @@
+"""The command line: exit statuses, one line for an error, and the whole way from volumes to scores."""
+
+import json
+from functools import partial
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from slicebook.cli import main
+from slicebook.errors import DataError
+from slicebook.evaluation.evaluate import evaluate
+from slicebook.version import __version__
+
+TINY = """
+name: tiny
+tokenizer: {scaling_rates: [8, 2], codebook_sizes: [16, 8], code_dim: 4, width: 16, residual_layers: 1}
+training: {epochs: 1, batch_size: 4, augment: null}
+labels: {tokenizer: {codebook_sizes: [8], width: 16}, training: {epochs: 1}}
+decoder: {discriminator_width: 8, training: {epochs: 1}}
+prior:
+  coarse: {width: 64, layers: 1}
+  fine: {width: 64, layers: 1}
+  training: {epochs: 2, validate_every: 1, views: 1}
+"""
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    """A recipe that trains in seconds."""
+    path = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
+    path.write_text(TINY)
+    return path
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """A prepared folder of phantom patients."""
+    folder = tmp_path_factory.mktemp("data")
+    make = [
+        "phantom",
+        str(folder / "raw"),
+        "--patients",
+        "2",
+        "1",
+        "1",
+        "--slices",
+        "4",
+        "--size",
+        "32",
+        "64",
+    ]
+    assert main.main(make) == 0
+    assert main.main(["prepare", str(folder / "raw"), str(folder / "prepared")]) == 0
+    return folder / "prepared"
+
+
+@pytest.fixture(scope="module")
+def run(prepared, recipe, tmp_path_factory):
+    """The folder of a finished training."""
+    folder = tmp_path_factory.mktemp("run") / "tiny"
+    train = ["train", "tokenizer", str(prepared), "--recipe", str(recipe), "--out", str(folder)]
+    assert main.main([*train, "--device", "cpu"]) == 0
+    return folder
+
+
+@pytest.fixture
+def volume(tmp_path):
+    """A volume of another site, with an oblique affine."""
+    turn = np.array([[0.96, -0.28, 0], [0.28, 0.96, 0], [0, 0, 1]]) * [3.0, 3.0, 5.0]
+    affine = np.eye(4)
+    affine[:3, :3], affine[:3, 3] = turn, [-80, -40, 12]
+    array = np.random.default_rng(0).gamma(2, 100, (40, 24, 3)).astype(np.float32)
+    path = tmp_path / "volume.nii.gz"
+    nib.save(nib.Nifti1Image(array, affine), path)
+    return path
+
+
+def answer(capsys, *arguments):
+    """Run a command that must succeed, and return the JSON it printed."""
+    capsys.readouterr()
+    assert main.main([*map(str, arguments), "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_the_version_is_that_of_the_package(capsys):
+    assert main.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"slicebook {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    "line", ["frobnicate", "prepare", "check a b", "evaluate m d", "phantom x --seed -1"]
+)
+def test_a_line_that_is_no_command_ends_with_2(line, capsys):
+    assert main.main(line.split()) == 2
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "check nowhere",
+        "prepare nowhere out",
+        "train tokenizer nowhere",
+        "train tokenizer nowhere --recipe grand",
+        "train tokenizer nowhere training.epoch=3",
+        "reconstruct nowhere in.nii.gz out",
+        "encode nowhere in.nii.gz out.npz",
+        "decode nowhere in.npz out.nii.gz",
+        "evaluate nowhere data --out out",
+        "compare nowhere elsewhere",
+        "compare nowhere",
+        "card nowhere",
+        "info nowhere",
+        "train prior nowhere",
+        "generate nowhere --out out",
+        "inpaint nowhere in.nii.gz --mask mask.nii.gz --out out",
+        "anomaly nowhere in.nii.gz out",
+    ],
+)
+def test_a_mistake_is_one_line_and_ends_with_1(line, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main.main(line.split()) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("slicebook: ")
+    assert captured.err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("line", ["--debug check nowhere", "check nowhere --debug"])
+def test_debug_shows_where_an_error_came_from(line, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError):
+        main.main(line.split())
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "reconstruct {} in.nii.gz out",
+        "evaluate {} data --out out",
+        "info {}",
+        "train prior {}",
+        "generate {} --out out",
+    ],
+)
+def test_asked_before_any_training_a_command_says_what_to_run(command, tmp_path, capsys):
+    assert main.main(command.format(tmp_path).split()) == 1
+    assert "slicebook train tokenizer" in capsys.readouterr().err
+
+
+def test_check_prints_a_table_or_json(volume, capsys):
+    assert main.main(["check", str(volume.parent)]) == 0
+    assert "layout" in capsys.readouterr().out
+    assert answer(capsys, "check", volume.parent)["slices"] == 3
+
+
+def test_check_ends_with_1_where_a_file_cannot_be_read(volume, capsys):
+    (volume.parent / "torn.nii.gz").write_bytes(volume.read_bytes()[:-20])
+    assert main.main(["check", str(volume.parent), "--json"]) == 1
+    assert any("torn.nii.gz" in reason for reason in json.loads(capsys.readouterr().out)["unreadable"])
+
+
+def test_prepare_splits_by_patient(prepared, capsys):
+    counts = answer(capsys, "info", prepared)["counts"]
+    assert [counts[split]["patients"] for split in ("train", "validation", "test")] == [2, 1, 1]
+
+
+def test_info_tells_a_models_recipe_and_origin(run, capsys):
+    found = answer(capsys, "info", run)
+    assert found["recipe"]["name"] == "tiny"
+    assert found["provenance"]["train_patients"] == 2
+
+
+def test_training_again_goes_on_where_it_stopped(run, prepared, recipe, capsys):
+    before = (run / "model.safetensors").stat().st_mtime_ns
+    again = answer(
+        capsys, "train", "tokenizer", prepared, "--recipe", recipe, "--out", run, "--device", "cpu"
+    )
+    assert again["epochs"] == 1
+    assert (run / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_evaluate_scores_held_out_patients(run, prepared, tmp_path, capsys):
+    report = answer(capsys, "evaluate", run, prepared, "--out", tmp_path / "report", "--device", "cpu")
+    assert report["patients"] == 1
+    assert json.loads((tmp_path / "report" / "report.json").read_text()) == report
+
+
+def test_reconstruct_writes_a_volume_where_the_input_lay(run, volume, tmp_path, capsys):
+    out = tmp_path / "out"
+    answer(capsys, "reconstruct", run, volume, out, "--device", "cpu")
+    (written,) = out.glob("*.nii.gz")
+    np.testing.assert_array_equal(nib.load(written).affine, nib.load(volume).affine)
+    assert nib.load(written).shape == nib.load(volume).shape
+    assert list(out.glob("**/*.png"))
+
+
+def test_decoding_the_tokens_equals_reconstructing(run, volume, tmp_path, capsys):
+    tokens, decoded, out = tmp_path / "tokens.npz", tmp_path / "decoded.nii.gz", tmp_path / "out"
+    for command in (
+        ["encode", run, volume, tokens],
+        ["decode", run, tokens, decoded],
+        ["reconstruct", run, volume, out, "--no-pictures"],
+    ):
+        answer(capsys, *command, "--device", "cpu")
+    (reconstructed,) = out.glob("*.nii.gz")
+    np.testing.assert_array_equal(nib.load(decoded).affine, nib.load(volume).affine)
+    np.testing.assert_allclose(nib.load(decoded).get_fdata(), nib.load(reconstructed).get_fdata(), rtol=1e-4)
+
+
+def test_training_a_prior_tells_how_it_went_and_again_goes_on(run, prepared, capsys):
+    line = ["train", "prior", run, "prior.training.epochs=3", "--device", "cpu"]
+    first = answer(capsys, *line)
+    assert (first["run"], first["epochs"]) == (str(run / "prior"), 3)
+    assert answer(capsys, *line) == first
+
+
+def test_generate_draws_so_many_samples_from_a_seed_on(trained, tmp_path, capsys):
+    line = ["generate", trained.run.parent, "-n", 2, "--seed", 5, "--size", 36, 64, "--device", "cpu"]
+    summary = answer(capsys, *line, "--out", tmp_path / "out")
+    assert (summary["samples"], summary["size"], summary["with_masks"]) == (2, [36, 64], True)
+    found = sorted(path.name for path in (tmp_path / "out" / "pictures").iterdir())
+    assert found == ["sample-000005.png", "sample-000006.png"]
+
+
+def test_generate_hands_its_options_on(trained, tmp_path, capsys):
+    options = ["--temperature", 0.7, "--fine-temperature", 0.6, "--top-p", 0.5, "--guidance", 1, "--no-grain"]
+    out = tmp_path / "out"
+    answer(capsys, "generate", trained.run, "-n", 1, "--position", 0.25, *options, "--out", out)
+    assert "0.25" in (out / "manifest.csv").read_text()
+    wanted = {"temperature": 0.7, "fine_temperature": 0.6, "top_p": 0.5, "guidance": 1.0, "grain": False}
+    assert json.loads((out / "generation.json").read_text())["settings"] == wanted
+
+
+def test_inpaint_redraws_a_region_of_a_volume(trained, volume, tmp_path, capsys):
+    image = nib.load(volume)
+    region = np.zeros(image.shape, np.uint8)
+    region[8:20, 6:14, 1] = 1
+    nib.save(nib.Nifti1Image(region, image.affine), tmp_path / "region.nii.gz")
+    line = ["inpaint", trained.run, volume, "--mask", tmp_path / "region.nii.gz", "-n", 2]
+    summary = answer(capsys, *line, "--out", tmp_path / "out", "--device", "cpu")
+    assert (summary["samples"], summary["slices"], summary["pixels"]) == (2, 1, 96)
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.nii.gz")) == [
+        "sample-00.nii.gz",
+        "sample-01.nii.gz",
+    ]
+
+
+def test_anomaly_maps_a_volume(trained, volume, tmp_path, capsys):
+    line = ["anomaly", trained.run, volume, tmp_path / "out", "--orders", 1, "--no-pictures"]
+    summary = answer(capsys, *line, "--device", "cpu")
+    assert (summary["volumes"], summary["slices"]) == (1, 3)
+    assert nib.load(tmp_path / "out" / "volume.nii.gz").shape == nib.load(volume).shape
+
+
+def test_the_demo_makes_everything_and_goes_on_when_repeated(recipe, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("slicebook.cli.demo.PATIENTS", (4, 1, 2))
+    monkeypatch.setattr("slicebook.cli.demo.SLICES", 4)
+    monkeypatch.setattr("slicebook.cli.demo.SHAPE", (64, 32))
+    monkeypatch.setattr(
+        "slicebook.evaluation.evaluate.evaluate", partial(evaluate, samples=16, steps=4, codecs=False)
+    )
+    out = tmp_path / "demo"
+    first = answer(capsys, "demo", "--out", out, "--recipe", recipe, "--device", "cpu")
+    assert first["evaluation"]["patients"] == 2
+    wanted = ("phantom", "prepared", "run/model.safetensors", "run/curves.png", "reconstruction", "table.txt")
+    assert [name for name in (*wanted, "evaluation/report.html") if not (out / name).exists()] == []
+    parts = ("fidelity", "generation", "audit", "usefulness")
+    assert first["evaluation"]["left_out"] == {}
+    assert all(first["evaluation"][part] for part in parts)
+    again = answer(capsys, "demo", "--out", out, "--recipe", recipe, "--device", "cpu")
+    assert [again["evaluation"][part] == first["evaluation"][part] for part in parts] == [True] * 4
+    assert again["training"] == first["training"]
+
+
+def test_the_demo_leaves_a_strangers_folder_alone(tmp_path, capsys):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    assert main.main(["demo", "--out", str(tmp_path)]) == 1
+    assert "--out" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]

@@ -1,0 +1,283 @@
+"""Reading a prepared folder: records, batches of one shape, and augmentation."""
+
+import os
+import pickle
+import signal
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from slicebook.config import AugmentConfig
+from slicebook.data import dataset
+from slicebook.data.augment import Augmentation, augment, draw_augmentation
+from slicebook.data.dataset import PreparedData, SliceSet
+from slicebook.data.layouts.sources import SourceOptions
+from slicebook.data.loader import BatchOrder, SliceBatches, explain_dead_worker
+from slicebook.data.prepare import PrepareOptions, prepare
+from slicebook.errors import DataError
+
+STILL = AugmentConfig(mirror=0, rotate_degrees=0, scale=0, shift=0, gamma=0, gain=0)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five patients in training, one of another shape: 17 slices of 4 × 6 and 4 of 5 × 6."""
+    path = tmp_path_factory.mktemp("dataset")
+    for patient, shape in enumerate([(6, 4, 5), (6, 4, 4), (6, 5, 4), (6, 4, 4), (6, 4, 4)]):
+        array = np.random.default_rng(patient).uniform(0, 9, shape).astype(np.float32)
+        nib.save(nib.Nifti1Image(array, np.diag([1.0, 1.0, 3.0, 1.0])), path / f"p{patient}.nii")
+    options = PrepareOptions(fractions=(1.0, 0.0, 0.0))
+    return prepare(path, path / "prepared", SourceOptions(patient_regex=r"(p\d)"), options).folder
+
+
+@pytest.fixture
+def slices(folder: Path) -> SliceSet:
+    return PreparedData.open(folder).split("train")
+
+
+def order(batches: SliceBatches) -> list[list[int]]:
+    return [batch.indices.tolist() for batch in batches]
+
+
+def test_a_slice_is_a_copy_in_range(slices: SliceSet) -> None:
+    slices[0].fill_(9)
+    assert slices[0].shape == (1, 4, 6)
+    assert -1 <= slices[0].min() < slices[0].max() <= 1
+
+
+def test_a_set_travels_to_a_worker_without_its_memory_map(slices: SliceSet) -> None:
+    unread = len(pickle.dumps(slices))
+    _ = slices[0]
+    assert len(pickle.dumps(slices)) == unread
+    copy = pickle.loads(pickle.dumps(slices))
+    assert torch.equal(copy[3], slices[3])
+
+
+def test_a_slice_without_a_mask_says_so(slices: SliceSet) -> None:
+    with pytest.raises(DataError, match=r"has no mask.*--mask"):
+        slices.labels(0)
+
+
+def test_each_slice_comes_once_an_epoch_in_batches_of_one_shape(slices: SliceSet) -> None:
+    batches = list(SliceBatches(slices, 4, shuffle=True))
+    assert len(batches) == len(SliceBatches(slices, 4)) == 6
+    assert sorted(i for batch in batches for i in batch.indices.tolist()) == list(range(21))
+    for batch in batches:
+        for image, i in zip(batch.images, batch.indices.tolist(), strict=True):
+            assert torch.equal(image, slices[i])
+
+
+def test_the_order_depends_on_the_seed_and_the_epoch_alone(slices: SliceSet) -> None:
+    one, two = (SliceBatches(slices, 4, shuffle=True, seed=1) for _ in range(2))
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    assert order(one) == order(two) == order(one)
+    two.set_epoch(1)
+    assert order(one) != order(two)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_workers_bring_the_same_batches(slices: SliceSet) -> None:
+    assert order(SliceBatches(slices, 4, shuffle=True, workers=2)) == order(
+        SliceBatches(slices, 4, shuffle=True)
+    )
+
+
+def test_ranks_take_equally_many_batches_and_together_all(slices: SliceSet) -> None:
+    batches = [SliceBatches(slices, 4, shuffle=True, rank=rank, world_size=4) for rank in range(4)]
+    ranks = [order(one) for one in batches]
+    assert [len(rank) for rank in ranks] == [2] * 4
+    seen = [batch for rank in ranks for batch in rank]
+    assert {i for batch in seen for i in batch} == set(range(21))
+    assert len(seen) - len({tuple(batch) for batch in seen}) == batches[0].repeated == 2
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 8, 16, 64])
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_no_slice_of_a_rare_size_is_lost(batch_size: int, world_size: int) -> None:
+    groups = [range(96), range(96, 101), range(101, 102)]
+    orders = [BatchOrder(groups, batch_size, True, 1, rank, world_size) for rank in range(world_size)]
+    ranks = [list(one) for one in orders]
+    assert {i for rank in ranks for batch in rank for i in batch} == set(range(102))
+    assert len({len(rank) for rank in ranks}) == 1
+    assert max(len(batch) for rank in ranks for batch in rank) <= batch_size
+
+
+def test_slices_of_one_shape_are_shared_out_evenly() -> None:
+    assert {len(batch) for batch in BatchOrder([range(17)], 16, True, 1, 0, 1)} == {8, 9}
+
+
+def test_workers_that_shared_memory_cannot_hold_are_refused_before_they_start(
+    slices: SliceSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dataset, "SHARED_MEMORY", tmp_path)
+    wanted = 6 * 4 * 30 * 4  # batches × slices × pixels of the larger shape × bytes
+    free = SimpleNamespace(free=wanted - 1)
+    monkeypatch.setattr(dataset.shutil, "disk_usage", lambda _: free)
+    with pytest.raises(DataError, match=r"shared memory are free, wanted .* use --workers 0") as caught:
+        SliceBatches(slices, 4, workers=2)
+    assert "\n" not in str(caught.value)
+    SliceBatches(slices, 4)  # without workers none is needed
+    free.free = wanted
+    SliceBatches(slices, 4, workers=2)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with pytest.raises(DataError, match="use --workers 0"):
+        SliceBatches(slices, 4, workers=2)
+
+
+class SilentSlices(SliceSet):
+    """Never comes back, as a worker whose batch does not fit into shared memory."""
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        time.sleep(60)
+        raise AssertionError("unreachable")
+
+
+def test_workers_that_send_nothing_end_in_a_message(
+    slices: SliceSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dataset, "LOADING_TIMEOUT", 1)
+    batches = SliceBatches(SilentSlices(slices.folder, slices.records), 4, workers=1)
+    with pytest.raises(DataError, match=r"sent nothing for 1 seconds.*use --workers 0"):
+        next(iter(batches))
+
+
+class DyingSlices(SliceSet):
+    """Ends the process that reads it, as the kernel does when memory runs out."""
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError("unreachable")
+
+
+def test_a_worker_that_dies_gives_a_clear_message(slices: SliceSet) -> None:
+    dying = DyingSlices(slices.folder, slices.records)
+    with pytest.raises(DataError, match="--workers 0"), explain_dead_worker():
+        list(SliceBatches(dying, 4, workers=1))
+
+
+def test_other_runtime_errors_stay_what_they_are() -> None:
+    with pytest.raises(RuntimeError, match="out of memory"), explain_dead_worker():
+        raise RuntimeError("out of memory")
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("dataset.json", None, "run: slicebook prepare"),
+        ("dataset.json", b"{}", "schema_version"),
+        ("manifest.csv", None, "missing"),
+        ("manifest.csv", b"a,b\n", "first line"),
+        ("images.f32", b"1234", "4 bytes, wanted"),
+    ],
+)
+def test_a_damaged_folder_is_named_with_the_way_out(
+    folder: Path, tmp_path: Path, name: str, change: bytes | None, message: str
+) -> None:
+    for path in folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / name).unlink() if change is None else (tmp_path / name).write_bytes(change)
+    with pytest.raises(DataError, match=message):
+        PreparedData.open(tmp_path)
+
+
+def test_a_manifest_line_cut_short_is_an_error(folder: Path, tmp_path: Path) -> None:
+    for path in folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    manifest = (tmp_path / "manifest.csv").read_text()
+    (tmp_path / "manifest.csv").write_text(manifest[:-30])
+    with pytest.raises(DataError, match=r"manifest\.csv: line 22 cannot be read"):
+        PreparedData.open(tmp_path)
+
+
+def test_an_empty_split_is_an_error_that_names_it(folder: Path) -> None:
+    with pytest.raises(DataError, match="'test' holds no slice"):
+        PreparedData.open(folder).split("test")
+
+
+def neutral(batch: int) -> dict[str, torch.Tensor]:
+    return {
+        "mirror": torch.zeros(batch, dtype=torch.bool),
+        "angle": torch.zeros(batch),
+        "scale": torch.ones(batch),
+        "shift": torch.zeros(batch, 2),
+        "gamma": torch.ones(batch),
+        "gain": torch.ones(batch),
+    }
+
+
+def dot(row: int, column: int, shape: tuple[int, int] = (16, 8)) -> torch.Tensor:
+    image = torch.full((1, 1, *shape), -1.0)
+    image[0, 0, row, column] = 1
+    return image
+
+
+def brightest(image: torch.Tensor) -> tuple[int, int]:
+    return divmod(int(image[0, 0].argmax()), image.shape[-1])
+
+
+def test_without_settings_slices_stay_exactly_as_they_were() -> None:
+    images = torch.rand(3, 1, 5, 7) * 2 - 1
+    parameters = draw_augmentation(STILL, 3, torch.Generator().manual_seed(0))
+    assert torch.equal(augment(images, parameters), images)
+
+
+@pytest.mark.parametrize(
+    ("change", "wanted"),
+    [
+        ({"mirror": torch.tensor([True])}, (4, 5)),
+        ({"shift": torch.tensor([[0.25, 0.125]])}, (8, 3)),  # 4 of 16 rows down, 1 of 8 columns right
+        ({"angle": torch.tensor([torch.pi])}, (11, 5)),
+        (
+            {"scale": torch.tensor([5 / 3])},
+            (2, 1),
+        ),  # 3.5 and 1.5 from the centre become 5.8 and 2.5
+    ],
+)
+def test_a_movement_puts_a_dot_where_geometry_says(
+    change: dict[str, torch.Tensor], wanted: tuple[int, int]
+) -> None:
+    assert brightest(augment(dot(4, 2), Augmentation(**{**neutral(1), **change}))) == wanted
+
+
+def test_a_rotation_is_rigid_on_a_slice_that_is_not_square() -> None:
+    turned = augment(dot(9, 6), Augmentation(**{**neutral(1), "angle": torch.tensor([torch.pi / 2])}))
+    row, column = brightest(turned)
+    # 1.5 rows and 2.5 columns from the centre (7.5, 3.5) change places, and stay as far away.
+    assert (abs(row - 7.5), abs(column - 3.5)) == (2.5, 1.5)
+
+
+def test_gamma_and_gain_act_on_the_unit_range_and_clip() -> None:
+    images = torch.tensor([[[[-1.0, 0.0, 1.0]]]])
+    darker = augment(images, Augmentation(**{**neutral(1), "gamma": torch.tensor([2.0])}))
+    brighter = augment(images, Augmentation(**{**neutral(1), "gain": torch.tensor([1.5])}))
+    assert darker.flatten().tolist() == [-1, -0.5, 1]
+    assert brighter.flatten().tolist() == [-1, 0.5, 1]
+
+
+def test_draws_come_from_the_generator_and_one_setting_leaves_the_others_alone() -> None:
+    one = draw_augmentation(AugmentConfig(), 4, torch.Generator().manual_seed(3))
+    two = draw_augmentation(AugmentConfig(mirror=0, gamma=0), 4, torch.Generator().manual_seed(3))
+    assert torch.equal(one.angle, two.angle)
+    assert torch.equal(one.gain, two.gain)
+    assert not two.mirror.any()
+    assert (two.gamma == 1).all()
+
+
+def test_draws_stay_within_their_settings() -> None:
+    config = AugmentConfig(mirror=0.5, rotate_degrees=10, scale=0.1, shift=0.05, gamma=0.2, gain=0.1)
+    drawn = draw_augmentation(config, 2000, torch.Generator().manual_seed(0))
+    assert drawn.mirror.float().mean() == pytest.approx(0.5, abs=0.05)
+    for values, middle, reach in [
+        (drawn.angle, 0, np.radians(10)),
+        (drawn.scale, 1, 0.1),
+        (drawn.shift, 0, 0.05),
+        (drawn.gamma, 1, 0.2),
+        (drawn.gain, 1, 0.1),
+    ]:
+        assert 0.95 * reach < (values - middle).abs().max() <= reach + 1e-6

@@ -1,0 +1,77 @@
+"""Rate and distortion: bits are counted for what they buy, and more of them buy more."""
+
+import numpy as np
+import pytest
+import torch
+
+from slicebook.data.dataset import PreparedData
+from slicebook.evaluation.reconstruction import FACTORS, decode_prefixes, measure_rate_distortion
+from slicebook.evaluation.slices import unit
+from slicebook.metrics.image_quality import scores
+from slicebook.metrics.statistics import patient_means
+from slicebook.models.checkpoint import load_tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer(trained):
+    return load_tokenizer(trained.run).tokenizer
+
+
+@pytest.fixture(scope="module")
+def slices(trained):
+    return PreparedData.open(trained.data).split("validation")
+
+
+@pytest.fixture(scope="module")
+def found(tokenizer, slices):
+    return measure_rate_distortion(tokenizer, slices, codecs=True)
+
+
+def test_a_prefix_costs_the_bits_of_its_levels(tokenizer):
+    size = (32, 64)
+    grids, sizes = tokenizer.grids(size), tokenizer.config.codebook_sizes
+    coarsest = np.prod(grids[-1]) * np.log2(sizes[-1])
+    assert tokenizer.bits(size, levels=1) == pytest.approx(coarsest)
+    assert tokenizer.bits(size, levels=2) == tokenizer.bits(size)
+
+
+def test_all_levels_together_are_the_reconstruction(tokenizer, slices):
+    image = slices[0]
+    with torch.inference_mode():
+        tokens = tokenizer.encode(image[None])
+        torch.testing.assert_close(
+            decode_prefixes(tokenizer, image)[-1], tokenizer.decode(tokens, (32, 64))[0]
+        )
+
+
+def test_the_last_point_is_the_mean_of_patients_at_all_levels(tokenizer, slices, found):
+    first, last = found.curves["tokenizer"]
+    assert first.bits_per_pixel < last.bits_per_pixel == pytest.approx(tokenizer.bits((32, 64)) / (32 * 64))
+    values = []
+    for index in range(len(slices)):
+        image = slices[index]
+        copy = decode_prefixes(tokenizer, image)[-1]
+        values.append(scores(unit(image[None])[0], unit(copy[None])[0]).psnr_whole)
+    means = patient_means(values, [record.patient for record in slices.records])
+    assert last.scores["psnr_whole"] == pytest.approx(np.mean(list(means.values())))
+
+
+@pytest.mark.parametrize("codec", ["JPEG 2000", "JPEG XL"])
+def test_a_codec_does_better_with_more_bits(found, codec):
+    points = found.curves[codec]
+    assert len(points) == len(FACTORS)
+    bits = [point.bits_per_pixel for point in points]
+    quality = [point.scores["psnr_whole"] for point in points]
+    assert bits == sorted(bits)
+    assert quality == sorted(quality)
+    assert quality[0] < quality[-1]
+
+
+def test_without_codecs_the_tokenizer_stands_alone(tokenizer, slices):
+    assert list(measure_rate_distortion(tokenizer, slices, codecs=False).curves) == ["tokenizer"]
+
+
+def test_no_more_slices_are_used_than_it_takes(tokenizer, slices, monkeypatch, found):
+    monkeypatch.setattr("slicebook.evaluation.reconstruction.MOST_SLICES", 3)
+    assert found.slices == len(slices)
+    assert measure_rate_distortion(tokenizer, slices, codecs=False).slices == 3

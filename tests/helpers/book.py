@@ -1,0 +1,13 @@
+"""What tests of book and others share."""
+
+import torch
+
+from slicebook.config import TokenizerConfig
+from slicebook.models.tokenizer import Tokenizer
+
+
+def tokenizer(seed, **settings):
+    """A tokenizer with random weights and codes."""
+    torch.manual_seed(seed)
+    common = {"code_dim": 4, "width": 16, "residual_layers": 1}
+    return Tokenizer(TokenizerConfig(**common, **settings)).eval()

@@ -1,0 +1,506 @@
+"""Generated slices: a data set of its own, whole or not there, each sample from its seed alone."""
+
+import csv
+import gc
+import json
+import math
+import weakref
+from dataclasses import replace
+from types import SimpleNamespace
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from helpers.sheets import pixels_of
+
+from slicebook.cli import main
+from slicebook.data.check import check
+from slicebook.data.dataset import PreparedData
+from slicebook.data.layouts.sources import SourceOptions
+from slicebook.data.prepare import PrepareOptions, prepare
+from slicebook.errors import CheckpointError, ConfigError, DataError
+from slicebook.inference import generate as generating
+from slicebook.inference.generate import generate
+from slicebook.inference.synthesis import decode_pages, draw, noise_levels, put_noise_back
+from slicebook.io.nifti import read_labels, read_nifti
+from slicebook.models.likelihood import likelihood
+from slicebook.models.sampling import SamplingSettings
+from slicebook.models.transformer import Conditions
+from slicebook.visualization.contact_sheet import GAP
+
+CPU = {"device": "cpu"}
+OPTIONS = SourceOptions(layout="nifti", patient_regex=r"(sample-\d+)", mask="_mask")
+
+
+@pytest.fixture(scope="module")
+def made(trained, tmp_path_factory):
+    """Three samples, from seeds 5, 6 and 7."""
+    out = tmp_path_factory.mktemp("generated") / "set"
+    summary = generate(trained.run, out, count=3, seed=5, **CPU)
+    return SimpleNamespace(out=out, summary=summary)
+
+
+def contents(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def lines_of(out):
+    with (out / "manifest.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def image_of(out, seed):
+    return read_nifti(out / "images" / f"sample-{seed:06}.nii.gz")
+
+
+# --- What is written
+
+
+def test_a_set_holds_images_masks_pictures_sheets_and_lists(made):
+    names = [f"sample-{seed:06}" for seed in (5, 6, 7)]
+    wanted = {f"images/{name}{end}" for name in names for end in (".nii.gz", "_mask.nii.gz")}
+    wanted |= {f"pictures/{name}.png" for name in names}
+    wanted |= {"sheet.png", "sheet-masks.png", "levels.png", "manifest.csv", "generation.json"}
+    assert contents(made.out).keys() == wanted
+    assert {item.name for item in made.out.parent.iterdir()} == {"set"}
+
+
+def test_every_file_says_that_it_is_synthetic(made):
+    files = list((made.out / "images").iterdir())
+    assert len(files) == 6
+    for path in files:
+        assert bytes(nib.load(path).header["descrip"]).startswith(b"SYNTHETIC")
+    assert json.loads((made.out / "generation.json").read_text())["synthetic"] is True
+
+
+def test_samples_lie_as_the_slices_of_the_training_do(made, loaded):
+    kind = loaded.info.slices[0]
+    for path in (made.out / "images").iterdir():
+        image = nib.load(path)
+        assert image.shape == (kind.columns, kind.rows, 1)
+        assert image.header.get_zooms()[:2] == pytest.approx((kind.column_mm, kind.row_mm))
+        middle = image.affine @ [(kind.columns - 1) / 2, (kind.rows - 1) / 2, 0, 1]
+        assert middle[:3].tolist() == pytest.approx([0, 0, 0], abs=1e-4)
+
+
+def test_samples_have_the_intensity_of_the_training(made, loaded):
+    kind = loaded.info.slices[0]
+    for seed in (5, 6, 7):
+        array = image_of(made.out, seed).array
+        assert kind.low - 1e-3 <= array.min() < array.max() <= kind.high + 1e-3
+
+
+def test_files_hold_what_the_tokens_decode_to_with_noise_put_back(made, loaded):
+    kind = loaded.info.slices[0]
+    size = (kind.rows, kind.columns)
+    positions = [float(line["position"]) for line in lines_of(made.out)]
+    tokens, _ = draw(loaded, size, [5, 6, 7], positions, SamplingSettings())
+    page = decode_pages(loaded, tokens, size)
+    levels = [float(line["noise"]) for line in lines_of(made.out)]
+    assert levels == pytest.approx(noise_levels(loaded, page.images, [5, 6, 7]))
+    noisy = put_noise_back(loaded, page.images, levels, [5, 6, 7])
+    assert (noisy - page.images).abs().mean() > min(levels) / 4
+    data = made.out / "images"
+    for index, seed in enumerate((5, 6, 7)):
+        # Radiological: as displayed, the rows go backwards (to the back) and the columns too (to the left).
+        image = image_of(made.out, seed).array[::-1, ::-1, 0].T
+        shown = (image - kind.low) / (kind.high - kind.low) * 2 - 1
+        np.testing.assert_allclose(shown, noisy[index, 0], atol=1e-4)
+        mask = read_labels(data / f"sample-{seed:06}_mask.nii.gz").array[::-1, ::-1, 0].T
+        np.testing.assert_array_equal(mask, page.masks[index])
+
+
+def test_noise_is_left_out_where_asked_and_where_the_tokenizer_keeps_it(trained, loaded, made, tmp_path):
+    generate(trained.run, tmp_path / "smooth", count=3, seed=5, grain=False, **CPU)
+    assert {line["noise"] for line in lines_of(tmp_path / "smooth")} == {"0.0"}
+    records = [json.loads((out / "generation.json").read_text()) for out in (made.out, tmp_path / "smooth")]
+    assert [record["settings"]["grain"] for record in records] == [True, False]
+    plain, noisy = (image_of(out, 6).array for out in (tmp_path / "smooth", made.out))
+    assert np.abs(plain - noisy).max() > 0
+    bare = replace(loaded, info=loaded.info.model_copy(update={"grain": None}))
+    images = torch.zeros(2, 1, 8, 8)
+    assert noise_levels(bare, images, [1, 2]) == [0, 0]
+    assert torch.equal(put_noise_back(bare, images, [0.5, 0.5], [1, 2]), images)
+
+
+def test_the_list_tells_seed_condition_and_likelihood_of_each_sample(made, loaded):
+    kind, lines = loaded.info.slices[0], lines_of(made.out)
+    size = (kind.rows, kind.columns)
+    assert [(line["name"], line["seed"]) for line in lines] == [(f"sample-{s:06}", str(s)) for s in (5, 6, 7)]
+    positions = [float(line["position"]) for line in lines]
+    assert len(set(positions)) == 3
+    assert all(0 <= position <= 1 for position in positions)
+    tokens, conditions = draw(loaded, size, [5, 6, 7], positions, SamplingSettings())
+    found = likelihood(loaded.prior, loaded.book.layout(size), tokens, conditions)
+    nats = found.nats.sum(1).tolist()
+    assert [-float(line["log_likelihood"]) for line in lines] == pytest.approx(nats, rel=1e-4)
+    assert [float(line["spread"]) for line in lines] == pytest.approx(found.spread.tolist(), abs=1e-3)
+    bits = [one / math.log(2) / (size[0] * size[1]) for one in nats]
+    assert [float(line["bits_per_pixel"]) for line in lines] == pytest.approx(bits, rel=1e-4)
+    assert made.summary.bits_per_pixel == pytest.approx(sum(bits) / 3, rel=1e-4)
+
+
+def test_the_summary_tells_what_was_written(made, loaded):
+    kind = loaded.info.slices[0]
+    assert (made.summary.out, made.summary.samples) == (made.out, 3)
+    assert made.summary.size == (kind.rows, kind.columns)
+    assert made.summary.with_masks is True
+
+
+def test_a_set_tells_the_model_and_the_settings_it_came_from(made, loaded):
+    found = json.loads((made.out / "generation.json").read_text())
+    assert found["model_sha256"] == loaded.info.weights_sha256
+    assert found["settings"] == {
+        "temperature": 0.9,
+        "fine_temperature": 0.8,
+        "top_p": 0.95,
+        "guidance": 0.0,
+        "grain": True,
+    }
+    assert found["label_values"] == list(loaded.info.masks.tokenizer.label_values)
+
+
+def test_the_contact_sheet_holds_no_more_than_its_share(trained, tmp_path, loaded, monkeypatch):
+    monkeypatch.setattr(generating, "SHEET", 1)
+    generate(trained.run, tmp_path / "out", count=2, **CPU)
+    kind = loaded.info.slices[0]
+    high = round(kind.rows * kind.row_mm / kind.column_mm)
+    assert pixels_of(tmp_path / "out" / "sheet.png").shape == (high, kind.columns, 3)
+    picture = pixels_of(tmp_path / "out" / "pictures" / "sample-000000.png")
+    assert picture.shape == (high, 2 * kind.columns + GAP, 3)
+
+
+def test_check_and_prepare_read_a_set(made, tmp_path):
+    report = check(made.out, OPTIONS)
+    assert (report.slices, report.unreadable, report.misfits) == (3, (), ())
+    prepare(made.out, tmp_path / "prepared", OPTIONS, PrepareOptions(fractions=(0.34, 0.33, 0.33)))
+    data = PreparedData.open(tmp_path / "prepared")
+    assert {count.patients for count in data.info.counts.values()} == {1}
+    assert all(record.label_offset >= 0 for record in data.records)
+
+
+# --- From seeds
+
+
+def test_the_same_command_gives_the_same_files(made, trained, tmp_path):
+    generate(trained.run, tmp_path / "again", count=3, seed=5, **CPU)
+    assert contents(tmp_path / "again") == contents(made.out)
+
+
+def test_a_sample_depends_on_its_own_seed_alone(made, trained, tmp_path):
+    generate(trained.run, tmp_path / "alone", count=1, seed=7, **CPU)
+    for name, content in contents(tmp_path / "alone").items():
+        if name.startswith(("images", "pictures")):
+            assert content == contents(made.out)[name], name
+    found, wanted = lines_of(tmp_path / "alone")[0], lines_of(made.out)[2]
+    for name in ("name", "seed", "position"):
+        assert found[name] == wanted[name]
+    assert float(found["log_likelihood"]) == pytest.approx(float(wanted["log_likelihood"]), rel=1e-5)
+
+
+def test_other_seeds_give_other_samples(made):
+    arrays = [image_of(made.out, seed).array for seed in (5, 6, 7)]
+    assert not np.array_equal(arrays[0], arrays[1])
+    assert not np.array_equal(arrays[1], arrays[2])
+
+
+def test_a_position_may_be_asked_for(trained, tmp_path, monkeypatch):
+    asked = []
+
+    def spy(loaded, size, seeds, positions, *rest, **how):
+        asked.append(positions)
+        return draw(loaded, size, seeds, positions, *rest, **how)
+
+    monkeypatch.setattr(generating, "draw", spy)
+    generate(trained.run, tmp_path / "out", count=2, position=0.25, **CPU)
+    assert asked == [[0.25, 0.25]]
+    assert [line["position"] for line in lines_of(tmp_path / "out")] == ["0.25", "0.25"]
+
+
+def test_the_position_drawn_is_the_samples_own(made, trained, tmp_path):
+    """A sample asked for at the position it would have drawn is that sample."""
+    line = lines_of(made.out)[1]
+    generate(trained.run, tmp_path / "out", count=1, seed=6, position=float(line["position"]), **CPU)
+    assert np.array_equal(image_of(tmp_path / "out", 6).array, image_of(made.out, 6).array)
+
+
+def test_without_conditions_the_prior_is_told_no_position(trained, tmp_path, loaded):
+    summary = generate(trained.run, tmp_path / "out", count=1, conditional=False, **CPU)
+    assert lines_of(tmp_path / "out")[0]["position"] == ""
+    _, conditions = draw(loaded, summary.size, [0], None, SamplingSettings())
+    assert conditions.position.isnan().all()
+
+
+def test_draw_tells_the_prior_the_positions_it_was_given(loaded):
+    size = (loaded.info.slices[0].rows, loaded.info.slices[0].columns)
+    _, conditions = draw(loaded, size, [3, 4], [0.0, 1.0], SamplingSettings())
+    assert conditions.position.tolist() == [0.0, 1.0]
+    assert isinstance(conditions, Conditions)
+
+
+def test_a_class_may_be_asked_for(trained, tmp_path, loaded):
+    summary = generate(trained.run, tmp_path / "out", count=2, group="2", **CPU)
+    assert [line["group"] for line in lines_of(tmp_path / "out")] == ["2", "2"]
+    _, conditions = draw(loaded, summary.size, [0, 1], None, SamplingSettings(), group="2")
+    assert conditions.group.tolist() == [2, 2]
+    _, unasked = draw(loaded, summary.size, [0, 1], None, SamplingSettings())
+    assert unasked.group.tolist() == [-1, -1]
+
+
+def test_pages_of_some_levels_hear_no_finer_tokens(loaded):
+    size = (loaded.info.slices[0].rows, loaded.info.slices[0].columns)
+    layout = loaded.book.layout(size)
+    tokens, _ = draw(loaded, size, [1, 2], None, SamplingSettings())
+    other = tokens.clone()
+    other[:, layout.starts[-2] :] = (other[:, layout.starts[-2] :] + 1) % 16
+    found = [decode_pages(loaded, one, size, levels=1).images for one in (tokens, other)]
+    assert found[0].equal(found[1])
+    whole = [decode_pages(loaded, one, size).images for one in (tokens, other)]
+    assert not torch.allclose(whole[0], whole[1], atol=1e-4)
+
+
+def test_progress_counts_samples(trained, tmp_path):
+    told = []
+    generate(trained.run, tmp_path / "out", count=2, progress=lambda *one: told.append(one), **CPU)
+    assert told == [(2, 2)]
+
+
+# --- Whole or not at all
+
+
+def drawn_groups(monkeypatch, size=2):
+    """Draw in groups of another size, and return the list of the seeds that are drawn."""
+    seeds = []
+
+    def spy(loaded, shape, some, *rest, **how):
+        seeds.extend(some)
+        return draw(loaded, shape, some, *rest, **how)
+
+    monkeypatch.setattr(generating, "GROUP", size)
+    monkeypatch.setattr(generating, "draw", spy)
+    return seeds
+
+
+@pytest.fixture(scope="module")
+def grouped(trained, tmp_path_factory):
+    """Five samples in three groups, never interrupted."""
+    out = tmp_path_factory.mktemp("grouped") / "set"
+    with pytest.MonkeyPatch.context() as patch:
+        drawn_groups(patch)
+        generate(trained.run, out, count=5, seed=5, **CPU)
+    return contents(out)
+
+
+STEPS = [
+    (generating, "_write_samples", 2),
+    (generating, "_draw_levels", 1),
+    (generating._Folder, "finish_group", 2),
+    (generating, "_draw_sheets", 1),
+    (generating, "_write_lists", 1),
+    (generating._Folder, "finish", 1),
+    (generating.shutil, "rmtree", 1),
+]
+
+
+@pytest.mark.parametrize(("where", "step", "time"), STEPS, ids=[step for _, step, _ in STEPS])
+@pytest.mark.parametrize("fault", [OSError, KeyboardInterrupt])
+def test_an_interrupted_command_goes_on_bit_for_bit(
+    where, step, time, fault, trained, grouped, tmp_path, monkeypatch
+):
+    whole, calls = getattr(where, step), []
+
+    def fail(*arguments, **options):
+        calls.append(step)
+        if len(calls) == time:
+            if step == "_write_samples":
+                whole(*arguments)
+            raise fault
+        return whole(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        drawn_groups(patch)
+        patch.setattr(where, step, fail)
+        with pytest.raises(fault):
+            generate(trained.run, tmp_path / "out", count=5, seed=5, **CPU)
+    if step == "rmtree":  # all was in its place
+        assert contents(tmp_path / "out") == grouped
+        with pytest.raises(DataError, match="out: already holds all 5 samples of this command"):
+            generate(trained.run, tmp_path / "out", count=5, seed=5, **CPU)
+        assert [item.name for item in tmp_path.iterdir()] == ["out"]
+        return
+    assert [item.name for item in tmp_path.iterdir()] == ["out.partial"]
+    assert not list(tmp_path.rglob("generation.json")) or step == "finish"
+    seeds = drawn_groups(monkeypatch)
+    generate(trained.run, tmp_path / "out", count=5, seed=5, **CPU)
+    assert seeds == {
+        "_draw_levels": [5, 6, 7, 8, 9],
+        "_write_samples": [7, 8, 9],
+        "finish_group": [7, 8, 9],
+    }.get(step, [])
+    assert contents(tmp_path / "out") == grouped
+    assert [item.name for item in tmp_path.iterdir()] == ["out"]
+
+
+def test_samples_do_not_depend_on_how_many_are_drawn_at_once(made, grouped):
+    for name, content in contents(made.out).items():
+        if name.startswith(("images", "pictures")):
+            assert content == grouped[name], name
+
+
+def interrupted(trained, out, monkeypatch, **wishes):
+    """Leave a partial folder with its first group of two."""
+    with monkeypatch.context() as patch:
+        drawn_groups(patch)
+        patch.setattr(generating, "_draw_sheets", lambda *_: pytest.fail("all drawn"))
+        done = []
+
+        def stop(*count):
+            done.append(count)
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            generate(trained.run, out, **{"count": 5, "seed": 5, **wishes}, progress=stop, **CPU)
+        assert done == [(2, 5)]
+
+
+@pytest.mark.parametrize(
+    ("wish", "named"),
+    [
+        ({"seed": 6}, "seed 5 then, 6 now"),
+        ({"count": 4}, "count 5 then, 4 now"),
+        ({"position": 0.5}, "position None then, 0.5 now"),
+        ({"group": "1"}, "class None then, 1 now"),
+        ({"conditional": False}, "conditional True then, False now"),
+        ({"grain": False}, "noise True then, False now"),
+        ({"size": (36, 64)}, r"size \[32, 64\] then, \[36, 64\] now"),
+        ({"settings": SamplingSettings(top_p=0.5)}, "top_p 0.95 then, 0.5 now"),
+    ],
+)
+def test_unfinished_samples_of_other_settings_are_refused(wish, named, trained, tmp_path, monkeypatch):
+    interrupted(trained, tmp_path / "out", monkeypatch)
+    before = contents(tmp_path)
+    monkeypatch.setattr(generating, "draw", lambda *_, **__: pytest.fail("drawn"))
+    with pytest.raises(
+        ConfigError, match=f"out.partial: holds unfinished samples of other settings.*{named}"
+    ):
+        generate(trained.run, tmp_path / "out", **{"count": 5, "seed": 5, **wish}, **CPU)
+    assert contents(tmp_path) == before
+
+
+def test_a_folder_of_somebody_else_under_the_partial_name_stays(trained, tmp_path):
+    thesis = tmp_path / "out.partial" / "thesis.txt"
+    thesis.parent.mkdir()
+    thesis.write_text("years of work")
+    with pytest.raises(DataError, match=r"out\.partial: is not empty, and is needed for unfinished samples"):
+        generate(trained.run, tmp_path / "out", count=1, **CPU)
+    assert contents(tmp_path) == {"out.partial/thesis.txt": b"years of work"}
+
+
+def test_a_finished_command_says_that_it_is_finished(made, trained):
+    before = contents(made.out)
+    with pytest.raises(DataError, match="already holds all 3 samples of this command"):
+        generate(trained.run, made.out, count=3, seed=5, **CPU)
+    with pytest.raises(DataError, match="is not empty; choose another folder"):
+        generate(trained.run, made.out, count=3, seed=6, **CPU)
+    assert contents(made.out) == before
+
+
+def test_only_one_group_is_held_at_a_time(trained, tmp_path, monkeypatch):
+    held, most = [], []
+    whole = generating._write_samples
+
+    def watch(out, samples, slices, kind):
+        held.append(weakref.ref(slices.images))
+        gc.collect()
+        most.append(sum(one() is not None for one in held))
+        whole(out, samples, slices, kind)
+
+    drawn_groups(monkeypatch, size=1)
+    monkeypatch.setattr(generating, "_write_samples", watch)
+    generate(trained.run, tmp_path / "out", count=4, **CPU)
+    assert most == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("way", ["empty", "link", "here"])
+def test_an_empty_folder_may_be_filled(way, trained, tmp_path, monkeypatch):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    monkeypatch.chdir(tmp_path / "empty")
+    generate(trained.run, "." if way == "here" else tmp_path / way, count=1, **CPU)
+    assert (tmp_path / "empty" / "manifest.csv").is_file()
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_what_is_there_already_stays(kind, trained, tmp_path):
+    out = tmp_path / "out"
+    thesis = out if kind == "file" else out / "thesis.txt"
+    thesis.parent.mkdir(exist_ok=True)
+    thesis.write_text("years of work")
+    with pytest.raises(DataError, match="out: is not empty; choose another folder"):
+        generate(trained.run, out, count=1, **CPU)
+    assert thesis.read_text() == "years of work"
+
+
+# --- What is refused
+
+
+def test_more_samples_than_the_disk_holds_are_refused_before_any_is_drawn(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=2_000_000))
+    monkeypatch.setattr(generating, "draw", lambda *_, **__: pytest.fail("drawn"))
+    wanted = r"out: 1000 samples take about \d+ MB, 2 MB are free; ask for fewer, or choose another disk"
+    with pytest.raises(DataError, match=wanted):
+        generate(trained.run, tmp_path / "deep" / "out", count=1000, **CPU)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"count": 0}, "0 samples: wanted 1 or more"),
+        ({"position": 1.5}, r"position 1\.5: wanted a position in the volume, from 0 to 1"),
+        ({"position": -0.1}, "position -0.1: wanted"),
+        ({"position": math.nan}, "position nan: wanted"),
+        ({"group": "9"}, "model.safetensors: was not trained with class '9'; known are 0, 1, 2, 3"),
+        ({"group": "1", "conditional": False}, "a position or class was given for unconditional samples"),
+        ({"position": 0.5, "conditional": False}, "a position or class was given .*; drop one of the two"),
+        ({"size": (8, 8)}, r"was not trained on slices of 8×8; wanted one of \d+×64"),
+        ({"seed": -1}, "seed -1: wanted"),
+        ({"seed": 2**63 - 1, "count": 2}, f"seed {2**63 - 1}: wanted"),
+    ],
+)
+def test_a_wish_out_of_range_is_refused(asked, message, trained, tmp_path):
+    with pytest.raises(ConfigError, match=message):
+        generate(trained.run, tmp_path / "out", **asked, **CPU)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_prior_without_classes_takes_none(loaded):
+    plain = replace(loaded, info=loaded.info.model_copy(update={"classes": ()}))
+    with pytest.raises(ConfigError, match="its data had no classes"):
+        draw(plain, (32, 64), [0], None, SamplingSettings(), group="1")
+
+
+def test_a_seed_that_stands_twice_is_refused(loaded):
+    size = (loaded.info.slices[0].rows, loaded.info.slices[0].columns)
+    with pytest.raises(ConfigError, match="seed 3 stands twice: the same seed gives the same sample again"):
+        draw(loaded, size, [9, 3, 4, 3, 9], None, SamplingSettings())
+
+
+def test_without_a_prior_nothing_is_written(tmp_path):
+    with pytest.raises(CheckpointError, match="train one first"):
+        generate(tmp_path / "nowhere", tmp_path / "out", **CPU)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_info_reads_every_kind_of_model_and_a_prepared_folder(trained, capsys):
+    prior = trained.run / "prior"
+    for place, kind in (
+        (trained.run, "tokenizer"),
+        (prior, "prior"),
+        (prior / "masks", "label tokenizer"),
+        (prior / "decoder", "decoder of generation"),
+    ):
+        assert main.main(["info", str(place), "--json"]) == 0, place
+        assert json.loads(capsys.readouterr().out)["kind"] == kind
+    assert main.main(["info", str(trained.data)]) == 0

@@ -1,0 +1,164 @@
+"""The files around the package: what they name exists, and what is generated is up to date."""
+
+import configparser
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+FORMS = sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"))
+OWN_HOSTS = {"github.com"}
+# From the bottom up; packages on one line do not import each other.
+LAYERS = (
+    {"errors"},
+    {"records", "environment", "devices", "text", "version"},
+    {"visualization", "io", "config"},
+    {"data", "phantom"},
+    {"models", "metrics"},
+    {"training", "inference"},
+    {"evaluation"},
+    {"reporting"},
+    {"cli"},
+)
+
+
+def read(*parts: str) -> str:
+    return ROOT.joinpath(*parts).read_text(encoding="utf-8")
+
+
+def settings(*parts: str) -> Any:
+    """A YAML file of the project. YAML reads the key `on` of a workflow as true."""
+    return yaml.safe_load(read(*parts))
+
+
+def lowest(pyproject: Path) -> subprocess.CompletedProcess[str]:
+    """Print the constraints of a project's lower bounds with a copy of the script beside it."""
+    copy = pyproject.parent / "scripts" / "lowest_constraints.py"
+    copy.parent.mkdir()
+    copy.write_text(read("scripts", "lowest_constraints.py"), encoding="utf-8")
+    return subprocess.run([sys.executable, copy], capture_output=True, text=True, check=False)
+
+
+def test_the_lowest_constraints_are_those_of_pyproject() -> None:
+    script = ROOT / "scripts" / "lowest_constraints.py"
+    printed = subprocess.run([sys.executable, script], check=True, capture_output=True, text=True).stdout
+    assert read("constraints-lowest.txt") == printed, "run scripts/lowest_constraints.py"
+
+
+@pytest.mark.parametrize(
+    ("dependencies", "message"),
+    [
+        ('["numpy<3"]', "'numpy<3' has no lower bound"),
+        ('["numpy>=2.0", "numpy>=2.1"]', "numpy has the lower bounds 2.0 and 2.1"),
+    ],
+)
+def test_a_requirement_without_one_lower_bound_is_refused(
+    dependencies: str, message: str, tmp_path: Path
+) -> None:
+    pyproject = tmp_path / "pyproject.toml"
+    pyproject.write_text(
+        f'[project]\nname = "x"\ndependencies = {dependencies}\noptional-dependencies = {{}}\n', "utf-8"
+    )
+    assert message in lowest(pyproject).stderr
+
+
+def test_ci_runs_the_check_of_a_person_on_every_python_with_lowest_and_highest_versions() -> None:
+    workflow = settings(".github", "workflows", "ci.yml")
+    job = workflow["jobs"]["check"]
+    matrix = job["strategy"]["matrix"]
+    classified = re.findall(r"Python :: (3\.\d+)\"", read("pyproject.toml"))
+    assert matrix["python"] == classified
+    assert matrix["versions"] == ["highest"]
+    assert matrix["include"] == [{"python": classified[0], "versions": "lowest"}]
+    commands = [step["run"] for step in job["steps"] if "run" in step]
+    assert "scripts/check" in commands
+    assert any("constraints-lowest.txt" in command for command in commands)
+    assert workflow["permissions"] == {"contents": "read"}
+
+
+def test_ci_pins_each_action_to_a_major_version() -> None:
+    used = re.findall(r"uses: (\S+)", read(".github", "workflows", "ci.yml"))
+    assert used
+    assert [action for action in used if not re.fullmatch(r"actions/[\w-]+@v\d+", action)] == []
+
+
+def test_the_hooks_before_a_commit_run_tools_of_the_environment() -> None:
+    checked = set(re.findall(r"-m (\w+(?: \w+)?)", read("scripts", "check")))
+    for repository in settings(".pre-commit-config.yaml")["repos"]:
+        assert repository["repo"] == "local", "a hook that is fetched from elsewhere"
+        for hook in repository["hooks"]:
+            python, option, tool, *rest = hook["entry"].split()
+            assert (hook["language"], python, option) == ("system", "python", "-m")
+            assert {tool, " ".join([tool, *rest[:1]])} & checked, (
+                f"scripts/check does not run {hook['entry']}"
+            )
+            subprocess.run([sys.executable, "-m", tool, "--version"], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize(
+    "form", [form for form in FORMS if form.stem != "config"], ids=lambda form: form.name
+)
+def test_an_issue_form_asks_for_the_output_of_check_and_forbids_patient_files(form: Path) -> None:
+    text = form.read_text(encoding="utf-8")
+    content = yaml.safe_load(text)
+    assert {"name", "description", "body"} <= set(content)
+    labels = [field["id"] for field in content["body"] if field["type"] != "markdown"]
+    assert len(labels) == len(set(labels))
+    assert "slicebook check" in text
+    assert re.search(r"(?i)no patient files", text)
+
+
+def test_a_pull_request_asks_for_the_output_of_check_and_forbids_patient_files() -> None:
+    text = read(".github", "pull_request_template.md")
+    assert "slicebook check" in text
+    assert "No patient files" in text
+
+
+def test_the_commands_that_issue_forms_name_exist() -> None:
+    for form in FORMS:
+        for command in re.findall(r"`(slicebook [\w-]+)", form.read_text(encoding="utf-8")):
+            subprocess.run(
+                [sys.executable, "-m", *command.split(), "--help"], check=True, capture_output=True
+            )
+
+
+def test_a_security_problem_is_reported_in_private_and_not_in_an_issue() -> None:
+    address = "/security/advisories/new"
+    assert address in read("SECURITY.md")
+    (link,) = [
+        link
+        for link in settings(".github", "ISSUE_TEMPLATE", "config.yml")["contact_links"]
+        if address in link["url"]
+    ]
+    assert link["url"] in read("SECURITY.md")
+
+
+def test_files_around_the_package_name_no_host_but_that_of_the_repository() -> None:
+    paths = [*(ROOT / ".github").rglob("*.*"), *ROOT.glob("constraints*.txt"), *ROOT.glob("*.toml")]
+    paths += [ROOT / "SECURITY.md", ROOT / ".pre-commit-config.yaml", ROOT / "docs" / "releasing.md"]
+    hosts = {
+        host
+        for path in paths
+        if path.is_file()
+        for host in re.findall(r"https?://([\w.-]+)", path.read_text(encoding="utf-8"))
+    }
+    assert hosts <= OWN_HOSTS
+
+
+def test_the_contract_of_imports_is_the_layers_of_the_package() -> None:
+    contract = configparser.ConfigParser()
+    contract.read(ROOT / ".importlinter")
+    layers = contract["importlinter:contract:layers"]["layers"].split("\n")
+    assert tuple(set(re.findall(r"\w+", line)) for line in reversed(layers) if line) == LAYERS
+    assert ":" not in contract["importlinter:contract:layers"]["layers"]  # a colon would let siblings meet
+
+
+def test_the_project_and_its_citation_name_one_repository() -> None:
+    (repository,) = re.findall(r'^Repository = "(.*)"', read("pyproject.toml"), re.MULTILINE)
+    assert settings("CITATION.cff")["repository-code"] == repository
+    assert f"<{repository}/security" in read("SECURITY.md")

@@ -1,0 +1,108 @@
+"""Every python and sh block of the documents runs, page by page, in the order in which it stands there."""
+
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+from pydicom.dataset import FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
+
+from slicebook.cli import main
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+# Commands that are not run here, by how they start, and why.
+NOT_RUN = {
+    "python3 -m venv": "installs: .ci/run does exactly this",
+    "scripts/check": "would run this test",
+    ".venv/bin/torchrun": "needs several GPUs",
+    "srun": "needs a SLURM cluster",
+}
+
+
+def blocks(page):
+    """Language and text of each block of a page."""
+    return BLOCK.findall(page.read_text(encoding="utf-8"))
+
+
+def commands(page):
+    """The lines of a page's sh blocks, continued ones joined."""
+    text = "".join(block for language, block in blocks(page) if language == "sh")
+    return text.replace("\\\n", " ").splitlines()
+
+
+def write_hospital_export(folder):
+    """What the pages call `export`: three patients' axial series of four slices, in DICOM."""
+    rng = np.random.default_rng(0)
+    for patient in range(3):
+        series = generate_uid()
+        for number in range(4):
+            meta = FileMetaDataset()
+            meta.TransferSyntaxUID = ExplicitVRLittleEndian
+            meta.MediaStorageSOPClassUID = MRImageStorage
+            meta.MediaStorageSOPInstanceUID = generate_uid()
+            one = pydicom.Dataset()
+            one.file_meta = meta
+            one.SOPClassUID, one.SOPInstanceUID = MRImageStorage, meta.MediaStorageSOPInstanceUID
+            one.SeriesInstanceUID, one.StudyInstanceUID, one.Modality = series, generate_uid(), "MR"
+            one.PatientID, one.InstanceNumber, one.AcquisitionNumber = f"P{patient}", number + 1, 1
+            one.ImageOrientationPatient, one.ImagePositionPatient = [1, 0, 0, 0, 1, 0], [0, 0, 3 * number]
+            one.PixelSpacing, one.SliceThickness = [1.5, 1.5], 3
+            one.Rows, one.Columns, one.SamplesPerPixel = 64, 64, 1
+            one.BitsAllocated, one.BitsStored, one.HighBit = 16, 12, 11
+            one.PixelRepresentation, one.PhotometricInterpretation = 0, "MONOCHROME2"
+            one.PixelData = rng.integers(0, 2000, (64, 64), np.uint16).tobytes()
+            path = folder / f"patient-{patient}" / f"{number}.dcm"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            one.save_as(path, enforce_file_format=True)
+
+
+@pytest.mark.filterwarnings("default:level . uses")  # the pages train for one epoch: not yet enough
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_block_of_a_page_runs(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if "export" in "".join(commands(page)):
+        write_hospital_export(tmp_path / "export")
+    names = {}
+    for language, text in blocks(page):
+        if language == "python":
+            exec(compile(text, str(page), "exec"), names)
+        if language == "yaml":  # named in its first line
+            Path(text.splitlines()[0].removeprefix("# ")).write_text(text, encoding="utf-8")
+        for command in text.replace("\\\n", " ").splitlines() if language == "sh" else ():
+            if not command.startswith(tuple(NOT_RUN)):
+                program, *arguments = shlex.split(command)
+                assert program == "slicebook", f"{command}: neither run here nor listed in NOT_RUN"
+                assert main.main(arguments) == 0, command
+
+
+def test_every_block_says_its_language():
+    unknown = [(page.name, language) for page in PAGES for language, _ in blocks(page)]
+    assert [one for one in unknown if one[1] not in {"python", "sh", "yaml", "text"}] == []
+
+
+def test_every_exception_is_used():
+    every = [command for page in PAGES for command in commands(page)]
+    assert [start for start in NOT_RUN if not any(command.startswith(start) for command in every)] == []
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "python3 -m venv .venv && .venv/bin/pip install -e '.[judge]' && .venv/bin/slicebook demo",
+        "python3 -m venv .venv && .venv/bin/pip install -e '.[dev]' && .venv/bin/python -m pytest",
+    ],
+)
+def test_the_first_screen_holds_the_two_commands(command):
+    assert command in (ROOT / "README.md").read_text(encoding="utf-8").splitlines()[:25]
+
+
+def test_every_link_between_pages_leads_somewhere():
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"

@@ -1,0 +1,107 @@
+"""Samples leave the house only after a valid audit of their model, drawn alike, that found no copies."""
+
+import json
+
+import pytest
+
+from slicebook.cli import main
+from slicebook.errors import ConfigError, DataError
+from slicebook.evaluation.report import read_report
+from slicebook.inference.generate import generate
+from slicebook.models.checkpoint import load_prior
+from slicebook.models.sampling import SamplingSettings
+from slicebook.reporting.release import release_check
+
+CLEAR = {
+    "audit__copies__valid": True,
+    "audit__copies__copies_found": False,
+    "audit__copies__at_most": 0.03,
+}
+
+
+@pytest.fixture
+def cleared(variant):
+    """A report whose audit is valid, found nothing and leaves room for few copies."""
+    return variant("cleared", **CLEAR)
+
+
+def share(trained, report, out, **how):
+    return generate(trained.run, out, count=2, clear=release_check(report), device="cpu", **how)
+
+
+def test_a_clear_audit_goes_with_the_samples(trained, cleared, tmp_path):
+    share(trained, cleared, tmp_path / "out")
+    found = json.loads((tmp_path / "out" / "audit.json").read_text())
+    report = read_report(cleared)
+    assert found["model_sha256"] == load_prior(trained.run).info.weights_sha256
+    assert found["copies"]["verdict"] == report.audit.copies.verdict
+    assert found["drawing"]["samples"] == 24
+    words = (tmp_path / "out" / "AUDIT.md").read_text()
+    assert report.audit.copies.verdict in words
+    assert found["model_sha256"] in words
+    assert "At most 3.0% of such samples are copies" in words
+
+
+def test_few_audited_samples_clear_nothing(trained, variant, tmp_path):
+    report = variant("report", **CLEAR | {"audit__copies__at_most": 0.0501})
+    with pytest.raises(DataError, match=r"bound the fraction of copies at 5.0%.*evaluate more samples"):
+        share(trained, report, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_summary_names_no_patient_and_no_training_slice(trained, cleared, tmp_path):
+    share(trained, cleared, tmp_path / "out")
+    text = (tmp_path / "out" / "audit.json").read_text() + (tmp_path / "out" / "AUDIT.md").read_text()
+    assert "closest" not in text
+    assert "patient-0" not in text
+
+
+@pytest.mark.parametrize(("valid", "copied"), [(False, False), (True, True), (False, True)])
+def test_copies_and_invalid_audits_are_refused_before_anything_is_drawn(
+    trained, variant, tmp_path, monkeypatch, valid, copied
+):
+    report = variant("report", audit__copies__valid=valid, audit__copies__copies_found=copied)
+    monkeypatch.setattr("slicebook.inference.synthesis.draw", lambda *_, **__: pytest.fail("drew"))
+    with pytest.raises(DataError, match="must not be shared"):
+        share(trained, report, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_audit_of_another_model_clears_nothing(trained, variant, tmp_path):
+    report = variant("report", audit__copies__valid=True, provenance__prior__weights_sha256="0" * 64)
+    with pytest.raises(DataError, match=r"is an audit of model 000000000000, and .* evaluate this model"):
+        share(trained, report, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("how", "named"),
+    [
+        ({"settings": SamplingSettings(temperature=0.5)}, "temperature 0.9 audited, 0.5 requested"),
+        ({"grain": False}, "grain True audited, False requested"),
+        ({"group": "0"}, "class any audited, 0 requested"),
+        ({"conditional": False}, "conditional True audited, False requested"),
+        ({"position": 0.5}, "position any audited, 0.5 requested"),
+        ({"size": (36, 64)}, "size 32×64 audited, 36×64 requested"),
+    ],
+)
+def test_samples_drawn_in_another_way_were_not_audited(trained, cleared, tmp_path, how, named):
+    with pytest.raises(ConfigError, match=named):
+        share(trained, cleared, tmp_path / "out", **how)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_report_without_an_audit_clears_nothing(variant):
+    change = {"audit": None, "left_out": {"audit": "too few patients"}}
+    with pytest.raises(DataError, match=r"contains no audit \(too few patients\); evaluate again"):
+        release_check(variant("report", **change))
+
+
+def test_sharing_is_one_option_of_generate(trained, cleared, variant, tmp_path, capsys):
+    line = ["generate", str(trained.run), "-n", "1", "--device", "cpu"]
+    assert main.main([*line, "--out", str(tmp_path / "yes"), "--share", str(cleared)]) == 0
+    assert (tmp_path / "yes" / "AUDIT.md").is_file()
+    refused = variant("refused", audit__copies__valid=False, audit__copies__copies_found=False)
+    capsys.readouterr()
+    assert main.main([*line, "--out", str(tmp_path / "no"), "--share", str(refused)]) == 1
+    assert "must not be shared" in capsys.readouterr().err
+    assert not (tmp_path / "no").exists()

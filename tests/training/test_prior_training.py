@@ -1,0 +1,451 @@
+"""The training of a prior: its step, its files, how it goes on, and what it refuses."""
+
+import csv
+import math
+import shutil
+
+import pytest
+import torch
+from conftest import HOW
+from helpers.prior import COUNT, LAYOUT, SIZES, rows, tiny
+from helpers.settings import SMALL
+from helpers.training import prepared_folder
+from lightning_fabric import Fabric
+
+from slicebook.config import PriorTrainingConfig
+from slicebook.data.dataset import PreparedData
+from slicebook.data.prepare import prepare
+from slicebook.errors import CheckpointError, ConfigError, DataError
+from slicebook.io.tensors import STATE_NAME, hash_tensors, load_state, save_state
+from slicebook.models.checkpoint import MODEL_NAME, load_prior, load_tokenizer, save_tokenizer
+from slicebook.models.sequence import draw_orders
+from slicebook.models.sequence_book import Book
+from slicebook.models.transformer import Conditions
+from slicebook.recipes import load_recipe
+from slicebook.training import generator
+from slicebook.training.generator import TOKENS_NAME, train_prior
+from slicebook.training.prior import PriorObjective, mishear, withhold, withhold_masks
+from slicebook.training.token_dataset import TokenBatch, encode_slices
+from slicebook.training.tokenizer import train_tokenizer
+from slicebook.training.trainer import Progress
+
+
+def draw(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+# --- What is withheld and misheard
+
+
+def test_without_corruption_all_is_heard_rightly():
+    assert mishear(LAYOUT, rows(50), 0.0, draw()).equal(rows(50))
+
+
+def test_the_share_misheard_differs_by_slice_up_to_twice_the_setting():
+    tokens = torch.zeros(4000, COUNT, dtype=torch.int64)
+    wrong = (mishear(LAYOUT, tokens, 0.2, draw()) != 0).float()
+    last = wrong[:, LAYOUT.part(2)]  # one in five codes is the right one by chance
+    assert float(last.mean()) == pytest.approx(0.2 * 4 / 5, abs=0.01)
+    # Of shares uniform in [0, 0.4], and of eight tokens drawn with each; one share for all would give 0.017.
+    wanted = 0.8**2 * 0.4**2 / 12 + (0.16 - 0.8**2 * 0.4**2 / 3) / 8
+    assert float(last.mean(1).var()) == pytest.approx(wanted, rel=0.05)
+    assert (mishear(LAYOUT, tokens, 0.01, draw()) != 0).float().mean() < 0.02
+
+
+def test_misheard_tokens_are_codes_of_their_stage_all_alike():
+    tokens = rows(1).repeat(3000, 1)
+    heard = mishear(LAYOUT, tokens, 0.5, draw())
+    for index, size in enumerate(SIZES):
+        part = LAYOUT.part(index)
+        others = heard[:, part][heard[:, part] != tokens[:, part]]
+        assert others.min() >= 0
+        assert others.max() < size
+        assert set(heard[:, part.start].tolist()) == set(range(size))
+
+
+def test_what_is_unknown_is_not_misheard():
+    tokens = rows(200)
+    tokens[:, LAYOUT.part(0)] = SIZES[0]
+    assert (mishear(LAYOUT, tokens, 0.5, draw())[:, LAYOUT.part(0)] == SIZES[0]).all()
+
+
+def test_all_conditions_of_a_slice_are_withheld_together():
+    known = Conditions(torch.rand(2000), torch.ones(2000, dtype=torch.int64))
+    found = withhold(known, 0.3, draw())
+    hidden = found.position.isnan()
+    assert float(hidden.float().mean()) == pytest.approx(0.3, abs=0.04)
+    assert (found.group == torch.where(hidden, -1, 1)).all()
+    assert found.position[~hidden].equal(known.position[~hidden])
+
+
+def test_all_mask_tokens_of_a_slice_are_withheld_together_and_no_others():
+    tokens = rows(2000)
+    found = withhold_masks(LAYOUT, tokens, 0.3, draw())
+    hidden = found[:, LAYOUT.part(0)] == SIZES[0]
+    assert (hidden == hidden[:, :1]).all()
+    assert float(hidden.float().mean()) == pytest.approx(0.3, abs=0.04)
+    assert found[~hidden[:, 0]].equal(tokens[~hidden[:, 0]])
+    assert found[:, 2:].equal(tokens[:, 2:])
+
+
+def test_withholding_leaves_what_was_given_as_it_was():
+    tokens = rows(20)
+    withhold_masks(LAYOUT, tokens, 1.0, draw())
+    assert tokens.equal(rows(20))
+
+
+# --- A step
+
+
+def objective(keep=None, **settings):
+    plain = {"corruption": 0.0, "condition_dropout": 0.0, "mask_dropout": 0.0, **settings}
+    fabric = Fabric(accelerator="cpu", devices=1)
+    return PriorObjective(tiny(), PriorTrainingConfig(**plain), fabric, keep or (lambda *_: None))
+
+
+def batch(count=4):
+    conditions = Conditions(torch.linspace(0, 1, count), torch.full((count,), -1))
+    return TokenBatch(LAYOUT, rows(count), conditions, torch.arange(count))
+
+
+def test_a_step_depends_on_seed_and_step_alone():
+    def scores(step, **settings):
+        torch.rand(7)  # what was drawn before makes no difference
+        made = objective(corruption=0.3, condition_dropout=0.5, mask_dropout=0.5, **settings)
+        made.module.train()
+        return float(made.step(batch(), step, 0.0)["loss"].detach())
+
+    assert scores(3) == scores(3)
+    assert len({scores(3), scores(4), scores(3, seed=7)}) == 3
+
+
+def test_the_loss_weighs_both_trunks_alike():
+    made = objective()
+    made.module.eval()
+    found = made.step(batch(), 0, 0.0)
+    # Two stages of two tokens each are the coarse trunk's.
+    coarse = (found["nats_mask_0"] + found["nats_image_1"]) / 2
+    assert float(found["loss"].detach()) == pytest.approx(float(coarse + found["nats_image_0"]), rel=1e-5)
+
+
+def test_nats_of_a_stage_are_those_of_its_known_tokens():
+    made, one = objective(), batch()
+    made.module.eval()
+    one.tokens[2:, LAYOUT.part(0)] = SIZES[0]
+    found = made.step(one, 0, 0.0)["nats_mask_0"]
+    one.tokens[:2, LAYOUT.part(0)] = SIZES[0]
+    assert float(found) > 0.5
+    assert float(made.step(one, 0, 0.0)["nats_mask_0"]) == 0
+
+
+@pytest.mark.parametrize(
+    "setting", ["corruption", "condition_dropout", "mask_dropout"], ids=lambda name: name
+)
+def test_a_step_trains_on_what_the_settings_spoil(setting):
+    def loss(**settings):
+        made = objective(**settings)
+        made.module.eval()
+        return float(made.step(batch(), 0, 0.0)["loss"].detach())
+
+    assert loss(**{setting: 0.9}) != pytest.approx(loss(), abs=1e-6)
+
+
+def test_the_average_follows_the_learner_slowly_and_soon_forgets_the_start():
+    made = objective(ema=0.5)
+    before = [parameter.clone() for parameter in made.pair.average.parameters()]
+    with torch.no_grad():
+        for parameter in made.pair.learner.parameters():
+            parameter.add_(1.0)
+    made.step(batch(), 0, 0.0)  # keeps (1 + 0) / (10 + 0) of the start
+    for old, new in zip(before, made.pair.average.parameters(), strict=True):
+        assert torch.allclose(new, old + 0.9, atol=1e-5)
+    made.step(batch(), 100, 0.0)  # 101/110 is more than 0.5
+    for old, new in zip(before, made.pair.average.parameters(), strict=True):
+        assert torch.allclose(new, old + 0.95, atol=1e-5)
+
+
+def test_only_the_learner_has_a_gradient():
+    made = objective()
+    made.step(batch(), 0, 0.0)["loss"].backward()
+    assert any(parameter.grad is not None for parameter in made.pair.learner.parameters())
+    assert all(parameter.grad is None for parameter in made.pair.average.parameters())
+
+
+@torch.no_grad()
+def test_validation_scores_the_average_on_what_is_true():
+    made = objective(corruption=0.9, condition_dropout=1.0, mask_dropout=1.0, seed=5)
+    for parameter in made.pair.learner.parameters():
+        parameter.mul_(2)
+    one = batch()
+    found = made.validate(one)
+    orders = draw_orders(LAYOUT, 4, draw(5))
+    wanted = made.pair.average.eval()(LAYOUT, one.tokens, orders, one.conditions)
+    assert float(found["likelihood"]) == pytest.approx(-float(wanted.mean()), rel=1e-5)
+    bits = float(wanted[:, 2:].sum(1).mean()) / math.log(2) / (16 * 8)  # of the slice, not of its mask
+    assert float(found["bits_per_pixel"]) == pytest.approx(bits, rel=1e-5)
+    assert float(found["nats_mask_0"]) == pytest.approx(float(wanted[:, :2].mean()), rel=1e-5)
+
+
+def test_the_averaged_weights_are_what_is_kept(tmp_path):
+    kept = []
+    made = objective(lambda *arguments: kept.append(arguments))
+    made.save(tmp_path / "model", Progress(), {"likelihood": 1.0})
+    ((path, prior, _, scores),) = kept
+    assert (path, scores) == (tmp_path / "model", {"likelihood": 1.0})
+    assert prior is made.pair.average
+
+
+# --- A run
+
+
+@pytest.fixture
+def again(trained, tmp_path):
+    """A copy of the trained run, to be written to."""
+    shutil.copytree(trained.run, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def rows_of(run):
+    with (run / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def begun(run):
+    """Take a finished prior back to where only its tokens and masks' tokenizer are there."""
+    for name in (MODEL_NAME, STATE_NAME, "metrics.csv", "curves.png"):
+        (run / "prior" / name).unlink()
+    shutil.rmtree(run / "prior" / "decoder")
+
+
+def test_a_prior_that_was_removed_alone_is_not_trained_into_what_hangs_on_it(again, monkeypatch):
+    for name in (MODEL_NAME, STATE_NAME):
+        (again / "prior" / name).unlink()
+    monkeypatch.setattr(PriorObjective, "step", lambda *_: pytest.fail("trained"))
+    with pytest.raises(ConfigError, match="prior: exists and is no training to go on with"):
+        train_prior(again, **HOW)
+
+
+def test_the_model_on_disk_is_the_average(trained):
+    state, prior = load_state(trained.run / "prior" / STATE_NAME), load_prior(trained.run).prior
+    last = int(rows_of(trained.run / "prior")[-1]["epoch"])
+    assert load_prior(trained.run).info.provenance.epoch == last
+    for name, tensor in prior.state_dict().items():
+        assert tensor.equal(state.tensors[f"model.average.{name}"])
+    assert any(
+        not tensor.equal(state.tensors[f"model.learner.{name}"])
+        for name, tensor in prior.state_dict().items()
+    )
+
+
+def test_training_raises_the_likelihood(trained):
+    found = [float(row["validation_likelihood"]) for row in rows_of(trained.run / "prior")]
+    assert found == sorted(found)
+
+
+def test_a_prior_knows_the_slices_it_was_trained_on(trained):
+    info, records = load_prior(trained.run).info, PreparedData.open(trained.data).split("train").records
+    counts = [kind.slices for kind in info.slices]
+    assert sum(counts) == len(records)
+    assert counts == sorted(counts, reverse=True)
+    for kind in info.slices:
+        same = [r for r in records if (r.rows, r.columns) == (kind.rows, kind.columns)]
+        assert kind.slices == len(same)
+        assert min(r.row_mm for r in same) <= kind.row_mm <= max(r.row_mm for r in same)
+        assert min(r.low for r in same) <= kind.low < kind.high <= max(r.high for r in same)
+
+
+def test_a_prior_knows_the_classes_of_its_slices(trained):
+    loaded = load_prior(trained.run)
+    assert loaded.info.classes == ("0", "1", "2", "3")
+    assert loaded.prior.trunks[0].group.num_embeddings == 5  # and one for unknown
+
+
+def test_a_prior_tells_where_it_and_its_tokenizer_come_from(trained):
+    info, tokenizer = load_prior(trained.run).info, load_tokenizer(trained.run).info
+    assert info.tokenizer_provenance == tokenizer.provenance
+    assert info.provenance.split_hash == PreparedData.open(trained.data).split_hash
+    assert (info.provenance.train_patients, info.provenance.train_slices) == (4, 24)
+    assert info.provenance.validation["validation_likelihood"] < 0
+
+
+def test_a_prior_holds_the_tokenizers_it_was_trained_over(trained):
+    book = load_prior(trained.run).book
+    masks = load_tokenizer(trained.run / "prior" / "masks", kind="label tokenizer").tokenizer
+    images = load_tokenizer(trained.run / "prior" / "decoder", kind="decoder of generation").tokenizer
+    for found, own in ((book.images, images), (book.masks, masks)):
+        assert hash_tensors(found.state_dict()) == hash_tensors(own.state_dict())
+
+
+def test_a_finished_training_does_nothing(again, monkeypatch):
+    before = {path: path.stat().st_mtime_ns for path in (again / "prior").rglob("*.safetensors")}
+    monkeypatch.setattr(PriorObjective, "step", lambda *_: pytest.fail("trained on"))
+    first = rows_of(again / "prior")
+    summary = train_prior(again, **HOW)
+    assert (summary.epochs, summary.steps) == (4, 28)
+    assert rows_of(again / "prior") == first
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_a_training_goes_on_where_it_stopped_bit_for_bit(again, trained, monkeypatch):
+    begun(again)
+    whole = PriorObjective.step
+
+    def stopped(self, batch, step, fraction):
+        if step == 15:
+            raise KeyboardInterrupt
+        return whole(self, batch, step, fraction)
+
+    monkeypatch.setattr(PriorObjective, "step", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        train_prior(again, **HOW)
+    assert load_prior(again).info.provenance.epoch == 2
+    monkeypatch.setattr(PriorObjective, "step", whole)
+    assert train_prior(again, **HOW).epochs == 4
+    found, wanted = load_prior(again), load_prior(trained.run)
+    assert found.info.weights_sha256 == wanted.info.weights_sha256
+
+
+def test_tokens_are_read_again(again, trained, monkeypatch):
+    begun(again)
+    whole = Book.encode
+
+    def watched(self, *given):
+        assert self.masks is None, "encoded again"  # without masks it only judges which codes are used
+        return whole(self, *given)
+
+    monkeypatch.setattr(Book, "encode", watched)
+    train_prior(again, ["prior.training.epochs=1"], **HOW)
+
+
+def tokens_of(run):
+    return load_state(run / "prior" / TOKENS_NAME)
+
+
+def test_tokens_hold_every_form_of_the_training_and_one_of_the_validation(trained):
+    tokens, data = tokens_of(trained.run).tensors, PreparedData.open(trained.data)
+    book = load_prior(trained.run).book
+    for name, views in (("train", 3), ("validation", 1)):
+        sets = encode_slices(book, data.split(name), views=views, shift=2, seed=42)
+        for index, one in enumerate(sets):
+            assert tokens[f"{name}.{index}"].shape[1] == views
+            assert tokens[f"{name}.{index}"].equal(one.tokens)
+
+
+@pytest.mark.parametrize("fault", ["cut", "flipped", "gone"])
+def test_damaged_tokens_are_made_anew(fault, again, trained):
+    begun(again)
+    path, wanted = again / "prior" / TOKENS_NAME, tokens_of(trained.run)
+    content = path.read_bytes()
+    if fault == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(content[:-1] + (b"" if fault == "cut" else bytes([content[-1] ^ 1])))
+    train_prior(again, ["prior.training.epochs=1"], **HOW)
+    assert hash_tensors(tokens_of(again).tensors) == hash_tensors(wanted.tensors)
+
+
+def test_tokens_of_other_settings_are_made_anew(again):
+    begun(again)
+    train_prior(again, ["prior.training.epochs=1", "prior.training.views=2"], **HOW)
+    assert {len(t[0]) for name, t in tokens_of(again).tensors.items() if name.startswith("train")} == {2}
+
+
+def test_without_masks_a_prior_draws_slices_alone(again):
+    train_prior(again, ["prior.training.epochs=1"], out=again / "plain", masks=False, **HOW)
+    loaded = load_prior(again / "plain")
+    assert loaded.book.masks is None
+    assert loaded.info.masks is None
+    assert not (again / "plain" / "masks").exists()
+
+
+def test_data_without_masks_need_no_word_about_them(tmp_path):
+    data = prepared_folder(tmp_path / "data")
+    train_tokenizer(data, load_recipe("compact", SMALL), tmp_path / "run", **HOW)
+    train_prior(tmp_path / "run", ["prior.training.epochs=1"], **HOW)
+    assert load_prior(tmp_path / "run").book.masks is None
+
+
+# --- What is refused
+
+
+def test_masks_are_not_added_to_a_prior_that_was_begun_without(again, monkeypatch):
+    train_prior(again, ["prior.training.epochs=1"], out=again / "plain", masks=False, **HOW)
+    monkeypatch.setattr(generator, "train_labels", lambda *_, **__: pytest.fail("trained masks"))
+    with pytest.raises(ConfigError, match="plain: was begun without masks, and would go on with them"):
+        train_prior(again, ["prior.training.epochs=1"], out=again / "plain", **HOW)
+    assert not (again / "plain" / "masks").exists()
+
+
+def test_masks_are_not_left_out_of_a_prior_that_was_begun_with_them(again):
+    with pytest.raises(ConfigError, match="prior: was begun with masks, and would go on without them"):
+        train_prior(again, masks=False, **HOW)
+
+
+def test_data_with_other_classes_do_not_go_on_with_a_prior(again, trained, tmp_path, monkeypatch):
+    prepare(trained.raw, tmp_path / "plain")
+    monkeypatch.setattr(generator, "train_labels", lambda *_, **__: pytest.fail("trained masks"))
+    with pytest.raises(ConfigError, match="was begun with classes 0, 1, 2, 3, and the data have none"):
+        train_prior(again, data=tmp_path / "plain", **HOW)
+
+
+@pytest.mark.parametrize("setting", ["training.epochs=3", "tokenizer.width=32", "name=x", "priors.dropout=0"])
+def test_settings_of_the_tokenizer_are_refused(setting, trained, tmp_path):
+    with pytest.raises(
+        ConfigError, match=r"wanted settings of prior, labels or decoder, such as prior\.training"
+    ):
+        train_prior(trained.run, [setting], out=tmp_path / "new", **HOW)
+    assert not (tmp_path / "new").exists()
+
+
+def test_other_settings_do_not_go_on_with_a_training(trained):
+    with pytest.raises(ConfigError, match=r"prior\.dropout: 0\.1 then, 0\.2 now.*use another --out"):
+        train_prior(trained.run, ["prior.dropout=0.2"], **HOW)
+
+
+def test_the_tokens_of_another_tokenizer_are_refused(again):
+    loaded = load_tokenizer(again)
+    with torch.no_grad():
+        next(loaded.tokenizer.parameters()).add_(0.1)
+    save_tokenizer(again / MODEL_NAME, loaded.tokenizer, loaded.info.recipe, loaded.info.provenance)
+    with pytest.raises(ConfigError, match="tokens of another tokenizer, or of another prior; use another"):
+        train_prior(again, **HOW)
+
+
+def test_data_that_was_moved_is_asked_for_and_taken(again, trained, tmp_path):
+    state = load_state(again / STATE_NAME)
+    nowhere = str(tmp_path / "nowhere")
+    save_state(again / STATE_NAME, type(state)(state.tensors, state.progress | {"data": nowhere}))
+    with pytest.raises(DataError, match="nowhere"):
+        train_prior(again, **HOW)
+    assert train_prior(again, data=trained.data, **HOW).epochs == 4
+
+
+def test_a_tokenizer_alone_does_not_know_its_data(again):
+    (again / STATE_NAME).unlink()
+    with pytest.raises(ConfigError, match="does not say which data it was trained on; give --data DATA"):
+        train_prior(again, **HOW)
+
+
+def test_data_of_another_split_are_refused(trained, tmp_path):
+    other = prepared_folder(tmp_path / "other", seed=3)
+    with pytest.raises(ConfigError, match=r"another split.*a test patient might be learned; give --data"):
+        train_prior(trained.run, data=other, out=tmp_path / "new", **HOW)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_tokenizer_that_uses_few_codes_is_refused(again, tmp_path):
+    loaded = load_tokenizer(again)
+    far = loaded.tokenizer.codebook(0)
+    with torch.no_grad():
+        far.sums[3:] = 1e3 * far.counts[3:, None]
+    assert len(loaded.tokenizer.encode(torch.rand(8, 1, 32, 64))[0].unique()) <= 3
+    save_tokenizer(again / MODEL_NAME, loaded.tokenizer, loaded.info.recipe, loaded.info.provenance)
+    with pytest.raises(
+        ConfigError, match=r"level 0 uses (6|12|19)% of its 16 codes.*wanted 25%.*codebook_sizes\[0\]"
+    ):
+        train_prior(again, out=tmp_path / "new", masks=False, **HOW)
+
+
+def test_without_a_tokenizer_there_is_nothing_to_train_on(tmp_path):
+    with pytest.raises(CheckpointError, match="slicebook train tokenizer"):
+        train_prior(tmp_path, **HOW)

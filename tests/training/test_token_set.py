@@ -1,0 +1,226 @@
+"""Tokens of a split: every form of every slice, and batches of them."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from helpers.book import tokenizer
+from helpers.labels import VALUES, labelled_folder
+from helpers.training import prepared_folder
+
+from slicebook.data.dataset import PreparedData, SliceSet
+from slicebook.models.sequence_book import Book
+from slicebook.models.transformer import Conditions
+from slicebook.training.token_dataset import TokenBatches, TokenSet, _Change, encode_slices
+
+UNMASKED = (1, 6)
+
+
+@pytest.fixture(scope="module")
+def book():
+    return Book(
+        tokenizer(0, scaling_rates=(4, 4), codebook_sizes=(8, 6)),
+        tokenizer(1, scaling_rates=(8,), codebook_sizes=(5,), label_values=VALUES),
+    )
+
+
+@pytest.fixture(scope="module")
+def slices(tmp_path_factory):
+    """Twelve slices of 32×32, two of them without a mask."""
+    folder = labelled_folder(tmp_path_factory.mktemp("tokens") / "prepared", without=UNMASKED)
+    return PreparedData.open(folder).split("train")
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    """What a book is asked to encode: pairs of images and masks."""
+    asked, whole = [], Book.encode
+
+    def encode(self, images, masks=None):
+        asked.append((images, masks))
+        return whole(self, images, masks)
+
+    monkeypatch.setattr(Book, "encode", encode)
+    return asked
+
+
+# --- Forms
+
+
+def test_form_0_is_the_slice_as_it_is(book, slices):
+    (found,) = encode_slices(book, slices, views=3, shift=4)
+    assert found.tokens.shape == (12, 3, found.layout.starts[-1])
+    wanted = book.encode(slices[2][None], slices.labels(2)[None])
+    assert found.tokens[2, :1].long().equal(wanted)
+
+
+def test_every_second_form_is_mirrored(book, slices, seen):
+    encode_slices(book, slices, views=4, shift=0)
+    plain, mirrored, again, last = (images for images, _ in seen)
+    assert mirrored.equal(plain.flip(-1))
+    assert again.equal(plain)
+    assert last.equal(mirrored)
+
+
+def test_a_mask_is_changed_as_its_slice_is(book, slices, seen, monkeypatch):
+    def image_of_mask(self, index):
+        there = self.records[index].label_offset >= 0
+        return self.labels(index)[None].float() if there else torch.zeros(1, 32, 32)
+
+    monkeypatch.setattr(SliceSet, "__getitem__", image_of_mask)
+    encode_slices(book, slices, views=4, shift=5)
+    assert len({float(images.sum()) for images, _ in seen}) > 1
+    for images, masks in seen:
+        assert images[:, 0].equal(masks.float())
+
+
+def test_a_move_is_by_whole_pixels_with_the_edge_repeated():
+    image = torch.tensor([[[[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]]]).repeat(2, 1, 1, 1)
+    found = _Change(False, np.array([[1, 0], [0, -2]]), 2)(image)
+    assert found[0, 0].tolist() == [[1, 2, 3], [1, 2, 3]]
+    assert found[1, 0].tolist() == [[3, 3, 3], [6, 6, 6]]
+
+
+def test_moves_stay_within_the_shift_and_reach_it(book, slices, seen):
+    encode_slices(book, slices, views=20, shift=2)
+    plain = torch.nn.functional.pad(seen[0][0], (2, 2, 2, 2), mode="replicate")
+    reached = set()
+    for number, (images, _) in enumerate(seen[1:], start=1):
+        images = images.flip(-1) if number % 2 else images
+        for row in range(len(images)):
+            window = plain[row : row + 1].unfold(2, 32, 1).unfold(3, 32, 1)
+            same = (window[0, 0] == images[row, 0]).all(-1).all(-1).nonzero()
+            assert len(same)
+            reached.add(tuple(same[0].tolist()))
+    assert {step for pair in reached for step in pair} == {0, 1, 2, 3, 4}
+
+
+def test_the_seed_draws_the_moves(book, slices):
+    first, same, other = (
+        encode_slices(book, slices, views=4, shift=6, seed=seed)[0].tokens for seed in (1, 1, 2)
+    )
+    assert first.equal(same)
+    assert first[:, 0].equal(other[:, 0])
+    assert not first.equal(other)
+
+
+def test_a_slice_without_a_mask_has_unknown_mask_tokens(book, slices):
+    (found,) = encode_slices(book, slices, views=2, shift=1)
+    mask = found.tokens[..., found.layout.part(0)]
+    unknown = (mask == 5).all(-1).all(-1)
+    assert unknown.nonzero()[:, 0].tolist() == list(UNMASKED)
+    assert (mask[~unknown] < 5).all()
+    assert (found.tokens[..., found.layout.part(1)] < 6).all()
+
+
+def test_a_book_without_masks_reads_none(book, slices, monkeypatch):
+    monkeypatch.setattr(SliceSet, "labels", lambda *_: pytest.fail("read a mask"))
+    (found,) = encode_slices(Book(book.images), slices)
+    assert [stage.kind for stage in found.layout.stages] == ["image", "image"]
+
+
+# --- Sets
+
+
+def test_each_size_has_a_set_that_knows_its_slices(book, tmp_path):
+    data = PreparedData.open(prepared_folder(tmp_path / "data", shapes=((32, 32), (16, 48))))
+    slices = data.split("train")
+    found = encode_slices(Book(book.images), slices)
+    assert [one.size for one in found] == [(32, 32), (16, 48)]
+    for one in found:
+        records = [slices.records[index] for index in one.indices.tolist()]
+        assert {(record.rows, record.columns) for record in records} == {one.size}
+        assert one.conditions.position.tolist() == pytest.approx([record.position for record in records])
+        assert (one.conditions.group == -1).all()
+        assert one.layout.starts[-1] == one.tokens.shape[-1]
+    assert sorted(index for one in found for index in one.indices.tolist()) == list(range(12))
+
+
+def test_a_slice_has_the_number_of_its_class(book, slices):
+    groups = ["b", "", "a", "other"] * 3
+    named = tuple(replace(r, group=group) for r, group in zip(slices.records, groups, strict=True))
+    (found,) = encode_slices(book, SliceSet(slices.folder, named), classes=("a", "b"))
+    assert found.conditions.group.tolist() == [1, -1, 0, -1] * 3
+
+
+def test_known_tokens_are_not_made_again(book, slices, seen):
+    before = encode_slices(book, slices, views=2, shift=3)
+    seen.clear()
+    again = encode_slices(book, slices, views=2, shift=3, known=[one.tokens for one in before])
+    assert seen == []
+    assert again[0].tokens.equal(before[0].tokens)
+    assert again[0].conditions.position.equal(before[0].conditions.position)
+
+
+def test_progress_counts_slices(book, slices, monkeypatch):
+    monkeypatch.setattr("slicebook.training.token_dataset.BATCH", 5)
+    told = []
+    encode_slices(book, slices, progress=lambda done, total: told.append((done, total)))
+    assert told == [(5, 12), (10, 12), (12, 12)]
+
+
+# --- Batches
+
+
+def token_set(book, count, size, start, forms=3):
+    """A set whose tokens say which slice and which form they are of: 100 × slice + form."""
+    layout = Book(book.images).layout(size)
+    indices = torch.arange(start, start + count)
+    tokens = (100 * indices[:, None] + torch.arange(forms)).to(torch.int32)
+    tokens = tokens[..., None].expand(-1, -1, layout.starts[-1])
+    return TokenSet(size, layout, tokens, Conditions(indices / 50, torch.full((count,), -1)), indices)
+
+
+@pytest.fixture(scope="module")
+def sets(book):
+    return [token_set(book, 7, (32, 32), 0), token_set(book, 5, (16, 48), 7)]
+
+
+def codes(batches):
+    """The first token of each row, batch by batch."""
+    return [batch.tokens[:, 0].tolist() for batch in batches]
+
+
+def test_unshuffled_batches_hold_each_slice_once_as_it_is(sets):
+    found = codes(TokenBatches(sets, 4))
+    assert found == [[0, 100, 200, 300], [400, 500, 600], [700, 800, 900], [1000, 1100]]
+
+
+def test_shuffled_batches_hold_each_slice_once_in_some_form(sets):
+    found = [code for batch in codes(TokenBatches(sets, 4, shuffle=True)) for code in batch]
+    assert sorted(code // 100 for code in found) == list(range(12))
+    assert {code % 100 for code in found} == {0, 1, 2}
+    assert [code // 100 for code in found] != list(range(12))
+
+
+def test_an_epoch_is_drawn_from_seed_and_epoch_alone(sets):
+    batches, other = TokenBatches(sets, 4, shuffle=True), TokenBatches(sets, 4, shuffle=True)
+    first = codes(batches)
+    batches.set_epoch(3)
+    third = codes(batches)
+    other.set_epoch(3)
+    assert codes(other) == third != first
+    batches.set_epoch(0)
+    assert codes(batches) == first
+    assert codes(TokenBatches(sets, 4, shuffle=True, seed=7)) != first
+
+
+def test_a_batch_is_of_one_size_and_knows_its_slices(sets):
+    for batch in TokenBatches(sets, 4, shuffle=True):
+        assert batch.tokens.shape == (len(batch), batch.layout.starts[-1])
+        assert (batch.tokens // 100 == batch.indices[:, None]).all()
+        assert batch.conditions.position.tolist() == pytest.approx((batch.indices / 50).tolist())
+
+
+def test_no_slice_of_a_rare_size_is_lost(sets):
+    batches = TokenBatches(sets, 6, shuffle=True)
+    assert sorted(len(batch) for batch in batches) == [3, 4, 5]
+    assert sorted(i for batch in batches for i in batch.indices.tolist()) == list(range(12))
+
+
+def test_processes_share_an_epoch_and_its_forms(sets):
+    whole = codes(TokenBatches(sets, 3, shuffle=True))
+    shares = [codes(TokenBatches(sets, 3, shuffle=True, rank=rank, world_size=5)) for rank in range(5)]
+    assert [len(share) for share in shares] == [1, 1, 1, 1, 1]
+    assert [share[0] for share in shares] == whole

@@ -27,7 +27,7 @@ from scipy.ndimage import binary_dilation, gaussian_filter
 
 from slicebook.data.dataset import PreparedData, SliceSet
 from slicebook.errors import ConfigError, DataError, SlicebookError
-from slicebook.inference.anomaly import Surprise, heat, surprise
+from slicebook.inference.anomaly import AnomalyScores, heat, surprise
 from slicebook.inference.inpaint import fill
 from slicebook.metrics.statistics import AUROC_CONVENTION as CONVENTION
 from slicebook.metrics.statistics import auroc, summarise_one
@@ -123,9 +123,9 @@ def without(
     """Fill an organ and its edge from around it, as noisy as the slice."""
     place = binary_dilation(organ, iterations=2)
     filled = fill(image, place)
-    if loaded.info.grain is not None:
+    if loaded.info.noise_model is not None:
         level = float(noise_level(torch.from_numpy(image)[None, None]))
-        filled = loaded.info.grain.put_back(filled, level, int(draw.integers(2**31)))
+        filled = loaded.info.noise_model.add_noise(filled, level, int(draw.integers(2**31)))
     return np.where(place, filled, image), place
 
 
@@ -165,14 +165,18 @@ def _read(loaded: LoadedPrior, data: PreparedData, every: int) -> Slices:
 
 def _map(
     loaded: LoadedPrior, slices: Slices, chosen: Sequence[int], images: Sequence[Image], orders: int
-) -> Surprise:
+) -> AnomalyScores:
     positions = torch.tensor([slices.positions[index] for index in chosen])
     conditions = Conditions(positions, torch.full((len(chosen),), -1))
     return surprise(loaded, torch.from_numpy(np.stack(images))[:, None], conditions, orders, SEED)
 
 
 def _judge(
-    slices: Slices, chosen: list[int], places: Bool[np.ndarray, "n h w"], before: Surprise, after: Surprise
+    slices: Slices,
+    chosen: list[int],
+    places: Bool[np.ndarray, "n h w"],
+    before: AnomalyScores,
+    after: AnomalyScores,
 ) -> dict[str, Any]:
     """Return the areas under the curve, each patient by itself, then over patients."""
     maps = after.maps.numpy()
@@ -195,7 +199,7 @@ def _judge(
 
 
 def _panels(
-    slices: Slices, images: Sequence[Image], places: Bool[np.ndarray, "n h w"], after: Surprise
+    slices: Slices, images: Sequence[Image], places: Bool[np.ndarray, "n h w"], after: AnomalyScores
 ) -> list[Any]:
     """Return changed slices with the place marked, each beside its map."""
     chosen = np.random.default_rng(SEED).permutation(len(images))[:SHOWN]

@@ -43,7 +43,7 @@ def measure(
     count: int,
     settings: SamplingSettings,
     steps: int,
-    grain: bool,
+    noise: bool,
     sheets_to: Path,
 ) -> dict[str, Any]:
     """Draw samples and judge them, as `report.json` has it; write the contact sheets.
@@ -57,10 +57,10 @@ def measure(
     real = read_slices(data, "test", size)
     _say(f"{count} samples of {kind.rows}×{kind.columns}")
     ours, drawing = draw_samples(
-        loaded, data, count, settings=settings, grain=grain, seed=SEED, progress=_count
+        loaded, data, count, settings=settings, noise=noise, seed=SEED, progress=_count
     )
     _draw_sheets(ours, real, kind.row_mm / kind.column_mm, sheets_to)
-    likeness = evaluate_generation(loaded, data, "test", ours, real, grain=grain, seed=SEED, say=_say)
+    likeness = evaluate_generation(loaded, data, "test", ours, real, noise=noise, seed=SEED, say=_say)
     found: dict[str, Any] = {
         "drawing": drawing.model_dump(mode="json"),
         "generation": likeness.model_dump(mode="json"),
@@ -147,7 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             count=asked.n,
             settings=settings,
             steps=asked.steps,
-            grain=asked.grain,
+            noise=asked.noise,
             sheets_to=asked.sheets,
         )
     except SlicebookError as error:

@@ -107,7 +107,7 @@ def measure(
 
 
 def _train(contender: Contender, name: str, data: PreparedData, run: Path, minutes: float) -> TrainingSummary:
-    budget = (f"training.minutes={minutes:g}", "training.epochs=100000", "training.validate_every=5")
+    budget = (f"training.max_minutes={minutes:g}", "training.epochs=100000", "training.validate_every=5")
     recipe = load_recipe(contender.recipe, [*contender.tries[name], *budget])
     print(f"{run.name}: {minutes:g} minutes", file=sys.stderr)
     return train_tokenizer(data.folder, recipe, run, device="cpu")

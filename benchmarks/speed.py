@@ -35,7 +35,7 @@ from slicebook.data.loader import SliceBatches
 from slicebook.data.prepare import prepare
 from slicebook.models.prior import Prior
 from slicebook.models.sampling import sample
-from slicebook.models.sequence_book import Book
+from slicebook.models.sequence_book import JointTokenizer
 from slicebook.models.tokenizer import Tokenizer
 from slicebook.models.transformer import Conditions
 from slicebook.phantom import simulator
@@ -105,7 +105,7 @@ def generation(seconds: float) -> dict[str, Any]:
     """
     recipe = load_recipe("compact")
     labels = recipe.for_labels(range(LABELS)).tokenizer
-    book = Book(Tokenizer(recipe.tokenizer).eval(), Tokenizer(labels).eval())
+    book = JointTokenizer(Tokenizer(recipe.tokenizer).eval(), Tokenizer(labels).eval())
     layout = book.layout(SLICE)
     prior = Prior(recipe.prior, book.codebooks).eval()
     parameters = sum(parameter.numel() for parameter in prior.parameters())

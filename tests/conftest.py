@@ -90,9 +90,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     train_tokenizer(made.data, load_recipe("compact", SMALL), made.run, **HOW)
     train_prior(made.run, **HOW)
     loaded = load_prior(made.run)
-    assert loaded.info.grain is not None
-    grain = loaded.info.grain.model_copy(update={"drawn": (0.0,) * len(loaded.info.grain.drawn)})
-    save_prior(loaded.path, loaded.prior, loaded.book, loaded.info.model_copy(update={"grain": grain}))
+    assert loaded.info.noise_model is not None
+    noise_model = loaded.info.noise_model.model_copy(
+        update={"drawn": (0.0,) * len(loaded.info.noise_model.drawn)}
+    )
+    save_prior(
+        loaded.path, loaded.prior, loaded.book, loaded.info.model_copy(update={"noise_model": noise_model})
+    )
     return made
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_origin
 
 import yaml
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
@@ -30,7 +30,7 @@ R = TypeVar("R", bound=Record)
 class AugmentConfig(Record):
     """Random changes to training slices; each is drawn uniformly within plus or minus its setting."""
 
-    mirror: Probability = 0.5
+    flip_probability: Probability = 0.5
     """Probability of a left-right mirror (patients are nearly symmetric; labels have no side)."""
     rotate_degrees: Annotated[float, Field(ge=0.0, le=180.0)] = 5.0
     scale: Fraction = 0.08
@@ -39,8 +39,8 @@ class AugmentConfig(Record):
     """Shift along each axis, as a fraction of the slice."""
     gamma: Fraction = 0.15
     """Exponent on [0, 1] intensity is drawn from 1 - gamma to 1 + gamma."""
-    gain: Fraction = 0.08
-    """Intensity on [0, 1] is multiplied by 1 - gain to 1 + gain."""
+    intensity_scale: Fraction = 0.08
+    """Intensity on [0, 1] is multiplied by 1 - intensity_scale to 1 + intensity_scale."""
 
 
 class QuantizerConfig(Record):
@@ -106,11 +106,11 @@ class TokenizerConfig(Record):
 class LossConfig(Record):
     """What training minimises, besides the commitment."""
 
-    kind: Literal["fidelity", "comp3710", "labels"] = "fidelity"
-    """`fidelity`: L1 + (1 - SSIM). `comp3710`: mean squared error. `labels`: of masks."""
+    kind: Literal["l1_ssim", "mse", "ce_dice"] = "l1_ssim"
+    """`l1_ssim`: L1 + (1 - SSIM). `mse`: mean squared error. `ce_dice`: cross-entropy + soft Dice (masks)."""
     commitment: Annotated[float, Field(ge=0.0)] = 0.25
     """Weight of the commitment, summed over levels."""
-    smooth: Annotated[float, Field(ge=0.0)] = 0.0
+    denoise_strength: Annotated[float, Field(ge=0.0)] = 0.0
     """Rebuild the slice without detail weaker than this many times its noise; 0 rebuilds it as it is."""
     level_dropout: Probability = 0.0
     """Share of training slices decoded from their coarser levels only, the others at the mean code."""
@@ -127,11 +127,11 @@ class LoopConfig(Record):
     schedule: Literal["cosine", "constant"] = "cosine"
     warmup: Fraction = 0.02
     """Share of the training over which the learning rate rises from 0."""
-    clip_gradient: Annotated[float, Field(ge=0.0)] = 1.0
+    grad_clip_norm: Annotated[float, Field(ge=0.0)] = 1.0
     """Largest gradient norm; 0 does not clip."""
     batch_size: Count = 16
     epochs: Count = 100
-    minutes: Positive | None = None
+    max_minutes: Positive | None = None
     """Stop after this much training time, whatever `epochs` says; the schedule follows the clock."""
     validate_every: Count = 1
     """Epochs between validation passes."""
@@ -162,7 +162,7 @@ def _over(default: Record) -> BeforeValidator:
     return BeforeValidator(lay)
 
 
-_MIRROR_ALONE = AugmentConfig(rotate_degrees=0, scale=0, shift=0, gamma=0, gain=0)
+_FLIP_ONLY = AugmentConfig(rotate_degrees=0, scale=0, shift=0, gamma=0, intensity_scale=0)
 
 
 class DecoderTrainingConfig(LoopConfig):
@@ -174,13 +174,13 @@ class DecoderTrainingConfig(LoopConfig):
     batch_size: Count = 8
     epochs: Count = 20
     validate_every: Count = 5
-    augment: Annotated[AugmentConfig | None, _over(_MIRROR_ALONE)] = _MIRROR_ALONE
+    augment: Annotated[AugmentConfig | None, _over(_FLIP_ONLY)] = _FLIP_ONLY
     """Resampled slices are softer than real ones: only the mirror is on."""
     patience: Annotated[int, Field(ge=0, le=0)] = 0
     """Nothing chooses among epochs."""
-    adversarial: Annotated[float, Field(ge=0.0)] = 0.5
+    adversarial_weight: Annotated[float, Field(ge=0.0)] = 0.5
     """How strongly the discriminator pulls; at 1 it begins as strongly as the tokenizer's loss does."""
-    outline: Annotated[float, Field(ge=0.0)] = 1.0
+    lowres_weight: Annotated[float, Field(ge=0.0)] = 1.0
     """Weight of how far a sample's drawing strays from the faithful decoder's, averaged over finest cells."""
     ema: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.995
     """Decay a step of the averaged weights."""
@@ -213,11 +213,11 @@ class PriorTrainingConfig(LoopConfig):
     """Steps count more than slices in a short training; a GPU wants 64 or more."""
     validate_every: Count = 5
     patience: Annotated[int, Field(ge=0)] = 10
-    views: Count = 8
+    num_views: Count = 8
     """Forms of each slice that are encoded: as it is, and mirrored and moved ones."""
     shift: Annotated[int, Field(ge=0)] = 8
     """Pixels by which those are moved, at most."""
-    corruption: Probability = 0.02
+    token_corruption: Probability = 0.02
     """Share of the tokens that are heard wrongly in training, so that sampling forgives its own errors.
 
     More makes samples alike: what is heard of the whole slice, such as its brightness, is believed less.
@@ -247,11 +247,11 @@ _LABEL_TOKENIZER = TokenizerConfig(
     scaling_rates=(16,), codebook_sizes=(256,), code_dim=8, width=64, residual_layers=1
 )
 _LABEL_TRAINING = TrainingConfig(
-    loss=LossConfig(kind="labels"),
+    loss=LossConfig(kind="ce_dice"),
     learning_rate=2e-3,
     batch_size=4,
     validate_every=5,
-    augment=AugmentConfig(rotate_degrees=0, scale=0, gamma=0, gain=0),
+    augment=AugmentConfig(rotate_degrees=0, scale=0, gamma=0, intensity_scale=0),
 )
 
 
@@ -265,8 +265,8 @@ class LabelsConfig(Record):
 
     @model_validator(mode="after")
     def _loss_is_of_labels(self) -> LabelsConfig:
-        if self.training.loss.kind != "labels":
-            raise ValueError(f"training.loss.kind {self.training.loss.kind!r}: wanted 'labels' for masks")
+        if self.training.loss.kind != "ce_dice":
+            raise ValueError(f"training.loss.kind {self.training.loss.kind!r}: wanted 'ce_dice' for masks")
         return self
 
 
@@ -284,10 +284,10 @@ class Recipe(Record):
 
     @model_validator(mode="after")
     def _loss_fits(self) -> Recipe:
-        if (self.training.loss.kind == "labels") != bool(self.tokenizer.label_values):
+        if (self.training.loss.kind == "ce_dice") != bool(self.tokenizer.label_values):
             raise ValueError(
-                "tokenizer.label_values and training.loss.kind 'labels' go together: both for masks, neither "
-                "for grayscale slices (whose masks have settings of their own, under labels)"
+                "tokenizer.label_values and training.loss.kind 'ce_dice' go together: both for masks, "
+                "neither for grayscale slices (whose masks have settings of their own, under labels)"
             )
         return self
 
@@ -325,6 +325,6 @@ def _known_keys(kind: type[Record], prefix: str = "") -> list[str]:
     for name, field in kind.model_fields.items():
         keys.append(prefix + name)
         for inner in (field.annotation, *getattr(field.annotation, "__args__", ())):
-            if isinstance(inner, type) and issubclass(inner, Record):
+            if get_origin(inner) is None and isinstance(inner, type) and issubclass(inner, Record):
                 keys += _known_keys(inner, f"{prefix}{name}.")
     return keys

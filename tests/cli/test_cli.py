@@ -21,7 +21,7 @@ decoder: {discriminator_width: 8, training: {epochs: 1}}
 prior:
   coarse: {width: 64, layers: 1}
   fine: {width: 64, layers: 1}
-  training: {epochs: 2, validate_every: 1, views: 1}
+  training: {epochs: 2, validate_every: 1, num_views: 1}
 """
 
 

@@ -21,7 +21,7 @@ from slicebook.data.loader import BatchOrder, SliceBatches, explain_dead_worker
 from slicebook.data.prepare import PrepareOptions, prepare
 from slicebook.errors import DataError
 
-STILL = AugmentConfig(mirror=0, rotate_degrees=0, scale=0, shift=0, gamma=0, gain=0)
+STILL = AugmentConfig(flip_probability=0, rotate_degrees=0, scale=0, shift=0, gamma=0, intensity_scale=0)
 
 
 @pytest.fixture(scope="module")
@@ -262,7 +262,7 @@ def test_gamma_and_gain_act_on_the_unit_range_and_clip() -> None:
 
 def test_draws_come_from_the_generator_and_one_setting_leaves_the_others_alone() -> None:
     one = draw_augmentation(AugmentConfig(), 4, torch.Generator().manual_seed(3))
-    two = draw_augmentation(AugmentConfig(mirror=0, gamma=0), 4, torch.Generator().manual_seed(3))
+    two = draw_augmentation(AugmentConfig(flip_probability=0, gamma=0), 4, torch.Generator().manual_seed(3))
     assert torch.equal(one.angle, two.angle)
     assert torch.equal(one.gain, two.gain)
     assert not two.mirror.any()
@@ -270,7 +270,9 @@ def test_draws_come_from_the_generator_and_one_setting_leaves_the_others_alone()
 
 
 def test_draws_stay_within_their_settings() -> None:
-    config = AugmentConfig(mirror=0.5, rotate_degrees=10, scale=0.1, shift=0.05, gamma=0.2, gain=0.1)
+    config = AugmentConfig(
+        mirror=0.5, rotate_degrees=10, scale=0.1, shift=0.05, gamma=0.2, intensity_scale=0.1
+    )
     drawn = draw_augmentation(config, 2000, torch.Generator().manual_seed(0))
     assert drawn.mirror.float().mean() == pytest.approx(0.5, abs=0.05)
     for values, middle, reach in [

@@ -41,10 +41,10 @@ def test_a_sample_is_the_same_among_others(loaded, data):
 
 def test_how_samples_were_drawn_is_told(loaded, data):
     settings = SamplingSettings(0.7, 0.6, 0.5, 1.0)
-    side, drawing = draw_samples(loaded, data, 2, settings=settings, grain=False)
+    side, drawing = draw_samples(loaded, data, 2, settings=settings, noise=False)
     assert (drawing.samples, drawing.rows, drawing.columns, drawing.first_seed) == (2, *SIZE, FIRST_SAMPLE)
     assert drawing.settings == dataclasses.asdict(settings)
-    assert (drawing.grain, drawing.noise_put_back) == (False, 0)
+    assert (drawing.noise, drawing.noise_put_back) == (False, 0)
     assert sum(drawing.tokens.values()) == sum(len(stage) for stage in loaded.book.layout(SIZE).stages)
     assert side.masks.shape == (2, *SIZE)
     noisy, told = draw_samples(loaded, data, 2, settings=settings)

@@ -176,7 +176,7 @@ def test_controls_are_drawn_as_the_samples_were(loaded, data, monkeypatch):
 
     monkeypatch.setattr(synthesis, "put_noise_back", put)
     side = samples(read_slices(data, "test", SIZE))
-    evaluate_memorization(loaded, data, side, seed=0, grain=False)
+    evaluate_memorization(loaded, data, side, seed=0, noise=False)
     assert levels
     assert all(one == {0.0} for one in levels)
 

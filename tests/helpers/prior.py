@@ -4,20 +4,20 @@ import torch
 
 from slicebook.config import PriorConfig, TrunkConfig
 from slicebook.models.prior import Prior
-from slicebook.models.sequence import Stage, lay_out
+from slicebook.models.sequence import TokenGrid, sequence_layout
 from slicebook.models.transformer import Conditions
 
 SIZES = (3, 4, 5)
 
 
 STAGES = (
-    Stage("mask", 0, 2, 1, 8, SIZES[0]),
-    Stage("image", 1, 2, 1, 8, SIZES[1]),
-    Stage("image", 0, 4, 2, 4, SIZES[2]),
+    TokenGrid("mask", 0, 2, 1, 8, SIZES[0]),
+    TokenGrid("image", 1, 2, 1, 8, SIZES[1]),
+    TokenGrid("image", 0, 4, 2, 4, SIZES[2]),
 )
 
 
-LAYOUT = lay_out(STAGES)
+LAYOUT = sequence_layout(STAGES)
 
 
 COUNT = LAYOUT.starts[-1]
@@ -30,8 +30,8 @@ def tiny(seed=0, groups=0):
     prior = Prior(
         PriorConfig(coarse=small, fine=small, embedding=4), [torch.randn(k, 3) for k in SIZES], groups
     )
-    for trunk in prior.trunks:
-        for head in trunk.heads:
+    for transformer in prior.transformers:
+        for head in transformer.heads:
             torch.nn.init.normal_(head.weight, std=0.5)
     return prior.eval()
 

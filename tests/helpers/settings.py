@@ -4,11 +4,11 @@ SMALL = (
     *("tokenizer.scaling_rates=[8, 2]", "tokenizer.codebook_sizes=[16, 8]", "tokenizer.code_dim=4"),
     *("tokenizer.width=16", "tokenizer.residual_layers=1", "training.learning_rate=3e-3"),
     *("training.batch_size=4", "training.epochs=3", "training.augment=null"),
-    "training.loss.smooth=2",
+    "training.loss.denoise_strength=2",
     *("labels.tokenizer.codebook_sizes=[16]", "labels.tokenizer.width=16", "labels.training.epochs=2"),
     *("decoder.samples=32", "decoder.discriminator_width=8", "decoder.training.epochs=2"),
     "decoder.training.batch_size=4",
     *("prior.coarse.width=64", "prior.coarse.layers=1", "prior.fine.width=64", "prior.fine.layers=1"),
     *("prior.embedding=4", "prior.training.batch_size=4", "prior.training.epochs=4"),
-    *("prior.training.validate_every=2", "prior.training.views=3", "prior.training.shift=2"),
+    *("prior.training.validate_every=2", "prior.training.num_views=3", "prior.training.shift=2"),
 )

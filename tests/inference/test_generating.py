@@ -112,13 +112,13 @@ def test_files_hold_what_the_tokens_decode_to_with_noise_put_back(made, loaded):
 
 
 def test_noise_is_left_out_where_asked_and_where_the_tokenizer_keeps_it(trained, loaded, made, tmp_path):
-    generate(trained.run, tmp_path / "smooth", count=3, seed=5, grain=False, **CPU)
+    generate(trained.run, tmp_path / "smooth", count=3, seed=5, noise=False, **CPU)
     assert {line["noise"] for line in lines_of(tmp_path / "smooth")} == {"0.0"}
     records = [json.loads((out / "generation.json").read_text()) for out in (made.out, tmp_path / "smooth")]
     assert [record["settings"]["grain"] for record in records] == [True, False]
     plain, noisy = (image_of(out, 6).array for out in (tmp_path / "smooth", made.out))
     assert np.abs(plain - noisy).max() > 0
-    bare = replace(loaded, info=loaded.info.model_copy(update={"grain": None}))
+    bare = replace(loaded, info=loaded.info.model_copy(update={"noise_model": None}))
     images = torch.zeros(2, 1, 8, 8)
     assert noise_levels(bare, images, [1, 2]) == [0, 0]
     assert torch.equal(put_noise_back(bare, images, [0.5, 0.5], [1, 2]), images)
@@ -372,7 +372,7 @@ def interrupted(trained, out, monkeypatch, **wishes):
         ({"position": 0.5}, "position None then, 0.5 now"),
         ({"group": "1"}, "class None then, 1 now"),
         ({"conditional": False}, "conditional True then, False now"),
-        ({"grain": False}, "noise True then, False now"),
+        ({"noise_model": False}, "noise True then, False now"),
         ({"size": (36, 64)}, r"size \[32, 64\] then, \[36, 64\] now"),
         ({"settings": SamplingSettings(top_p=0.5)}, "top_p 0.95 then, 0.5 now"),
     ],

@@ -5,7 +5,7 @@ import torch
 from helpers.book import tokenizer
 
 from slicebook.models.masks import labels_from, one_hot
-from slicebook.models.sequence_book import Book
+from slicebook.models.sequence_book import JointTokenizer
 
 SIZE = (20, 32)  # the rows are padded to 32
 VALUES = (0, 2, 5)
@@ -13,7 +13,7 @@ VALUES = (0, 2, 5)
 
 @pytest.fixture(scope="module")
 def book():
-    return Book(
+    return JointTokenizer(
         tokenizer(0, scaling_rates=(4, 4), codebook_sizes=(8, 6)),
         tokenizer(1, scaling_rates=(8,), codebook_sizes=(5,), label_values=VALUES),
     )
@@ -74,7 +74,7 @@ def test_a_page_stays_within_the_range_of_slices(images):
             parameter.mul_(4)
     tokens = loud.encode(images)
     assert loud.decode(tokens, SIZE).abs().max() > 1
-    found = Book(loud).decode(Book(loud).encode(images), SIZE).images
+    found = JointTokenizer(loud).decode(JointTokenizer(loud).encode(images), SIZE).images
     assert found.equal(loud.decode(tokens, SIZE).clamp(-1, 1))
 
 
@@ -87,7 +87,7 @@ def test_a_page_may_be_drawn_from_its_coarsest_levels(book, images, masks):
 
 
 def test_a_book_without_masks_takes_and_gives_none(book, images, masks):
-    plain = Book(book.images)
+    plain = JointTokenizer(book.images)
     row = plain.encode(images)
     assert [stage.kind for stage in plain.layout(SIZE).stages] == ["image", "image"]
     assert row.equal(plain.encode(images, masks))

@@ -27,7 +27,7 @@ from slicebook.models.checkpoint import (
     save_tokenizer,
 )
 from slicebook.models.prior import Prior
-from slicebook.models.sequence_book import Book
+from slicebook.models.sequence_book import JointTokenizer
 from slicebook.models.tokenizer import Tokenizer
 
 RECIPE = Recipe(
@@ -298,7 +298,7 @@ def test_a_prior_comes_back_bit_for_bit_with_its_book_and_settings(prior, tmp_pa
 
 def test_a_prior_of_slices_alone_comes_back_without_masks(prior, tmp_path):
     first = load_prior(prior)
-    book = Book(first.book.images)
+    book = JointTokenizer(first.book.images)
     bare = Prior(first.info.recipe.prior, book.codebooks, len(first.info.classes))
     other = tmp_path / "other.safetensors"
     save_prior(other, bare, book, first.info.model_copy(update={"masks": None}))

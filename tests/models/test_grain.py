@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
-from slicebook.models.noise import REACH, SMALLEST, learn_grain, noise_level, smooth
+from slicebook.models.noise import REACH, SMALLEST, fit_noise_model, noise_level, smooth
 
 
 def noise(sigma, shape=(1, 1, 96, 128), seed=0):
@@ -125,11 +125,13 @@ def array(image):
 
 
 def test_grain_learns_how_strong_noise_is_where():
-    grain = learn_grain(bright_noise(), 2.0)
-    dark, bright = (np.interp(at, np.linspace(-1, 1, len(grain.spread)), grain.spread) for at in (-0.5, 0.5))
+    noise_model = fit_noise_model(bright_noise(), 2.0)
+    dark, bright = (
+        np.interp(at, np.linspace(-1, 1, len(noise_model.spread)), noise_model.spread) for at in (-0.5, 0.5)
+    )
     assert bright / dark == pytest.approx(2, rel=0.1)
-    assert bright * grain.level(array(halves()), 3) == pytest.approx(0.04, rel=0.15)
-    assert grain.deviations == tuple(sorted(grain.deviations))
+    assert bright * noise_model.level(array(halves()), 3) == pytest.approx(0.04, rel=0.15)
+    assert noise_model.deviations == tuple(sorted(noise_model.deviations))
 
 
 def contrasted(height):
@@ -139,24 +141,26 @@ def contrasted(height):
 def test_a_slice_of_more_contrast_gets_more_noise_where_training_slices_did():
     heights = (0.2, 0.5, 1.0, 1.5)
     pairs = [(contrasted(h) + noise(0.04 * h, seed=k), contrasted(h)) for k, h in enumerate(heights)]
-    grain = learn_grain(pairs, 2.0)
-    assert grain.slope == pytest.approx(1, abs=0.1)
+    noise_model = fit_noise_model(pairs, 2.0)
+    assert noise_model.slope == pytest.approx(1, abs=0.1)
     for height in (0.3, 1.2):
-        assert grain.level(array(contrasted(height)), 0) == pytest.approx(0.04 * height, rel=0.15)
+        assert noise_model.level(array(contrasted(height)), 0) == pytest.approx(0.04 * height, rel=0.15)
 
 
 def test_texture_that_a_decoder_invents_makes_no_sample_noisier():
     heights = (0.2, 0.5, 1.0, 1.5)
     pairs = [(contrasted(h) + noise(0.04 * h, seed=k), contrasted(h)) for k, h in enumerate(heights)]
-    grain = learn_grain(pairs, 2.0)
+    noise_model = fit_noise_model(pairs, 2.0)
     failed = contrasted(0.3) + noise(0.06, seed=9)
-    assert grain.level(array(failed), 0) == pytest.approx(grain.level(array(contrasted(0.3)), 0), rel=0.15)
+    assert noise_model.level(array(failed), 0) == pytest.approx(
+        noise_model.level(array(contrasted(0.3)), 0), rel=0.15
+    )
 
 
 def test_noise_put_back_is_like_the_noise_learnt():
-    grain = learn_grain(bright_noise(), 2.0)
+    noise_model = fit_noise_model(bright_noise(), 2.0)
     flat = array(halves())
-    noisy = grain.put_back(flat, grain.level(flat, 3), 3) - flat
+    noisy = noise_model.add_noise(flat, noise_model.level(flat, 3), 3) - flat
     assert noisy[:, :64].std() == pytest.approx(0.02, rel=0.2)
     assert noisy[:, 64:].std() == pytest.approx(0.04, rel=0.2)
     assert abs(noisy.mean()) < 0.003
@@ -167,10 +171,10 @@ def test_coarse_noise_comes_back_coarse():
     slices = [
         torch.from_numpy(gaussian_filter(draw.normal(0, 0.2, (96, 96)), 0.8))[None, None] for _ in "abcd"
     ]
-    grain = learn_grain([(one, torch.zeros_like(one)) for one in slices], 4.0)
-    beside = grain.correlation[REACH][REACH + 1]
+    noise_model = fit_noise_model([(one, torch.zeros_like(one)) for one in slices], 4.0)
+    beside = noise_model.correlation[REACH][REACH + 1]
     assert beside > 0.3
-    noisy = grain.put_back(np.zeros((200, 200), dtype=np.float32), 0.05, 0)
+    noisy = noise_model.add_noise(np.zeros((200, 200), dtype=np.float32), 0.05, 0)
     assert np.corrcoef(noisy[:, 1:].ravel(), noisy[:, :-1].ravel())[0, 1] == pytest.approx(beside, abs=0.1)
 
 
@@ -179,9 +183,9 @@ def test_only_what_a_reconstruction_lacks_is_put_back(own):
     """Variances of independent noise add up to that of the slices, whatever the decoder draws by itself."""
     images, flat = noise(0.08, (8, 1, 64, 64)), torch.zeros(8, 1, 64, 64)
     drawn = flat + noise(own, (8, 1, 64, 64), seed=1)
-    grain = learn_grain([(images, drawn)], 3.0)
+    noise_model = fit_noise_model([(images, drawn)], 3.0)
     again = [
-        grain.put_back(array(image), grain.level(array(image), seed), seed)
+        noise_model.add_noise(array(image), noise_model.level(array(image), seed), seed)
         for seed, image in enumerate(drawn[:, None])
     ]
     assert np.std(again) == pytest.approx(0.08, rel=0.05)
@@ -189,60 +193,60 @@ def test_only_what_a_reconstruction_lacks_is_put_back(own):
 
 def test_only_what_drawings_of_samples_lack_is_put_back():
     images, samples = noise(0.08, (8, 1, 64, 64)), noise(0.05, (8, 1, 64, 64), seed=1)
-    grain = learn_grain([(images, torch.zeros(8, 1, 64, 64))], 3.0, [samples])
-    again = [grain.put_back(array(image), 0.08, seed) for seed, image in enumerate(samples[:, None])]
+    noise_model = fit_noise_model([(images, torch.zeros(8, 1, 64, 64))], 3.0, [samples])
+    again = [noise_model.add_noise(array(image), 0.08, seed) for seed, image in enumerate(samples[:, None])]
     assert np.std(again) == pytest.approx(0.08, rel=0.05)
 
 
 def test_an_edge_in_a_drawing_is_no_texture():
     pairs = [(halves() + noise(0.05, seed=seed), halves()) for seed in range(4)]
-    assert max(learn_grain(pairs, 2.0, [halves()]).drawn) < 1e-3
+    assert max(fit_noise_model(pairs, 2.0, [halves()]).drawn) < 1e-3
 
 
 def test_a_reconstruction_rougher_than_the_slices_gets_no_noise():
-    grain = learn_grain([(noise(0.02, (8, 1, 64, 64)), noise(0.04, (8, 1, 64, 64), seed=1))], 3.0)
+    noise_model = fit_noise_model([(noise(0.02, (8, 1, 64, 64)), noise(0.04, (8, 1, 64, 64), seed=1))], 3.0)
     image = np.zeros((32, 32), np.float32)
-    assert (grain.put_back(image, 0.02, 0) == image).all()
-    louder = grain.put_back(image, 0.05, 0)  # variances add up: 3, 4, 5
+    assert (noise_model.add_noise(image, 0.02, 0) == image).all()
+    louder = noise_model.add_noise(image, 0.05, 0)  # variances add up: 3, 4, 5
     assert louder.std() == pytest.approx(0.03, rel=0.1)
 
 
 def test_neither_line_nor_levels_go_beyond_what_was_seen():
     heights = (0.2, 0.5, 1.0)
     pairs = [(contrasted(h) + noise(0.04 * h, seed=k), contrasted(h)) for k, h in enumerate(heights)]
-    grain = learn_grain(pairs, 2.0)
-    most = grain.level(array(contrasted(1.0)), 0)
-    assert grain.level(array(contrasted(2.0)), 0) == pytest.approx(most)
-    assert grain.level(np.zeros((9, 9), dtype=np.float32), 0) == pytest.approx(0.008, rel=0.15)
-    wild = grain.model_copy(update={"deviations": (-9.0, 9.0)})
+    noise_model = fit_noise_model(pairs, 2.0)
+    most = noise_model.level(array(contrasted(1.0)), 0)
+    assert noise_model.level(array(contrasted(2.0)), 0) == pytest.approx(most)
+    assert noise_model.level(np.zeros((9, 9), dtype=np.float32), 0) == pytest.approx(0.008, rel=0.15)
+    wild = noise_model.model_copy(update={"deviations": (-9.0, 9.0)})
     found = [wild.level(array(contrasted(1.0)), seed) for seed in range(20)]
-    assert (min(found), max(found)) == pytest.approx(tuple(map(math.exp, grain.bounds)))
+    assert (min(found), max(found)) == pytest.approx(tuple(map(math.exp, noise_model.bounds)))
 
 
 @pytest.mark.parametrize("count", [1, 7])
 def test_reconstructions_all_alike_tell_nothing(count):
     pairs = [(noise(0.05, seed=seed), torch.zeros(1, 1, 96, 128)) for seed in range(count)]
-    grain = learn_grain(pairs, 2.0)
-    assert grain.slope == 0
-    assert grain.level(array(noise(0.2)), 0) == pytest.approx(0.05, rel=0.1)
+    noise_model = fit_noise_model(pairs, 2.0)
+    assert noise_model.slope == 0
+    assert noise_model.level(array(noise(0.2)), 0) == pytest.approx(0.05, rel=0.1)
 
 
 def test_noise_hangs_on_its_seed_alone():
-    grain = learn_grain(bright_noise(), 2.0)
+    noise_model = fit_noise_model(bright_noise(), 2.0)
     image = np.zeros((40, 24), dtype=np.float32)
-    assert np.array_equal(grain.put_back(image, 0.1, 5), grain.put_back(image, 0.1, 5))
-    assert not np.array_equal(grain.put_back(image, 0.1, 5), grain.put_back(image, 0.1, 6))
-    assert grain.level(image, 5) == grain.level(image, 5) != grain.level(image, 6)
+    assert np.array_equal(noise_model.add_noise(image, 0.1, 5), noise_model.add_noise(image, 0.1, 5))
+    assert not np.array_equal(noise_model.add_noise(image, 0.1, 5), noise_model.add_noise(image, 0.1, 6))
+    assert noise_model.level(image, 5) == noise_model.level(image, 5) != noise_model.level(image, 6)
 
 
 def test_no_noise_level_leaves_a_slice_as_it_is_and_a_high_one_leaves_no_bounds():
-    grain = learn_grain(bright_noise(), 2.0)
+    noise_model = fit_noise_model(bright_noise(), 2.0)
     image = np.linspace(-1, 1, 30, dtype=np.float32).reshape(5, 6)  # smaller than the correlation's window
-    assert np.array_equal(grain.put_back(image, 0.0, 1), image)
-    assert np.abs(grain.put_back(image, 5.0, 1)).max() == 1
+    assert np.array_equal(noise_model.add_noise(image, 0.0, 1), image)
+    assert np.abs(noise_model.add_noise(image, 5.0, 1)).max() == 1
 
 
 def test_blank_slices_have_grain_that_is_nothing():
-    grain = learn_grain([(torch.zeros(2, 1, 16, 16), torch.zeros(2, 1, 16, 16))], 2.0)
+    noise_model = fit_noise_model([(torch.zeros(2, 1, 16, 16), torch.zeros(2, 1, 16, 16))], 2.0)
     blank = np.zeros((16, 16), dtype=np.float32)
-    assert not grain.put_back(blank, grain.level(blank, 0), 0).any()
+    assert not noise_model.add_noise(blank, noise_model.level(blank, 0), 0).any()

@@ -176,7 +176,7 @@ def test_label_values_that_cannot_be_are_refused(settings, said):
 
 
 def test_the_loss_of_masks_and_label_values_go_together():
-    labels = TrainingConfig(loss=LossConfig(kind="labels"))
+    labels = TrainingConfig(loss=LossConfig(kind="ce_dice"))
     with pytest.raises(ConfigError, match="go together"):
         validate(Recipe, {"training": labels}, "here")
     with pytest.raises(ConfigError, match="go together"):
@@ -212,7 +212,7 @@ def moves(count, **settings):
 
 def test_masks_move_as_their_slices_do():
     inside = masks(6, 40, 24)[:, None]
-    parameters = moves(6, mirror=0.5, rotate_degrees=20, scale=0.1, shift=0.1, gamma=0.5, gain=0.5)
+    parameters = moves(6, mirror=0.5, rotate_degrees=20, scale=0.1, shift=0.1, gamma=0.5, intensity_scale=0.5)
     moved = augment_labels(inside, parameters)
     assert set(moved.unique().tolist()) <= set(VALUES)
     still = replace(parameters, gamma=torch.ones(6), gain=torch.ones(6))

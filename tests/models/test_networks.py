@@ -115,8 +115,8 @@ def test_coarser_codes_are_resized_to_the_nearest_and_all_reach_the_latents():
         network.to_latents[0].weight[0, 16] = 1  # the first channel of the coarsest codes
         network.to_latents[0].weight[1, 20] = 1  # and of the middle ones
     coarsest, middle = torch.tensor([[1.0, 2.0]]), torch.arange(8.0).view(2, 4)
-    context = network.absorb(2, (), coarsest.expand(1, 4, 1, 2))
-    context = network.absorb(1, context, middle.expand(1, 4, 2, 4))
+    context = network.decode_level(2, (), coarsest.expand(1, 4, 1, 2))
+    context = network.decode_level(1, context, middle.expand(1, 4, 2, 4))
     found = network.latents(0, torch.zeros(1, 16, 4, 8), context)[0]
     assert found[0].equal(coarsest.repeat_interleave(4, 0).repeat_interleave(4, 1))
     assert found[1].equal(middle.repeat_interleave(2, 0).repeat_interleave(2, 1))
@@ -127,7 +127,7 @@ def test_all_codes_reach_the_one_decoder_resized_to_the_finest_grid():
     read = []
     network.decoder.register_forward_pre_hook(lambda _module, given: read.append(given[0]))
     coarse, fine = torch.randn(1, 4, 2, 3), torch.randn(1, 4, 4, 6)
-    network.image(network.absorb(0, network.absorb(1, (), coarse), fine))
+    network.image(network.decode_level(0, network.decode_level(1, (), coarse), fine))
     (joined,) = read
     assert joined[:, :4].equal(coarse.repeat_interleave(2, 2).repeat_interleave(2, 3))
     assert joined[:, 4:].equal(fine)
@@ -161,9 +161,9 @@ def test_the_ladder_folds_and_unfolds_by_its_rates(rate):
     network = Ladder(small("ladder", scaling_rates=(rate, 2)))
     features = network.features(torch.randn(2, 1, 4 * rate, 2 * rate))
     assert [map_.shape[-2:] for map_ in features] == [(4, 2), (2, 1)]
-    context = network.absorb(1, (), torch.randn(2, 4, 2, 1))
+    context = network.decode_level(1, (), torch.randn(2, 4, 2, 1))
     assert context[0].shape == (2, 16, 4, 2)
-    assert network.image(network.absorb(0, context, torch.randn(2, 4, 4, 2))).shape == (
+    assert network.image(network.decode_level(0, context, torch.randn(2, 4, 4, 2))).shape == (
         2,
         1,
         4 * rate,
@@ -194,7 +194,7 @@ def test_no_weight_is_idle(architecture):
     features = network.features(torch.randn(2, 1, 32, 32))
     context = ()
     for level in (2, 1, 0):
-        context = network.absorb(level, context, network.latents(level, features[level], context))
+        context = network.decode_level(level, context, network.latents(level, features[level], context))
     network.image(context).square().sum().backward()
     idle = [name for name, weight in network.named_parameters() if weight.grad is None]
     assert idle == []

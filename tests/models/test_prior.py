@@ -8,7 +8,7 @@ from helpers.prior import COUNT, LAYOUT, SIZES, STAGES, nats, rows, tiny
 
 from slicebook.config import PriorConfig
 from slicebook.models.prior import Prior
-from slicebook.models.sequence import Stage, draw_orders, lay_out
+from slicebook.models.sequence import TokenGrid, draw_orders, sequence_layout
 from slicebook.models.transformer import HEAD_DIM, Conditions, _attention
 
 
@@ -148,8 +148,8 @@ def test_a_prior_learns_rows_by_heart_in_any_order():
 
 def test_one_stage_needs_no_coarse_trunk():
     prior = Prior(PriorConfig(), [torch.randn(5, 3)]).eval()
-    assert len(prior.trunks) == 1
-    layout = lay_out((Stage("image", 0, 3, 2, 8, 5),))
+    assert len(prior.transformers) == 1
+    layout = sequence_layout((TokenGrid("image", 0, 3, 2, 8, 5),))
     order = draw_orders(layout, 2, torch.Generator().manual_seed(0))
     with torch.no_grad():
         found = prior(layout, torch.zeros(2, 6, dtype=torch.int64), order, Conditions.unknown(2))
@@ -158,11 +158,11 @@ def test_one_stage_needs_no_coarse_trunk():
 
 def test_one_prior_serves_slices_of_other_sizes():
     prior = tiny()
-    wide = lay_out(
+    wide = sequence_layout(
         (
-            Stage("mask", 0, 2, 3, 8, SIZES[0]),
-            Stage("image", 1, 2, 3, 8, SIZES[1]),
-            Stage("image", 0, 4, 6, 4, SIZES[2]),
+            TokenGrid("mask", 0, 2, 3, 8, SIZES[0]),
+            TokenGrid("image", 1, 2, 3, 8, SIZES[1]),
+            TokenGrid("image", 0, 4, 6, 4, SIZES[2]),
         )
     )
     order = draw_orders(wide, 1, torch.Generator().manual_seed(0))

@@ -117,7 +117,7 @@ def test_the_gradient_passes_straight_through_and_the_value_is_the_code():
 
 def test_tokens_are_looked_up_in_any_shape():
     book = codebook([[1.0, 2.0], [3.0, 4.0]], epsilon=1e-12)
-    found = book.look_up(torch.tensor([[[1, 0]], [[0, 0]]]))
+    found = book.dequantize(torch.tensor([[[1, 0]], [[0, 0]]]))
     torch.testing.assert_close(found, torch.tensor([[[[3.0, 4], [1, 2]]], [[[1, 2], [1, 2]]]]))
 
 
@@ -128,7 +128,7 @@ def test_the_mean_code_weighs_codes_by_their_use():
 def test_evaluation_changes_nothing():
     book = Quantizer(8, 4).eval()
     before = {name: value.clone() for name, value in book.named_buffers()}
-    book(vectors_of(50, 4), revive=True)
+    book(vectors_of(50, 4), reset_dead_codes=True)
     assert all(value.equal(before[name]) for name, value in book.named_buffers())
 
 
@@ -192,7 +192,7 @@ def test_usage_counts_training_tokens_until_it_is_told_to_forget():
     book.eval()(torch.tensor([[4.0]]))
     assert book.hits.tolist() == [2.0, 1.0]
     assert book.usage().used == 1.0
-    book.forget_usage()
+    book.reset_usage()
     assert book.usage().used == 0.0
 
 
@@ -220,10 +220,10 @@ def test_a_dead_code_comes_alive_and_is_not_put_back_by_the_next_updates():
     torch.manual_seed(0)
     book = codebook([[0.0], [1000.0]], counts=[8.0, 0.01], revive_below=0.03).train()
     data = torch.tensor([[-1.0], [1.0]] * 4)
-    book(data, revive=True)
+    book(data, reset_dead_codes=True)
     revived = book.codes[1].item()
     assert abs(revived) == pytest.approx(1, abs=0.01)
-    book.forget_usage()
+    book.reset_usage()
     for _ in range(5):
         book(data)
     assert book.codes[1].item() == pytest.approx(revived, abs=0.05)
@@ -233,7 +233,7 @@ def test_a_dead_code_comes_alive_and_is_not_put_back_by_the_next_updates():
 def test_only_dead_codes_are_revived():
     book = codebook([[0.0], [5.0], [9.0]], counts=[1.0, 1.0, 0.01]).train()
     before = book.codes
-    book(torch.tensor([[0.0], [5.0]]), revive=True)
+    book(torch.tensor([[0.0], [5.0]]), reset_dead_codes=True)
     torch.testing.assert_close(book.codes[:2], before[:2], rtol=1e-4, atol=0)
     assert book.codes[2].item() in (pytest.approx(0, abs=0.01), pytest.approx(5, abs=0.01))
 
@@ -246,7 +246,7 @@ def test_nothing_is_revived_unless_asked():
 
 def test_whoever_moves_a_code_moves_its_sum_and_its_count():
     book = codebook([[0.0], [1000.0]], counts=[8.0, 0.0], decay=0.5).train()
-    book(torch.full((4, 1), 2.0), revive=True)
+    book(torch.full((4, 1), 2.0), reset_dead_codes=True)
     # After the update the first count is 0.5·8 + 0.5·4 = 6; the revived code takes the mean count, 3.
     assert book.counts.tolist() == [6.0, 3.0]
     assert book.sums.tolist() == [[4.0], [6.0]]
@@ -287,12 +287,12 @@ def test_all_that_a_codebook_learned_is_saved():
     # Cause: "needs initialising" is not saved, and resuming starts the codebook anew.
     book = Quantizer(8, 4).train()
     book.start(vectors_of(100, 4), torch.Generator().manual_seed(0))
-    book(vectors_of(50, 4), revive=True)
+    book(vectors_of(50, 4), reset_dead_codes=True)
     again = Quantizer(8, 4).train()
     again.load_state_dict(book.state_dict())
     for copy in (book, again):
         torch.manual_seed(1)
-        copy(vectors_of(50, 4, seed=2), revive=True)
+        copy(vectors_of(50, 4, seed=2), reset_dead_codes=True)
     assert again.codes.equal(book.codes)
     assert set(book.state_dict()) == {"sums", "counts"}
 
@@ -304,7 +304,7 @@ def _learn_apart(rank, folder):
     book.start(torch.randn(64, 4) + rank, torch.Generator().manual_seed(rank))
     states = [book.sums.clone()]
     for step in range(6):
-        book(torch.randn(4, 4) + rank, revive=step % 2 == 1)
+        book(torch.randn(4, 4) + rank, reset_dead_codes=step % 2 == 1)
         states += [book.sums.clone(), book.counts.clone(), book.hits.clone()]
     save_file({f"{i:02}": state for i, state in enumerate(states)}, f"{folder}/{rank}.safetensors")
     torch.distributed.barrier()
@@ -390,9 +390,9 @@ def test_no_operation_of_a_training_step_waits_for_the_device():
     book = Quantizer(32, 4).train()
     vectors = vectors_of(100, 4).requires_grad_(True)
     with NoWaiting():
-        found = book(vectors, revive=True)
+        found = book(vectors, reset_dead_codes=True)
         (found.vectors.sum() + found.commitment).backward()
-        book.look_up(found.tokens)
+        book.dequantize(found.tokens)
     with NoWaiting(), pytest.raises(AssertionError, match="_local_scalar_dense"):
         book.usage()
 

@@ -9,7 +9,7 @@ from torch.overrides import TorchFunctionMode
 
 from slicebook.errors import ConfigError
 from slicebook.models.sampling import GROUP, SamplingSettings, _pick, sample
-from slicebook.models.sequence import draw_orders, lay_out
+from slicebook.models.sequence import draw_orders, sequence_layout
 from slicebook.models.transformer import Conditions
 
 BOLD = SamplingSettings(temperature=1, fine_temperature=1, top_p=1)
@@ -121,7 +121,7 @@ class TableCopies(TorchFunctionMode):
 def test_drawing_copies_no_table_at_a_token():
     counts = []
     for factor in (1, 2):
-        layout = lay_out(
+        layout = sequence_layout(
             tuple(replace(one, rows=factor * one.rows, columns=factor * one.columns) for one in STAGES)
         )
         with TableCopies() as copies:
@@ -132,7 +132,7 @@ def test_drawing_copies_no_table_at_a_token():
 
 def test_a_layout_is_copied_to_a_device_once_and_whole():
     device = torch.device("meta")
-    moved = lay_out(STAGES).to(device)
+    moved = sequence_layout(STAGES).to(device)
     tables = [
         moved.centres,
         moved.places,
@@ -140,6 +140,6 @@ def test_a_layout_is_copied_to_a_device_once_and_whole():
         *(table for above in moved.above for table in above),
     ]
     assert {table.device for table in tables} == {device}
-    assert lay_out(STAGES).to(device) is moved
+    assert sequence_layout(STAGES).to(device) is moved
     assert moved.to(device) is moved
-    assert lay_out(STAGES).to(torch.device("cpu")) is lay_out(STAGES)
+    assert sequence_layout(STAGES).to(torch.device("cpu")) is sequence_layout(STAGES)

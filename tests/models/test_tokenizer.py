@@ -8,7 +8,7 @@ from skimage.metrics import structural_similarity
 from slicebook.config import LossConfig, TokenizerConfig
 from slicebook.errors import DataError, ShapeError
 from slicebook.models.losses import loss, ssim
-from slicebook.models.tokenizer import Reconstruction, Tokenizer, draw_silence
+from slicebook.models.tokenizer import Reconstruction, Tokenizer, draw_dropped_levels
 from slicebook.recipes import load_recipe
 
 ARCHITECTURES = ("ladder", "vqvae2")
@@ -132,8 +132,10 @@ def test_coarse_levels_alone_hold_the_finer_ones_at_their_mean_code(architecture
     other = (torch.zeros_like(tokens[0]), tokens[1])
     assert coarse.equal(tokenizer.decode(other, (32, 32), levels=1))
     assert not coarse.equal(tokenizer.decode(tokens, (32, 32)))
-    silent = torch.tensor([[True, True], [False, False]])
-    torch.testing.assert_close(tokenizer(images, silent=silent).images, coarse, rtol=1e-4, atol=1e-5)
+    dropped_levels = torch.tensor([[True, True], [False, False]])
+    torch.testing.assert_close(
+        tokenizer(images, dropped_levels=dropped_levels).images, coarse, rtol=1e-4, atol=1e-5
+    )
 
 
 def test_grids_that_do_not_fit_the_size_are_refused():
@@ -166,9 +168,9 @@ def test_every_level_pulls_on_the_encoder(architecture):
     tokenizer = small(architecture, scaling_rates=(4, 2, 2), codebook_sizes=(8, 8, 8)).train()
     first = next(tokenizer.network.parameters())
     for level in range(3):
-        silent = torch.ones(3, 2, dtype=torch.bool)
-        silent[level] = False  # the picture is drawn from this level alone
-        found = tokenizer(slices(2), silent=silent)
+        dropped_levels = torch.ones(3, 2, dtype=torch.bool)
+        dropped_levels[level] = False  # the picture is drawn from this level alone
+        found = tokenizer(slices(2), dropped_levels=dropped_levels)
         (gradient,) = torch.autograd.grad(found.images.square().sum(), [first])
         assert gradient.abs().sum() > 0, level
 
@@ -185,7 +187,7 @@ def test_the_commitment_is_summed_over_levels():
 def test_training_teaches_every_codebook_and_evaluation_none():
     tokenizer = small()
     before = [tokenizer.codebook(level).sums.clone() for level in range(2)]
-    tokenizer(slices(2, seed=3), revive=True)
+    tokenizer(slices(2, seed=3), reset_dead_codes=True)
     assert all(tokenizer.codebook(level).sums.equal(before[level]) for level in range(2))
     tokenizer.train()(slices(2, seed=3))
     assert not any(tokenizer.codebook(level).sums.equal(before[level]) for level in range(2))
@@ -203,13 +205,13 @@ def test_the_start_puts_every_codebook_where_the_latents_are():
 
 
 def test_a_silent_level_is_always_the_finest_first():
-    silent = draw_silence(3, 4000, 0.5, torch.Generator().manual_seed(0))
-    assert not silent[2].any()
-    assert (silent[1] <= silent[0]).all()
-    assert silent[0].float().mean().item() == pytest.approx(0.5, abs=0.03)
-    assert silent[1].float().mean().item() == pytest.approx(0.25, abs=0.03)
-    assert not draw_silence(3, 100, 0.0, torch.Generator()).any()
-    assert not draw_silence(1, 100, 1.0, torch.Generator()).any()
+    dropped_levels = draw_dropped_levels(3, 4000, 0.5, torch.Generator().manual_seed(0))
+    assert not dropped_levels[2].any()
+    assert (dropped_levels[1] <= dropped_levels[0]).all()
+    assert dropped_levels[0].float().mean().item() == pytest.approx(0.5, abs=0.03)
+    assert dropped_levels[1].float().mean().item() == pytest.approx(0.25, abs=0.03)
+    assert not draw_dropped_levels(3, 100, 0.0, torch.Generator()).any()
+    assert not draw_dropped_levels(1, 100, 1.0, torch.Generator()).any()
 
 
 # --- Loss
@@ -248,9 +250,9 @@ def test_the_two_losses_by_hand():
     images, drawn = slices(2), slices(2, seed=1)
     found = Reconstruction(drawn, (), torch.tensor(0.5))
     similarity = ssim((drawn + 1) / 2, (images + 1) / 2)
-    squared = loss(found, images, LossConfig(kind="comp3710", commitment=1.0))
+    squared = loss(found, images, LossConfig(kind="mse", commitment=1.0))
     torch.testing.assert_close(squared.total, (drawn - images).square().mean() + 0.5)
-    faithful = loss(found, images, LossConfig(kind="fidelity", commitment=0.25))
+    faithful = loss(found, images, LossConfig(kind="l1_ssim", commitment=0.25))
     torch.testing.assert_close(faithful.fidelity, (drawn - images).abs().mean() / 2 + 1 - similarity)
     torch.testing.assert_close(faithful.total, faithful.fidelity + 0.25 * 0.5)
     torch.testing.assert_close(squared.ssim, similarity)

@@ -199,9 +199,11 @@ def with_recipe(loaded, recipe):
 @pytest.fixture(scope="module")
 def generated(scripts, measured):
     """`generation.py` on a prior over the tokens of the small `compact`; its result beside the others."""
-    trunk = {"width": 64, "layers": 1}
-    settings = [f"prior.{name}.{key}={value}" for name in ("coarse", "fine") for key, value in trunk.items()]
-    settings += ["prior.training.epochs=1", "prior.training.batch_size=4", "prior.training.views=1"]
+    transformer = {"width": 64, "layers": 1}
+    settings = [
+        f"prior.{name}.{key}={value}" for name in ("coarse", "fine") for key, value in transformer.items()
+    ]
+    settings += ["prior.training.epochs=1", "prior.training.batch_size=4", "prior.training.num_views=1"]
     settings += [
         "labels.training.epochs=1",
         "labels.tokenizer.width=16",

@@ -16,7 +16,7 @@ def written(tmp_path, text):
 
 
 def test_the_recipes_are_these():
-    assert recipe_names() == ("comp3710", "compact", "demo", "detail", "draw")
+    assert recipe_names() == ("comp3710", "compact", "demo", "detail", "generate")
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -46,14 +46,14 @@ def test_a_setting_given_on_the_line_goes_over_the_recipes_and_leaves_the_rest()
     )
     assert recipe.tokenizer.codebook_sizes == (64, 32, 16)
     assert recipe.training.loss.commitment == 0.5
-    assert recipe.training.loss.kind == "comp3710"
+    assert recipe.training.loss.kind == "mse"
 
 
 def test_a_group_that_is_off_can_be_turned_off_and_on():
     assert load_recipe("compact", ["training.augment=null"]).training.augment is None
-    augment = load_recipe("comp3710", ["training.augment.mirror=0.25"]).training.augment
+    augment = load_recipe("comp3710", ["training.augment.flip_probability=0.25"]).training.augment
     assert augment is not None
-    assert (augment.mirror, augment.rotate_degrees) == (0.25, 5.0)
+    assert (augment.flip_probability, augment.rotate_degrees) == (0.25, 5.0)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_a_group_that_is_off_can_be_turned_off_and_on():
         ("training.epoch", "training.epochs"),
         ("tokenizer.quantiser.decay", "tokenizer.quantizer"),
         ("tokenizer.scaling_rate", "tokenizer.scaling_rates"),
-        ("training.augment.miror", "training.augment.mirror"),
+        ("training.augment.flip_probabilty", "training.augment.flip_probability"),
         ("tokenizer.quantizer.epsilom", "tokenizer.quantizer.epsilon"),
     ],
 )

@@ -214,7 +214,7 @@ CASES = [
     ("train tokenizer prepared-lacking --out new", "manifest.csv: missing; prepare the data again"),
     (
         f"{TRAIN} --recipe grand",
-        "recipe 'grand' not found; known recipes: comp3710, compact, demo, detail, draw",
+        "recipe 'grand' not found; known recipes: comp3710, compact, demo, detail, generate",
     ),
     (f"{TRAIN} training.epoch=3", "unknown setting 'training.epoch'; did you mean 'training.epochs'"),
     (f"{TRAIN} training.epochs=0", "training.epochs: .*greater than or equal to 1"),

@@ -82,7 +82,7 @@ def test_no_token_hangs_on_the_last_decoder_and_every_pixel_does(architecture):
     tokens = tokenizer.encode(images)
     before = tokenizer.decode(tokens, (32, 32))
     with torch.no_grad():
-        for parameter in tokenizer.last_decoder():
+        for parameter in tokenizer.pixel_decoder():
             parameter.add_(torch.randn_like(parameter))
     assert all(old.equal(new) for old, new in zip(tokens, tokenizer.encode(images), strict=True))
     assert (tokenizer.decode(tokens, (32, 32)) != before).all()
@@ -90,7 +90,7 @@ def test_no_token_hangs_on_the_last_decoder_and_every_pixel_does(architecture):
 
 def test_the_last_decoder_and_the_discriminator_learn_and_nothing_else(own):
     found, made = gradients(own)
-    theirs = {id(p) for p in made.adversaries.learner.last_decoder()}
+    theirs = {id(p) for p in made.adversaries.learner.pixel_decoder()}
     theirs |= {id(p) for p in made.adversaries.discriminator.parameters()}
     parameters = dict(made.adversaries.named_parameters())
     assert {id(parameters[name]) for name in found} == theirs
@@ -99,7 +99,7 @@ def test_the_last_decoder_and_the_discriminator_learn_and_nothing_else(own):
 
 def test_the_decoder_teaches_the_discriminator_nothing(own):
     """What fools the discriminator must not make it easier to fool."""
-    weak, strong = (gradients(own, f"decoder.training.adversarial={w}")[0] for w in (0, 100))
+    weak, strong = (gradients(own, f"decoder.training.adversarial_weight={w}")[0] for w in (0, 100))
     for name, gradient in weak.items():
         same = torch.allclose(gradient, strong[name], rtol=1e-4, atol=1e-7)
         assert same == name.startswith("discriminator"), name
@@ -126,8 +126,8 @@ def at_pixels(own, *settings, change=None):
 
 
 def test_both_judges_begin_with_pulls_in_the_proportion_that_is_set(own):
-    pull, push, total = at_pixels(own, "decoder.training.adversarial=0.5")
-    _, _, fidelity = at_pixels(own, "decoder.training.adversarial=0")
+    pull, push, total = at_pixels(own, "decoder.training.adversarial_weight=0.5")
+    _, _, fidelity = at_pixels(own, "decoder.training.adversarial_weight=0")
     assert torch.allclose(fidelity, pull, atol=1e-9)
     assert float((total - pull)[:4].norm() / pull.norm()) == pytest.approx(0.5, rel=1e-4)
     assert torch.allclose((total - pull)[4:] / push[4:], ((total - pull)[0] / push[0]).mean(), rtol=1e-3)
@@ -147,7 +147,7 @@ def test_samples_are_held_to_the_faithful_decoders_outline(own, weight):
     def brighter(made):
         made.outlines = {size: outlines - 0.25 for size, outlines in made.outlines.items()}
 
-    pull, *_ = at_pixels(own, f"decoder.training.outline={weight}", change=brighter)
+    pull, *_ = at_pixels(own, f"decoder.training.lowres_weight={weight}", change=brighter)
     held = pull[4:]
     assert held == pytest.approx(torch.full_like(held, weight / held.numel()), rel=1e-3, abs=1e-12)
 
@@ -224,10 +224,13 @@ def test_the_balance_follows_while_the_discriminator_learns_alone(own):
 
 
 def test_the_discriminator_learns_alone_at_first(own):
-    alone, silent = gradients(own, fraction=0.19)[0], gradients(own, "decoder.training.adversarial=0")[0]
-    assert all(gradient.equal(silent[name]) for name, gradient in alone.items())
+    alone, dropped_levels = (
+        gradients(own, fraction=0.19)[0],
+        gradients(own, "decoder.training.adversarial_weight=0")[0],
+    )
+    assert all(gradient.equal(dropped_levels[name]) for name, gradient in alone.items())
     heard = gradients(own, fraction=0.3)[0]
-    assert any(not gradient.equal(silent[name]) for name, gradient in heard.items())
+    assert any(not gradient.equal(dropped_levels[name]) for name, gradient in heard.items())
 
 
 def test_a_discriminator_hears_how_strong_an_edge_is():
@@ -289,7 +292,7 @@ def test_the_model_keeps_every_token_and_draws_otherwise(trained, own):
     before, after = own[0].tokenizer, load_tokenizer(trained.run / "prior" / "decoder", kind=KIND).tokenizer
     images = batch(own, 6).images
     assert all(a.equal(b) for a, b in zip(before.encode(images), after.encode(images), strict=True))
-    last = {id(p) for p in after.last_decoder()}
+    last = {id(p) for p in after.pixel_decoder()}
     changed = {
         name
         for name, parameter in after.named_parameters()
@@ -366,7 +369,7 @@ def test_the_founding_architecture_is_trained_too(own, tmp_path, monkeypatch):
     assert all(
         a.equal(b) for a, b in zip(tokenizer.encode(images), made.tokenizer.encode(images), strict=True)
     )
-    before, after = (one.network.last_decoder.state_dict() for one in (tokenizer, made.tokenizer))
+    before, after = (one.network.pixel_decoder.state_dict() for one in (tokenizer, made.tokenizer))
     means = [name for name in before if name.endswith("running_mean")]
     assert means
     assert all(before[name].equal(after[name]) for name in means)
@@ -454,9 +457,9 @@ def test_the_noise_that_is_put_back_is_what_the_last_drawings_lack(trained, own,
     settings = ["decoder.training.epochs=1", "decoder.training.learning_rate=0.01"]
     shutil.rmtree(tmp_path / "run" / "prior" / "decoder")
     train_prior(tmp_path / "run", settings, **HOW)
-    rough = load_prior(tmp_path / "run").info.grain
+    rough = load_prior(tmp_path / "run").info.noise_model
     train_prior(tmp_path / "run", ["decoder=null"], **HOW)
-    own_drawings = load_prior(tmp_path / "run").info.grain
+    own_drawings = load_prior(tmp_path / "run").info.noise_model
     assert rough.spread == own_drawings.spread
     assert rough.drawn != own_drawings.drawn
 
@@ -465,14 +468,14 @@ def test_a_finished_prior_gets_another_decoder_and_stays(trained, tmp_path):
     shutil.copytree(trained.run, tmp_path / "run")
     run, before = tmp_path / "run", load_prior(trained.run)
     shutil.rmtree(run / "prior" / "decoder")
-    train_prior(run, ["decoder.training.epochs=1", "decoder.training.adversarial=2"], **HOW)
+    train_prior(run, ["decoder.training.epochs=1", "decoder.training.adversarial_weight=2"], **HOW)
     after = load_prior(run)
     assert hash_tensors(after.prior.state_dict()) == hash_tensors(before.prior.state_dict())
     assert hash_tensors(after.book.masks.state_dict()) == hash_tensors(before.book.masks.state_dict())
     new = load_tokenizer(run / "prior" / "decoder", kind=KIND)
     assert hash_tensors(after.book.images.state_dict()) == hash_tensors(new.tokenizer.state_dict())
     assert after.info.decoder_provenance == new.info.provenance
-    assert after.info.recipe.decoder.training.adversarial == 2
+    assert after.info.recipe.decoder.training.adversarial_weight == 2
     assert after.info.provenance == before.info.provenance
     train_prior(run, ["decoder=null"], **HOW)
     faithful = load_tokenizer(run).tokenizer
@@ -480,12 +483,14 @@ def test_a_finished_prior_gets_another_decoder_and_stays(trained, tmp_path):
 
 
 def test_the_mirror_alone_is_on_unless_said(own):
-    settings = override(own[2], ["decoder.training.augment={mirror: 0.3}"]).decoder.training.augment
-    fresh = load_recipe("draw", ["decoder.training.augment.mirror=0.3"]).decoder.training.augment
+    settings = override(own[2], ["decoder.training.augment={flip_probability: 0.3}"]).decoder.training.augment
+    fresh = load_recipe(
+        "generate", ["decoder.training.augment.flip_probability=0.3"]
+    ).decoder.training.augment
     for found in (settings, fresh):
-        assert found.mirror == 0.3
-        assert (found.rotate_degrees, found.scale, found.shift, found.gamma, found.gain) == (0, 0, 0, 0, 0)
-    assert load_recipe("draw", ["decoder.training.augment=null"]).decoder.training.augment is None
+        assert found.flip_probability == 0.3
+        assert (found.rotate_degrees, found.scale, found.shift, found.gamma, found.intensity_scale) == (0, 0, 0, 0, 0)
+    assert load_recipe("generate", ["decoder.training.augment=null"]).decoder.training.augment is None
 
 
 # --- What is refused
@@ -498,12 +503,12 @@ def test_reconstruction_refuses_a_decoder_that_invents(trained, tmp_path):
 
 def test_patience_is_refused_where_nothing_chooses():
     with pytest.raises(ConfigError, match=r"decoder\.training\.patience"):
-        load_recipe("draw", ["decoder.training.patience=2"])
+        load_recipe("generate", ["decoder.training.patience=2"])
 
 
 def test_other_settings_do_not_go_on_with_a_training(own, trained):
     with pytest.raises(ConfigError, match=r"training\.adversarial: 0\.5 then, 0\.7 now.*use another --out"):
-        train(own, trained.run / "prior" / "decoder", "decoder.training.adversarial=0.7")
+        train(own, trained.run / "prior" / "decoder", "decoder.training.adversarial_weight=0.7")
 
 
 def test_the_decoder_of_another_tokenizer_is_refused(own, trained, tmp_path):
@@ -534,5 +539,5 @@ def test_no_settings_are_refused(own, tmp_path):
 
 def test_a_negative_weight_is_refused():
     with pytest.raises(ConfigError, match=r"decoder\.training\.adversarial"):
-        load_recipe("draw", ["decoder.training.adversarial=-1"])
+        load_recipe("generate", ["decoder.training.adversarial_weight=-1"])
     assert DecoderTrainingConfig().adversarial > 0

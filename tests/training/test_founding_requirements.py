@@ -127,7 +127,7 @@ def test_4_codes_are_found_by_squared_distance_looked_up_and_passed_straight_thr
     found = codebook(vectors)
     assert found.tokens.equal(torch.cdist(vectors, codebook.codes).argmin(1))
     assert found.tokens.equal(nearest_code(vectors, codebook.codes))
-    codes = codebook.look_up(found.tokens)
+    codes = codebook.dequantize(found.tokens)
     torch.testing.assert_close(found.vectors, codes)
     torch.testing.assert_close(found.commitment, (vectors - codes).square().mean())
     found.vectors.sum().backward()
@@ -152,7 +152,7 @@ def test_7_the_training_has_the_numbers_of_the_document():
     assert (training.epochs, training.batch_size) == (38, 32)
     assert (training.optimizer, training.learning_rate) == ("adam", 1e-4)
     assert (training.schedule, training.warmup, training.weight_decay) == ("constant", 0, 0)
-    assert (training.clip_gradient, training.augment, training.loss.level_dropout) == (0, None, 0)
+    assert (training.grad_clip_norm, training.augment, training.loss.level_dropout) == (0, None, 0)
     drawn, images = torch.full((1, 1, 16, 16), 0.5), torch.zeros(1, 1, 16, 16)
     total = loss(Reconstruction(drawn, (), torch.tensor(0.75)), images, training.loss).total
     assert total == 0.25 + 0.75  # mean squared error, and the quantisers' differences with weight 1

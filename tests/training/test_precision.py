@@ -20,7 +20,7 @@ from slicebook.recipes import load_recipe
 from slicebook.training import trainer
 from slicebook.training.generator import train_prior
 from slicebook.training.tokenizer import train_tokenizer
-from slicebook.training.trainer import Fit
+from slicebook.training.trainer import Trainer
 
 ONE_EPOCH = [*SMALL, *(f"{part}training.epochs=1" for part in ("", "labels.", "decoder.", "prior."))]
 HARMLESS = ["ignore:level .* of its .* codes"]
@@ -59,14 +59,14 @@ def test_every_training_works_in_every_precision_that_is_offered(precision, trai
 
 @pytest.mark.filterwarnings(*HARMLESS)
 def test_no_training_step_makes_a_tensor_of_float64(trained, unrefused, tmp_path, monkeypatch):
-    whole, trainings = Fit.__call__, []
+    whole, trainings = Trainer.__call__, []
 
     def guarded(self, *given):
         trainings.append(type(self.objective).__name__)
         with NoFloat64():
             return whole(self, *given)
 
-    monkeypatch.setattr(Fit, "__call__", guarded)
+    monkeypatch.setattr(Trainer, "__call__", guarded)
     train_all(trained, tmp_path / "run")
     assert trainings == ["TokenizerObjective", "LabelObjective", "PriorObjective", "DecoderObjective"]
 
@@ -108,7 +108,7 @@ def test_auto_trains_as_the_precision_that_it_measures(
 def test_a_training_that_goes_on_keeps_the_precision_it_measured(data, tmp_path, monkeypatch):
     verdicts = iter(["bf16-mixed"])
     monkeypatch.setattr(trainer, "fastest_precision", lambda *_, **__: (next(verdicts), {}))
-    whole = Fit._epoch
+    whole = Trainer._epoch
 
     def interrupted(self, *given):
         if self.reached.epoch == 1:
@@ -116,7 +116,7 @@ def test_a_training_that_goes_on_keeps_the_precision_it_measured(data, tmp_path,
         return whole(self, *given)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Fit, "_epoch", interrupted)
+        patch.setattr(Trainer, "_epoch", interrupted)
         with pytest.raises(KeyboardInterrupt):
             train(data, tiny(), tmp_path / "run", precision="auto")
     train(data, tiny(), tmp_path / "run", precision="auto")  # a second measurement would find no verdict
@@ -131,9 +131,9 @@ def test_gradients_are_clipped_after_their_scale_is_taken_away():
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
     fabric = Fabric(accelerator="cpu", devices=1, plugins=MixedPrecision("16-mixed", "cpu", scaler))
     layer = nn.Linear(1, 1, bias=False)
-    fit = Fit.__new__(Fit)
+    fit = Trainer.__new__(Trainer)
     module, fit.optimizer = fabric.setup(layer, torch.optim.SGD(layer.parameters(), lr=1.0))
-    fit.scaling, fit.config = fabric.strategy.precision, TrainingConfig(clip_gradient=1.0)
+    fit.scaling, fit.config = fabric.strategy.precision, TrainingConfig(grad_clip_norm=1.0)
     before = layer.weight.detach().clone()
     fabric.backward(module(torch.full((1, 1), 0.25)).sum())
     fit._clip()

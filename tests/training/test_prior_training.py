@@ -19,12 +19,12 @@ from slicebook.errors import CheckpointError, ConfigError, DataError
 from slicebook.io.tensors import STATE_NAME, hash_tensors, load_state, save_state
 from slicebook.models.checkpoint import MODEL_NAME, load_prior, load_tokenizer, save_tokenizer
 from slicebook.models.sequence import draw_orders
-from slicebook.models.sequence_book import Book
+from slicebook.models.sequence_book import JointTokenizer
 from slicebook.models.transformer import Conditions
 from slicebook.recipes import load_recipe
 from slicebook.training import generator
 from slicebook.training.generator import TOKENS_NAME, train_prior
-from slicebook.training.prior import PriorObjective, mishear, withhold, withhold_masks
+from slicebook.training.prior import PriorObjective, corrupt_tokens, drop_conditions, drop_masks
 from slicebook.training.token_dataset import TokenBatch, encode_slices
 from slicebook.training.tokenizer import train_tokenizer
 from slicebook.training.trainer import Progress
@@ -38,23 +38,23 @@ def draw(seed=0):
 
 
 def test_without_corruption_all_is_heard_rightly():
-    assert mishear(LAYOUT, rows(50), 0.0, draw()).equal(rows(50))
+    assert corrupt_tokens(LAYOUT, rows(50), 0.0, draw()).equal(rows(50))
 
 
 def test_the_share_misheard_differs_by_slice_up_to_twice_the_setting():
     tokens = torch.zeros(4000, COUNT, dtype=torch.int64)
-    wrong = (mishear(LAYOUT, tokens, 0.2, draw()) != 0).float()
+    wrong = (corrupt_tokens(LAYOUT, tokens, 0.2, draw()) != 0).float()
     last = wrong[:, LAYOUT.part(2)]  # one in five codes is the right one by chance
     assert float(last.mean()) == pytest.approx(0.2 * 4 / 5, abs=0.01)
     # Of shares uniform in [0, 0.4], and of eight tokens drawn with each; one share for all would give 0.017.
     wanted = 0.8**2 * 0.4**2 / 12 + (0.16 - 0.8**2 * 0.4**2 / 3) / 8
     assert float(last.mean(1).var()) == pytest.approx(wanted, rel=0.05)
-    assert (mishear(LAYOUT, tokens, 0.01, draw()) != 0).float().mean() < 0.02
+    assert (corrupt_tokens(LAYOUT, tokens, 0.01, draw()) != 0).float().mean() < 0.02
 
 
 def test_misheard_tokens_are_codes_of_their_stage_all_alike():
     tokens = rows(1).repeat(3000, 1)
-    heard = mishear(LAYOUT, tokens, 0.5, draw())
+    heard = corrupt_tokens(LAYOUT, tokens, 0.5, draw())
     for index, size in enumerate(SIZES):
         part = LAYOUT.part(index)
         others = heard[:, part][heard[:, part] != tokens[:, part]]
@@ -66,12 +66,12 @@ def test_misheard_tokens_are_codes_of_their_stage_all_alike():
 def test_what_is_unknown_is_not_misheard():
     tokens = rows(200)
     tokens[:, LAYOUT.part(0)] = SIZES[0]
-    assert (mishear(LAYOUT, tokens, 0.5, draw())[:, LAYOUT.part(0)] == SIZES[0]).all()
+    assert (corrupt_tokens(LAYOUT, tokens, 0.5, draw())[:, LAYOUT.part(0)] == SIZES[0]).all()
 
 
 def test_all_conditions_of_a_slice_are_withheld_together():
     known = Conditions(torch.rand(2000), torch.ones(2000, dtype=torch.int64))
-    found = withhold(known, 0.3, draw())
+    found = drop_conditions(known, 0.3, draw())
     hidden = found.position.isnan()
     assert float(hidden.float().mean()) == pytest.approx(0.3, abs=0.04)
     assert (found.group == torch.where(hidden, -1, 1)).all()
@@ -80,7 +80,7 @@ def test_all_conditions_of_a_slice_are_withheld_together():
 
 def test_all_mask_tokens_of_a_slice_are_withheld_together_and_no_others():
     tokens = rows(2000)
-    found = withhold_masks(LAYOUT, tokens, 0.3, draw())
+    found = drop_masks(LAYOUT, tokens, 0.3, draw())
     hidden = found[:, LAYOUT.part(0)] == SIZES[0]
     assert (hidden == hidden[:, :1]).all()
     assert float(hidden.float().mean()) == pytest.approx(0.3, abs=0.04)
@@ -90,7 +90,7 @@ def test_all_mask_tokens_of_a_slice_are_withheld_together_and_no_others():
 
 def test_withholding_leaves_what_was_given_as_it_was():
     tokens = rows(20)
-    withhold_masks(LAYOUT, tokens, 1.0, draw())
+    drop_masks(LAYOUT, tokens, 1.0, draw())
     assert tokens.equal(rows(20))
 
 
@@ -98,7 +98,7 @@ def test_withholding_leaves_what_was_given_as_it_was():
 
 
 def objective(keep=None, **settings):
-    plain = {"corruption": 0.0, "condition_dropout": 0.0, "mask_dropout": 0.0, **settings}
+    plain = {"token_corruption": 0.0, "condition_dropout": 0.0, "mask_dropout": 0.0, **settings}
     fabric = Fabric(accelerator="cpu", devices=1)
     return PriorObjective(tiny(), PriorTrainingConfig(**plain), fabric, keep or (lambda *_: None))
 
@@ -111,7 +111,7 @@ def batch(count=4):
 def test_a_step_depends_on_seed_and_step_alone():
     def scores(step, **settings):
         torch.rand(7)  # what was drawn before makes no difference
-        made = objective(corruption=0.3, condition_dropout=0.5, mask_dropout=0.5, **settings)
+        made = objective(token_corruption=0.3, condition_dropout=0.5, mask_dropout=0.5, **settings)
         made.module.train()
         return float(made.step(batch(), step, 0.0)["loss"].detach())
 
@@ -139,7 +139,7 @@ def test_nats_of_a_stage_are_those_of_its_known_tokens():
 
 
 @pytest.mark.parametrize(
-    "setting", ["corruption", "condition_dropout", "mask_dropout"], ids=lambda name: name
+    "setting", ["token_corruption", "condition_dropout", "mask_dropout"], ids=lambda name: name
 )
 def test_a_step_trains_on_what_the_settings_spoil(setting):
     def loss(**settings):
@@ -173,7 +173,7 @@ def test_only_the_learner_has_a_gradient():
 
 @torch.no_grad()
 def test_validation_scores_the_average_on_what_is_true():
-    made = objective(corruption=0.9, condition_dropout=1.0, mask_dropout=1.0, seed=5)
+    made = objective(token_corruption=0.9, condition_dropout=1.0, mask_dropout=1.0, seed=5)
     for parameter in made.pair.learner.parameters():
         parameter.mul_(2)
     one = batch()
@@ -257,7 +257,7 @@ def test_a_prior_knows_the_slices_it_was_trained_on(trained):
 def test_a_prior_knows_the_classes_of_its_slices(trained):
     loaded = load_prior(trained.run)
     assert loaded.info.classes == ("0", "1", "2", "3")
-    assert loaded.prior.trunks[0].group.num_embeddings == 5  # and one for unknown
+    assert loaded.prior.transformers[0].group.num_embeddings == 5  # and one for unknown
 
 
 def test_a_prior_tells_where_it_and_its_tokenizer_come_from(trained):
@@ -307,13 +307,13 @@ def test_a_training_goes_on_where_it_stopped_bit_for_bit(again, trained, monkeyp
 
 def test_tokens_are_read_again(again, trained, monkeypatch):
     begun(again)
-    whole = Book.encode
+    whole = JointTokenizer.encode
 
     def watched(self, *given):
         assert self.masks is None, "encoded again"  # without masks it only judges which codes are used
         return whole(self, *given)
 
-    monkeypatch.setattr(Book, "encode", watched)
+    monkeypatch.setattr(JointTokenizer, "encode", watched)
     train_prior(again, ["prior.training.epochs=1"], **HOW)
 
 
@@ -346,7 +346,7 @@ def test_damaged_tokens_are_made_anew(fault, again, trained):
 
 def test_tokens_of_other_settings_are_made_anew(again):
     begun(again)
-    train_prior(again, ["prior.training.epochs=1", "prior.training.views=2"], **HOW)
+    train_prior(again, ["prior.training.epochs=1", "prior.training.num_views=2"], **HOW)
     assert {len(t[0]) for name, t in tokens_of(again).tensors.items() if name.startswith("train")} == {2}
 
 

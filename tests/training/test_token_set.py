@@ -10,7 +10,7 @@ from helpers.labels import VALUES, labelled_folder
 from helpers.training import prepared_folder
 
 from slicebook.data.dataset import PreparedData, SliceSet
-from slicebook.models.sequence_book import Book
+from slicebook.models.sequence_book import JointTokenizer
 from slicebook.models.transformer import Conditions
 from slicebook.training.token_dataset import TokenBatches, TokenSet, _Change, encode_slices
 
@@ -19,7 +19,7 @@ UNMASKED = (1, 6)
 
 @pytest.fixture(scope="module")
 def book():
-    return Book(
+    return JointTokenizer(
         tokenizer(0, scaling_rates=(4, 4), codebook_sizes=(8, 6)),
         tokenizer(1, scaling_rates=(8,), codebook_sizes=(5,), label_values=VALUES),
     )
@@ -35,13 +35,13 @@ def slices(tmp_path_factory):
 @pytest.fixture
 def seen(monkeypatch):
     """What a book is asked to encode: pairs of images and masks."""
-    asked, whole = [], Book.encode
+    asked, whole = [], JointTokenizer.encode
 
     def encode(self, images, masks=None):
         asked.append((images, masks))
         return whole(self, images, masks)
 
-    monkeypatch.setattr(Book, "encode", encode)
+    monkeypatch.setattr(JointTokenizer, "encode", encode)
     return asked
 
 
@@ -116,7 +116,7 @@ def test_a_slice_without_a_mask_has_unknown_mask_tokens(book, slices):
 
 def test_a_book_without_masks_reads_none(book, slices, monkeypatch):
     monkeypatch.setattr(SliceSet, "labels", lambda *_: pytest.fail("read a mask"))
-    (found,) = encode_slices(Book(book.images), slices)
+    (found,) = encode_slices(JointTokenizer(book.images), slices)
     assert [stage.kind for stage in found.layout.stages] == ["image", "image"]
 
 
@@ -126,7 +126,7 @@ def test_a_book_without_masks_reads_none(book, slices, monkeypatch):
 def test_each_size_has_a_set_that_knows_its_slices(book, tmp_path):
     data = PreparedData.open(prepared_folder(tmp_path / "data", shapes=((32, 32), (16, 48))))
     slices = data.split("train")
-    found = encode_slices(Book(book.images), slices)
+    found = encode_slices(JointTokenizer(book.images), slices)
     assert [one.size for one in found] == [(32, 32), (16, 48)]
     for one in found:
         records = [slices.records[index] for index in one.indices.tolist()]
@@ -165,7 +165,7 @@ def test_progress_counts_slices(book, slices, monkeypatch):
 
 def token_set(book, count, size, start, forms=3):
     """A set whose tokens say which slice and which form they are of: 100 × slice + form."""
-    layout = Book(book.images).layout(size)
+    layout = JointTokenizer(book.images).layout(size)
     indices = torch.arange(start, start + count)
     tokens = (100 * indices[:, None] + torch.arange(forms)).to(torch.int32)
     tokens = tokens[..., None].expand(-1, -1, layout.starts[-1])

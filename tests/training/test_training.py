@@ -202,14 +202,14 @@ def test_the_seed_orders_the_slices_and_every_epoch_has_its_own_order(data, tmp_
 def test_dead_codes_are_revived_every_so_many_steps_but_not_at_the_end(data, tmp_path, monkeypatch):
     asked, whole = [], Tokenizer.forward
 
-    def watched(self, images, *, revive=False, silent=None):
+    def watched(self, images, *, reset_dead_codes=False, dropped_levels=None):
         if self.training:
-            asked.append(revive)
-        return whole(self, images, revive=revive, silent=silent)
+            asked.append(reset_dead_codes)
+        return whole(self, images, reset_dead_codes=reset_dead_codes, dropped_levels=dropped_levels)
 
     monkeypatch.setattr(Tokenizer, "forward", watched)
     train(data, tiny("training.epochs=4", "tokenizer.quantizer.revive_every=4"), tmp_path / "run")
-    assert [step for step, revive in enumerate(asked) if revive] == [
+    assert [step for step, reset_dead_codes in enumerate(asked) if reset_dead_codes] == [
         3,
         7,
     ]  # step 11 of 12 is in the last tenth
@@ -233,7 +233,7 @@ def test_the_founding_architecture_trains_in_the_same_loop(data, tmp_path):
 
 
 def test_a_training_can_end_by_the_clock(data, tmp_path):
-    summary = train(data, tiny("training.minutes=0.01", "training.epochs=100000"), tmp_path / "run")
+    summary = train(data, tiny("training.max_minutes=0.01", "training.epochs=100000"), tmp_path / "run")
     assert 0.6 <= summary.seconds < 20
     assert rows_of(tmp_path / "run")[-1]["step"] == summary.steps > 0
 
@@ -347,7 +347,7 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_model(tmp_path):
 
 
 def test_a_learning_rate_far_too_high_stops_before_anything_is_kept(data, tmp_path):
-    recipe = tiny("training.learning_rate=1e36", "training.warmup=0", "training.clip_gradient=0")
+    recipe = tiny("training.learning_rate=1e36", "training.warmup=0", "training.grad_clip_norm=0")
     with pytest.raises(ConfigError, match="no model was kept yet; train to another --out with a lower"):
         train(data, recipe, tmp_path / "run")
     assert not (tmp_path / "run" / MODEL_NAME).exists()

@@ -67,7 +67,7 @@ def generate(
     fine_temperature: FineTemperature = 0.8,
     top_p: TopP = 0.95,
     guidance: Guidance = 0.0,
-    grain: Annotated[bool, typer.Option(help="Put noise like the training set's back.")] = True,
+    noise: Annotated[bool, typer.Option(help="Put noise like the training set's back.")] = True,
     share: Annotated[
         Path | None,
         typer.Option(
@@ -94,7 +94,7 @@ def generate(
         conditional=conditional,
         size=size,
         settings=SamplingSettings(temperature, fine_temperature, top_p, guidance),
-        grain=grain,
+        noise=noise,
         clear=None if share is None else release_check(share),
         device=device,
         progress=counter("sample"),

@@ -44,12 +44,12 @@ def draw_augmentation(config: AugmentConfig, batch_size: int, generator: torch.G
     signed = 2 * draws[:, 1:] - 1
 
     return Augmentation(
-        mirror=draws[:, 0] < config.mirror,
+        mirror=draws[:, 0] < config.flip_probability,
         angle=signed[:, 0] * math.radians(config.rotate_degrees),
         scale=1 + signed[:, 1] * config.scale,
         shift=signed[:, 2:4] * config.shift,
         gamma=1 + signed[:, 4] * config.gamma,
-        gain=1 + signed[:, 5] * config.gain,
+        gain=1 + signed[:, 5] * config.intensity_scale,
     )
 
 

@@ -62,7 +62,7 @@ def evaluate(
     codecs: bool | None = None,
     samples: int | None = None,
     settings: SamplingSettings | None = None,
-    grain: bool = True,
+    noise: bool = True,
     steps: int = STEPS,
     device: str | torch.device = "cpu",
     seed: int = 42,
@@ -85,7 +85,7 @@ def evaluate(
             installed.
         samples: To draw; by default as many as there are slices to judge them by, from 100 to 540.
         settings: How boldly tokens are drawn.
-        grain: Whether to put noise back, as `generate` does.
+        noise: Whether to put noise back, as `generate` does.
         steps: Of each segmenter's training.
         device: Where models run; scores are computed on the CPU.
         seed: Of all that is random.
@@ -108,7 +108,7 @@ def evaluate(
         check_trained_on(prior, data)
     slices = data.split(split)
     with written_whole(out) as partial:
-        how = _How(split, partial, samples, settings, grain, steps, device, seed, say, progress)
+        how = _How(split, partial, samples, settings, noise, steps, device, seed, say, progress)
         work = _Work(say, {str(data.folder): "DATA", str(model): "MODEL"})
         if tokenizer and "fidelity" in asked:
             coded = codec_metrics.installed() if codecs is None else codecs
@@ -158,7 +158,7 @@ class _How:
     out: Path
     samples: int | None
     settings: SamplingSettings | None
-    grain: bool
+    noise: bool
     steps: int
     device: torch.device
     seed: int
@@ -230,7 +230,7 @@ def _judge_samples(
     say(f"{count} samples of {kind.rows}×{kind.columns}")
     with work("sampling", [part for part in asked if part != "fidelity"]):
         ours, drawing = draw_samples(
-            prior, data, count, settings=how.settings, grain=how.grain, seed=seed, progress=how.progress
+            prior, data, count, settings=how.settings, noise=how.noise, seed=seed, progress=how.progress
         )
         work.found["drawing"] = drawing
     if "drawing" not in work.found:
@@ -239,7 +239,7 @@ def _judge_samples(
     if "generation" in asked and real:
         with work("generation"):
             found = evaluate_generation(
-                prior, data, how.split, ours, real, grain=how.grain, seed=seed, kinds=kinds, say=say
+                prior, data, how.split, ours, real, noise=how.noise, seed=seed, kinds=kinds, say=say
             )
             work.keep("generation", found)
     if "audit" in asked:
@@ -248,7 +248,7 @@ def _judge_samples(
             training = describe_training(data, size, say=say)
             work.seconds["audit, describing the training set"] = round(time.perf_counter() - began, 1)
             audited = evaluate_memorization(
-                prior, data, ours, seed=seed, grain=how.grain, training=training, out=how.out, say=say
+                prior, data, ours, seed=seed, noise=how.noise, training=training, out=how.out, say=say
             )
             work.keep("audit", audited)
     if "usefulness" in asked and real:

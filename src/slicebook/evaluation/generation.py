@@ -46,7 +46,7 @@ class SamplingInfo(Record):
     settings: dict[str, float]
     first_seed: int
     """Sample i was drawn from this seed + i."""
-    grain: bool
+    noise: bool
     """Whether noise was to be put back, as `generate` does unless told not to."""
     noise_put_back: float
     """Mean level, on [-1, 1]."""
@@ -148,7 +148,7 @@ def evaluate_generation(
     ours: SliceCollection,
     real: SliceCollection,
     *,
-    grain: bool = True,
+    noise: bool = True,
     seed: int,
     kinds: Sequence[Descriptor] | None = None,
     say: Callable[[str], None] = lambda _: None,
@@ -161,7 +161,7 @@ def evaluate_generation(
         split: That the held-out slices are of.
         ours: The samples, as `draw_samples` makes them.
         real: The held-out slices, as `read_slices` reads them.
-        grain: Whether noise was put back into the samples.
+        noise: Whether noise was put back into the samples.
         seed: Of every draw of patients, and of the bootstrap.
         kinds: Of features; all there are by default.
         say: Called before each part.
@@ -170,7 +170,7 @@ def evaluate_generation(
         DataError: There are fewer than 2 held-out patients.
     """
     say(f"{len(ours)} samples beside {len(real)} slices of {len(set(real.patients))} patients")
-    again = redraw(loaded, data, split, grain=grain)
+    again = redraw(loaded, data, split, noise=noise)
     sets = [unit(images) for images in (ours.images, again, real.images)]
     features = {}
     for kind in kinds or descriptors():
@@ -206,7 +206,7 @@ def draw_samples(
     count: int,
     *,
     settings: SamplingSettings | None = None,
-    grain: bool = True,
+    noise: bool = True,
     seed: int = 42,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[SliceCollection, SamplingInfo]:
@@ -217,7 +217,7 @@ def draw_samples(
         data: What it was trained on.
         count: Samples.
         settings: How boldly tokens are drawn.
-        grain: Whether to put noise back, as `generate` does.
+        noise: Whether to put noise back, as `generate` does.
         seed: Of the positions.
         progress: Called with samples done and all samples.
 
@@ -233,7 +233,7 @@ def draw_samples(
     began = time.perf_counter()
     tokens, _ = draw(loaded, size, seeds, positions, settings, progress=progress)
     seconds = time.perf_counter() - began
-    slices = render(loaded, tokens, size, seeds, grain)
+    slices = render(loaded, tokens, size, seeds, noise)
     side = SliceCollection(
         slices.images,
         slices.masks,
@@ -247,7 +247,7 @@ def draw_samples(
         columns=kind.columns,
         settings=asdict(settings),
         first_seed=FIRST_SAMPLE,
-        grain=grain,
+        noise=noise,
         noise_put_back=float(np.mean(slices.noise)),
         seconds_a_slice=seconds / (-(-count // GROUP) * GROUP),
         tokens={stage.name: len(stage) for stage in loaded.book.layout(size).stages},
@@ -256,7 +256,7 @@ def draw_samples(
 
 
 def redraw(
-    loaded: LoadedPrior, data: PreparedData, split: Split, *, grain: bool = True
+    loaded: LoadedPrior, data: PreparedData, split: Split, *, noise: bool = True
 ) -> Float[Tensor, "n 1 h w"]:
     """Return real slices drawn anew from their own tokens."""
     kind = loaded.info.slices[0]
@@ -264,7 +264,7 @@ def redraw(
     device = next(loaded.prior.parameters()).device
     (sets,) = encode_slices(loaded.book, of_size(data, split, size), device=device)
     tokens = sets.tokens[:, 0].long()
-    return render(loaded, tokens, size, range(len(tokens)), grain).images
+    return render(loaded, tokens, size, range(len(tokens)), noise).images
 
 
 def judge_anatomy(ours: SliceCollection, real: SliceCollection, train: SliceSet, *, seed: int) -> Anatomy:

@@ -73,7 +73,7 @@ def evaluate_memorization(
     ours: SliceCollection,
     *,
     seed: int,
-    grain: bool = True,
+    noise: bool = True,
     training: TrainingSet | None = None,
     out: Path | None = None,
     say: Callable[[str], None] = lambda _: None,
@@ -85,7 +85,7 @@ def evaluate_memorization(
         data: What it was trained on.
         ours: The samples, as `likeness.draw_samples` makes them.
         seed: Of the controls and of the bootstrap.
-        grain: Whether noise was put back into the samples; so it is into planted copies.
+        noise: Whether noise was put back into the samples; so it is into planted copies.
         training: The training slices, described for the search; described here by default.
         out: Folder for closest.csv and closest.png; none by default.
         say: Called before each part.
@@ -106,7 +106,7 @@ def evaluate_memorization(
 
     say(f"nearest training slices of {len(held_out)} real slices, {len(ours)} samples, and planted copies")
     search = partial(nearest_by_correlation, training=training.windows, training_patients=owners)
-    again = partial(_again, loaded, grain=grain)
+    again = partial(_again, loaded, noise=noise)
     found = audit(samples, held_out, whose, sources, places.tolist(), search, again, seed=seed)
     say("likelihoods of training slices and of held-out ones")
     member, coded = _likelihoods(loaded, data, size, seed)
@@ -158,14 +158,14 @@ def _read(among: SliceSet, records: Sequence[SliceRecord]) -> Float32[np.ndarray
 
 
 def _again(
-    loaded: LoadedPrior, images: Float32[np.ndarray, "n h w"], *, grain: bool
+    loaded: LoadedPrior, images: Float32[np.ndarray, "n h w"], *, noise: bool
 ) -> Float32[np.ndarray, "n h w"]:
     """Return slices as the prior's book draws them from their own tokens."""
     device = next(loaded.prior.parameters()).device
     size = (images.shape[1], images.shape[2])
     parts = torch.split(torch.from_numpy(2 * images[:, None] - 1), BATCH)
     tokens = torch.cat([loaded.book.encode(part.to(device)).cpu() for part in parts])
-    return unit(render(loaded, tokens, size, range(len(tokens)), grain).images)
+    return unit(render(loaded, tokens, size, range(len(tokens)), noise).images)
 
 
 def _likelihoods(

@@ -99,7 +99,7 @@ def anomaly(
 
 
 @dataclass(frozen=True)
-class Surprise:
+class AnomalyScores:
     """Of some slices.
 
     Attributes:
@@ -120,7 +120,7 @@ def surprise(
     orders: int = 8,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
-) -> Surprise:
+) -> AnomalyScores:
     """Return how unlikely slices in [-1, 1] are, where and in all. Their masks count as unknown.
 
     A token's nats are spread evenly over its pixels, the levels added, and the steps between the finest
@@ -138,7 +138,7 @@ def surprise(
         spread.append(found.spread)
         if progress:
             progress(int(rows[-1]) + 1, len(images))
-    return Surprise(torch.cat(maps), torch.cat(nats), torch.cat(spread))
+    return AnomalyScores(torch.cat(maps), torch.cat(nats), torch.cat(spread))
 
 
 def heat(maps: Float32[np.ndarray, "b h w"]) -> Float32[np.ndarray, "b h w"]:
@@ -163,7 +163,7 @@ def _spread(
     return loaded.book.images.leave(found, size)[:, 0]
 
 
-def _write_scores(path: Path, found: Surprise, bits: list[float]) -> None:
+def _write_scores(path: Path, found: AnomalyScores, bits: list[float]) -> None:
     columns = {
         "nats": found.nats.tolist(),
         "spread": found.spread.tolist(),

@@ -86,7 +86,7 @@ class Asked:
     Attributes:
         size: Rows and columns.
         settings: How boldly tokens are drawn.
-        grain: Whether noise is put back.
+        noise: Whether noise is put back.
         group: Class of all; None for any.
         conditional: Whether the prior is told anything at all.
         position: Of all; None for any.
@@ -94,7 +94,7 @@ class Asked:
 
     size: tuple[int, int]
     settings: SamplingSettings
-    grain: bool
+    noise: bool
     group: str | None
     conditional: bool
     position: float | None
@@ -115,7 +115,7 @@ def generate(
     conditional: bool = True,
     size: tuple[int, int] | None = None,
     settings: SamplingSettings | None = None,
-    grain: bool = True,
+    noise: bool = True,
     clear: Clear | None = None,
     device: str = "auto",
     progress: Callable[[int, int], None] | None = None,
@@ -137,7 +137,7 @@ def generate(
         conditional: Whether the prior is given any conditions.
         size: Rows and columns; the most frequent size of the training set by default.
         settings: Sampling temperature, top-p and guidance.
-        grain: Whether to add noise like the training set's, if the tokenizer was trained to leave it out.
+        noise: Whether to add noise like the training set's, if the tokenizer was trained to leave it out.
         clear: Decides whether the samples may be shared, such as `reporting.release.release_check`; not
             called by default.
         device: auto, cpu, cuda or mps.
@@ -154,7 +154,7 @@ def generate(
     kind = _kind(loaded, size)
     check_class(loaded, group)
     asked = Asked(
-        (kind.rows, kind.columns), settings or SamplingSettings(), grain, group, conditional, position
+        (kind.rows, kind.columns), settings or SamplingSettings(), noise, group, conditional, position
     )
     task = _Task(loaded, kind, asked, count, seed)
     folder = _Folder(Path(out), task.request())
@@ -202,7 +202,7 @@ class _Task:
             "class": asked.group,
             "conditional": asked.conditional,
             **asdict(asked.settings),
-            "noise": asked.grain,
+            "noise": asked.noise,
             "device": next(self.loaded.prior.parameters()).device.type,
         }
 
@@ -305,7 +305,7 @@ def _draw_group(task: _Task, first: int) -> tuple[list[Sample], RenderedSlices, 
     tokens, conditions = draw(loaded, asked.size, seeds, positions, asked.settings, group=asked.group)
     judged = likelihood(loaded.prior, loaded.book.layout(asked.size), tokens, conditions)
     nats = judged.nats.sum(1)
-    slices = render(loaded, tokens, asked.size, seeds, asked.grain)
+    slices = render(loaded, tokens, asked.size, seeds, asked.noise)
     samples = [
         Sample(
             name=f"sample-{one:06}",
@@ -418,7 +418,7 @@ def _write_lists(out: Path, samples: list[Sample], task: _Task) -> None:
         "slicebook_version": __version__,
         "model_sha256": info.weights_sha256,
         "request": task.request(),
-        "settings": asdict(task.asked.settings) | {"grain": task.asked.grain},
+        "settings": asdict(task.asked.settings) | {"noise_model": task.asked.noise},
         "slices": task.kind.model_dump(mode="json", exclude={"slices"}),
         "label_values": [] if info.masks is None else list(info.masks.tokenizer.label_values),
         "recipe": info.recipe.model_dump(mode="json"),

@@ -18,7 +18,7 @@ from torch import Tensor
 from slicebook.errors import ConfigError
 from slicebook.models.checkpoint import LoadedPrior
 from slicebook.models.sampling import GROUP, SamplingSettings, sample
-from slicebook.models.sequence_book import Page
+from slicebook.models.sequence_book import DecodedSlices
 from slicebook.models.transformer import Conditions
 
 LAST_SEED = 2**63 - 1
@@ -106,7 +106,7 @@ def draw(
 
 def decode_pages(
     loaded: LoadedPrior, tokens: Int64[Tensor, "b n"], size: tuple[int, int], *, levels: int | None = None
-) -> Page:
+) -> DecodedSlices:
     """Decode tokens batch by batch, onto the CPU; a page is the same alone or among others."""
     device, count = next(loaded.prior.parameters()).device, len(tokens)
     # Always as many rows, as in sampling: a batch of another size may round otherwise.
@@ -114,26 +114,26 @@ def decode_pages(
     pages = [loaded.book.decode(part.to(device), size, levels=levels) for part in torch.split(tokens, GROUP)]
     masks = [page.masks.cpu() for page in pages if page.masks is not None]
     images = torch.cat([page.images.cpu() for page in pages])
-    return Page(images[:count], torch.cat(masks)[:count] if masks else None)
+    return DecodedSlices(images[:count], torch.cat(masks)[:count] if masks else None)
 
 
 def noise_levels(loaded: LoadedPrior, images: Float[Tensor, "b 1 h w"], seeds: Sequence[int]) -> list[float]:
     """Draw how noisy each decoded slice is, as training slices are; 0 where the tokenizer keeps noise."""
-    grain = loaded.info.grain
-    if grain is None:
+    noise = loaded.info.noise_model
+    if noise is None:
         return [0.0] * len(seeds)
-    return [grain.level(image.numpy(), seed) for image, seed in zip(images[:, 0], seeds, strict=True)]
+    return [noise.level(image.numpy(), seed) for image, seed in zip(images[:, 0], seeds, strict=True)]
 
 
 def put_noise_back(
     loaded: LoadedPrior, images: Float[Tensor, "b 1 h w"], levels: Sequence[float], seeds: Sequence[int]
 ) -> Float[Tensor, "b 1 h w"]:
     """Return decoded slices with noise of these levels."""
-    grain = loaded.info.grain
-    if grain is None:
+    noise = loaded.info.noise_model
+    if noise is None:
         return images
     noisy = [
-        grain.put_back(image.numpy(), level, seed)
+        noise.add_noise(image.numpy(), level, seed)
         for image, level, seed in zip(images[:, 0], levels, seeds, strict=True)
     ]
     return torch.from_numpy(np.stack(noisy))[:, None]

@@ -360,7 +360,7 @@ def _frames_of(path: Path, dataset: Dataset) -> tuple[Frame, ...]:
     if len(groups) != count:
         raise DataError(f"{path}: says {count} frames and describes {len(groups)}; export or copy it again")
 
-    def look_up(frame: Dataset) -> Callable[[str, str], Any]:
+    def dequantize(frame: Dataset) -> Callable[[str, str], Any]:
         def value(sequence: str, keyword: str) -> Any:
             outer, _, inner = sequence.partition(".")
             items = next((items for group in (frame, shared) if (items := group.get(outer))), None)
@@ -371,7 +371,7 @@ def _frames_of(path: Path, dataset: Dataset) -> tuple[Frame, ...]:
         return value
 
     dimensions = dimensions_of(dataset)
-    values = [look_up(group) for group in groups]
+    values = [dequantize(group) for group in groups]
     return tuple(_frame_of(path, value, traits_of(dataset, value, dimensions)) for value in values)
 
 

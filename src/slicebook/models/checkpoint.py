@@ -20,9 +20,9 @@ from slicebook.data.manifest import SliceKind
 from slicebook.environment import Provenance
 from slicebook.errors import CheckpointError
 from slicebook.io.tensors import SCHEMA_VERSION, hash_tensors, kind_of, read_tensors, write_tensors
-from slicebook.models.noise import Grain
+from slicebook.models.noise import NoiseModel
 from slicebook.models.prior import Prior
-from slicebook.models.sequence_book import Book
+from slicebook.models.sequence_book import JointTokenizer
 from slicebook.models.tokenizer import Tokenizer
 from slicebook.records import Record
 from slicebook.version import __version__
@@ -72,7 +72,7 @@ class PriorInfo(Record):
     """Most frequent first."""
     classes: tuple[str, ...]
     """Names of the classes that the manifest gave its slices."""
-    grain: Grain | None
+    noise_model: NoiseModel | None
     """The noise that its tokenizer was taught to leave out; generation puts its like back."""
     tokenizer_provenance: Provenance
     decoder_provenance: Provenance | None = None
@@ -86,7 +86,7 @@ class LoadedPrior:
     """A prior read from disk with its tokenizers, in evaluation mode."""
 
     prior: Prior
-    book: Book
+    book: JointTokenizer
     info: PriorInfo
     path: Path
 
@@ -139,7 +139,7 @@ def read_info(where: str | Path) -> ModelInfo | PriorInfo:
     return _load(path, kind if kind and kind in get_args(Kind) else "tokenizer", ModelInfo)[1]
 
 
-def save_prior(path: Path, prior: Prior, book: Book, info: PriorInfo) -> None:
+def save_prior(path: Path, prior: Prior, book: JointTokenizer, info: PriorInfo) -> None:
     """Write a prior with its tokenizers; the hash of the weights in `info` is filled in here."""
     parts: dict[str, nn.Module] = {"prior": prior, "images": book.images}
     if book.masks is not None:
@@ -172,7 +172,7 @@ def load_prior(where: str | Path, device: str | torch.device = "cpu") -> LoadedP
         masks = Tokenizer(info.masks.tokenizer)
         _fill(masks, parts["masks"], path)
         masks = masks.eval().to(device)
-    book = Book(images.eval().to(device), masks)
+    book = JointTokenizer(images.eval().to(device), masks)
     prior = Prior(info.recipe.prior, book.codebooks, len(info.classes))
     _fill(prior, parts["prior"], path)
     return LoadedPrior(prior.eval().to(device), book, info, path)

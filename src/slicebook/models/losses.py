@@ -31,19 +31,19 @@ class Loss:
 def loss(reconstruction: Reconstruction, images: Float[Tensor, "b 1 h w"], config: LossConfig) -> Loss:
     """Return the training loss of reconstructed slices; both in [-1, 1].
 
-    `fidelity` is L1 + (1 - SSIM), halved differences and SSIM on [0, 1]; `comp3710` is the mean squared
-    error on [-1, 1]. Both add the commitment, times its weight. Where `config.smooth` is set, they compare
-    with the smoothed slice; the SSIM for the curves is always that with the slice itself.
+    `l1_ssim` is L1 + (1 - SSIM), halved differences and SSIM on [0, 1]; `mse` is the mean squared
+    error on [-1, 1]. Both add the commitment, times its weight. Where `config.denoise_strength` is set, they
+    compare with the denoised slice; the SSIM for the curves is always that with the slice itself.
     """
     with torch.autocast(images.device.type, enabled=False):
         drawn = reconstruction.images.float()
-        target = smooth(images, config.smooth) if config.smooth else images
-        if config.kind == "fidelity":
+        target = smooth(images, config.denoise_strength) if config.denoise_strength else images
+        if config.kind == "l1_ssim":
             similarity = ssim((drawn + 1) / 2, (target + 1) / 2)
             fidelity = (drawn - target).abs().mean() / 2 + (1 - similarity)
         else:
             fidelity = functional.mse_loss(drawn, target)
-        if config.kind != "fidelity" or config.smooth:
+        if config.kind != "l1_ssim" or config.denoise_strength:
             with torch.no_grad():
                 similarity = ssim((drawn + 1) / 2, (images + 1) / 2)
         total = fidelity + config.commitment * reconstruction.commitment.float()

@@ -60,7 +60,7 @@ def smooth(images: Float[Tensor, "b 1 h w"], strength: float) -> Float[Tensor, "
     return _box(slope) * images + _box(mean - slope * mean)
 
 
-class Grain(BaseModel):
+class NoiseModel(BaseModel):
     """The noise of a set of slices, so that its like can be made: how strong, where, how fine."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -89,7 +89,7 @@ class Grain(BaseModel):
         level = self.base + self.slope * contrast + float(more)
         return math.exp(min(max(level, self.bounds[0]), self.bounds[1]))
 
-    def put_back(
+    def add_noise(
         self, image: Float32[np.ndarray, "h w"], level: float, seed: int
     ) -> Float32[np.ndarray, "h w"]:
         """Return a slice with noise of a level, clipped to [-1, 1]."""
@@ -109,11 +109,11 @@ class Grain(BaseModel):
         return noisy
 
 
-def learn_grain(
+def fit_noise_model(
     pairs: Iterable[tuple[Float[Tensor, "b 1 h w"], Float[Tensor, "b 1 h w"]]],
     strength: float,
     drawings: Iterable[Float[Tensor, "b 1 h w"]] | None = None,
-) -> Grain:
+) -> NoiseModel:
     """Measure the noise that slices have where they are flat, and what drawings have of it by themselves.
 
     A decoder draws more texture from tokens that a prior sampled than from a slice's own, so that its texture
@@ -157,7 +157,7 @@ def learn_grain(
     level, contrast = torch.cat(levels).double(), torch.cat(contrasts).double()
     base, slope, left = _line(contrast, level)
     drawn = _texture(rebuilt_forms if drawings is None else drawings, strength, math.exp(float(level.mean())))
-    return Grain(
+    return NoiseModel(
         base=base,
         slope=slope,
         known=(float(contrast.min()), float(contrast.max())),

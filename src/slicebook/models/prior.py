@@ -23,7 +23,7 @@ from torch.nn import functional
 
 from slicebook.config import PriorConfig
 from slicebook.models.sequence import Layout, stage_windows
-from slicebook.models.transformer import Conditions, Trunk
+from slicebook.models.transformer import Conditions, PriorTransformer
 
 
 class Prior(nn.Module):
@@ -41,15 +41,15 @@ class Prior(nn.Module):
         super().__init__()
         last = len(codebooks) - 1
         # The finest stage has nearly all the tokens and is mostly local: its own trunk can be small.
-        trunks = [Trunk(config, config.fine, last, codebooks, groups)]
+        transformers = [PriorTransformer(config, config.fine, last, codebooks, groups)]
         if last:
-            trunks.insert(0, Trunk(config, config.coarse, 0, codebooks[:last], groups))
-        self._trunks = nn.ModuleList(trunks)
+            transformers.insert(0, PriorTransformer(config, config.coarse, 0, codebooks[:last], groups))
+        self._trunks = nn.ModuleList(transformers)
 
     @property
-    def trunks(self) -> list[Trunk]:
+    def transformers(self) -> list[PriorTransformer]:
         """In the order they draw."""
-        return [trunk for trunk in self._trunks if isinstance(trunk, Trunk)]
+        return [transformer for transformer in self._trunks if isinstance(transformer, PriorTransformer)]
 
     def forward(
         self,
@@ -73,12 +73,12 @@ class Prior(nn.Module):
         heard, layout = tokens if heard is None else heard, layout.to(tokens.device)
         ranks = orders.argsort(1)
         losses = torch.zeros(tokens.shape, device=tokens.device)
-        for trunk in self.trunks:
-            begin = layout.starts[trunk.first]
-            features = self._read(trunk, layout, heard, orders, ranks, conditions)
-            for stage in trunk.own:
+        for transformer in self.transformers:
+            begin = layout.starts[transformer.first]
+            features = self._read(transformer, layout, heard, orders, ranks, conditions)
+            for stage in transformer.own:
                 part = layout.part(stage)
-                logits = trunk.logits(stage, features[:, part.start - begin : part.stop - begin])
+                logits = transformer.logits(stage, features[:, part.start - begin : part.stop - begin])
                 wanted = tokens.gather(1, orders[:, part])
                 found = functional.cross_entropy(
                     logits.float().transpose(1, 2),
@@ -91,7 +91,7 @@ class Prior(nn.Module):
 
     def _read(
         self,
-        trunk: Trunk,
+        transformer: PriorTransformer,
         layout: Layout,
         heard: Tensor,
         orders: Tensor,
@@ -99,27 +99,27 @@ class Prior(nn.Module):
         conditions: Conditions,
     ) -> Tensor:
         """Return the features of a trunk's own steps."""
-        begin, end = layout.starts[trunk.first], layout.starts[trunk.own[-1] + 1]
+        begin, end = layout.starts[transformer.first], layout.starts[transformer.own[-1] + 1]
         places, centres = layout.places, layout.centres
         contents, questions = [], []
-        for stage in range(trunk.own[-1] + 1):
+        for stage in range(transformer.own[-1] + 1):
             order = orders[:, layout.part(stage)]
-            contents.append(trunk.content(stage, heard.gather(1, order), places[order]))
-        for stage in trunk.own:
+            contents.append(transformer.content(stage, heard.gather(1, order), places[order]))
+        for stage in transformer.own:
             part = layout.part(stage)
             order = orders[:, part]
             windows = stage_windows(layout, stage, heard, ranks, order - part.start)
-            questions.append(trunk.question(stage, windows, places[order]))
+            questions.append(transformer.question(stage, windows, places[order]))
         told = torch.cat(contents, 1)  # [b, end, width]: content of all tokens up to the trunk's last
-        nothing = trunk.stage.weight[-1].expand(len(heard), 1, -1).to(told)
+        nothing = transformer.stage.weight[-1].expand(len(heard), 1, -1).to(told)
         # A step holds what was drawn before it; the first of a trunk's own holds nothing.
         # Both sums [b, end - begin, width]: one step per token of the trunk's own stages.
         steps = torch.cat([nothing, told[:, begin : end - 1]], 1) + torch.cat(questions, 1)
         # [b, end, width]: the content of earlier stages, then the trunk's own steps
-        x = torch.cat([told[:, :begin], steps], 1) + trunk.known(conditions)[:, None]
+        x = torch.cat([told[:, :begin], steps], 1) + transformer.known(conditions)[:, None]
         sequence = centres[orders[:, :end]]  # [b, end, 2]: the place that each step asks about
         # [b, end, 2]: the place of the content that each step holds, one behind; the first has its own
         held = torch.cat(
             [sequence[:, :begin], sequence[:, begin : begin + 1], sequence[:, begin : end - 1]], 1
         )
-        return trunk.attend(x, sequence, held)[:, begin:]
+        return transformer.attend(x, sequence, held)[:, begin:]

@@ -122,16 +122,16 @@ class Quantizer(nn.Module):
         """The code of an average token: codes weighted by how often they are used."""
         return self.sums.sum(0) / self.counts.sum()
 
-    def look_up(self, tokens: Int64[Tensor, "*shape"]) -> Float32[Tensor, "*shape d"]:
+    def dequantize(self, tokens: Int64[Tensor, "*shape"]) -> Float32[Tensor, "*shape d"]:
         """Return the code of each token."""
         return functional.embedding(tokens, self.codes)
 
-    def forward(self, vectors: Float[Tensor, "n d"], revive: bool = False) -> Quantized:
+    def forward(self, vectors: Float[Tensor, "n d"], reset_dead_codes: bool = False) -> Quantized:
         """Quantise vectors; in training mode also learn from them.
 
         Args:
             vectors: Continuous latents.
-            revive: In training mode, give dead codes vectors of this batch after the update.
+            reset_dead_codes: In training mode, give dead codes vectors of this batch after the update.
         """
         codes = self.codes
         tokens = nearest_code(vectors, codes)
@@ -140,8 +140,8 @@ class Quantizer(nn.Module):
         straight_through = vectors + (nearest - vectors).detach()
         if self.training:
             self._learn(vectors.detach().float(), tokens)
-            if revive:
-                self._revive(vectors.detach().float())
+            if reset_dead_codes:
+                self._reset_dead_codes(vectors.detach().float())
         return Quantized(straight_through, tokens, commitment)
 
     @torch.no_grad()
@@ -156,7 +156,7 @@ class Quantizer(nn.Module):
         """Usage of the tokens counted since the last `forget_usage` (in training, of all processes)."""
         return usage_of(self.hits)
 
-    def forget_usage(self) -> None:
+    def reset_usage(self) -> None:
         """Begin a new period of counting."""
         self.hits.zero_()
 
@@ -168,7 +168,7 @@ class Quantizer(nn.Module):
         self.counts.lerp_(counts, 1 - self.config.decay)
 
     @torch.no_grad()
-    def _revive(self, vectors: Tensor) -> None:
+    def _reset_dead_codes(self, vectors: Tensor) -> None:
         mean_count = self.counts.mean()
         dead = self.counts < self.config.revive_below * mean_count
         picks = torch.randint(len(vectors), (self.size,), device=vectors.device)

@@ -12,7 +12,7 @@ from torch import Tensor
 from slicebook.errors import ConfigError
 from slicebook.models.prior import Prior
 from slicebook.models.sequence import Layout, draw_orders, stage_windows
-from slicebook.models.transformer import Cache, Conditions, Trunk
+from slicebook.models.transformer import Cache, Conditions, PriorTransformer
 
 # A matrix product of another height may round otherwise, and one token that falls otherwise changes all after
 # it. So the network always sees this many rows, whatever the batch; the last group is filled up.
@@ -133,41 +133,44 @@ class _Group:
         self.places, self.centres = self.layout.places, self.layout.centres
 
     def draw(self) -> Int64[Tensor, "b n"]:
-        for trunk in self.prior.trunks:
-            self._draw_trunk(trunk)
+        for transformer in self.prior.transformers:
+            self._draw_trunk(transformer)
         return self.tokens.cpu()
 
-    def _draw_trunk(self, trunk: Trunk) -> None:
+    def _draw_trunk(self, transformer: PriorTransformer) -> None:
         layout, orders = self.layout, self.orders
-        begin, end = layout.starts[trunk.first], layout.starts[trunk.own[-1] + 1]
-        known = trunk.known(self.conditions)[:, None]
+        begin, end = layout.starts[transformer.first], layout.starts[transformer.own[-1] + 1]
+        known = transformer.known(self.conditions)[:, None]
         count = len(orders) * self.copies
-        caches = [Cache(count, trunk.width, end, like=known) for _ in trunk.blocks]
+        caches = [Cache(count, transformer.width, end, like=known) for _ in transformer.blocks]
         if begin:
             told = torch.cat(  # [copies * b, begin, width]: content of all earlier stages
-                [self._content(trunk, stage, orders[:, layout.part(stage)]) for stage in range(trunk.first)],
+                [
+                    self._content(transformer, stage, orders[:, layout.part(stage)])
+                    for stage in range(transformer.first)
+                ],
                 1,
             )
             centres = self._twice(self.centres[orders[:, :begin]])
-            trunk.attend(told + known, centres, centres, caches)
-        held = trunk.stage.weight[-1].expand(count, 1, -1)
+            transformer.attend(told + known, centres, centres, caches)
+        held = transformer.stage.weight[-1].expand(count, 1, -1)
         before: Tensor | None = None
-        for stage in trunk.own:
+        for stage in transformer.own:
             part = layout.part(stage)
             for step in range(part.start, part.stop):
                 place = orders[:, step : step + 1]
                 asked = self._twice(self.centres[place])
                 windows = stage_windows(layout, stage, self.tokens, None, place - part.start)
-                question = trunk.question(
+                question = transformer.question(
                     stage, [self._twice(w) for w in windows], self._twice(self.places[place])
                 )
                 told_where = asked if before is None else self._twice(self.centres[before])
-                x = trunk.attend(held + question + known, asked, told_where, caches)
-                self._choose(trunk.logits(stage, x)[:, 0], place, stage)
-                held, before = self._content(trunk, stage, place), place
+                x = transformer.attend(held + question + known, asked, told_where, caches)
+                self._choose(transformer.logits(stage, x)[:, 0], place, stage)
+                held, before = self._content(transformer, stage, place), place
 
-    def _content(self, trunk: Trunk, stage: int, places: Tensor) -> Tensor:
-        return trunk.content(
+    def _content(self, transformer: PriorTransformer, stage: int, places: Tensor) -> Tensor:
+        return transformer.content(
             stage, self._twice(self.tokens.gather(1, places)), self._twice(self.places[places])
         )
 

@@ -11,12 +11,12 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.nn import functional
 
-AROUND = 2  # places to each side from which drawn tokens of the same stage are read directly
-ABOVE = 1  # the same in coarser stages, around the place over the one asked about
+NEIGHBOUR_RADIUS = 2  # places to each side from which drawn tokens of the same stage are read directly
+PARENT_RADIUS = 1  # the same in coarser stages, around the place over the one asked about
 
 
 @dataclass(frozen=True)
-class Stage:
+class TokenGrid:
     """One grid of tokens.
 
     Attributes:
@@ -56,7 +56,7 @@ class Layout:
         above: For each stage, and each stage before it, the same in that earlier stage.
     """
 
-    stages: tuple[Stage, ...]
+    stages: tuple[TokenGrid, ...]
     starts: tuple[int, ...]
     centres: Float[Tensor, "n 2"]
     places: Float[Tensor, "n 2"]
@@ -73,7 +73,7 @@ class Layout:
 
 
 @lru_cache(maxsize=32)
-def lay_out(stages: tuple[Stage, ...]) -> Layout:
+def sequence_layout(stages: tuple[TokenGrid, ...]) -> Layout:
     """Make the tables of a sequence of stages."""
     starts, centres, places = [0], [], []
     for stage in stages:
@@ -81,18 +81,18 @@ def lay_out(stages: tuple[Stage, ...]) -> Layout:
         row, column = (axis.flatten() for axis in _axes(stage))
         centres.append((torch.stack([row, column], 1) + 0.5) * stage.stride)
         places.append((torch.stack([row, column], 1) + 0.5) / torch.tensor([stage.rows, stage.columns]))
-    around = tuple(_window(stage, stage, AROUND) for stage in stages)
+    around = tuple(_window(stage, stage, NEIGHBOUR_RADIUS) for stage in stages)
     above = tuple(
-        tuple(_window(stage, coarser, ABOVE) for coarser in stages[:index])
+        tuple(_window(stage, coarser, PARENT_RADIUS) for coarser in stages[:index])
         for index, stage in enumerate(stages)
     )
     return Layout(stages, tuple(starts), torch.cat(centres), torch.cat(places), around, above)
 
 
 @lru_cache(maxsize=32)
-def _copy_to(stages: tuple[Stage, ...], device: torch.device) -> Layout:
+def _copy_to(stages: tuple[TokenGrid, ...], device: torch.device) -> Layout:
     with torch.inference_mode(False):  # kept for trainings too
-        layout = lay_out(stages)
+        layout = sequence_layout(stages)
         return replace(
             layout,
             centres=layout.centres.to(device),
@@ -102,11 +102,11 @@ def _copy_to(stages: tuple[Stage, ...], device: torch.device) -> Layout:
         )
 
 
-def _axes(stage: Stage) -> tuple[Tensor, ...]:
+def _axes(stage: TokenGrid) -> tuple[Tensor, ...]:
     return torch.meshgrid(torch.arange(stage.rows), torch.arange(stage.columns), indexing="ij")
 
 
-def _window(stage: Stage, of: Stage, radius: int) -> Int64[Tensor, "_ _"]:
+def _window(stage: TokenGrid, of: TokenGrid, radius: int) -> Int64[Tensor, "_ _"]:
     """For each place of a stage, the places of another around the one that covers it."""
     row, column = ((axis.flatten() * stage.stride + stage.stride // 2) // of.stride for axis in _axes(stage))
     steps = torch.arange(-radius, radius + 1)

@@ -15,12 +15,12 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from slicebook.models.masks import labels_from, one_hot
-from slicebook.models.sequence import Layout, Stage, lay_out
+from slicebook.models.sequence import Layout, TokenGrid, sequence_layout
 from slicebook.models.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
-class Page:
+class DecodedSlices:
     """What a row of tokens stands for.
 
     Attributes:
@@ -33,7 +33,7 @@ class Page:
 
 
 @dataclass(frozen=True)
-class Book:
+class JointTokenizer:
     """Tokenizers in evaluation mode, on one device.
 
     Attributes:
@@ -55,13 +55,13 @@ class Book:
 
     def layout(self, size: tuple[int, int]) -> Layout:
         """Where the tokens of a slice of `size` pixels lie in the row."""
-        stages: list[Stage] = []
+        stages: list[TokenGrid] = []
         for kind, tokenizer in self._parts():
             config, grids = tokenizer.config, tokenizer.grids(size)
             for level in reversed(range(tokenizer.levels)):
                 stride = math.prod(config.scaling_rates[: level + 1])
-                stages.append(Stage(kind, level, *grids[level], stride, config.codebook_sizes[level]))
-        return lay_out(tuple(stages))
+                stages.append(TokenGrid(kind, level, *grids[level], stride, config.codebook_sizes[level]))
+        return sequence_layout(tuple(stages))
 
     def encode(
         self, images: Float[Tensor, "b 1 h w"], masks: UInt8[Tensor, "b h w"] | None = None
@@ -82,7 +82,7 @@ class Book:
 
     def decode(
         self, tokens: Int64[Tensor, "b n"], size: tuple[int, int], *, levels: int | None = None
-    ) -> Page:
+    ) -> DecodedSlices:
         """Draw slices and masks of `size` pixels; of the slices only so many coarsest levels, if said."""
         grids = self.grids(tokens, size)
         images = self.images.decode(grids["image"], size, levels=levels).clamp(-1, 1)
@@ -92,7 +92,7 @@ class Book:
             if all((grid < count).all() for grid, count in zip(grids["mask"], sizes, strict=True)):
                 logits = self.masks.decode(grids["mask"], size)
                 masks = labels_from(logits, self.masks.config.label_values)
-        return Page(images, masks)
+        return DecodedSlices(images, masks)
 
     def grids(
         self, tokens: Int64[Tensor, "b n"], size: tuple[int, int]

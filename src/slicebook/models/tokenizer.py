@@ -89,15 +89,15 @@ class Tokenizer(nn.Module):
         self,
         images: Float[Tensor, "b c h w"],
         *,
-        revive: bool = False,
-        silent: Bool[Tensor, "levels b"] | None = None,
+        reset_dead_codes: bool = False,
+        dropped_levels: Bool[Tensor, "levels b"] | None = None,
     ) -> Reconstruction:
         """Reconstruct slices; in training mode the codebooks also learn from them.
 
         Args:
             images: Slices in [-1, 1], or label masks, one-hot.
-            revive: In training mode, give dead codes a new place after this step's update.
-            silent: Levels that say nothing but their mean code, for each slice.
+            reset_dead_codes: In training mode, give dead codes a new place after this step's update.
+            dropped_levels: Levels that say nothing but their mean code, for each slice.
         """
         context: Context = ()
         tokens: list[Tensor] = []
@@ -105,11 +105,11 @@ class Tokenizer(nn.Module):
         features = self.network.features(self.enter(images))
         for level in reversed(range(self.levels)):
             latents = self.network.latents(level, features[level], context)
-            found = self.codebook(level)(_to_vectors(latents), revive=revive)
+            found = self.codebook(level)(_to_vectors(latents), reset_dead_codes=reset_dead_codes)
             vectors = _to_map(found.vectors, latents.shape)
-            if silent is not None:
-                vectors = torch.where(silent[level][:, None, None, None], self._mean(level), vectors)
-            context = self.network.absorb(level, context, vectors)
+            if dropped_levels is not None:
+                vectors = torch.where(dropped_levels[level][:, None, None, None], self._mean(level), vectors)
+            context = self.network.decode_level(level, context, vectors)
             tokens.insert(0, found.tokens.view(len(latents), *latents.shape[-2:]))
             commitment = commitment + found.commitment
         drawn = self.leave(self.network.image(context), images.shape[-2:])
@@ -127,15 +127,15 @@ class Tokenizer(nn.Module):
             ShapeError: It does not have four dimensions, or a side is 0, or the channels do not fit.
             DataError: It holds NaN, or values far beyond [-1, 1].
         """
-        return tuple(grid for _, grid in self._descend(self._accepted(images)))[::-1]
+        return tuple(grid for _, grid in self._encode_levels(self._accepted(images)))[::-1]
 
-    def last_decoder(self) -> Iterator[nn.Parameter]:
+    def pixel_decoder(self) -> Iterator[nn.Parameter]:
         """Parameters that no token hangs on: training them alone leaves every token as it was."""
-        return self.network.last_decoder.parameters()
+        return self.network.pixel_decoder.parameters()
 
     def token_state(self) -> dict[str, Tensor]:
         """All weights but those: two tokenizers that share them make and mean the same tokens."""
-        free = {id(tensor) for tensor in self.network.last_decoder.state_dict(keep_vars=True).values()}
+        free = {id(tensor) for tensor in self.network.pixel_decoder.state_dict(keep_vars=True).values()}
         return {
             name: tensor for name, tensor in self.state_dict(keep_vars=True).items() if id(tensor) not in free
         }
@@ -175,7 +175,7 @@ class Tokenizer(nn.Module):
             vectors = self._vectors(level, tokens[level])
             if level < self.levels - heard:
                 vectors = self._mean(level).expand_as(vectors)
-            context = self.network.absorb(level, context, vectors)
+            context = self.network.decode_level(level, context, vectors)
         return self.leave(self.network.image(context), size)
 
     @torch.no_grad()
@@ -187,7 +187,7 @@ class Tokenizer(nn.Module):
         for level in reversed(range(self.levels)):
             found = []
             for batch in torch.split(images, START_BATCH):
-                walk = itertools.islice(self._descend(batch), self.levels - level)
+                walk = itertools.islice(self._encode_levels(batch), self.levels - level)
                 *_, (latents, _) = walk
                 found.append(_to_vectors(latents))
             self.codebook(level).start(torch.cat(found), generator)
@@ -198,7 +198,7 @@ class Tokenizer(nn.Module):
         assert isinstance(quantizer, Quantizer)
         return quantizer
 
-    def _descend(self, images: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    def _encode_levels(self, images: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the latents and the token grid of each level, coarsest first. Learns nothing."""
         context: Context = ()
         features = self.network.features(self.enter(images))
@@ -208,10 +208,10 @@ class Tokenizer(nn.Module):
             grid = grid.view(len(latents), *latents.shape[-2:])
             yield latents, grid
             if level:  # nobody hears the finest level here
-                context = self.network.absorb(level, context, self._vectors(level, grid))
+                context = self.network.decode_level(level, context, self._vectors(level, grid))
 
     def _vectors(self, level: int, grid: Tensor) -> Tensor:
-        return self.codebook(level).look_up(grid).permute(0, 3, 1, 2)
+        return self.codebook(level).dequantize(grid).permute(0, 3, 1, 2)
 
     def _mean(self, level: int) -> Tensor:
         return self.codebook(level).mean_code[:, None, None]
@@ -296,7 +296,7 @@ class Tokenizer(nn.Module):
                 )
 
 
-def draw_silence(
+def draw_dropped_levels(
     levels: int, batch: int, probability: float, generator: torch.Generator
 ) -> Bool[Tensor, "levels batch"]:
     """Choose which levels fall silent: with `probability` a slice keeps only some of its coarsest levels.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from slicebook.config import PriorConfig, TrunkConfig
-from slicebook.models.sequence import ABOVE, AROUND
+from slicebook.models.sequence import NEIGHBOUR_RADIUS, PARENT_RADIUS
 
 HEAD_DIM = 64
 
@@ -134,7 +134,7 @@ class _Block(nn.Module):
         return x + thought
 
 
-class Trunk(nn.Module):
+class PriorTransformer(nn.Module):
     """Some consecutive stages, drawn by one transformer that reads all earlier ones.
 
     Its sequence is the content of the stages before its own, then a step for each of its own tokens. A step
@@ -156,7 +156,7 @@ class Trunk(nn.Module):
         self.own = range(first, len(codebooks))
         self.tokens = nn.ModuleList(_embedding(codes, dim) for codes in codebooks)
         self.contents = nn.ModuleList(nn.Linear(dim, width) for _ in codebooks)
-        around, above = (2 * AROUND + 1) ** 2 - 1, (2 * ABOVE + 1) ** 2
+        around, above = (2 * NEIGHBOUR_RADIUS + 1) ** 2 - 1, (2 * PARENT_RADIUS + 1) ** 2
         self.windows = nn.ModuleList(nn.Linear(dim * (around + above * stage), width) for stage in self.own)
         self.stage = nn.Embedding(len(codebooks) + 1, width)  # the last one: nothing drawn yet
         self.places = nn.Linear(4 * WAVES, 2 * width)  # one half for the content, one for the question

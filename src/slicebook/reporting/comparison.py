@@ -255,7 +255,7 @@ def _sampling(report: Evaluation) -> str | None:
     if not drawing:
         return None
     settings = ", ".join(f"{name} {value:g}" for name, value in drawing.settings.items())
-    noise = "noise added" if drawing.grain else "no noise added"
+    noise = "noise added" if drawing.noise else "no noise added"
     return f"{drawing.rows}×{drawing.columns}, {settings}, {noise}"
 
 

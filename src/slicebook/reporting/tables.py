@@ -213,8 +213,11 @@ def _tokenizer(recipe: Json) -> Iterator[tuple[str, str]]:
     if settings["resize"]:
         yield "slices are resized to", "{}×{}".format(*settings["resize"])
     yield "loss", loss["kind"]
-    if loss["smooth"]:
-        yield "denoising", f"detail below {loss['smooth']:g} times the noise level is not reconstructed"
+    if loss["denoise_strength"]:
+        yield (
+            "denoising",
+            f"detail below {loss['denoise_strength']:g} times the noise level is not reconstructed",
+        )
 
 
 def _prior(prior: Json) -> Iterator[tuple[str, str]]:

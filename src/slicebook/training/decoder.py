@@ -37,7 +37,7 @@ from slicebook.models.tokenizer import Reconstruction, Tokenizer
 from slicebook.training.progress import Display
 from slicebook.training.run import hold_run, open_run
 from slicebook.training.token_dataset import conditions_of
-from slicebook.training.trainer import Fit, Progress, draw_for, provenance, update_average
+from slicebook.training.trainer import Progress, Trainer, draw_for, provenance, update_average
 
 KIND: Kind = "decoder of generation"
 SAMPLES_NAME = "samples.safetensors"
@@ -78,23 +78,23 @@ class Discriminator(nn.Module):
         return verdicts
 
 
-class _Adversaries(nn.Module):
+class DecoderGAN(nn.Module):
     """A decoder that learns, the average of its weights that is kept, and the discriminator between them."""
 
     def __init__(self, tokenizer: Tokenizer, config: DecoderConfig, judged_by: LossConfig) -> None:
         super().__init__()
         self.average = copy.deepcopy(tokenizer).requires_grad_(False)
         self.learner = copy.deepcopy(self.average)
-        for parameter in self.learner.last_decoder():
+        for parameter in self.learner.pixel_decoder():
             parameter.requires_grad_(True)
         self.discriminator = Discriminator(config.discriminator_width)
         self.balance: Tensor
         self.register_buffer("balance", torch.zeros(()))  # not known yet
         self.loss = judged_by
-        self.outline_weight = config.training.outline
+        self.outline_weight = config.training.lowres_weight
         self.cell = tokenizer.config.scaling_rates[0]  # pixels of a side
 
-    def train(self, mode: bool = True) -> _Adversaries:
+    def train(self, mode: bool = True) -> DecoderGAN:
         """Set the mode of the discriminator alone: both tokenizers keep their batch norm's statistics."""
         super().train(mode)
         self.average.eval()
@@ -127,7 +127,7 @@ class _Adversaries(nn.Module):
         else:
             drawn = self.average.render(tokens, size).float()
         rebuilt = drawn[:count]
-        target = smooth(images, self.loss.smooth) if self.loss.smooth else images
+        target = smooth(images, self.loss.denoise_strength) if self.loss.denoise_strength else images
         parts = loss(Reconstruction(rebuilt, tokens, images.new_zeros(())), images, self.loss)
         scores = {
             "fidelity": parts.fidelity,
@@ -136,8 +136,8 @@ class _Adversaries(nn.Module):
         }
         if averaged:
             return scores
-        strayed = (self.outline(drawn[count:]) - outlines).abs().mean()
-        (pull,) = torch.autograd.grad(parts.total + self.outline_weight * strayed, drawn)
+        lowres_consistency = (self.outline(drawn[count:]) - outlines).abs().mean()
+        (pull,) = torch.autograd.grad(parts.total + self.outline_weight * lowres_consistency, drawn)
         verdicts = self.discriminator(drawn).float()
         # Divided afterwards: the gradient of a mean is too small for float16, which 16-mixed computes it in.
         push = torch.autograd.grad(-verdicts.sum(), drawn)[0] / verdicts.numel()
@@ -149,7 +149,7 @@ class _Adversaries(nn.Module):
         discriminator_loss = (1 - real).relu().mean() + (1 + false).relu().mean()
         return scores | {
             "discriminator": discriminator_loss.detach(),
-            "strayed": strayed.detach(),
+            "strayed": lowres_consistency.detach(),
             "loss": parts.fidelity + carrier - carrier.detach() + discriminator_loss,
         }
 
@@ -182,7 +182,7 @@ class DecoderObjective:
         assert recipe.decoder is not None
         self.config = recipe.decoder
         self.samples = samples
-        self.adversaries = _Adversaries(tokenizer.tokenizer, self.config, recipe.training.loss)
+        self.adversaries = DecoderGAN(tokenizer.tokenizer, self.config, recipe.training.loss)
         self.adversaries.to(fabric.device)
         self.outlines = {
             size: self.adversaries.outlines([grid.to(fabric.device) for grid in grids], size)
@@ -196,7 +196,7 @@ class DecoderObjective:
     def groups(self) -> list[dict[str, Any]]:
         """Return the decoder's parameters, and the discriminator's, which learn faster."""
         return [
-            {"params": list(self.adversaries.learner.last_decoder()), "lr_scale": 1.0},
+            {"params": list(self.adversaries.learner.pixel_decoder()), "lr_scale": 1.0},
             {"params": list(self.adversaries.discriminator.parameters()), "lr_scale": DISCRIMINATOR_LR_SCALE},
         ]
 
@@ -212,7 +212,7 @@ class DecoderObjective:
         if config.augment:
             images = augment(images, draw_augmentation(config.augment, len(images), draw))
         start, end = WARMUP
-        weight = config.adversarial * min(1.0, max(0.0, (fraction - start) / (end - start)))
+        weight = config.adversarial_weight * min(1.0, max(0.0, (fraction - start) / (end - start)))
         size = (images.shape[-2], images.shape[-1])
         grids, outlines = self.samples[size], self.outlines[size]
         rows = torch.randint(len(grids[0]), (len(images),), generator=draw)
@@ -351,7 +351,7 @@ def _train(
     with fabric.rank_zero_first():
         samples = draw_samples(prior, train, recipe.decoder.samples, out / SAMPLES_NAME, display=display)
     objective = DecoderObjective(tokenizer, samples, recipe, data, fabric)
-    fit = Fit(objective, config, out, identity, fabric)
+    fit = Trainer(objective, config, out, identity, fabric)
     with display:
         fit(batches, SliceBatches(validation, config.batch_size), state, display)
     fabric.barrier()

@@ -19,10 +19,10 @@ from slicebook.errors import ConfigError
 from slicebook.io.atomic import write_text
 from slicebook.io.tensors import STATE_NAME, State, hash_tensors, load_kept, load_state, save_state
 from slicebook.models.checkpoint import LoadedTokenizer, PriorInfo, load_prior, load_tokenizer, save_prior
-from slicebook.models.noise import Grain, learn_grain
+from slicebook.models.noise import NoiseModel, fit_noise_model
 from slicebook.models.prior import Prior
 from slicebook.models.quantizer import usage_of
-from slicebook.models.sequence_book import Book
+from slicebook.models.sequence_book import JointTokenizer
 from slicebook.recipes import override
 from slicebook.training.decoder import KIND, Samples, read_samples, train_decoder
 from slicebook.training.prior import PriorObjective
@@ -30,7 +30,7 @@ from slicebook.training.progress import Display
 from slicebook.training.run import hold_run, open_run
 from slicebook.training.token_dataset import TokenBatches, TokenSet, encode_slices
 from slicebook.training.tokenizer import LOW_USAGE, TrainingSummary, summarise_run, train_labels
-from slicebook.training.trainer import Fit, Progress, provenance
+from slicebook.training.trainer import Progress, Trainer, provenance
 
 TOKENS_NAME = "tokens.safetensors"
 JUDGED = 512  # training slices, about, that tell which codes are used, and the noise
@@ -109,10 +109,10 @@ def _train(
     state = open_run(folder, identity)
     fabric = launch(device, precision)
     fabric.seed_everything(config.seed, verbose=False)
-    book = Book(
+    book = JointTokenizer(
         tokenizer.tokenizer.to(fabric.device), labelled.tokenizer.to(fabric.device) if labelled else None
     )
-    grain = _grain(tokenizer, train)
+    noise_model = _grain(tokenizer, train)
     display = Display(folder, shown=progress and fabric.is_global_zero)
     if fabric.is_global_zero and state is None:
         write_text(folder / "config.yaml", recipe.to_yaml())
@@ -135,7 +135,7 @@ def _train(
             masks=labelled.info.recipe if labelled else None,
             slices=slice_kinds(train.records),
             classes=classes,
-            grain=grain,
+            noise_model=noise_model,
             tokenizer_provenance=tokenizer.info.provenance,
             provenance=provenance(opened, train, fabric.device, reached, scores),
             weights_sha256="",
@@ -143,7 +143,7 @@ def _train(
         save_prior(path, prior, book, info)
 
     objective = PriorObjective(Prior(recipe.prior, book.codebooks, len(classes)), config, fabric, keep)
-    fit = Fit(objective, config, folder, identity, fabric)
+    fit = Trainer(objective, config, folder, identity, fabric)
     with display:
         reached = fit(batches, TokenBatches(judged, config.batch_size), state, display)
     fabric.barrier()  # its file is whole
@@ -191,9 +191,9 @@ def _set_decoder(folder: Path, drawing: LoadedTokenizer, recipe: Recipe, train: 
     if hash_tensors(kept.book.images.state_dict()) == hash_tensors(drawing.tokenizer.state_dict()):
         return
     made = drawing.info.provenance if drawing.info.kind == KIND else None
-    grain = _grain(drawing, train, read_samples(kept, folder / "decoder") if made else None)
-    update = {"recipe": recipe, "grain": grain, "decoder_provenance": made}
-    book = Book(drawing.tokenizer, kept.book.masks)
+    noise_model = _grain(drawing, train, read_samples(kept, folder / "decoder") if made else None)
+    update = {"recipe": recipe, "grain": noise_model, "decoder_provenance": made}
+    book = JointTokenizer(drawing.tokenizer, kept.book.masks)
     save_prior(kept.path, kept.prior, book, kept.info.model_copy(update=update))
 
 
@@ -202,7 +202,7 @@ def _chosen(recipe: Recipe, settings: Sequence[str]) -> Recipe:
         if setting.split(".")[0].partition("=")[0] not in ("prior", "labels", "decoder"):
             raise ConfigError(
                 f"{setting}: the tokenizer is trained already; wanted settings of prior, labels or "
-                "decoder, such as prior.training.minutes=30"
+                "decoder, such as prior.training.max_minutes=30"
             )
     return override(recipe, settings)
 
@@ -229,7 +229,7 @@ def find_data(tokenizer: LoadedTokenizer, data: str | Path | None) -> PreparedDa
 
 def _tokens(
     folder: Path,
-    book: Book,
+    book: JointTokenizer,
     train: SliceSet,
     validation: SliceSet,
     recipe: Recipe,
@@ -247,12 +247,12 @@ def _tokens(
             hash_tensors({"offsets": torch.tensor([r.offset for r in s.records])})
             for s in (train, validation)
         ],
-        "views": [config.views, config.shift, config.seed],
+        "views": [config.num_views, config.shift, config.seed],
     }
     path = folder / TOKENS_NAME
     kept = _kept(path, made_from)
     found = []
-    for name, slices, views in (("train", train, config.views), ("validation", validation, 1)):
+    for name, slices, views in (("train", train, config.num_views), ("validation", validation, 1)):
         if kept is None:
             display.say(f"{len(slices)} {name} slices, {views} forms of each, to tokens")
         sets = encode_slices(
@@ -290,7 +290,7 @@ def _kept(path: Path, made_from: Mapping[str, object]) -> dict[str, list[torch.T
 def _refuse_unused(tokenizer: LoadedTokenizer, train: SliceSet) -> None:
     """Refuse a tokenizer of whose codes hardly any are used: its tokens say nothing that could be learned."""
     some = _some(train)
-    sets = encode_slices(Book(tokenizer.tokenizer), some)
+    sets = encode_slices(JointTokenizer(tokenizer.tokenizer), some)
     for level, size in enumerate(tokenizer.info.recipe.tokenizer.codebook_sizes):
         count = torch.zeros(size)
         for one in sets:
@@ -310,9 +310,9 @@ def _some(slices: SliceSet) -> SliceSet:
     return SliceSet(slices.folder, slices.records[:: max(1, len(slices) // JUDGED)])
 
 
-def _grain(tokenizer: LoadedTokenizer, train: SliceSet, samples: Samples | None = None) -> Grain | None:
+def _grain(tokenizer: LoadedTokenizer, train: SliceSet, samples: Samples | None = None) -> NoiseModel | None:
     """Measure the noise that the tokenizer was taught to leave out, and what it draws of samples."""
-    strength = tokenizer.info.recipe.training.loss.smooth
+    strength = tokenizer.info.recipe.training.loss.denoise_strength
     if not strength:
         return None
     some, whole = _some(train), tokenizer.tokenizer
@@ -331,4 +331,4 @@ def _grain(tokenizer: LoadedTokenizer, train: SliceSet, samples: Samples | None 
             for index in range(len(grids[0])):
                 yield draw([grid[index : index + 1] for grid in grids], size)
 
-    return learn_grain(pairs(), strength, None if samples is None else drawings(samples))
+    return fit_noise_model(pairs(), strength, None if samples is None else drawings(samples))

@@ -21,7 +21,7 @@ from slicebook.training.token_dataset import TokenBatch
 from slicebook.training.trainer import Progress, draw_for, update_average
 
 
-class _Pair(nn.Module):
+class EMAModel(nn.Module):
     """A prior that learns, and the running average of its weights that is judged and kept."""
 
     def __init__(self, prior: Prior) -> None:
@@ -53,7 +53,7 @@ class PriorObjective:
         fabric: Fabric,
         keep: Callable[[Path, Prior, Progress, Mapping[str, float]], None],
     ) -> None:
-        self.pair = _Pair(prior)
+        self.pair = EMAModel(prior)
         self.module: nn.Module = self.pair  # the loop puts its wrapped form here
         self.config = config
         self.fabric = fabric
@@ -72,9 +72,9 @@ class PriorObjective:
         draw = draw_for(self.config.seed, step, self.fabric.global_rank)
         device = batch.tokens.device
         orders = draw_orders(batch.layout, len(batch), draw).to(device)
-        tokens = withhold_masks(batch.layout, batch.tokens, self.config.mask_dropout, draw)
-        heard = mishear(batch.layout, tokens, self.config.corruption, draw)
-        conditions = withhold(batch.conditions, self.config.condition_dropout, draw)
+        tokens = drop_masks(batch.layout, batch.tokens, self.config.mask_dropout, draw)
+        heard = corrupt_tokens(batch.layout, tokens, self.config.token_corruption, draw)
+        conditions = drop_conditions(batch.conditions, self.config.condition_dropout, draw)
 
         def ask(prior: nn.Module) -> Tensor:
             found: Tensor = prior(batch.layout, tokens, orders, conditions, heard)
@@ -118,7 +118,7 @@ class PriorObjective:
         self.keep(path, self.pair.average, progress, scores)
 
 
-def mishear(
+def corrupt_tokens(
     layout: Layout, tokens: Int64[Tensor, "b n"], share: float, generator: torch.Generator
 ) -> Int64[Tensor, "b n"]:
     """Replace tokens by others: of each slice a part that is uniform up to twice the share."""
@@ -131,7 +131,7 @@ def mishear(
     return torch.where(wrong, others.to(tokens.device), tokens)
 
 
-def withhold(conditions: Conditions, share: float, generator: torch.Generator) -> Conditions:
+def drop_conditions(conditions: Conditions, share: float, generator: torch.Generator) -> Conditions:
     """Make the conditions of some slices unknown, all of a slice at once."""
     hidden = (torch.rand(len(conditions.position), generator=generator) < share).to(conditions.group.device)
     return Conditions(
@@ -139,7 +139,7 @@ def withhold(conditions: Conditions, share: float, generator: torch.Generator) -
     )
 
 
-def withhold_masks(
+def drop_masks(
     layout: Layout, tokens: Int64[Tensor, "b n"], share: float, generator: torch.Generator
 ) -> Int64[Tensor, "b n"]:
     """Make the mask tokens of some slices unknown, all of a slice at once."""

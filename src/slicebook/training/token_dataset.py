@@ -18,7 +18,7 @@ from slicebook.data.dataset import SliceSet
 from slicebook.data.loader import BatchOrder
 from slicebook.data.manifest import SliceRecord
 from slicebook.models.sequence import Layout
-from slicebook.models.sequence_book import Book
+from slicebook.models.sequence_book import JointTokenizer
 from slicebook.models.transformer import Conditions
 
 BATCH = 32
@@ -72,7 +72,7 @@ class TokenSet:
 
 @torch.no_grad()
 def encode_slices(
-    book: Book,
+    book: JointTokenizer,
     slices: SliceSet,
     *,
     views: int = 1,
@@ -163,7 +163,7 @@ class _Change:
 
 
 def _masks(
-    book: Book, slices: SliceSet, part: list[int]
+    book: JointTokenizer, slices: SliceSet, part: list[int]
 ) -> tuple[UInt8[Tensor, "b 1 h w"] | None, Bool[Tensor, " b"]]:
     """Masks of some slices, blank where there are none, and which have one."""
     masked = torch.tensor([slices.records[index].label_offset >= 0 for index in part])

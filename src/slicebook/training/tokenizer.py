@@ -26,10 +26,10 @@ from slicebook.devices import launch
 from slicebook.models.checkpoint import save_tokenizer
 from slicebook.models.losses import compare, loss
 from slicebook.models.masks import one_hot
-from slicebook.models.tokenizer import Tokenizer, draw_silence
+from slicebook.models.tokenizer import Tokenizer, draw_dropped_levels
 from slicebook.training.progress import Display
 from slicebook.training.run import begin_run, hold_run, open_run
-from slicebook.training.trainer import Fit, Progress, draw_for, provenance
+from slicebook.training.trainer import Progress, Trainer, draw_for, provenance
 
 LOW_USAGE = 0.25
 
@@ -129,15 +129,17 @@ class _Reconstructing(ABC):
         draw = draw_for(config.seed, step, self.fabric.global_rank)
         if config.augment:
             images = self.augmented(images, config.augment, draw)
-        silent = None
+        dropped_levels = None
         if config.loss.level_dropout:
-            silent = draw_silence(self.tokenizer.levels, len(images), config.loss.level_dropout, draw).to(
-                images.device
-            )
+            dropped_levels = draw_dropped_levels(
+                self.tokenizer.levels, len(images), config.loss.level_dropout, draw
+            ).to(images.device)
         every = self.recipe.tokenizer.quantizer.revive_every
         # No revival at the end, so that the codes and their decoder come to rest.
-        revive = every > 0 and step % every == every - 1 and fraction < 0.9
-        scores: dict[str, Tensor] = self.module(images, revive=revive, silent=silent)
+        reset_dead_codes = every > 0 and step % every == every - 1 and fraction < 0.9
+        scores: dict[str, Tensor] = self.module(
+            images, reset_dead_codes=reset_dead_codes, dropped_levels=dropped_levels
+        )
         return scores
 
     def validate(self, batch: Batch) -> dict[str, Tensor]:
@@ -158,7 +160,7 @@ class _Reconstructing(ABC):
         found = self.usage()
         for level in range(self.tokenizer.levels):
             codebook, used = self.tokenizer.codebook(level), found[f"usage_{level}"]
-            codebook.forget_usage()
+            codebook.reset_usage()
             if used < LOW_USAGE:
                 warnings.warn(
                     f"level {level} uses {used:.0%} of its {codebook.size} codes, too few for a prior to "
@@ -337,7 +339,7 @@ def _train_held(
         begin_run(run, recipe, train, display)
     objective = (LabelObjective if masks else TokenizerObjective)(tokenizer, recipe, opened, fabric)
     # The data's place is for the prior, later; it may change in between.
-    fit = Fit(objective, config, run, identity | {"data": str(opened.folder.resolve())}, fabric)
+    fit = Trainer(objective, config, run, identity | {"data": str(opened.folder.resolve())}, fabric)
     with display, explain_dead_worker():
         reached = fit(batches, judged, state, display)
     fabric.barrier()  # without it, tearing down gloo now and then aborts

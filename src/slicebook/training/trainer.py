@@ -145,7 +145,7 @@ def provenance(
 CHECK_EVERY = 20  # steps between looks at the loss: each look waits for the device
 
 
-class Fit(Generic[P]):
+class Trainer(Generic[P]):
     """The loop: epochs of steps, validation, and the files of a run.
 
     Args:
@@ -249,7 +249,7 @@ class Fit(Generic[P]):
             scores = self.objective.step(batch.to(self.fabric.device), self.reached.step, fraction)
             self.optimizer.zero_grad()
             self.fabric.backward(scores["loss"])
-            if self.config.clip_gradient:
+            if self.config.grad_clip_norm:
                 self._clip()
             self.optimizer.step()
             self.reached.step += 1
@@ -273,7 +273,7 @@ class Fit(Generic[P]):
         # 16-mixed multiplies the loss, and with it the gradients, by a large scale until here.
         self.scaling.unscale_gradients(self.optimizer.optimizer)
         for group in self.optimizer.param_groups:
-            nn.utils.clip_grad_norm_(group["params"], self.config.clip_gradient)
+            nn.utils.clip_grad_norm_(group["params"], self.config.grad_clip_norm)
 
     def _means(self, sums: Mapping[str, Tensor], steps: int) -> dict[str, float]:
         means = {name: float(value) / steps for name, value in sums.items()}
@@ -340,8 +340,8 @@ class Fit(Generic[P]):
     def _fraction(self) -> float:
         """Share of the training that is done, by steps or by the clock; the same on every process."""
         fraction = self.reached.step / self.steps
-        if self.config.minutes:
-            elapsed = (time.perf_counter() - self.began) / (60 * self.config.minutes)
+        if self.config.max_minutes:
+            elapsed = (time.perf_counter() - self.began) / (60 * self.config.max_minutes)
             if self.fabric.world_size > 1:
                 elapsed = float(self.fabric.broadcast(torch.tensor(elapsed)))
             fraction = max(fraction, elapsed)

@@ -18,7 +18,7 @@ class Network(nn.Module, ABC):
 
     @property
     @abstractmethod
-    def last_decoder(self) -> nn.ModuleList:
+    def pixel_decoder(self) -> nn.ModuleList:
         """What hears the finest level, so that no latents hang on it."""
 
     @abstractmethod
@@ -32,7 +32,7 @@ class Network(nn.Module, ABC):
         """Say what a level would add to the coarser ones, to be quantised."""
 
     @abstractmethod
-    def absorb(self, level: int, context: Context, vectors: Float[Tensor, "b d gh gw"]) -> Context:
+    def decode_level(self, level: int, context: Context, vectors: Float[Tensor, "b d gh gw"]) -> Context:
         """Fold a level's quantised vectors into what the coarser levels said."""
 
     @abstractmethod

@@ -100,7 +100,7 @@ class Ladder(Network):
         self.asks = nn.ModuleList(nn.Conv2d(width, width, 1) for _ in rates[1:])
 
     @property
-    def last_decoder(self) -> nn.ModuleList:
+    def pixel_decoder(self) -> nn.ModuleList:
         """What makes pixels of the finest codes and their context."""
         return nn.ModuleList([self.from_codes[0], self.decoders[0], self.unfolds[0]])
 
@@ -121,7 +121,7 @@ class Ladder(Network):
         latents: Tensor = self.to_latents[level](features)
         return latents
 
-    def absorb(self, level: int, context: Context, vectors: Float[Tensor, "b d gh gw"]) -> Context:
+    def decode_level(self, level: int, context: Context, vectors: Float[Tensor, "b d gh gw"]) -> Context:
         """Fold a level's vectors into the context."""
         said = self.from_codes[level](vectors)
         if context:

@@ -87,7 +87,7 @@ class VQVAE2(Network):
         self.decoder = decoder(dim * len(rates), width, rates[0], *residual)
 
     @property
-    def last_decoder(self) -> nn.ModuleList:
+    def pixel_decoder(self) -> nn.ModuleList:
         """The one decoder."""
         return nn.ModuleList([self.decoder])
 
@@ -106,7 +106,7 @@ class VQVAE2(Network):
         latents: Tensor = self.to_latents[level](_joined([features, *context], features))
         return latents
 
-    def absorb(self, level: int, context: Context, vectors: Float[Tensor, "b d gh gw"]) -> Context:
+    def decode_level(self, level: int, context: Context, vectors: Float[Tensor, "b d gh gw"]) -> Context:
         """Fold a level's vectors into the context."""
         return (*context, vectors)
 

@@ -259,9 +259,7 @@ def test_the_demo_makes_everything_and_goes_on_when_repeated(recipe, tmp_path, m
     monkeypatch.setattr("slicebook.cli.demo.PATIENTS", (4, 1, 2))
     monkeypatch.setattr("slicebook.cli.demo.SLICES", 4)
     monkeypatch.setattr("slicebook.cli.demo.SHAPE", (64, 32))
-    monkeypatch.setattr(
-        "slicebook.evaluation.evaluate.evaluate", partial(evaluate, samples=16, steps=4, codecs=False)
-    )
+    monkeypatch.setattr("slicebook.cli.demo.evaluate", partial(evaluate, samples=16, steps=4, codecs=False))
     out = tmp_path / "demo"
     first = answer(capsys, "demo", "--out", out, "--recipe", recipe, "--device", "cpu")
     assert first["evaluation"]["patients"] == 2

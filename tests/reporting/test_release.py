@@ -61,7 +61,7 @@ def test_copies_and_invalid_audits_are_refused_before_anything_is_drawn(
     trained, variant, tmp_path, monkeypatch, valid, copied
 ):
     report = variant("report", audit__copies__valid=valid, audit__copies__copies_found=copied)
-    monkeypatch.setattr("slicebook.inference.synthesis.draw", lambda *_, **__: pytest.fail("drew"))
+    monkeypatch.setattr("slicebook.inference.generate.draw", lambda *_, **__: pytest.fail("drew"))
     with pytest.raises(DataError, match="must not be shared"):
         share(trained, report, tmp_path / "out")
     assert not (tmp_path / "out").exists()

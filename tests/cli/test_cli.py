@@ -226,11 +226,11 @@ def test_generate_draws_so_many_samples_from_a_seed_on(trained, tmp_path, capsys
 
 
 def test_generate_hands_its_options_on(trained, tmp_path, capsys):
-    options = ["--temperature", 0.7, "--fine-temperature", 0.6, "--top-p", 0.5, "--guidance", 1, "--no-grain"]
+    options = ["--temperature", 0.7, "--fine-temperature", 0.6, "--top-p", 0.5, "--guidance", 1, "--no-noise"]
     out = tmp_path / "out"
     answer(capsys, "generate", trained.run, "-n", 1, "--position", 0.25, *options, "--out", out)
     assert "0.25" in (out / "manifest.csv").read_text()
-    wanted = {"temperature": 0.7, "fine_temperature": 0.6, "top_p": 0.5, "guidance": 1.0, "grain": False}
+    wanted = {"temperature": 0.7, "fine_temperature": 0.6, "top_p": 0.5, "guidance": 1.0, "noise": False}
     assert json.loads((out / "generation.json").read_text())["settings"] == wanted
 
 

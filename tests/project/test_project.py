@@ -16,8 +16,11 @@ OWN_HOSTS = {"github.com"}
 # From the bottom up; packages on one line do not import each other.
 LAYERS = (
     {"errors"},
-    {"records", "environment", "devices", "text", "version"},
-    {"visualization", "io", "config"},
+    {"records", "devices", "text", "version"},
+    {"environment"},
+    {"io"},
+    {"visualization", "config"},
+    {"recipes"},
     {"data", "phantom"},
     {"models", "metrics"},
     {"training", "inference"},

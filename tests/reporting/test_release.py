@@ -77,7 +77,7 @@ def test_the_audit_of_another_model_clears_nothing(trained, variant, tmp_path):
     ("how", "named"),
     [
         ({"settings": SamplingSettings(temperature=0.5)}, "temperature 0.9 audited, 0.5 requested"),
-        ({"noise_model": False}, "grain True audited, False requested"),
+        ({"noise": False}, "noise True audited, False requested"),
         ({"group": "0"}, "class any audited, 0 requested"),
         ({"conditional": False}, "conditional True audited, False requested"),
         ({"position": 0.5}, "position any audited, 0.5 requested"),

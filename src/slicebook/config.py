@@ -51,9 +51,9 @@ class QuantizerConfig(Record):
     """Laplace smoothing of the counts."""
     kmeans_slices: Annotated[int, Field(ge=0)] = 256
     """Slices whose latents start the codebooks by k-means; 0 keeps the random start."""
-    revive_every: Annotated[int, Field(ge=0)] = 20
+    reset_every: Annotated[int, Field(ge=0)] = 20
     """Training steps between revivals of dead codes; 0 never revives."""
-    revive_below: Fraction = 0.03
+    reset_below: Fraction = 0.03
     """A code is dead when its average hits a step fall below this share of the codebook's mean."""
 
 

@@ -16,7 +16,7 @@ def model_file(path, seed=0):
     recipe = Recipe(tokenizer=TokenizerConfig(**settings, residual_layers=1))
     torch.manual_seed(seed)
     tokenizer = Tokenizer(recipe.tokenizer)
-    tokenizer.start(torch.rand(8, 1, 32, 32) * 2 - 1, torch.Generator().manual_seed(seed))
+    tokenizer.init_from_kmeans(torch.rand(8, 1, 32, 32) * 2 - 1, torch.Generator().manual_seed(seed))
     origin = Provenance(
         versions={},
         commit=None,

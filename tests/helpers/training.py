@@ -1,7 +1,6 @@
 """What tests of training and others share."""
 
 import numpy as np
-import pytest
 import torch
 
 from slicebook.data.dataset import PreparedData
@@ -96,11 +95,6 @@ def train(data, recipe, out, **how):
     return train_tokenizer(
         data, recipe, out, **({"device": "cpu", "precision": "32-true", "progress": False} | how)
     )
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return prepared_folder(tmp_path_factory.mktemp("data") / "prepared")
 
 
 def poison(data, split):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
-from slicebook.models.noise import REACH, SMALLEST, fit_noise_model, noise_level, smooth
+from slicebook.models.noise import REACH, SMALLEST, denoise, fit_noise_model, noise_level
 
 
 def noise(sigma, shape=(1, 1, 96, 128), seed=0):
@@ -62,33 +62,33 @@ def test_each_slice_has_a_level_of_its_own():
 
 def test_smoothing_takes_noise_away():
     image = noise(0.1)
-    assert smooth(image, 2.0).std() < 0.35 * image.std()
+    assert denoise(image, 2.0).std() < 0.35 * image.std()
 
 
 def test_more_strength_takes_more_away():
-    left = [float(smooth(noise(0.1), strength).std()) for strength in (0.5, 1, 2, 4)]
+    left = [float(denoise(noise(0.1), strength).std()) for strength in (0.5, 1, 2, 4)]
     assert left == sorted(left, reverse=True)
 
 
 def test_smoothing_keeps_edges():
-    found = smooth(step() + noise(0.03, (1, 1, 48, 48)), 2.0)
+    found = denoise(step() + noise(0.03, (1, 1, 48, 48)), 2.0)
     jump = found[..., 24].mean() - found[..., 23].mean()
     assert float(jump) == pytest.approx(1, abs=0.05)
 
 
 def test_smoothing_moves_no_intensity():
     image = 0.3 + noise(0.1)
-    assert float(smooth(image, 2.0).mean()) == pytest.approx(float(image.mean()), abs=1e-3)
+    assert float(denoise(image, 2.0).mean()) == pytest.approx(float(image.mean()), abs=1e-3)
 
 
 def test_a_slice_without_noise_stays_as_it_is():
     image = step()
-    assert torch.allclose(smooth(image, 2.0), image, atol=10 * SMALLEST**2)
+    assert torch.allclose(denoise(image, 2.0), image, atol=10 * SMALLEST**2)
 
 
 def test_each_slice_is_smoothed_by_its_own_noise():
     pair = torch.cat([noise(0.05), noise(0.4, seed=1)])
-    assert torch.allclose(smooth(pair, 1.0)[:1], smooth(pair[:1], 1.0), atol=1e-6)
+    assert torch.allclose(denoise(pair, 1.0)[:1], denoise(pair[:1], 1.0), atol=1e-6)
 
 
 def test_a_window_is_the_guided_filters():
@@ -104,7 +104,7 @@ def test_a_window_is_the_guided_filters():
             slopes.append(float(slope))
             offsets.append(float(window.mean() * (1 - slope)))
     wanted = math.fsum(slopes) / 25 * float(plane[7, 7]) + math.fsum(offsets) / 25
-    assert float(smooth(image, 1.0)[0, 0, 7, 7]) == pytest.approx(wanted, abs=1e-5)
+    assert float(denoise(image, 1.0)[0, 0, 7, 7]) == pytest.approx(wanted, abs=1e-5)
 
 
 def halves():

@@ -122,7 +122,7 @@ def label_tokenizer(**settings):
 def test_a_label_tokenizer_decodes_logits_of_each_value_at_any_size():
     tokenizer = label_tokenizer()
     hot = one_hot(masks(4, 30, 21), VALUES)
-    tokenizer.start(hot, torch.Generator().manual_seed(0))
+    tokenizer.init_from_kmeans(hot, torch.Generator().manual_seed(0))
     tokenizer.eval()
     tokens = tokenizer.encode(hot)
     assert [tuple(grid.shape) for grid in tokens] == [(4, 4, 4), (4, 2, 2)]
@@ -181,7 +181,7 @@ def test_the_loss_of_masks_and_label_values_go_together():
         validate(Recipe, {"training": labels}, "here")
     with pytest.raises(ConfigError, match="go together"):
         validate(Recipe, {"tokenizer": {"label_values": (0, 1)}}, "here")
-    with pytest.raises(ConfigError, match="wanted 'labels' for masks"):
+    with pytest.raises(ConfigError, match="wanted 'ce_dice' for masks"):
         validate(LabelsConfig, {"training": TrainingConfig()}, "here")
 
 
@@ -205,14 +205,23 @@ def test_label_values_come_from_the_data_unless_the_recipe_has_them():
 
 
 def moves(count, **settings):
-    still = {"mirror": 0, "rotate_degrees": 0, "scale": 0, "shift": 0, "gamma": 0, "gain": 0}
+    still = {
+        "flip_probability": 0,
+        "rotate_degrees": 0,
+        "scale": 0,
+        "shift": 0,
+        "gamma": 0,
+        "intensity_scale": 0,
+    }
     config = AugmentConfig(**(still | settings))
     return draw_augmentation(config, count, torch.Generator().manual_seed(1))
 
 
 def test_masks_move_as_their_slices_do():
     inside = masks(6, 40, 24)[:, None]
-    parameters = moves(6, mirror=0.5, rotate_degrees=20, scale=0.1, shift=0.1, gamma=0.5, intensity_scale=0.5)
+    parameters = moves(
+        6, flip_probability=0.5, rotate_degrees=20, scale=0.1, shift=0.1, gamma=0.5, intensity_scale=0.5
+    )
     moved = augment_labels(inside, parameters)
     assert set(moved.unique().tolist()) <= set(VALUES)
     still = replace(parameters, gamma=torch.ones(6), gain=torch.ones(6))
@@ -224,7 +233,7 @@ def test_masks_move_as_their_slices_do():
 def test_masks_are_mirrored_exactly_and_their_edge_goes_on():
     inside = masks(2)[:, None]
     assert augment_labels(inside, moves(2)).equal(inside)
-    assert augment_labels(inside, moves(2, mirror=1)).equal(inside.flip(-1))
+    assert augment_labels(inside, moves(2, flip_probability=1)).equal(inside.flip(-1))
     full = torch.full((8, 1, 16, 16), 5, dtype=torch.uint8)
     assert augment_labels(full, moves(8, shift=0.3, rotate_degrees=30)).equal(full)
 
@@ -253,7 +262,7 @@ def test_the_model_of_the_best_dice_is_kept(data, tmp_path, monkeypatch):
     dice = iter([0.2, 0.6, 0.5])
     monkeypatch.setattr(
         LabelObjective,
-        "validate",
+        "validation_step",
         lambda self, images: {"loss": torch.tensor(0.0), "dice": torch.tensor(next(dice))},
     )
     summary = train_labels(data, small("labels.training.epochs=3"), tmp_path / "run", **HOW)
@@ -272,7 +281,7 @@ def test_a_run_of_masks_leaves_pictures_and_a_model_that_knows_its_labels(run):
 
 def test_a_training_of_masks_goes_on_to_the_same_and_trains_nothing_twice(data, run, tmp_path, monkeypatch):
     before = (run / MODEL_NAME).read_bytes()
-    monkeypatch.setattr(LabelObjective, "step", lambda *_: pytest.fail("a finished run was trained"))
+    monkeypatch.setattr(LabelObjective, "training_step", lambda *_: pytest.fail("a finished run was trained"))
     train_labels(data, small(), run, **HOW)
     assert (run / MODEL_NAME).read_bytes() == before
 

@@ -27,8 +27,8 @@ def codebook(codes, counts=None, **config):
     codes = torch.as_tensor(codes, dtype=torch.float32)
     book = Quantizer(*codes.shape, QuantizerConfig(**config))
     counts = torch.ones(len(codes)) if counts is None else torch.as_tensor(counts, dtype=torch.float32)
-    book.sums.copy_(codes * counts[:, None])
-    book.counts.copy_(counts)
+    book.ema_embed_sum.copy_(codes * counts[:, None])
+    book.ema_cluster_size.copy_(counts)
     return book
 
 
@@ -73,7 +73,7 @@ def test_codes_are_told_apart_in_float32_whatever_autocast_says():
         assert nearest_code(torch.tensor([[1001.0], [1000.0]]), codes).tolist() == [1, 0]
         found = book(torch.tensor([[1001.0], [1000.0]]))
     assert found.tokens.tolist() == [1, 0]
-    assert book.sums.dtype == book.counts.dtype == book.codes.dtype == torch.float32
+    assert book.ema_embed_sum.dtype == book.ema_cluster_size.dtype == book.codes.dtype == torch.float32
     torch.testing.assert_close(book.codes, codes, rtol=1e-5, atol=0)
 
 
@@ -81,12 +81,12 @@ def test_latents_in_half_precision_teach_in_float32():
     book = codebook([[0.0], [10.0]]).train()
     found = book(torch.tensor([[9.0]], dtype=torch.bfloat16))
     assert found.vectors.dtype == torch.bfloat16
-    torch.testing.assert_close(book.sums[1], torch.tensor([10 * 0.99 + 9 * 0.01]))
+    torch.testing.assert_close(book.ema_embed_sum[1], torch.tensor([10 * 0.99 + 9 * 0.01]))
 
 
 def test_codes_are_sums_over_laplace_smoothed_counts():
     book = codebook([[2.0], [5.0]], counts=[3.0, 0.0], epsilon=0.5)
-    book.sums.copy_(torch.tensor([[6.0], [1.0]]))
+    book.ema_embed_sum.copy_(torch.tensor([[6.0], [1.0]]))
     # (count + ε) · n / (n + K·ε), with n = 3, K = 2, ε = 1/2
     torch.testing.assert_close(book.codes, torch.tensor([[6 / (3.5 * 3 / 4)], [1 / (0.5 * 3 / 4)]]))
 
@@ -94,9 +94,9 @@ def test_codes_are_sums_over_laplace_smoothed_counts():
 def test_a_step_moves_sums_and_counts_by_the_average_of_appendix_a1():
     book = codebook([[0.0, 0.0], [10.0, 10.0]], counts=[2.0, 4.0], decay=0.9).train()
     book(torch.tensor([[1.0, 0.0], [9.0, 9.0], [11.0, 12.0]]))
-    torch.testing.assert_close(book.counts, torch.tensor([0.9 * 2 + 0.1 * 1, 0.9 * 4 + 0.1 * 2]))
+    torch.testing.assert_close(book.ema_cluster_size, torch.tensor([0.9 * 2 + 0.1 * 1, 0.9 * 4 + 0.1 * 2]))
     torch.testing.assert_close(
-        book.sums, torch.tensor([[0.1 * 1, 0.0], [0.9 * 40 + 0.1 * 20, 0.9 * 40 + 0.1 * 21]])
+        book.ema_embed_sum, torch.tensor([[0.1 * 1, 0.0], [0.9 * 40 + 0.1 * 20, 0.9 * 40 + 0.1 * 21]])
     )
 
 
@@ -166,9 +166,9 @@ def test_kmeans_of_fewer_vectors_than_means_gives_finite_distinct_means():
 def test_the_start_puts_the_codes_at_the_means_with_counts_that_sum_as_one_a_code():
     vectors = torch.cat([vectors_of(90, 2) * 0.1, vectors_of(10, 2) * 0.1 + 10])
     book = Quantizer(2, 2)
-    book.start(vectors, torch.Generator().manual_seed(0))
-    order = book.counts.argsort()
-    torch.testing.assert_close(book.counts[order], torch.tensor([0.2, 1.8]))
+    book.init_from_kmeans(vectors, torch.Generator().manual_seed(0))
+    order = book.ema_cluster_size.argsort()
+    torch.testing.assert_close(book.ema_cluster_size[order], torch.tensor([0.2, 1.8]))
     torch.testing.assert_close(
         book.codes[order], torch.stack([vectors[90:].mean(0), vectors[:90].mean(0)]), rtol=1e-3, atol=1e-3
     )
@@ -179,7 +179,7 @@ def test_the_start_puts_the_codes_at_the_means_with_counts_that_sum_as_one_a_cod
 
 def test_usage_and_perplexity_by_hand():
     usage = usage_of(torch.tensor([2.0, 1.0, 1.0, 0.0]))
-    assert usage.used == 0.75
+    assert usage.utilization == 0.75
     assert usage.perplexity == pytest.approx(math.exp(0.5 * math.log(2) + 0.5 * math.log(4)))
     assert usage_of(torch.ones(64)).perplexity == pytest.approx(64)
     assert usage_of(torch.zeros(4)) == module.Usage(0.0, 0.0)
@@ -190,10 +190,10 @@ def test_usage_counts_training_tokens_until_it_is_told_to_forget():
     book.train()(torch.tensor([[0.1], [0.2]]))
     book.train()(torch.tensor([[4.0]]))
     book.eval()(torch.tensor([[4.0]]))
-    assert book.hits.tolist() == [2.0, 1.0]
-    assert book.usage().used == 1.0
+    assert book.code_hits.tolist() == [2.0, 1.0]
+    assert book.usage().utilization == 1.0
     book.reset_usage()
-    assert book.usage().used == 0.0
+    assert book.usage().utilization == 0.0
 
 
 # --- Causes of death
@@ -206,9 +206,9 @@ def test_an_unused_code_keeps_a_finite_norm_and_stays_reachable(steps):
     start = book.codes.norm(dim=1).max()
     for _ in range(min(steps, 200)):
         book(torch.zeros(8, 4))
-    book.sums.mul_(0.99 ** (steps - min(steps, 200)))  # what as many steps more do to unused codes,
-    book.counts.mul_(0.99 ** (steps - min(steps, 200)))  # underflow included
-    book.counts[0] = 8.0
+    book.ema_embed_sum.mul_(0.99 ** (steps - min(steps, 200)))  # what as many steps more do to unused codes,
+    book.ema_cluster_size.mul_(0.99 ** (steps - min(steps, 200)))  # underflow included
+    book.ema_cluster_size[0] = 8.0
     assert book.codes.isfinite().all()
     assert book.codes.norm(dim=1).max() <= 1.01 * start
     for code in range(16) if steps < 1000 else ():
@@ -218,7 +218,7 @@ def test_an_unused_code_keeps_a_finite_norm_and_stays_reachable(steps):
 def test_a_dead_code_comes_alive_and_is_not_put_back_by_the_next_updates():
     # Cause: revival writes codes that the running averages of the same or the next call write back.
     torch.manual_seed(0)
-    book = codebook([[0.0], [1000.0]], counts=[8.0, 0.01], revive_below=0.03).train()
+    book = codebook([[0.0], [1000.0]], counts=[8.0, 0.01], reset_below=0.03).train()
     data = torch.tensor([[-1.0], [1.0]] * 4)
     book(data, reset_dead_codes=True)
     revived = book.codes[1].item()
@@ -227,7 +227,7 @@ def test_a_dead_code_comes_alive_and_is_not_put_back_by_the_next_updates():
     for _ in range(5):
         book(data)
     assert book.codes[1].item() == pytest.approx(revived, abs=0.05)
-    assert book.hits[1] == 5 * 4
+    assert book.code_hits[1] == 5 * 4
 
 
 def test_only_dead_codes_are_revived():
@@ -248,8 +248,8 @@ def test_whoever_moves_a_code_moves_its_sum_and_its_count():
     book = codebook([[0.0], [1000.0]], counts=[8.0, 0.0], decay=0.5).train()
     book(torch.full((4, 1), 2.0), reset_dead_codes=True)
     # After the update the first count is 0.5·8 + 0.5·4 = 6; the revived code takes the mean count, 3.
-    assert book.counts.tolist() == [6.0, 3.0]
-    assert book.sums.tolist() == [[4.0], [6.0]]
+    assert book.ema_cluster_size.tolist() == [6.0, 3.0]
+    assert book.ema_embed_sum.tolist() == [[4.0], [6.0]]
 
 
 @pytest.mark.parametrize("architecture", ["ladder", "vqvae2"])
@@ -286,7 +286,7 @@ def test_the_commitment_acts_on_the_encoder_and_not_on_the_code():
 def test_all_that_a_codebook_learned_is_saved():
     # Cause: "needs initialising" is not saved, and resuming starts the codebook anew.
     book = Quantizer(8, 4).train()
-    book.start(vectors_of(100, 4), torch.Generator().manual_seed(0))
+    book.init_from_kmeans(vectors_of(100, 4), torch.Generator().manual_seed(0))
     book(vectors_of(50, 4), reset_dead_codes=True)
     again = Quantizer(8, 4).train()
     again.load_state_dict(book.state_dict())
@@ -294,18 +294,18 @@ def test_all_that_a_codebook_learned_is_saved():
         torch.manual_seed(1)
         copy(vectors_of(50, 4, seed=2), reset_dead_codes=True)
     assert again.codes.equal(book.codes)
-    assert set(book.state_dict()) == {"sums", "counts"}
+    assert set(book.state_dict()) == {"ema_embed_sum", "ema_cluster_size"}
 
 
 def _learn_apart(rank, folder):
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     torch.manual_seed(rank)  # the ranks start, see and draw different things
     book = Quantizer(16, 4, QuantizerConfig(decay=0.5)).train()
-    book.start(torch.randn(64, 4) + rank, torch.Generator().manual_seed(rank))
-    states = [book.sums.clone()]
+    book.init_from_kmeans(torch.randn(64, 4) + rank, torch.Generator().manual_seed(rank))
+    states = [book.ema_embed_sum.clone()]
     for step in range(6):
         book(torch.randn(4, 4) + rank, reset_dead_codes=step % 2 == 1)
-        states += [book.sums.clone(), book.counts.clone(), book.hits.clone()]
+        states += [book.ema_embed_sum.clone(), book.ema_cluster_size.clone(), book.code_hits.clone()]
     save_file({f"{i:02}": state for i, state in enumerate(states)}, f"{folder}/{rank}.safetensors")
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()

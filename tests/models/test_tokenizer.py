@@ -19,7 +19,7 @@ def small(architecture="ladder", **settings):
     chosen = {"scaling_rates": (4, 2), "codebook_sizes": (16, 8), "code_dim": 4, "width": 16} | settings
     torch.manual_seed(0)
     tokenizer = Tokenizer(TokenizerConfig(architecture=architecture, **chosen))
-    tokenizer.start(slices(8), torch.Generator().manual_seed(0))
+    tokenizer.init_from_kmeans(slices(8), torch.Generator().manual_seed(0))
     return tokenizer.eval()
 
 
@@ -186,18 +186,18 @@ def test_the_commitment_is_summed_over_levels():
 
 def test_training_teaches_every_codebook_and_evaluation_none():
     tokenizer = small()
-    before = [tokenizer.codebook(level).sums.clone() for level in range(2)]
+    before = [tokenizer.codebook(level).ema_embed_sum.clone() for level in range(2)]
     tokenizer(slices(2, seed=3), reset_dead_codes=True)
-    assert all(tokenizer.codebook(level).sums.equal(before[level]) for level in range(2))
+    assert all(tokenizer.codebook(level).ema_embed_sum.equal(before[level]) for level in range(2))
     tokenizer.train()(slices(2, seed=3))
-    assert not any(tokenizer.codebook(level).sums.equal(before[level]) for level in range(2))
+    assert not any(tokenizer.codebook(level).ema_embed_sum.equal(before[level]) for level in range(2))
 
 
 def test_the_start_puts_every_codebook_where_the_latents_are():
     torch.manual_seed(0)
     tokenizer = Tokenizer(TokenizerConfig(scaling_rates=(4, 2), codebook_sizes=(16, 8), code_dim=4, width=16))
     before = tokenizer.eval()(slices(8)).commitment
-    tokenizer.train().start(slices(8), torch.Generator().manual_seed(0))
+    tokenizer.train().init_from_kmeans(slices(8), torch.Generator().manual_seed(0))
     assert tokenizer.training
     assert tokenizer.eval()(slices(8)).commitment < before / 3
     found = tokenizer(slices(8)).tokens

@@ -329,7 +329,7 @@ def test_a_tokenizer_that_uses_too_few_codes_is_one_line(here, tmp_path, monkeyp
     loaded = load_tokenizer(tmp_path / "run")
     codes = loaded.tokenizer.codebook(0)
     with torch.no_grad():
-        codes.sums[2:] = 1e3 * codes.counts[2:, None]  # too far away to be chosen
+        codes.ema_embed_sum[2:] = 1e3 * codes.ema_cluster_size[2:, None]  # too far away to be chosen
     save_tokenizer(loaded.path, loaded.tokenizer, loaded.info.recipe, loaded.info.provenance)
     data = load_state(here / "drawn" / "state.safetensors").progress["data"]
     assert main.main(["train", "prior", "run", "--no-masks", "--device", "cpu", "--data", data]) == 1

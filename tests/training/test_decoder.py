@@ -65,7 +65,7 @@ def gradients(own, *settings, fraction=0.5, change=None):
     made = objective(own, *settings)
     if change:
         change(made)
-    made.step(batch(own), 0, fraction)["loss"].backward()
+    made.training_step(batch(own), 0, fraction)["loss"].backward()
     return {name: p.grad for name, p in made.adversaries.named_parameters() if p.grad is not None}, made
 
 
@@ -110,14 +110,14 @@ def at_pixels(own, *settings, change=None):
     found = []
 
     def watched(made):
-        whole = made.adversaries.learner.render
+        whole = made.adversaries.learner.decode_unchecked
 
         def render(*given):
             drawn = whole(*given)
             drawn.register_hook(found.append)
             return drawn
 
-        made.adversaries.learner.render = render
+        made.adversaries.learner.decode_unchecked = render
         if change:
             change(made)
 
@@ -165,7 +165,7 @@ def test_outlines_are_those_of_the_faithful_decoder(own):
     loaded = own[0]
     made = objective(own)
     for size, grids in made.samples.items():
-        wanted = made.adversaries.outline(loaded.tokenizer.render(grids, size))
+        wanted = made.adversaries.outline(loaded.tokenizer.decode_unchecked(grids, size))
         assert torch.allclose(made.outlines[size], wanted, atol=1e-6)
 
 
@@ -200,7 +200,7 @@ def test_a_discriminator_that_falls_silent_later_is_not_amplified(own):
 
     def heard(quieter):
         def change(made):
-            made.step(batch(own), 0, 0.0)
+            made.training_step(batch(own), 0, 0.0)
             louder(made, quieter)
 
         pull, _, total = at_pixels(own, change=change)[-3:]
@@ -213,13 +213,13 @@ def test_the_balance_follows_while_the_discriminator_learns_alone(own):
     made = objective(own)
     found = []
     for step in range(60):
-        made.step(batch(own), step, 0.0)
+        made.training_step(batch(own), step, 0.0)
         found.append(float(made.adversaries.balance))
         if step == 0:
             louder(made, 0.01)
     assert found[0] > 0
     assert found[-1] == pytest.approx(100 * found[0], rel=0.5)
-    made.step(batch(own), 60, 0.5)
+    made.training_step(batch(own), 60, 0.5)
     assert float(made.adversaries.balance) == found[-1]
 
 
@@ -273,7 +273,7 @@ def test_a_step_draws_its_mirrors_from_seed_and_step_alone(own):
     def score(step, *settings):
         torch.rand(7)  # what was drawn before makes no difference
         made = objective(own, "decoder.training.augment={shift: 0.3}", *settings)
-        return float(made.step(batch(own), step, 0.0)["ssim"])
+        return float(made.training_step(batch(own), step, 0.0)["ssim"])
 
     assert score(3) == score(3)
     assert len({score(3), score(4), score(3, "decoder.training.seed=7")}) == 3
@@ -334,20 +334,20 @@ def test_the_latest_average_is_kept(trained, own):
 def test_a_training_goes_on_where_it_stopped_bit_for_bit(own, tmp_path, monkeypatch):
     settings = ("decoder.training.epochs=4", "decoder.training.validate_every=2")
     wanted = train(own, tmp_path / "whole", *settings)
-    whole = DecoderObjective.step
+    whole = DecoderObjective.training_step
 
     def stopped(self, batch, step, fraction):
         if step == 14:
             raise KeyboardInterrupt
         return whole(self, batch, step, fraction)
 
-    monkeypatch.setattr(DecoderObjective, "step", stopped)
+    monkeypatch.setattr(DecoderObjective, "training_step", stopped)
     with pytest.raises(KeyboardInterrupt):
         train(own, tmp_path / "parts", *settings)
     assert load_tokenizer(tmp_path / "parts", kind=KIND).info.provenance.epoch == 2
-    monkeypatch.setattr(DecoderObjective, "step", whole)
+    monkeypatch.setattr(DecoderObjective, "training_step", whole)
     assert train(own, tmp_path / "parts", *settings).info.weights_sha256 == wanted.info.weights_sha256
-    monkeypatch.setattr(DecoderObjective, "step", lambda *_: pytest.fail("trained on"))
+    monkeypatch.setattr(DecoderObjective, "training_step", lambda *_: pytest.fail("trained on"))
     assert train(own, tmp_path / "parts", *settings).info.weights_sha256 == wanted.info.weights_sha256
 
 
@@ -392,13 +392,13 @@ def test_null_draws_with_the_tokenizers_own_decoder(trained, own, tmp_path):
 
 def test_a_decoder_is_trained_on_training_patients_alone(own, tmp_path, monkeypatch):
     seen = []
-    whole = DecoderObjective.step
+    whole = DecoderObjective.training_step
 
     def watched(self, batch, step, fraction):
         seen.extend(batch.images)
         return whole(self, batch, step, fraction)
 
-    monkeypatch.setattr(DecoderObjective, "step", watched)
+    monkeypatch.setattr(DecoderObjective, "training_step", watched)
     train(own, tmp_path / "decoder", "decoder.training.epochs=1")
     slices = own[1].split("train")
     known = {hash_tensors({"": slices[index]}) for index in range(len(slices))}
@@ -513,7 +513,9 @@ def test_patience_is_refused_where_nothing_chooses():
 
 
 def test_other_settings_do_not_go_on_with_a_training(own, trained):
-    with pytest.raises(ConfigError, match=r"training\.adversarial: 0\.5 then, 0\.7 now.*use another --out"):
+    with pytest.raises(
+        ConfigError, match=r"training\.adversarial_weight: 0\.5 then, 0\.7 now.*use another --out"
+    ):
         train(own, trained.run / "prior" / "decoder", "decoder.training.adversarial_weight=0.7")
 
 
@@ -544,6 +546,6 @@ def test_no_settings_are_refused(own, tmp_path):
 
 
 def test_a_negative_weight_is_refused():
-    with pytest.raises(ConfigError, match=r"decoder\.training\.adversarial"):
+    with pytest.raises(ConfigError, match=r"decoder\.training\.adversarial_weight"):
         load_recipe("generate", ["decoder.training.adversarial_weight=-1"])
-    assert DecoderTrainingConfig().adversarial > 0
+    assert DecoderTrainingConfig().adversarial_weight > 0

@@ -111,7 +111,7 @@ def test_a_training_that_goes_on_keeps_the_precision_it_measured(data, tmp_path,
     whole = Trainer._epoch
 
     def interrupted(self, *given):
-        if self.reached.epoch == 1:
+        if self.progress.epoch == 1:
             raise KeyboardInterrupt
         return whole(self, *given)
 

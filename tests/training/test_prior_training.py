@@ -113,7 +113,7 @@ def test_a_step_depends_on_seed_and_step_alone():
         torch.rand(7)  # what was drawn before makes no difference
         made = objective(token_corruption=0.3, condition_dropout=0.5, mask_dropout=0.5, **settings)
         made.module.train()
-        return float(made.step(batch(), step, 0.0)["loss"].detach())
+        return float(made.training_step(batch(), step, 0.0)["loss"].detach())
 
     assert scores(3) == scores(3)
     assert len({scores(3), scores(4), scores(3, seed=7)}) == 3
@@ -122,7 +122,7 @@ def test_a_step_depends_on_seed_and_step_alone():
 def test_the_loss_weighs_both_trunks_alike():
     made = objective()
     made.module.eval()
-    found = made.step(batch(), 0, 0.0)
+    found = made.training_step(batch(), 0, 0.0)
     # Two stages of two tokens each are the coarse trunk's.
     coarse = (found["nats_mask_0"] + found["nats_image_1"]) / 2
     assert float(found["loss"].detach()) == pytest.approx(float(coarse + found["nats_image_0"]), rel=1e-5)
@@ -132,10 +132,10 @@ def test_nats_of_a_stage_are_those_of_its_known_tokens():
     made, one = objective(), batch()
     made.module.eval()
     one.tokens[2:, LAYOUT.part(0)] = SIZES[0]
-    found = made.step(one, 0, 0.0)["nats_mask_0"]
+    found = made.training_step(one, 0, 0.0)["nats_mask_0"]
     one.tokens[:2, LAYOUT.part(0)] = SIZES[0]
     assert float(found) > 0.5
-    assert float(made.step(one, 0, 0.0)["nats_mask_0"]) == 0
+    assert float(made.training_step(one, 0, 0.0)["nats_mask_0"]) == 0
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_a_step_trains_on_what_the_settings_spoil(setting):
     def loss(**settings):
         made = objective(**settings)
         made.module.eval()
-        return float(made.step(batch(), 0, 0.0)["loss"].detach())
+        return float(made.training_step(batch(), 0, 0.0)["loss"].detach())
 
     assert loss(**{setting: 0.9}) != pytest.approx(loss(), abs=1e-6)
 
@@ -156,17 +156,17 @@ def test_the_average_follows_the_learner_slowly_and_soon_forgets_the_start():
     with torch.no_grad():
         for parameter in made.pair.learner.parameters():
             parameter.add_(1.0)
-    made.step(batch(), 0, 0.0)  # keeps (1 + 0) / (10 + 0) of the start
+    made.training_step(batch(), 0, 0.0)  # keeps (1 + 0) / (10 + 0) of the start
     for old, new in zip(before, made.pair.average.parameters(), strict=True):
         assert torch.allclose(new, old + 0.9, atol=1e-5)
-    made.step(batch(), 100, 0.0)  # 101/110 is more than 0.5
+    made.training_step(batch(), 100, 0.0)  # 101/110 is more than 0.5
     for old, new in zip(before, made.pair.average.parameters(), strict=True):
         assert torch.allclose(new, old + 0.95, atol=1e-5)
 
 
 def test_only_the_learner_has_a_gradient():
     made = objective()
-    made.step(batch(), 0, 0.0)["loss"].backward()
+    made.training_step(batch(), 0, 0.0)["loss"].backward()
     assert any(parameter.grad is not None for parameter in made.pair.learner.parameters())
     assert all(parameter.grad is None for parameter in made.pair.average.parameters())
 
@@ -177,7 +177,7 @@ def test_validation_scores_the_average_on_what_is_true():
     for parameter in made.pair.learner.parameters():
         parameter.mul_(2)
     one = batch()
-    found = made.validate(one)
+    found = made.validation_step(one)
     orders = draw_orders(LAYOUT, 4, draw(5))
     wanted = made.pair.average.eval()(LAYOUT, one.tokens, orders, one.conditions)
     assert float(found["likelihood"]) == pytest.approx(-float(wanted.mean()), rel=1e-5)
@@ -220,7 +220,7 @@ def begun(run):
 def test_a_prior_that_was_removed_alone_is_not_trained_into_what_hangs_on_it(again, monkeypatch):
     for name in (MODEL_NAME, STATE_NAME):
         (again / "prior" / name).unlink()
-    monkeypatch.setattr(PriorObjective, "step", lambda *_: pytest.fail("trained"))
+    monkeypatch.setattr(PriorObjective, "training_step", lambda *_: pytest.fail("trained"))
     with pytest.raises(ConfigError, match="prior: exists and is no training to go on with"):
         train_prior(again, **HOW)
 
@@ -278,7 +278,7 @@ def test_a_prior_holds_the_tokenizers_it_was_trained_over(trained):
 
 def test_a_finished_training_does_nothing(again, monkeypatch):
     before = {path: path.stat().st_mtime_ns for path in (again / "prior").rglob("*.safetensors")}
-    monkeypatch.setattr(PriorObjective, "step", lambda *_: pytest.fail("trained on"))
+    monkeypatch.setattr(PriorObjective, "training_step", lambda *_: pytest.fail("trained on"))
     first = rows_of(again / "prior")
     summary = train_prior(again, **HOW)
     assert (summary.epochs, summary.steps) == (4, 28)
@@ -288,18 +288,18 @@ def test_a_finished_training_does_nothing(again, monkeypatch):
 
 def test_a_training_goes_on_where_it_stopped_bit_for_bit(again, trained, monkeypatch):
     begun(again)
-    whole = PriorObjective.step
+    whole = PriorObjective.training_step
 
     def stopped(self, batch, step, fraction):
         if step == 15:
             raise KeyboardInterrupt
         return whole(self, batch, step, fraction)
 
-    monkeypatch.setattr(PriorObjective, "step", stopped)
+    monkeypatch.setattr(PriorObjective, "training_step", stopped)
     with pytest.raises(KeyboardInterrupt):
         train_prior(again, **HOW)
     assert load_prior(again).info.provenance.epoch == 2
-    monkeypatch.setattr(PriorObjective, "step", whole)
+    monkeypatch.setattr(PriorObjective, "training_step", whole)
     assert train_prior(again, **HOW).epochs == 4
     found, wanted = load_prior(again), load_prior(trained.run)
     assert found.info.weights_sha256 == wanted.info.weights_sha256
@@ -437,7 +437,7 @@ def test_a_tokenizer_that_uses_few_codes_is_refused(again, tmp_path):
     loaded = load_tokenizer(again)
     far = loaded.tokenizer.codebook(0)
     with torch.no_grad():
-        far.sums[3:] = 1e3 * far.counts[3:, None]
+        far.ema_embed_sum[3:] = 1e3 * far.ema_cluster_size[3:, None]
     assert len(loaded.tokenizer.encode(torch.rand(8, 1, 32, 64))[0].unique()) <= 3
     save_tokenizer(again / MODEL_NAME, loaded.tokenizer, loaded.info.recipe, loaded.info.provenance)
     with pytest.raises(

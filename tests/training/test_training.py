@@ -35,7 +35,7 @@ def rows_of(run):
 
 def train_until(step, data, recipe, run):
     """Train, and stop as Ctrl-C would just before a step."""
-    whole = TokenizerObjective.step
+    whole = TokenizerObjective.training_step
 
     def interrupted(self, batch, number, fraction):
         if number == step:
@@ -43,9 +43,14 @@ def train_until(step, data, recipe, run):
         return whole(self, batch, number, fraction)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TokenizerObjective, "step", interrupted)
+        patch.setattr(TokenizerObjective, "training_step", interrupted)
         with pytest.raises(KeyboardInterrupt):
             train(data, recipe, run)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return prepared_folder(tmp_path_factory.mktemp("data") / "prepared")
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +110,7 @@ def test_the_best_model_on_validation_is_kept_not_the_last(data, tmp_path, monke
     ssim = iter([0.2, 0.6, 0.5, 0.4])
     monkeypatch.setattr(
         TokenizerObjective,
-        "validate",
+        "validation_step",
         lambda self, batch: {"loss": torch.tensor(0.0), "ssim": torch.tensor(next(ssim))},
     )
     summary = train(data, tiny("training.epochs=4"), tmp_path / "run")
@@ -117,7 +122,7 @@ def test_a_training_without_progress_for_so_long_ends(data, tmp_path, monkeypatc
     ssim = iter([0.2, 0.6, 0.5, 0.4, 0.3, 0.2])
     monkeypatch.setattr(
         TokenizerObjective,
-        "validate",
+        "validation_step",
         lambda self, batch: {"loss": torch.tensor(0.0), "ssim": torch.tensor(next(ssim))},
     )
     recipe = tiny("training.epochs=6", "training.patience=2")
@@ -126,7 +131,7 @@ def test_a_training_without_progress_for_so_long_ends(data, tmp_path, monkeypatc
 
 
 def test_training_learns_from_training_patients_and_is_judged_on_validation_ones(data, tmp_path, monkeypatch):
-    seen = {"step": [], "validate": []}
+    seen = {"training_step": [], "validation_step": []}
 
     def watch(name):
         whole = getattr(TokenizerObjective, name)
@@ -137,20 +142,20 @@ def test_training_learns_from_training_patients_and_is_judged_on_validation_ones
 
         monkeypatch.setattr(TokenizerObjective, name, watched)
 
-    watch("step")
-    watch("validate")
+    watch("training_step")
+    watch("validation_step")
     train(data, tiny("training.epochs=1"), tmp_path / "run")
     opened = PreparedData.open(data)
     of = {
         split: {image.numpy().tobytes() for image in opened.split(split)} for split in ("train", "validation")
     }
-    assert set(seen["step"]) == of["train"]
-    assert set(seen["validate"]) == of["validation"]
-    assert len(seen["validate"]) == 4
+    assert set(seen["training_step"]) == of["train"]
+    assert set(seen["validation_step"]) == of["validation"]
+    assert len(seen["validation_step"]) == 4
 
 
 def test_a_validation_teaches_the_model_nothing(data, tmp_path, monkeypatch):
-    whole, changed = TokenizerObjective.validate, []
+    whole, changed = TokenizerObjective.validation_step, []
 
     def watched(self, batch):
         before = {name: value.clone() for name, value in self.tokenizer.state_dict().items()}
@@ -159,28 +164,31 @@ def test_a_validation_teaches_the_model_nothing(data, tmp_path, monkeypatch):
         changed.extend(name for name in before if not before[name].equal(after[name]))
         return scores
 
-    monkeypatch.setattr(TokenizerObjective, "validate", watched)
+    monkeypatch.setattr(TokenizerObjective, "validation_step", watched)
     train(data, tiny("tokenizer.architecture=vqvae2"), tmp_path / "run")
     assert changed == []
 
 
 def watch_steps(look, data, recipe, run):
     """Train, and return what `look(objective, images)` saw before each step."""
-    seen, whole = [], TokenizerObjective.step
+    seen, whole = [], TokenizerObjective.training_step
 
     def watched(self, batch, *rest):
         seen.append(look(self, batch))
         return whole(self, batch, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TokenizerObjective, "step", watched)
+        patch.setattr(TokenizerObjective, "training_step", watched)
         train(data, recipe, run)
     return seen
 
 
 def test_usage_is_counted_anew_after_each_validation(data, tmp_path):
     hits = watch_steps(
-        lambda objective, _: int(objective.tokenizer.codebook(0).hits.sum()), data, tiny(), tmp_path / "run"
+        lambda objective, _: int(objective.tokenizer.codebook(0).code_hits.sum()),
+        data,
+        tiny(),
+        tmp_path / "run",
     )
     assert hits == [0, 256, 512] * 2  # four slices of 8×8 tokens a step
 
@@ -208,7 +216,7 @@ def test_dead_codes_are_revived_every_so_many_steps_but_not_at_the_end(data, tmp
         return whole(self, images, reset_dead_codes=reset_dead_codes, dropped_levels=dropped_levels)
 
     monkeypatch.setattr(Tokenizer, "forward", watched)
-    train(data, tiny("training.epochs=4", "tokenizer.quantizer.revive_every=4"), tmp_path / "run")
+    train(data, tiny("training.epochs=4", "tokenizer.quantizer.reset_every=4"), tmp_path / "run")
     assert [step for step, reset_dead_codes in enumerate(asked) if reset_dead_codes] == [
         3,
         7,
@@ -244,7 +252,9 @@ def test_a_training_can_end_by_the_clock(data, tmp_path):
 def test_repeating_a_finished_training_trains_nothing(finished, data, monkeypatch):
     run, summary = finished
     before = {item.name: item.read_bytes() for item in run.iterdir()}
-    monkeypatch.setattr(TokenizerObjective, "step", lambda *_: pytest.fail("a finished run was trained"))
+    monkeypatch.setattr(
+        TokenizerObjective, "training_step", lambda *_: pytest.fail("a finished run was trained")
+    )
     assert train(data, tiny(), run) == summary
     assert {item.name: item.read_bytes() for item in run.iterdir()} == before
 
@@ -253,7 +263,7 @@ def test_repeating_a_finished_training_trains_nothing(finished, data, monkeypatc
 def test_an_interrupted_training_goes_on_to_the_very_same_weights(architecture, data, tmp_path):
     recipe = tiny(
         *(f"tokenizer.architecture={architecture}", "training.epochs=3", "training.loss.level_dropout=0.5"),
-        *("tokenizer.quantizer.revive_every=2", "tokenizer.quantizer.revive_below=0.95"),
+        *("tokenizer.quantizer.reset_every=2", "tokenizer.quantizer.reset_below=0.95"),
     )
     train(data, recipe, tmp_path / "whole")
     train_until(

@@ -160,7 +160,7 @@ def _spread(
             found += grid.repeat_interleave(stage.stride, 2).repeat_interleave(stage.stride, 3)
     sigma = finest.stride / 2
     found = torch.from_numpy(gaussian_filter(found.numpy(), (0, 0, sigma, sigma), mode="reflect"))
-    return loaded.book.images.leave(found, size)[:, 0]
+    return loaded.book.images.unpad(found, size)[:, 0]
 
 
 def _write_scores(path: Path, found: AnomalyScores, bits: list[float]) -> None:

@@ -158,7 +158,7 @@ def _ask(loaded: LoadedPrior, stack: Stack, region: Bool[np.ndarray, "slices h w
     filled = np.stack([fill(stack.slices[index], region[index]) for index in chosen])
     images, inside = torch.from_numpy(filled)[:, None], torch.from_numpy(region[chosen])[:, None]
     tokens = torch.cat([loaded.book.encode(part.to(device)).cpu() for part in torch.split(images, 32)])
-    anew = redrawn_tokens(loaded.book.layout(stack.size), loaded.book.images.enter(inside.float()))
+    anew = redrawn_tokens(loaded.book.layout(stack.size), loaded.book.images.pad(inside.float()))
     noise = noise_level(images, ~inside).tolist()
     return _Task(stack, region, chosen, filled, tokens, ~anew, positions(chosen, len(stack.slices)), noise)
 

@@ -13,7 +13,7 @@ from torch.nn import functional
 from slicebook.config import LossConfig
 from slicebook.errors import ShapeError
 from slicebook.models.masks import _places
-from slicebook.models.noise import smooth
+from slicebook.models.noise import denoise
 from slicebook.models.tokenizer import Reconstruction
 
 
@@ -37,7 +37,7 @@ def loss(reconstruction: Reconstruction, images: Float[Tensor, "b 1 h w"], confi
     """
     with torch.autocast(images.device.type, enabled=False):
         drawn = reconstruction.images.float()
-        target = smooth(images, config.denoise_strength) if config.denoise_strength else images
+        target = denoise(images, config.denoise_strength) if config.denoise_strength else images
         if config.kind == "l1_ssim":
             similarity = ssim((drawn + 1) / 2, (target + 1) / 2)
             fidelity = (drawn - target).abs().mean() / 2 + (1 - similarity)

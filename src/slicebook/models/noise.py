@@ -47,7 +47,7 @@ def noise_level(
     return math.sqrt(math.pi / 2) / 6 * mean
 
 
-def smooth(images: Float[Tensor, "b 1 h w"], strength: float) -> Float[Tensor, "b 1 h w"]:
+def denoise(images: Float[Tensor, "b 1 h w"], strength: float) -> Float[Tensor, "b 1 h w"]:
     """Return slices without detail that is weaker than `strength` times their noise; edges stay.
 
     The guided filter with the slice as its own guide (He et al. 2013,

@@ -1,7 +1,8 @@
-"""One codebook: nearest code, running averages, k-means start, revival, usage. It knows only vectors.
+"""One codebook: nearest code, moving averages, k-means start, reset of dead codes. It knows vectors only.
 
-Codes are the ratio of two buffers, `sums` and `counts`, and are never stored as a third. Whoever moves a code
-moves both, so no later update can put it back, and no code starts with a sum but no count.
+Preventing codebook collapse: codes are the ratio of two buffers, `ema_embed_sum` and `ema_cluster_size`, and
+are never stored as a third. Whatever moves a code moves both, so no later update can move it back, and no code
+starts with a sum but no count.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class Quantized:
 class Usage:
     """How much of a codebook the tokens of a period used."""
 
-    used: float
+    utilization: float
     """Share of the codes that were hit at least once, in `[0, 1]`."""
     perplexity: float
     """Exponential of the tokens' entropy: the number of codes in effective use."""
@@ -97,30 +98,31 @@ class Quantizer(nn.Module):
     No step waits for the device: nothing here reads a value back to the host but `usage`.
     """
 
-    sums: Tensor
-    counts: Tensor
-    hits: Tensor
+    ema_embed_sum: Tensor
+    ema_cluster_size: Tensor
+    code_hits: Tensor
 
     def __init__(self, size: int, dim: int, config: QuantizerConfig | None = None) -> None:
         super().__init__()
         self.size = size
         self.dim = dim
         self.config = config or QuantizerConfig()
-        self.register_buffer("sums", torch.randn(size, dim))
-        self.register_buffer("counts", torch.ones(size))
-        self.register_buffer("hits", torch.zeros(size), persistent=False)
+        self.register_buffer("ema_embed_sum", torch.randn(size, dim))
+        self.register_buffer("ema_cluster_size", torch.ones(size))
+        self.register_buffer("code_hits", torch.zeros(size), persistent=False)
 
     @property
     def codes(self) -> Float32[Tensor, "k d"]:
         """The codebook: sums over Laplace-smoothed counts."""
-        total = self.counts.sum()
-        smoothed = (self.counts + self.config.epsilon) * total / (total + self.size * self.config.epsilon)
-        return self.sums / smoothed[:, None]
+        sizes, epsilon = self.ema_cluster_size, self.config.epsilon
+        total = sizes.sum()
+        smoothed = (sizes + epsilon) * total / (total + self.size * epsilon)
+        return self.ema_embed_sum / smoothed[:, None]
 
     @property
     def mean_code(self) -> Float32[Tensor, " d"]:
         """The code of an average token: codes weighted by how often they are used."""
-        return self.sums.sum(0) / self.counts.sum()
+        return self.ema_embed_sum.sum(0) / self.ema_cluster_size.sum()
 
     def dequantize(self, tokens: Int64[Tensor, "*shape"]) -> Float32[Tensor, "*shape d"]:
         """Return the code of each token."""
@@ -145,7 +147,7 @@ class Quantizer(nn.Module):
         return Quantized(straight_through, tokens, commitment)
 
     @torch.no_grad()
-    def start(self, vectors: Float[Tensor, "n d"], generator: torch.Generator) -> None:
+    def init_from_kmeans(self, vectors: Float[Tensor, "n d"], generator: torch.Generator) -> None:
         """Begin with the k-means of vectors, the same on every process (rank 0 clusters)."""
         means, counts = kmeans(vectors, self.size, generator)
         counts = counts / counts.sum() * self.size  # as if a mean of one vector a code had been seen
@@ -154,23 +156,23 @@ class Quantizer(nn.Module):
 
     def usage(self) -> Usage:
         """Usage of the tokens counted since the last `forget_usage` (in training, of all processes)."""
-        return usage_of(self.hits)
+        return usage_of(self.code_hits)
 
     def reset_usage(self) -> None:
         """Begin a new period of counting."""
-        self.hits.zero_()
+        self.code_hits.zero_()
 
     @torch.no_grad()
     def _learn(self, vectors: Tensor, tokens: Tensor) -> None:
         sums, counts = _totals(vectors, tokens, self.size, all_processes=True)
-        self.hits += counts
-        self.sums.lerp_(sums, 1 - self.config.decay)
-        self.counts.lerp_(counts, 1 - self.config.decay)
+        self.code_hits += counts
+        self.ema_embed_sum.lerp_(sums, 1 - self.config.decay)
+        self.ema_cluster_size.lerp_(counts, 1 - self.config.decay)
 
     @torch.no_grad()
     def _reset_dead_codes(self, vectors: Tensor) -> None:
-        mean_count = self.counts.mean()
-        dead = self.counts < self.config.revive_below * mean_count
+        mean_count = self.ema_cluster_size.mean()
+        dead = self.ema_cluster_size < self.config.reset_below * mean_count
         picks = torch.randint(len(vectors), (self.size,), device=vectors.device)
         # A revived code starts with the count of an average one: enough to survive until it is hit.
         self._replace(dead, vectors[picks], mean_count.expand(self.size))
@@ -180,8 +182,8 @@ class Quantizer(nn.Module):
         fresh = torch.cat([codes * counts[:, None], counts[:, None]], 1).contiguous()
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.broadcast(fresh, src=0)  # ranks that draw for themselves drift apart
-        self.sums.copy_(torch.where(chosen[:, None], fresh[:, :-1], self.sums))
-        self.counts.copy_(torch.where(chosen, fresh[:, -1], self.counts))
+        self.ema_embed_sum.copy_(torch.where(chosen[:, None], fresh[:, :-1], self.ema_embed_sum))
+        self.ema_cluster_size.copy_(torch.where(chosen, fresh[:, -1], self.ema_cluster_size))
 
 
 def usage_of(hits: Float[Tensor, " k"]) -> Usage:

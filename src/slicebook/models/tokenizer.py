@@ -102,7 +102,7 @@ class Tokenizer(nn.Module):
         context: Context = ()
         tokens: list[Tensor] = []
         commitment = images.new_zeros(())
-        features = self.network.features(self.enter(images))
+        features = self.network.features(self.pad(images))
         for level in reversed(range(self.levels)):
             latents = self.network.latents(level, features[level], context)
             found = self.codebook(level)(_to_vectors(latents), reset_dead_codes=reset_dead_codes)
@@ -112,7 +112,7 @@ class Tokenizer(nn.Module):
             context = self.network.decode_level(level, context, vectors)
             tokens.insert(0, found.tokens.view(len(latents), *latents.shape[-2:]))
             commitment = commitment + found.commitment
-        drawn = self.leave(self.network.image(context), images.shape[-2:])
+        drawn = self.unpad(self.network.image(context), images.shape[-2:])
         return Reconstruction(drawn, tuple(tokens), commitment)
 
     @torch.no_grad()
@@ -163,9 +163,9 @@ class Tokenizer(nn.Module):
             raise ShapeError(f"levels {levels}: wanted 1 to {self.levels}, as many as the tokenizer has")
         grids = [self._accepted_grid(grid) for grid in tokens]
         self._check(grids, size)
-        return self.render(grids, size, levels=levels)
+        return self.decode_unchecked(grids, size, levels=levels)
 
-    def render(
+    def decode_unchecked(
         self, tokens: Sequence[Int64[Tensor, "b _ _"]], size: tuple[int, int], *, levels: int | None = None
     ) -> Float[Tensor, "b c h w"]:
         """Do as `decode`, unchecked and with gradients."""
@@ -176,10 +176,10 @@ class Tokenizer(nn.Module):
             if level < self.levels - heard:
                 vectors = self._mean(level).expand_as(vectors)
             context = self.network.decode_level(level, context, vectors)
-        return self.leave(self.network.image(context), size)
+        return self.unpad(self.network.image(context), size)
 
     @torch.no_grad()
-    def start(self, images: Float[Tensor, "b c h w"], generator: torch.Generator) -> None:
+    def init_from_kmeans(self, images: Float[Tensor, "b c h w"], generator: torch.Generator) -> None:
         """Start every codebook by k-means of the untrained network's latents, coarsest first.
 
         In training mode, as the first steps will be: batch norm scales the latents by their batch.
@@ -190,7 +190,7 @@ class Tokenizer(nn.Module):
                 walk = itertools.islice(self._encode_levels(batch), self.levels - level)
                 *_, (latents, _) = walk
                 found.append(_to_vectors(latents))
-            self.codebook(level).start(torch.cat(found), generator)
+            self.codebook(level).init_from_kmeans(torch.cat(found), generator)
 
     def codebook(self, level: int) -> Quantizer:
         """The codebook of a level."""
@@ -201,7 +201,7 @@ class Tokenizer(nn.Module):
     def _encode_levels(self, images: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the latents and the token grid of each level, coarsest first. Learns nothing."""
         context: Context = ()
-        features = self.network.features(self.enter(images))
+        features = self.network.features(self.pad(images))
         for level in reversed(range(self.levels)):
             latents = self.network.latents(level, features[level], context)
             grid = nearest_code(_to_vectors(latents), self.codebook(level).codes)
@@ -220,7 +220,7 @@ class Tokenizer(nn.Module):
         rows, columns = size
         return -(-rows // self.stride) * self.stride, -(-columns // self.stride) * self.stride
 
-    def enter(self, images: Float[Tensor, "b c _ _"]) -> Float[Tensor, "b c _ _"]:
+    def pad(self, images: Float[Tensor, "b c _ _"]) -> Float[Tensor, "b c _ _"]:
         """Pad by the edge, half on each side, to whole tokens; or stretch, where the settings say so."""
         if images.shape[1] != self.config.channels:
             wanted = "one-hot label masks" if self.config.label_values else "grayscale slices"
@@ -235,8 +235,8 @@ class Tokenizer(nn.Module):
             images = functional.pad(images, (left, right, top, bottom), mode="replicate")
         return images
 
-    def leave(self, images: Float[Tensor, "b c _ _"], size: Sequence[int]) -> Float[Tensor, "b c _ _"]:
-        """Undo `enter` for slices that were of `size` pixels."""
+    def unpad(self, images: Float[Tensor, "b c _ _"], size: Sequence[int]) -> Float[Tensor, "b c _ _"]:
+        """Undo `pad` for slices that were of `size` pixels."""
         rows, columns = self.config.resize or size
         left, _, top, _ = self._margins((rows, columns))
         images = images[..., top : top + rows, left : left + columns]

@@ -31,7 +31,7 @@ from slicebook.io.atomic import write_text
 from slicebook.io.tensors import State, hash_tensors, load_kept, load_state, save_state
 from slicebook.models.checkpoint import Kind, LoadedPrior, LoadedTokenizer, load_tokenizer, save_tokenizer
 from slicebook.models.losses import loss
-from slicebook.models.noise import smooth
+from slicebook.models.noise import denoise
 from slicebook.models.sampling import GROUP, sample
 from slicebook.models.tokenizer import Reconstruction, Tokenizer
 from slicebook.training.progress import Display
@@ -105,7 +105,7 @@ class DecoderGAN(nn.Module):
     def outlines(self, grids: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
         """Return the outlines of what the decoder that is kept draws from tokens."""
         parts = zip(*(torch.split(grid, AT_ONCE) for grid in grids), strict=True)
-        return torch.cat([self.outline(self.average.render(part, size).float()) for part in parts])
+        return torch.cat([self.outline(self.average.decode_unchecked(part, size).float()) for part in parts])
 
     def outline(self, drawn: Tensor) -> Tensor:
         """Return averages over the cells of the finest grid."""
@@ -123,11 +123,11 @@ class DecoderGAN(nn.Module):
         size, count = (images.shape[-2], images.shape[-1]), len(images)
         if not averaged:
             both = [torch.cat(grids) for grids in zip(tokens, sampled, strict=True)]
-            drawn = self.learner.render(both, size).float()
+            drawn = self.learner.decode_unchecked(both, size).float()
         else:
-            drawn = self.average.render(tokens, size).float()
+            drawn = self.average.decode_unchecked(tokens, size).float()
         rebuilt = drawn[:count]
-        target = smooth(images, self.loss.denoise_strength) if self.loss.denoise_strength else images
+        target = denoise(images, self.loss.denoise_strength) if self.loss.denoise_strength else images
         parts = loss(Reconstruction(rebuilt, tokens, images.new_zeros(())), images, self.loss)
         scores = {
             "fidelity": parts.fidelity,
@@ -200,10 +200,10 @@ class DecoderObjective:
             {"params": list(self.adversaries.discriminator.parameters()), "lr_scale": DISCRIMINATOR_LR_SCALE},
         ]
 
-    def start(self, batches: Iterable[Batch]) -> None:
+    def setup(self, batches: Iterable[Batch]) -> None:
         """Nothing to prepare."""
 
-    def step(self, batch: Batch, step: int, fraction: float) -> dict[str, Tensor]:
+    def training_step(self, batch: Batch, step: int, fraction: float) -> dict[str, Tensor]:
         """Return the scores of slices, some mirrored, and of as many samples."""
         config = self.config.training
         update_average(self.adversaries.average, self.adversaries.learner, config.ema, step)
@@ -222,7 +222,7 @@ class DecoderObjective:
         )
         return scores
 
-    def validate(self, batch: Batch) -> dict[str, Tensor]:
+    def validation_step(self, batch: Batch) -> dict[str, Tensor]:
         """Return the averaged weights' fidelity (a loss), SSIM, and sharpness; 1 is that of real slices."""
         nothing = batch.images.new_zeros(())
         scores: dict[str, Tensor] = self.module(batch.images, (), nothing, 0.0, averaged=True)
@@ -232,7 +232,7 @@ class DecoderObjective:
         """Nothing to tell."""
         return {}
 
-    def report(self) -> dict[str, float]:
+    def epoch_metrics(self) -> dict[str, float]:
         """Nothing to tell."""
         return {}
 

@@ -127,7 +127,7 @@ def _train(
         world_size=fabric.world_size,
     )
 
-    def keep(path: Path, prior: Prior, reached: Progress, scores: Mapping[str, float]) -> None:
+    def keep(path: Path, prior: Prior, progress: Progress, scores: Mapping[str, float]) -> None:
         info = PriorInfo(
             schema_version=tokenizer.info.schema_version,
             kind="prior",
@@ -137,7 +137,7 @@ def _train(
             classes=classes,
             noise_model=noise_model,
             tokenizer_provenance=tokenizer.info.provenance,
-            provenance=provenance(opened, train, fabric.device, reached, scores),
+            provenance=provenance(opened, train, fabric.device, progress, scores),
             weights_sha256="",
         )
         save_prior(path, prior, book, info)
@@ -145,7 +145,7 @@ def _train(
     objective = PriorObjective(Prior(recipe.prior, book.codebooks, len(classes)), config, fabric, keep)
     fit = Trainer(objective, config, folder, identity, fabric)
     with display:
-        reached = fit(batches, TokenBatches(judged, config.batch_size), state, display)
+        outcome = fit(batches, TokenBatches(judged, config.batch_size), state, display)
     fabric.barrier()  # its file is whole
     drawing = tokenizer
     if recipe.decoder is not None:
@@ -162,7 +162,7 @@ def _train(
     if fabric.is_global_zero:
         _set_decoder(folder, drawing, recipe, train)
     fabric.barrier()
-    return summarise_run(folder, reached)
+    return summarise_run(folder, outcome)
 
 
 def _refuse_other_parts(folder: Path, state: State | None, masks: bool, classes: Sequence[str]) -> None:
@@ -297,7 +297,7 @@ def _refuse_unused(tokenizer: LoadedTokenizer, train: SliceSet) -> None:
             index = len(one.layout.stages) - 1 - level
             tokens = one.tokens[:, 0, one.layout.part(index)].flatten().long()
             count += torch.bincount(tokens, minlength=size)
-        used = usage_of(count).used
+        used = usage_of(count).utilization
         if used < LOW_USAGE:
             raise ConfigError(
                 f"{tokenizer.path}: level {level} uses {used:.0%} of its {size} codes, too few to learn "

@@ -63,10 +63,10 @@ class PriorObjective:
         """Return the learner's parameters."""
         return [{"params": list(self.pair.learner.parameters()), "lr_scale": 1.0}]
 
-    def start(self, batches: Iterable[TokenBatch]) -> None:
+    def setup(self, batches: Iterable[TokenBatch]) -> None:
         """Nothing to prepare."""
 
-    def step(self, batch: TokenBatch, step: int, fraction: float) -> dict[str, Tensor]:
+    def training_step(self, batch: TokenBatch, step: int, fraction: float) -> dict[str, Tensor]:
         """Return the loss, and the nats a token of each stage."""
         update_average(self.pair.average, self.pair.learner, self.config.ema, step)
         draw = draw_for(self.config.seed, step, self.fabric.global_rank)
@@ -86,7 +86,7 @@ class PriorObjective:
         coarse = losses[:, :first].mean() if first else losses.new_zeros(())
         return {"loss": coarse + losses[:, first:].mean(), **_by_stage(batch.layout, losses.detach())}
 
-    def validate(self, batch: TokenBatch) -> dict[str, Tensor]:
+    def validation_step(self, batch: TokenBatch) -> dict[str, Tensor]:
         """Return the averaged weights' log-likelihood (nats a token), bits a pixel, and nats by stage."""
         draw = torch.Generator().manual_seed(self.config.seed + int(batch.indices[0]))
         orders = draw_orders(batch.layout, len(batch), draw).to(batch.tokens.device)
@@ -109,7 +109,7 @@ class PriorObjective:
         """Nothing to tell."""
         return {}
 
-    def report(self) -> dict[str, float]:
+    def epoch_metrics(self) -> dict[str, float]:
         """Nothing to tell."""
         return {}
 

@@ -102,7 +102,7 @@ class _Reconstructing(ABC):
         """Return all parameters."""
         return [{"params": list(self.module.parameters()), "lr_scale": 1.0}]
 
-    def start(self, batches: Iterable[Batch]) -> None:
+    def setup(self, batches: Iterable[Batch]) -> None:
         """Start the codebooks by k-means, of as many slices of one shape as the recipe asks for."""
         wanted = self.recipe.tokenizer.quantizer.kmeans_slices
         if not wanted:
@@ -115,9 +115,9 @@ class _Reconstructing(ABC):
                 break
         generator = torch.Generator().manual_seed(self.recipe.training.seed)
         first = torch.cat(found)[:wanted].to(self.fabric.device)
-        self.tokenizer.start(self.entering(first), generator)
+        self.tokenizer.init_from_kmeans(self.entering(first), generator)
 
-    def step(self, batch: Batch, step: int, fraction: float) -> dict[str, Tensor]:
+    def training_step(self, batch: Batch, step: int, fraction: float) -> dict[str, Tensor]:
         """Return the scores of augmented slices, the commitment among them."""
         images = batch.images
         if len(images) == 1 and self.recipe.tokenizer.architecture == "vqvae2":
@@ -134,7 +134,7 @@ class _Reconstructing(ABC):
             dropped_levels = draw_dropped_levels(
                 self.tokenizer.levels, len(images), config.loss.level_dropout, draw
             ).to(images.device)
-        every = self.recipe.tokenizer.quantizer.revive_every
+        every = self.recipe.tokenizer.quantizer.reset_every
         # No revival at the end, so that the codes and their decoder come to rest.
         reset_dead_codes = every > 0 and step % every == every - 1 and fraction < 0.9
         scores: dict[str, Tensor] = self.module(
@@ -142,7 +142,7 @@ class _Reconstructing(ABC):
         )
         return scores
 
-    def validate(self, batch: Batch) -> dict[str, Tensor]:
+    def validation_step(self, batch: Batch) -> dict[str, Tensor]:
         """Return the scores of unseen slices."""
         scores: dict[str, Tensor] = self.module(batch.images)
         return scores
@@ -152,10 +152,10 @@ class _Reconstructing(ABC):
         found = {}
         for level in range(self.tokenizer.levels):
             usage = self.tokenizer.codebook(level).usage()
-            found[f"usage_{level}"], found[f"perplexity_{level}"] = usage.used, usage.perplexity
+            found[f"usage_{level}"], found[f"perplexity_{level}"] = usage.utilization, usage.perplexity
         return found
 
-    def report(self) -> dict[str, float]:
+    def epoch_metrics(self) -> dict[str, float]:
         """Return the usage, warn where it is low, and begin to count anew."""
         found = self.usage()
         for level in range(self.tokenizer.levels):
@@ -341,12 +341,12 @@ def _train_held(
     # The data's place is for the prior, later; it may change in between.
     fit = Trainer(objective, config, run, identity | {"data": str(opened.folder.resolve())}, fabric)
     with display, explain_dead_worker():
-        reached = fit(batches, judged, state, display)
+        outcome = fit(batches, judged, state, display)
     fabric.barrier()  # without it, tearing down gloo now and then aborts
-    return summarise_run(run, reached)
+    return summarise_run(run, outcome)
 
 
-def summarise_run(run: Path, reached: Progress) -> TrainingSummary:
+def summarise_run(run: Path, progress: Progress) -> TrainingSummary:
     """Return how a training ended, with the scores of its best epoch."""
-    best = next(row for row in reached.history if row["epoch"] == reached.best_epoch)
-    return TrainingSummary(run, reached.epoch, reached.step, reached.seconds, reached.best_epoch, best)
+    best = next(row for row in progress.history if row["epoch"] == progress.best_epoch)
+    return TrainingSummary(run, progress.epoch, progress.step, progress.seconds, progress.best_epoch, best)

@@ -84,19 +84,19 @@ class Objective(Protocol[In]):
     def groups(self) -> list[dict[str, Any]]:
         """Return the parameters, as an optimiser takes them; `lr_scale` multiplies the learning rate."""
 
-    def start(self, batches: Iterable[In]) -> None:
+    def setup(self, batches: Iterable[In]) -> None:
         """Prepare an untrained module, which is on its device."""
 
-    def step(self, batch: In, step: int, fraction: float) -> dict[str, Tensor]:
+    def training_step(self, batch: In, step: int, fraction: float) -> dict[str, Tensor]:
         """Return the scores of a training batch; `loss` among them carries the gradient."""
 
-    def validate(self, batch: In) -> dict[str, Tensor]:
+    def validation_step(self, batch: In) -> dict[str, Tensor]:
         """Return the mean scores of a validation batch."""
 
     def usage(self) -> dict[str, float]:
         """Return what the module tells of the training steps since the last report."""
 
-    def report(self) -> dict[str, float]:
+    def epoch_metrics(self) -> dict[str, float]:
         """Return the same and begin anew; warn of what a user should mend."""
 
     def save(self, path: Path, progress: Progress, scores: Mapping[str, float]) -> None:
@@ -124,7 +124,7 @@ def update_average(average: nn.Module, learner: nn.Module, decay: float, step: i
 
 
 def provenance(
-    data: PreparedData, train: SliceSet, device: torch.device, reached: Progress, scores: Mapping[str, float]
+    data: PreparedData, train: SliceSet, device: torch.device, progress: Progress, scores: Mapping[str, float]
 ) -> Provenance:
     """Say where a model comes from that was trained until now."""
     return Provenance(
@@ -135,9 +135,9 @@ def provenance(
         train_patients=len(train.patients),
         train_slices=len(train),
         spacing=data.info.spacing,
-        epoch=reached.epoch,
-        step=reached.step,
-        seconds=reached.seconds,
+        epoch=progress.epoch,
+        step=progress.step,
+        seconds=progress.seconds,
         validation=dict(scores),
     )
 
@@ -169,7 +169,7 @@ class Trainer(Generic[P]):
         self.run = run
         self.identity = identity
         self.fabric = fabric
-        self.reached = Progress()
+        self.progress = Progress()
 
     def __call__(
         self, training: Batches[P], validation: Batches[P], state: State | None, display: Display
@@ -177,21 +177,21 @@ class Trainer(Generic[P]):
         """Train from the start or from a state until epochs or minutes are used up."""
         module = self.objective.module.to(self.fabric.device)
         module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
-        self.bare = module
+        self.unwrapped = module
         self.optimizer: Any = _optimizer(self.config, self.objective.groups())
         if state is None:
-            self.objective.start(training)
+            self.objective.setup(training)
         else:
-            self.reached = Progress(**state.progress["reached"])
+            self.progress = Progress(**state.progress["progress"])
             _restore(state, module, self.optimizer)
-        if self.fabric.undecided and not self.reached.finished:
+        if self.fabric.undecided and not self.progress.finished:
             self.fabric = self.fabric.decided(self._precision(training, state, display))
         self.scaling = self.fabric.strategy.precision
         if state is not None:
             self.scaling.load_state_dict(state.progress.get("scaling", {}))
         wrapped, self.optimizer = self.fabric.setup(module, self.optimizer)
         self.objective.module = wrapped
-        self.began = time.perf_counter() - self.reached.seconds
+        self.began = time.perf_counter() - self.progress.seconds
         self.steps = self.config.epochs * len(training)
         display.begin(self._fraction(), again=state is not None)
         if training.repeated:
@@ -199,16 +199,16 @@ class Trainer(Generic[P]):
                 f"{training.repeated} batches per epoch are repeated, so that each of the "
                 f"{self.fabric.world_size} processes takes {len(training)} steps"
             )
-        while not self.reached.finished:
+        while not self.progress.finished:
             row = self._epoch(training, display)
-            self.reached.epoch += 1
-            self.reached.finished = self.reached.epoch == self.config.epochs or self._fraction() >= 1
-            if self.reached.finished or self.reached.epoch % self.config.validate_every == 0:
-                row |= self._validation(validation) | self.objective.report()
+            self.progress.epoch += 1
+            self.progress.finished = self.progress.epoch == self.config.epochs or self._fraction() >= 1
+            if self.progress.finished or self.progress.epoch % self.config.validate_every == 0:
+                row |= self._validation(validation) | self.objective.epoch_metrics()
                 self._record(row)
-                best = bool(self.objective.best) and self.reached.best_epoch == self.reached.epoch
-                display.validated(self.reached.step, self.reached.history[-1], best=best)
-        return self.reached
+                best = bool(self.objective.best) and self.progress.best_epoch == self.progress.epoch
+                display.validated(self.progress.step, self.progress.history[-1], best=best)
+        return self.progress
 
     def _precision(self, training: Batches[P], state: State | None, display: Display) -> str:
         """Return the precision that the run began with, or measure which one its steps are faster in."""
@@ -216,26 +216,26 @@ class Trainer(Generic[P]):
             return str(state.progress["precision"])
         training.set_epoch(0)
         batch = next(iter(training)).to(self.fabric.device)
-        self.bare.train()
-        tensors = [*self.bare.parameters(), *self.bare.buffers()]
+        self.unwrapped.train()
+        tensors = [*self.unwrapped.parameters(), *self.unwrapped.buffers()]
         before = [tensor.detach().clone() for tensor in tensors]
 
         def step() -> None:
-            torch.autograd.backward(self.objective.step(batch, 0, 0.0)["loss"])
+            torch.autograd.backward(self.objective.training_step(batch, 0, 0.0)["loss"])
 
         name, seconds = fastest_precision(step, self.fabric.device, broadcast=self.fabric.broadcast)
         with torch.no_grad():
             for tensor, value in zip(tensors, before, strict=True):
                 tensor.copy_(value)  # the steps taught codebooks and batch norms
-        self.bare.zero_grad()
+        self.unwrapped.zero_grad()
         times = ", ".join(f"{1000 * value:.0f} ms in {key}" for key, value in seconds.items())
         display.say(f"precision {name}: a training step takes {times}")
         return name
 
     def _epoch(self, training: Batches[P], display: Display) -> dict[str, float]:
         """Train one epoch, or to the end of the time; return mean scores and images a second."""
-        self.bare.train()
-        training.set_epoch(self.reached.epoch)
+        self.unwrapped.train()
+        training.set_epoch(self.progress.epoch)
         sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.fabric.device))
         images = steps = 0
         began = time.perf_counter()
@@ -246,13 +246,13 @@ class Trainer(Generic[P]):
             rate = _learning_rate(self.config, fraction)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate * group["lr_scale"]
-            scores = self.objective.step(batch.to(self.fabric.device), self.reached.step, fraction)
+            scores = self.objective.training_step(batch.to(self.fabric.device), self.progress.step, fraction)
             self.optimizer.zero_grad()
             self.fabric.backward(scores["loss"])
             if self.config.grad_clip_norm:
                 self._clip()
             self.optimizer.step()
-            self.reached.step += 1
+            self.progress.step += 1
             steps += 1
             images += len(batch) * self.fabric.world_size
             for name, value in scores.items():
@@ -260,7 +260,7 @@ class Trainer(Generic[P]):
             if steps == 1 or steps % CHECK_EVERY == 0:
                 speed = images / (time.perf_counter() - began)
                 shown = {**self._means(sums, steps), **self.objective.usage(), "images_per_second": speed}
-                display.trained(self.reached.epoch, fraction, shown)
+                display.trained(self.progress.epoch, fraction, shown)
         means = self._means(sums, steps)
         speed = images / (time.perf_counter() - began)
         return {f"train_{name}": value for name, value in means.items()} | {
@@ -287,17 +287,17 @@ class Trainer(Generic[P]):
             which = "best" if self.objective.best else "latest"
             good = f"{kept} is the {which} until then" if kept.exists() else "no model was kept yet"
             raise ConfigError(
-                f"{self.run}: the loss is NaN or infinite after step {self.reached.step}; {good}; train "
+                f"{self.run}: the loss is NaN or infinite after step {self.progress.step}; {good}; train "
                 f"to another --out with a lower learning_rate (found {self.config.learning_rate:g})"
             )
 
     @torch.no_grad()
     def _validation(self, validation: Batches[P]) -> dict[str, float]:
-        self.bare.eval()
+        self.unwrapped.eval()
         sums: dict[str, float] = defaultdict(float)
         count = 0
         for batch in validation:
-            scores = self.objective.validate(batch.to(self.fabric.device))
+            scores = self.objective.validation_step(batch.to(self.fabric.device))
             for name, value in scores.items():
                 sums[name] += float(value) * len(batch)
             count += len(batch)
@@ -307,39 +307,39 @@ class Trainer(Generic[P]):
 
     def _record(self, row: dict[str, float]) -> None:
         """Write all that a validation leaves: history, curves, the best model, and the state to go on."""
-        reached = self.reached
-        reached.seconds = time.perf_counter() - self.began
-        reached.history.append(
-            {"epoch": reached.epoch, "step": reached.step, "seconds": reached.seconds} | row
+        progress = self.progress
+        progress.seconds = time.perf_counter() - self.began
+        progress.history.append(
+            {"epoch": progress.epoch, "step": progress.step, "seconds": progress.seconds} | row
         )
         best = self.objective.best
-        score = row[f"validation_{best}"] if best else float(reached.epoch)
-        better = score > reached.best
+        score = row[f"validation_{best}"] if best else float(progress.epoch)
+        better = score > progress.best
         if better:
-            reached.best, reached.best_epoch = score, reached.epoch
-        worse_for = (reached.epoch - reached.best_epoch) // self.config.validate_every
-        reached.finished |= 0 < self.config.patience <= worse_for
+            progress.best, progress.best_epoch = score, progress.epoch
+        worse_for = (progress.epoch - progress.best_epoch) // self.config.validate_every
+        progress.finished |= 0 < self.config.patience <= worse_for
         if not self.fabric.is_global_zero:
             return
         if better:
-            self.objective.save(self.run / MODEL_NAME, reached, row)
-        write_metrics(self.run, reached.history)
-        tensors = {f"model.{name}": tensor for name, tensor in self.bare.state_dict().items()}
+            self.objective.save(self.run / MODEL_NAME, progress, row)
+        write_metrics(self.run, progress.history)
+        tensors = {f"model.{name}": tensor for name, tensor in self.unwrapped.state_dict().items()}
         for index, slots in self.optimizer.state_dict()["state"].items():
             for name, value in slots.items():
                 tensors[f"optimizer.{index}.{name}"] = torch.as_tensor(value)
-        progress = {
-            "reached": asdict(reached),
+        record = {
+            "progress": asdict(progress),
             "precision": self.scaling.precision,
             "scaling": self.scaling.state_dict(),
             **self.identity,
         }
         # The state comes last: whatever it says was done lies on disk already.
-        save_state(self.run / STATE_NAME, State(tensors, progress))
+        save_state(self.run / STATE_NAME, State(tensors, record))
 
     def _fraction(self) -> float:
         """Share of the training that is done, by steps or by the clock; the same on every process."""
-        fraction = self.reached.step / self.steps
+        fraction = self.progress.step / self.steps
         if self.config.max_minutes:
             elapsed = (time.perf_counter() - self.began) / (60 * self.config.max_minutes)
             if self.fabric.world_size > 1:

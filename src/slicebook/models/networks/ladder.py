@@ -44,13 +44,13 @@ def blocks(width: int, count: int) -> nn.Sequential:
     return nn.Sequential(*(Block(width) for _ in range(count)))
 
 
-def fold(channels: int, width: int, rate: int, kernel: int = 1) -> nn.Sequential:
+def patchify(channels: int, width: int, rate: int, kernel: int = 1) -> nn.Sequential:
     """Fold `rate`×`rate` pixels into channels, then mix."""
     mix = nn.Conv2d(channels * rate * rate, width, kernel, padding=kernel // 2)
     return nn.Sequential(nn.PixelUnshuffle(rate), mix)
 
 
-def unfold(width: int, channels: int, rate: int, kernel: int = 1) -> nn.Sequential:
+def unpatchify(width: int, channels: int, rate: int, kernel: int = 1) -> nn.Sequential:
     """Mix, then unfold channels into `rate`×`rate` pixels."""
     mix = nn.Conv2d(width, channels * rate * rate, kernel, padding=kernel // 2)
     return nn.Sequential(mix, nn.PixelShuffle(rate))
@@ -60,10 +60,10 @@ def head(width: int, rate: int, channels: int) -> nn.Sequential:
     """Draw pixels from the finest grid: one residual block at twice its resolution, then unfold the rest."""
     layers: list[nn.Module] = []
     if rate > 2:
-        layers += [unfold(width, width // 2, 2), Block(width // 2)]
+        layers += [unpatchify(width, width // 2, 2), Block(width // 2)]
         width, rate = width // 2, rate // 2
     return nn.Sequential(
-        *layers, nn.GroupNorm(GROUPS, width), nn.SiLU(), unfold(width, channels, rate, kernel=3)
+        *layers, nn.GroupNorm(GROUPS, width), nn.SiLU(), unpatchify(width, channels, rate, kernel=3)
     )
 
 
@@ -79,7 +79,7 @@ class Ladder(Network):
         levels = range(len(rates))
         self.folds = nn.ModuleList(
             # Channels of a mask make a wide stem, and noise to average over it has none.
-            fold(
+            patchify(
                 width if level else config.channels,
                 width,
                 rate,
@@ -91,18 +91,18 @@ class Ladder(Network):
         self.to_latents = nn.ModuleList(
             nn.Sequential(nn.GroupNorm(GROUPS, width), nn.SiLU(), nn.Conv2d(width, dim, 1)) for _ in levels
         )
-        self.from_codes = nn.ModuleList(nn.Conv2d(dim, width, 3, padding=1) for _ in levels)
+        self.code_proj = nn.ModuleList(nn.Conv2d(dim, width, 3, padding=1) for _ in levels)
         self.decoders = nn.ModuleList(blocks(width, depth) for _ in levels)
         self.unfolds = nn.ModuleList(
-            unfold(width, width, rate) if level else head(width, rate, config.channels)
+            unpatchify(width, width, rate) if level else head(width, rate, config.channels)
             for level, rate in enumerate(rates)
         )
-        self.asks = nn.ModuleList(nn.Conv2d(width, width, 1) for _ in rates[1:])
+        self.context_proj = nn.ModuleList(nn.Conv2d(width, width, 1) for _ in rates[1:])
 
     @property
     def pixel_decoder(self) -> nn.ModuleList:
         """What makes pixels of the finest codes and their context."""
-        return nn.ModuleList([self.from_codes[0], self.decoders[0], self.unfolds[0]])
+        return nn.ModuleList([self.code_proj[0], self.decoders[0], self.unfolds[0]])
 
     def features(self, images: Float[Tensor, "b c h w"]) -> Sequence[Float[Tensor, "b _ _ _"]]:
         """Encode slices to one map a level, finest first."""
@@ -117,13 +117,13 @@ class Ladder(Network):
     ) -> Float[Tensor, "b d gh gw"]:
         """Say what a level would add to the coarser ones."""
         if context:
-            features = features + self.asks[level](context[0])
+            features = features + self.context_proj[level](context[0])
         latents: Tensor = self.to_latents[level](features)
         return latents
 
     def decode_level(self, level: int, context: Context, vectors: Float[Tensor, "b d gh gw"]) -> Context:
         """Fold a level's vectors into the context."""
-        said = self.from_codes[level](vectors)
+        said = self.code_proj[level](vectors)
         if context:
             said = said + context[0]
         return (self.unfolds[level](self.decoders[level](said)),)

@@ -2,8 +2,8 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
-import click
 import pytest
 import typer.main
 
@@ -34,7 +34,7 @@ OTHERS = {
 }
 
 
-def options_of(command: click.Command) -> set[str]:
+def options_of(command: Any) -> set[str]:
     """Every option of a command and of the commands below it."""
     names = {name for option in command.params for name in (*option.opts, *option.secondary_opts)}
     for inner in getattr(command, "commands", {}).values():

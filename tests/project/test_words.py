@@ -3,6 +3,7 @@
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pydicom
@@ -68,7 +69,7 @@ def test_every_block_of_a_page_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     if "export" in "".join(commands(page)):
         write_hospital_export(tmp_path / "export")
-    names = {}
+    names: dict[str, Any] = {}
     for language, text in blocks(page):
         if language == "python":
             exec(compile(text, str(page), "exec"), names)

@@ -228,11 +228,11 @@ def test_generate_draws_so_many_samples_from_a_seed_on(trained, tmp_path, capsys
 
 
 def test_generate_hands_its_options_on(trained, tmp_path, capsys):
-    options = ["--temperature", 0.7, "--fine-temperature", 0.6, "--top-p", 0.5, "--guidance", 1, "--no-grain"]
+    options = ["--temperature", 0.7, "--fine-temperature", 0.6, "--top-p", 0.5, "--guidance", 1, "--no-noise"]
     out = tmp_path / "out"
     answer(capsys, "generate", trained.run, "-n", 1, "--position", 0.25, *options, "--out", out)
     assert "0.25" in (out / "manifest.csv").read_text()
-    wanted = {"temperature": 0.7, "fine_temperature": 0.6, "top_p": 0.5, "guidance": 1.0, "grain": False}
+    wanted = {"temperature": 0.7, "fine_temperature": 0.6, "top_p": 0.5, "guidance": 1.0, "noise": False}
     assert json.loads((out / "generation.json").read_text())["settings"] == wanted
 
 
@@ -261,9 +261,7 @@ def test_the_demo_makes_everything_and_goes_on_when_repeated(recipe, tmp_path, m
     monkeypatch.setattr("slicebook.cli.demo.PATIENTS", (4, 1, 2))
     monkeypatch.setattr("slicebook.cli.demo.SLICES", 4)
     monkeypatch.setattr("slicebook.cli.demo.SHAPE", (64, 32))
-    monkeypatch.setattr(
-        "slicebook.evaluation.evaluate.evaluate", partial(evaluate, samples=16, steps=4, codecs=False)
-    )
+    monkeypatch.setattr("slicebook.cli.demo.evaluate", partial(evaluate, samples=16, steps=4, codecs=False))
     out = tmp_path / "demo"
     first = answer(capsys, "demo", "--out", out, "--recipe", recipe, "--device", "cpu")
     assert first["evaluation"]["patients"] == 2

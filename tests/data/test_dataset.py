@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from slicebook.config import AugmentConfig
-from slicebook.data import dataset, loader
+from slicebook.data import loader
 from slicebook.data.augment import Augmentation, augment, draw_augmentation
 from slicebook.data.dataset import PreparedData, SliceSet
 from slicebook.data.layouts.sources import SourceOptions
@@ -116,7 +116,7 @@ def test_slices_of_one_shape_are_shared_out_evenly() -> None:
 def test_workers_that_shared_memory_cannot_hold_are_refused_before_they_start(
     slices: SliceSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dataset, "SHARED_MEMORY", tmp_path)
+    monkeypatch.setattr(loader, "SHARED_MEMORY", tmp_path)
     wanted = 6 * 4 * 30 * 4  # batches × slices × pixels of the larger shape × bytes
     free = SimpleNamespace(free=wanted - 1)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: free)

@@ -372,7 +372,7 @@ def test_samples_of_another_tokenizer_are_warned_of(tmp_path, trained):
 
 def test_a_file_is_no_folder_for_a_report(tmp_path, data, monkeypatch):
     monkeypatch.setattr(
-        "slicebook.evaluation.reconstruction.evaluate_reconstruction",
+        "slicebook.evaluation.evaluate.evaluate_reconstruction",
         lambda *_, **__: pytest.fail("worked first"),
     )
     (tmp_path / "out").write_text("a file")
@@ -388,7 +388,7 @@ def test_a_number_that_is_not_finite_is_a_part_left_out(tmp_path, trained, monke
         rate = found.bits_per_pixel.model_copy(update={"lowest": math.nan})
         return found.model_copy(update={"bits_per_pixel": rate})
 
-    monkeypatch.setattr("slicebook.evaluation.reconstruction.evaluate_reconstruction", broken)
+    monkeypatch.setattr("slicebook.evaluation.evaluate.evaluate_reconstruction", broken)
     data = write_prepared(tmp_path / "prepared")
     with pytest.raises(DataError, match="fidelity: a number that was measured is not finite"):
         evaluate(model(tmp_path / "model"), data, tmp_path / "out", codecs=False)

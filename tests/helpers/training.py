@@ -3,7 +3,6 @@
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 
 from slicebook.data.dataset import PreparedData
@@ -98,11 +97,6 @@ def tiny(*settings):
 def train(data, recipe, out, **how):
     settings: dict[str, Any] = {"device": "cpu", "precision": "32-true", "progress": False} | how
     return train_tokenizer(data, recipe, out, **settings)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return prepared_folder(tmp_path_factory.mktemp("data") / "prepared")
 
 
 def poison(data, split):

@@ -117,7 +117,7 @@ def test_noise_is_left_out_where_asked_and_where_the_tokenizer_keeps_it(trained,
     generate(trained.run, tmp_path / "smooth", count=3, seed=5, noise=False, **CPU)
     assert {line["noise"] for line in lines_of(tmp_path / "smooth")} == {"0.0"}
     records = [json.loads((out / "generation.json").read_text()) for out in (made.out, tmp_path / "smooth")]
-    assert [record["settings"]["grain"] for record in records] == [True, False]
+    assert [record["settings"]["noise"] for record in records] == [True, False]
     plain, noisy = (image_of(out, 6).array for out in (tmp_path / "smooth", made.out))
     assert np.abs(plain - noisy).max() > 0
     bare = replace(loaded, info=loaded.info.model_copy(update={"noise_model": None}))
@@ -158,7 +158,7 @@ def test_a_set_tells_the_model_and_the_settings_it_came_from(made, loaded):
         "fine_temperature": 0.8,
         "top_p": 0.95,
         "guidance": 0.0,
-        "grain": True,
+        "noise": True,
     }
     assert found["label_values"] == list(loaded.info.masks.tokenizer.label_values)
 
@@ -374,7 +374,7 @@ def interrupted(trained, out, monkeypatch, **wishes):
         ({"position": 0.5}, "position None then, 0.5 now"),
         ({"group": "1"}, "class None then, 1 now"),
         ({"conditional": False}, "conditional True then, False now"),
-        ({"noise_model": False}, "noise True then, False now"),
+        ({"noise": False}, "noise True then, False now"),
         ({"size": (36, 64)}, r"size \[32, 64\] then, \[36, 64\] now"),
         ({"settings": SamplingSettings(top_p=0.5)}, "top_p 0.95 then, 0.5 now"),
     ],

@@ -228,7 +228,7 @@ def test_a_damaged_state_is_refused(tmp_path):
         load_state(path)
 
 
-@pytest.mark.parametrize("fails", ["tensor_file.save_file", "atomic.os.fsync", "atomic.os.replace"])
+@pytest.mark.parametrize("fails", ["io.tensors.save_file", "io.atomic.os.fsync", "io.atomic.os.replace"])
 def test_a_save_that_fails_leaves_the_old_model_and_nothing_else(fails, model, monkeypatch):
     before = model.read_bytes()
 

@@ -10,16 +10,19 @@ import typer.main
 from slicebook.cli import main
 
 ROOT = Path(__file__).parents[2]
+LEFT_OUT = {Path(__file__).name, "log.md", "releasing.md", "test_page_in_browser.py"}
 FILES = sorted(
     path
-    for folder in ("src", "benchmarks", "docs", "tests", "README.md", "CONTRIBUTING.md")
+    for folder in ("src", "benchmarks", "docs", "tests", "README.md")
     for path in (ROOT / folder, *(ROOT / folder).rglob("*"))
-    if path.suffix in {".py", ".md", ".j2", ".yaml"} and path.name not in {Path(__file__).name, "log.md"}
+    if path.suffix in {".py", ".md", ".j2", ".yaml"} and path.name not in LEFT_OUT
 )
 OPTION = re.compile(r"(?<![\w/-])--[a-z][a-z-]*[a-z]\b(?!-)")
 
 # Options of other programs.
 OTHERS = {
+    *("--ink", "--line"),  # variables of style sheets
+    "--shm-size",  # docker run
     *("--raw", "--version", "--help"),  # gdcmconv; every program
     *(
         "--nodes",

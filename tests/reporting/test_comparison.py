@@ -111,7 +111,7 @@ def test_a_part_that_was_not_judged_is_no_difference(variant):
         ("split", "test", "split is validation in a and c, and test in b"),
         ("drawing__samples", 99, "number of samples is 24 in a and c, and 99 in b"),
         ("drawing__settings__top_p", 0.5, "sampling is .* in a and c, and .*top_p 0.5.* in b"),
-        ("drawing__grain", False, "sampling is .* in a and c, and .*no noise added in b"),
+        ("drawing__noise", False, "sampling is .* in a and c, and .*no noise added in b"),
         (
             "generation__features",
             texture_alone,

@@ -61,7 +61,7 @@ def test_copies_and_invalid_audits_are_refused_before_anything_is_drawn(
     trained, variant, tmp_path, monkeypatch, valid, copied
 ):
     report = variant("report", audit__copies__valid=valid, audit__copies__copies_found=copied)
-    monkeypatch.setattr("slicebook.inference.synthesis.draw", lambda *_, **__: pytest.fail("drew"))
+    monkeypatch.setattr("slicebook.inference.generate.draw", lambda *_, **__: pytest.fail("drew"))
     with pytest.raises(DataError, match="must not be shared"):
         share(trained, report, tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -77,7 +77,7 @@ def test_the_audit_of_another_model_clears_nothing(trained, variant, tmp_path):
     ("how", "named"),
     [
         ({"settings": SamplingSettings(temperature=0.5)}, "temperature 0.9 audited, 0.5 requested"),
-        ({"noise_model": False}, "grain True audited, False requested"),
+        ({"noise": False}, "noise True audited, False requested"),
         ({"group": "0"}, "class any audited, 0 requested"),
         ({"conditional": False}, "conditional True audited, False requested"),
         ({"position": 0.5}, "position any audited, 0.5 requested"),

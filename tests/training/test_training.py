@@ -50,6 +50,11 @@ def train_until(step, data, recipe, run):
 
 
 @pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return prepared_folder(tmp_path_factory.mktemp("data") / "prepared")
+
+
+@pytest.fixture(scope="module")
 def finished(data, tmp_path_factory):
     """A finished training of two epochs, and what it returned."""
     run = tmp_path_factory.mktemp("runs") / "finished"

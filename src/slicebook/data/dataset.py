@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +16,6 @@ from torch.utils.data import Dataset
 from slicebook.data.manifest import DatasetInfo, SliceRecord, read_info, read_manifest
 from slicebook.data.splits import SPLITS, Split
 from slicebook.errors import DataError
-
-SHARED_MEMORY = Path("/dev/shm")
-PREFETCHED = 2  # batches that PyTorch has each worker read ahead
-LOADING_TIMEOUT = 300  # seconds without a batch from any worker, after which none will come
 
 
 @dataclass(frozen=True)
@@ -138,25 +132,6 @@ class SliceSet(Dataset[Float32[Tensor, "1 h w"]]):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_files": {}}  # a memory map would travel to a worker by value
-
-
-def _expect_shared_memory(workers: int, batch_bytes: int) -> None:
-    """Refuse workers whose batches do not fit into shared memory: they would wait for ever, without a word.
-
-    A worker reads PREFETCHED batches ahead, and two more are in the hands of the loop. The processes of a
-    node share the memory.
-    """
-    if not SHARED_MEMORY.is_dir():  # not Linux: shared memory has no folder, and no such limit
-        return
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    wanted = processes * (workers * PREFETCHED + 2) * batch_bytes
-    free = shutil.disk_usage(SHARED_MEMORY).free
-    if wanted > free:
-        raise DataError(
-            f"{SHARED_MEMORY}: {free / 2**20:.0f} MiB of shared memory are free, wanted "
-            f"{wanted / 2**20:.0f} MiB for the batches that {workers} workers read ahead; use --workers 0, "
-            "fewer workers or a smaller batch size, or enlarge it (Docker: --shm-size)"
-        )
 
 
 def _expect_size(path: Path, wanted: int) -> None:

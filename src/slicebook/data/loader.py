@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+import os
+import shutil
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -15,8 +18,33 @@ from jaxtyping import Float32, Int64, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from slicebook.data.dataset import LOADING_TIMEOUT, SHARED_MEMORY, SliceSet, _expect_shared_memory
+from slicebook.data.dataset import SliceSet
 from slicebook.errors import DataError
+
+PREFETCHED = 2  # batches that PyTorch has each worker read ahead
+SHARED_MEMORY = Path("/dev/shm")
+
+
+LOADING_TIMEOUT = 300  # seconds without a batch from any worker, after which none will come
+
+
+def _expect_shared_memory(workers: int, batch_bytes: int) -> None:
+    """Refuse workers whose batches do not fit into shared memory: they would wait for ever, without a word.
+
+    A worker reads PREFETCHED batches ahead, and two more are in the hands of the loop. The processes of a
+    node share the memory.
+    """
+    if not SHARED_MEMORY.is_dir():  # not Linux: shared memory has no folder, and no such limit
+        return
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    wanted = processes * (workers * PREFETCHED + 2) * batch_bytes
+    free = shutil.disk_usage(SHARED_MEMORY).free
+    if wanted > free:
+        raise DataError(
+            f"{SHARED_MEMORY}: {free / 2**20:.0f} MiB of shared memory are free, wanted "
+            f"{wanted / 2**20:.0f} MiB for the batches that {workers} workers read ahead; use --workers 0, "
+            "fewer workers or a smaller batch size, or enlarge it (Docker: --shm-size)"
+        )
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -25,7 +24,7 @@ from slicebook.data.transforms import IntensityMap
 from slicebook.devices import choose_device
 from slicebook.errors import ConfigError, DataError
 from slicebook.inference.synthesis import RenderedSlices, check_class, check_seeds, decode_pages, draw, render
-from slicebook.io.atomic import write_csv, write_text
+from slicebook.io.atomic import put_in_place, write_csv, write_text
 from slicebook.io.nifti import write_nifti
 from slicebook.io.volume import Volume, from_slices, orientation_of
 from slicebook.models.checkpoint import LoadedPrior, load_prior
@@ -65,7 +64,7 @@ class Sample:
         log_likelihood: In nats, of its tokens under the prior; the mean over orders.
         spread: Standard deviation over orders of the same.
         bits_per_pixel: Of the same, image and mask.
-        noise: Level that the noise was brought to, on [-1, 1], as `grain.noise_level` measures it; 0 where
+        noise: Level that the noise was brought to, on [-1, 1], as `noise.noise_level` measures it; 0 where
             none was put back.
     """
 
@@ -173,7 +172,7 @@ def generate(
     _draw_sheets(folder.set, samples, kind)
     _write_lists(folder.set, samples, task)
     for name, text in beside.items():
-        (folder.set / name).write_text(text, encoding="utf-8")
+        write_text(folder.set / name, text)
     folder.finish()
     mean = sum(one.bits_per_pixel for one in samples) / count
     return GenerateSummary(Path(out), count, asked.size, loaded.book.masks is not None, mean)
@@ -271,9 +270,7 @@ class _Folder:
 
     def finish(self) -> None:
         """Put the finished set in its place."""
-        if self.place.is_dir():
-            self.place.rmdir()
-        os.replace(self.set, self.place)
+        put_in_place(self.set, self.place)
         shutil.rmtree(self.partial)
 
     def _is_ours(self) -> bool:
@@ -418,7 +415,7 @@ def _write_lists(out: Path, samples: list[Sample], task: _Task) -> None:
         "slicebook_version": __version__,
         "model_sha256": info.weights_sha256,
         "request": task.request(),
-        "settings": asdict(task.asked.settings) | {"noise_model": task.asked.noise},
+        "settings": asdict(task.asked.settings) | {"noise": task.asked.noise},
         "slices": task.kind.model_dump(mode="json", exclude={"slices"}),
         "label_values": [] if info.masks is None else list(info.masks.tokenizer.label_values),
         "recipe": info.recipe.model_dump(mode="json"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -112,9 +113,15 @@ def list_volumes(source: str | Path, plane: Plane | None = None) -> tuple[Listed
         files.setdefault("-".join([*file.relative_to(path).parts[:-1], nifti_stem(file)]), []).append(file)
     if files:
         return _named(files)
-    series = [item for item in find_dicom_series(path) if plane in (None, item.plane)]
+    skipped: Counter[str] = Counter()
+    listed = find_dicom_series(path, skipped=lambda _, reason: skipped.update([reason]))
+    series = [item for item in listed if plane in (None, item.plane)]
     if not series:
-        raise DataError(f"{path}: holds no NIfTI file and no {plane or 'DICOM'} series; give another folder")
+        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.items()))
+        raise DataError(
+            f"{path}: holds no NIfTI file and no {plane or 'DICOM'} series"
+            f"{f' (passed over: {reasons})' if reasons else ''}; give another folder"
+        )
     return tuple(
         ListedVolume(f"series-{number:02}-{item.plane}", partial(read_dicom_series, item))
         for number, item in enumerate(series, start=1)

@@ -98,7 +98,7 @@ def replacing_folder(path: str | Path, *, replace_content: bool = False) -> Iter
         yield partial
         if not partial.is_dir() or partial.stat().st_ino != made:
             raise DataError(f"{path}: another command writes there at the same time; run one after the other")
-        _put_in_place(partial, place, replace_content)
+        put_in_place(partial, place, replace_content=replace_content)
     except OSError as error:
         raise _unwritable(Path(path), error) from error
     finally:
@@ -139,7 +139,17 @@ def replacing_files(
             folder.rmdir()
 
 
-def _put_in_place(partial: Path, place: Path, replace_content: bool) -> None:
+def put_in_place(partial: Path, place: Path, *, replace_content: bool = False) -> None:
+    """Give a finished folder its final name.
+
+    Args:
+        partial: The finished folder, on the same file system.
+        place: The final name: missing, an empty folder, or, with `replace_content`, any folder.
+        replace_content: Whether a folder with content is replaced; it is kept until the new one is there.
+
+    Raises:
+        OSError: The folder is not empty, or the disk does not take it; `place` is as it was.
+    """
     retired = partial.with_suffix(".old")
     if place.is_dir() and replace_content and any(place.iterdir()):
         shutil.rmtree(retired, ignore_errors=True)

@@ -105,7 +105,7 @@ def _command(report: Evaluation) -> str:
     if drawing := report.drawing:
         words.append(f"-n {drawing.samples}")
         words += [f"--{name.replace('_', '-')} {value}" for name, value in drawing.settings.items()]
-        words.append("--grain" if drawing.noise else "--no-grain")
+        words.append("--noise" if drawing.noise else "--no-noise")
     parts = [part for part in PARTS if getattr(report, part)]
     if len(parts) < len(PARTS):
         words += [f"--only {part}" for part in parts]

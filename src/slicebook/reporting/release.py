@@ -73,7 +73,7 @@ def _check_settings(path: Path, drawing: SamplingInfo, asked: Asked) -> None:
     requested = {
         **asdict(asked.settings),
         "size": f"{asked.size[0]}×{asked.size[1]}",
-        "grain": asked.noise,
+        "noise": asked.noise,
         "class": asked.group or "any",
         "conditional": asked.conditional,
         "position": "any" if asked.position is None else asked.position,
@@ -81,7 +81,7 @@ def _check_settings(path: Path, drawing: SamplingInfo, asked: Asked) -> None:
     audited = {
         **drawing.settings,
         "size": f"{drawing.rows}×{drawing.columns}",
-        "grain": drawing.noise,
+        "noise": drawing.noise,
         "class": "any",
         "conditional": True,
         "position": "any",

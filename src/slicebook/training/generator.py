@@ -192,7 +192,7 @@ def _set_decoder(folder: Path, drawing: LoadedTokenizer, recipe: Recipe, train: 
         return
     made = drawing.info.provenance if drawing.info.kind == KIND else None
     noise_model = _grain(drawing, train, read_samples(kept, folder / "decoder") if made else None)
-    update = {"recipe": recipe, "grain": noise_model, "decoder_provenance": made}
+    update = {"recipe": recipe, "noise_model": noise_model, "decoder_provenance": made}
     book = JointTokenizer(drawing.tokenizer, kept.book.masks)
     save_prior(kept.path, kept.prior, book, kept.info.model_copy(update=update))
 

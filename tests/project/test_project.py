@@ -69,6 +69,15 @@ def test_ci_runs_the_check_of_a_person_on_every_python_with_lowest_and_highest_v
     assert workflow["permissions"] == {"contents": "read"}
 
 
+def test_ci_measures_coverage_on_a_python_that_measures_quickly() -> None:
+    workflow = settings(".github", "workflows", "ci.yml")
+    (environment,) = (step["env"] for step in workflow["jobs"]["check"]["steps"] if "env" in step)
+    for name, value in {"COVERAGE_CORE": "sysmon", "PYTEST_ADDOPTS": "--cov=slicebook"}.items():
+        (python,) = re.findall(rf"matrix\.python == '(3\.\d+)' && '{value}' \|\| ''", environment[name])
+        assert python in workflow["jobs"]["check"]["strategy"]["matrix"]["python"]
+        assert int(python.split(".")[1]) >= 12
+
+
 def test_ci_pins_each_action_to_a_major_version() -> None:
     used = re.findall(r"uses: (\S+)", read(".github", "workflows", "ci.yml"))
     assert used

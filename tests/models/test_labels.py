@@ -152,7 +152,9 @@ def test_every_weight_of_a_label_tokenizer_has_a_gradient():
 def test_a_tokenizer_of_slices_is_as_it_was_before_masks():
     network = Ladder(load_recipe("compact").tokenizer)
     assert network.folds.get_parameter("0.1.weight").shape == (96, 64, 3, 3)
-    assert network.unfolds.get_parameter("0.1.0.weight").shape == (16, 48, 3, 3)
+    assert network.unfolds[0].get_parameter(
+        f"{len(list(network.unfolds[0].children())) - 1}.0.weight"
+    ).shape == (16, 48, 3, 3)
     assert sum(weight.numel() for weight in network.parameters()) == 2_556_736
 
 
@@ -187,7 +189,7 @@ def test_the_loss_of_masks_and_label_values_go_together():
         validate(Recipe, {"training": labels}, "here")
     with pytest.raises(ConfigError, match="go together"):
         validate(Recipe, {"tokenizer": {"label_values": (0, 1)}}, "here")
-    with pytest.raises(ConfigError, match="wanted 'labels' for masks"):
+    with pytest.raises(ConfigError, match="wanted 'ce_dice' for masks"):
         validate(LabelsConfig, {"training": TrainingConfig()}, "here")
 
 
@@ -211,14 +213,23 @@ def test_label_values_come_from_the_data_unless_the_recipe_has_them():
 
 
 def moves(count, **settings):
-    still = {"mirror": 0, "rotate_degrees": 0, "scale": 0, "shift": 0, "gamma": 0, "gain": 0}
+    still = {
+        "flip_probability": 0,
+        "rotate_degrees": 0,
+        "scale": 0,
+        "shift": 0,
+        "gamma": 0,
+        "intensity_scale": 0,
+    }
     config = AugmentConfig(**(still | settings))
     return draw_augmentation(config, count, torch.Generator().manual_seed(1))
 
 
 def test_masks_move_as_their_slices_do():
     inside = masks(6, 40, 24)[:, None]
-    parameters = moves(6, mirror=0.5, rotate_degrees=20, scale=0.1, shift=0.1, gamma=0.5, intensity_scale=0.5)
+    parameters = moves(
+        6, flip_probability=0.5, rotate_degrees=20, scale=0.1, shift=0.1, gamma=0.5, intensity_scale=0.5
+    )
     moved = augment_labels(inside, parameters)
     assert set(moved.unique().tolist()) <= set(VALUES)
     still = replace(parameters, gamma=torch.ones(6), gain=torch.ones(6))
@@ -230,7 +241,7 @@ def test_masks_move_as_their_slices_do():
 def test_masks_are_mirrored_exactly_and_their_edge_goes_on():
     inside = masks(2)[:, None]
     assert augment_labels(inside, moves(2)).equal(inside)
-    assert augment_labels(inside, moves(2, mirror=1)).equal(inside.flip(-1))
+    assert augment_labels(inside, moves(2, flip_probability=1)).equal(inside.flip(-1))
     full = torch.full((8, 1, 16, 16), 5, dtype=torch.uint8)
     assert augment_labels(full, moves(8, shift=0.3, rotate_degrees=30)).equal(full)
 

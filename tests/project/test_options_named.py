@@ -23,6 +23,7 @@ OPTION = re.compile(r"(?<![\w/-])--[a-z][a-z-]*[a-z]\b(?!-)")
 OTHERS = {
     *("--ink", "--line"),  # variables of style sheets
     "--shm-size",  # docker run
+    "--cov",  # pytest
     *("--raw", "--version", "--help"),  # gdcmconv; every program
     *(
         "--nodes",

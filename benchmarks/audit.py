@@ -65,7 +65,8 @@ def measure(
     described = describe(train)
     generator = np.random.default_rng(SEED)
     third = patients // 3
-    held_out, fresh = [], []
+    held_out: list[np.ndarray[Any, Any]] = []
+    fresh: list[np.ndarray[Any, Any]] = []
     for number in range(patients):
         own = prepared_phantom(FIRST_FRESH + number)
         (held_out if number < third else fresh).append(

@@ -43,8 +43,10 @@ WANTED = {"seconds": 300, "memory_gb": 4, "demo_seconds": 90}  # set before anyt
 
 def _draw(loaded: LoadedPrior, data: PreparedData, kept: Path, count: int) -> None:
     side, _ = draw_samples(loaded, data, count, seed=SEED, progress=_count)
-    masks = {} if side.masks is None else {"masks": side.masks.numpy()}
-    np.savez(kept / DRAWN, images=side.images.numpy(), seeds=side.seeds, **masks)
+    arrays: dict[str, Any] = {"images": side.images.numpy(), "seeds": side.seeds}
+    if side.masks is not None:
+        arrays["masks"] = side.masks.numpy()
+    np.savez(kept / DRAWN, **arrays)
 
 
 def _judge(loaded: LoadedPrior, data: PreparedData, kept: Path, _: int) -> None:

@@ -85,7 +85,7 @@ def _draw_sheets(ours: SliceCollection, real: SliceCollection, aspect: float, fo
     if ours.masks is None or real.masks is None:
         return
     masked = [
-        [contact_sheet.tinted(side.images[row, 0].numpy(), side.masks[row].numpy(), aspect) for row in rows]
+        [contact_sheet.tinted(side.images[row, 0].numpy(), side.label_maps()[row], aspect) for row in rows]
         for side, rows in sides
     ]
     contact_sheet.write_sheet(_side_by_side(*masked), folder / "sheet-masks.png", columns=17)

@@ -37,8 +37,20 @@ def missing_for_browser() -> str:
     return ""
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give each process whole files, and to one that is idle the rest of another's.
+
+    The default deals tests out one by one, so that every process builds the fixtures of every file.
+    """
+    from xdist.scheduler import WorkStealingScheduling
+
+    return WorkStealingScheduling(config, log) if config.getoption("dist") == "load" else None
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselect the browser tests where they cannot run."""
+    """Start with the longest tests, those of the pages; deselect the browser tests where they cannot run."""
+    items.sort(key=lambda item: item.path.name != "test_words.py")
     if missing_for_browser():
         deselected = [item for item in items if item.get_closest_marker("browser")]
         config.hook.pytest_deselected(items=deselected)

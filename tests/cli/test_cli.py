@@ -192,8 +192,8 @@ def test_reconstruct_writes_a_volume_where_the_input_lay(run, volume, tmp_path, 
     out = tmp_path / "out"
     answer(capsys, "reconstruct", run, volume, out, "--device", "cpu")
     (written,) = out.glob("*.nii.gz")
-    np.testing.assert_array_equal(nib.load(written).affine, nib.load(volume).affine)
-    assert nib.load(written).shape == nib.load(volume).shape
+    np.testing.assert_array_equal(nib.nifti1.load(written).affine, nib.nifti1.load(volume).affine)
+    assert nib.nifti1.load(written).shape == nib.nifti1.load(volume).shape
     assert list(out.glob("**/*.png"))
 
 
@@ -206,8 +206,10 @@ def test_decoding_the_tokens_equals_reconstructing(run, volume, tmp_path, capsys
     ):
         answer(capsys, *command, "--device", "cpu")
     (reconstructed,) = out.glob("*.nii.gz")
-    np.testing.assert_array_equal(nib.load(decoded).affine, nib.load(volume).affine)
-    np.testing.assert_allclose(nib.load(decoded).get_fdata(), nib.load(reconstructed).get_fdata(), rtol=1e-4)
+    np.testing.assert_array_equal(nib.nifti1.load(decoded).affine, nib.nifti1.load(volume).affine)
+    np.testing.assert_allclose(
+        nib.nifti1.load(decoded).get_fdata(), nib.nifti1.load(reconstructed).get_fdata(), rtol=1e-4
+    )
 
 
 def test_training_a_prior_tells_how_it_went_and_again_goes_on(run, prepared, capsys):
@@ -235,7 +237,7 @@ def test_generate_hands_its_options_on(trained, tmp_path, capsys):
 
 
 def test_inpaint_redraws_a_region_of_a_volume(trained, volume, tmp_path, capsys):
-    image = nib.load(volume)
+    image = nib.nifti1.load(volume)
     region = np.zeros(image.shape, np.uint8)
     region[8:20, 6:14, 1] = 1
     nib.save(nib.Nifti1Image(region, image.affine), tmp_path / "region.nii.gz")
@@ -252,7 +254,7 @@ def test_anomaly_maps_a_volume(trained, volume, tmp_path, capsys):
     line = ["anomaly", trained.run, volume, tmp_path / "out", "--orders", 1, "--no-pictures"]
     summary = answer(capsys, *line, "--device", "cpu")
     assert (summary["volumes"], summary["slices"]) == (1, 3)
-    assert nib.load(tmp_path / "out" / "volume.nii.gz").shape == nib.load(volume).shape
+    assert nib.nifti1.load(tmp_path / "out" / "volume.nii.gz").shape == nib.nifti1.load(volume).shape
 
 
 def test_the_demo_makes_everything_and_goes_on_when_repeated(recipe, tmp_path, monkeypatch, capsys):

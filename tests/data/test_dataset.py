@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -118,7 +119,7 @@ def test_workers_that_shared_memory_cannot_hold_are_refused_before_they_start(
     monkeypatch.setattr(loader, "SHARED_MEMORY", tmp_path)
     wanted = 6 * 4 * 30 * 4  # batches × slices × pixels of the larger shape × bytes
     free = SimpleNamespace(free=wanted - 1)
-    monkeypatch.setattr(loader.shutil, "disk_usage", lambda _: free)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
     with pytest.raises(DataError, match=r"shared memory are free, wanted .* use --workers 0") as caught:
         SliceBatches(slices, 4, workers=2)
     assert "\n" not in str(caught.value)

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pydicom
@@ -215,7 +216,7 @@ def test_series_are_listed_chosen_by_regex_and_localizers_left_out(tmp_path: Pat
 def test_files_that_cannot_be_read_count_only_in_the_plane_that_is_asked_for(tmp_path: Path) -> None:
     for person in range(3):
         series(tmp_path / "in" / f"s{person}", f"P{person}")
-        bad = {"ImageOrientationPatient": [0, 1, 0, 0, 0, -1], "PixelSpacing": [0, 0]}
+        bad: dict[str, Any] = {"ImageOrientationPatient": [0, 1, 0, 0, 0, -1], "PixelSpacing": [0, 0]}
         series(tmp_path / "in" / f"bad{person}", f"P{person}", **bad)
     with pytest.raises(DataError, match="9 of 18 files cannot be read"):
         prepare(tmp_path / "in", tmp_path / "out")

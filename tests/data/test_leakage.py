@@ -45,7 +45,7 @@ def test_all_volumes_of_a_patient_are_on_one_side(data: Path, tmp_path: Path) ->
 def test_pseudonyms_are_serial_in_the_order_of_the_raw_names(data: Path, tmp_path: Path) -> None:
     prepare(data, tmp_path / "all", WHOSE, PrepareOptions(fractions=(1.0, 0.0, 0.0)))
     first = PreparedData.open(tmp_path / "all").records[0]
-    dubois = nib.load(data / "dubois_1.nii.gz").get_fdata()
+    dubois = nib.nifti1.load(data / "dubois_1.nii.gz").get_fdata()
     assert first.patient == "patient-0001"
     assert first.low == pytest.approx(np.percentile(dubois, 0.5), rel=1e-5)
 

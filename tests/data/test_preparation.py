@@ -41,7 +41,9 @@ def test_the_intensity_map_is_a_line_through_two_percentiles_and_inverts() -> No
     values = np.arange(201, dtype=np.float32)
     mapping = IntensityMap.fit(values)
     assert (mapping.low, mapping.high) == (1, 199)
-    np.testing.assert_allclose(mapping.forward(np.float32([0, 1, 100, 199, 200])), [-1, -1, 0, 1, 1])
+    np.testing.assert_allclose(
+        mapping.forward(np.array([0, 1, 100, 199, 200], np.float32)), [-1, -1, 0, 1, 1]
+    )
     inside = values[1:200]
     np.testing.assert_allclose(mapping.inverse(mapping.forward(inside)), inside, atol=1e-4)
 
@@ -60,7 +62,7 @@ def test_cropping_and_padding_are_central() -> None:
 
 
 def test_a_pattern_finer_than_the_new_pixels_becomes_grey_and_not_a_false_pattern() -> None:
-    stripes = np.tile(np.float32([0, 1]), (16, 24))
+    stripes = np.tile(np.array([0, 1], np.float32), (16, 24))
     assert np.ptp(stripes[::3, ::3]) == 1
     assert np.ptp(resample(stripes, (5, 16))[:, 2:-2]) < 0.1
 
@@ -69,7 +71,7 @@ def test_resampling_keeps_the_field_of_view_and_invents_no_label() -> None:
     image = np.zeros((8, 8), np.float32)
     image[:4] = 1
     assert resample(image, (16, 16))[[2, 13], 8] == pytest.approx([1, 0], abs=0.05)
-    mask = np.repeat(np.uint8([0, 5]), 4)[None].repeat(8, axis=0)
+    mask = np.repeat(np.array([0, 5], np.uint8), 4)[None].repeat(8, axis=0)
     larger = resample(mask, (12, 12))
     assert larger.dtype == np.uint8
     assert set(np.unique(larger).tolist()) == {0, 5}

@@ -45,7 +45,8 @@ def picture(index, rows, columns):
 
 def write_prepared(folder, slices=SLICES, blank=()):
     folder.mkdir()
-    records, offset = [], 0
+    records: list[SliceRecord] = []
+    offset = 0
     with (folder / "images.f32").open("wb") as file:
         for index, (split, patient, rows, columns) in enumerate(slices):
             image = np.full((rows, columns), -1, "<f4") if index in blank else picture(index, rows, columns)
@@ -194,7 +195,7 @@ def test_usage_counts_the_tokens_that_were_evaluated(whole):
 
 def test_perplexity_is_the_exponential_of_the_entropy():
     even = level_use(0, torch.tensor([5, 5, 0, 0]))
-    assert (even.codes_in_use, even.usage, even.perplexity) == (2, 0.5, pytest.approx(2.0))
+    assert (even.codes_in_use, even.usage, even.perplexity) == pytest.approx((2, 0.5, 2.0))
     assert level_use(0, torch.tensor([7, 0])).perplexity == pytest.approx(1.0)
 
 

@@ -35,9 +35,8 @@ def samples(side: SliceCollection) -> SliceCollection:
 def of_copies(loaded, data, tmp_path_factory):
     """An audit of training slices that pose as samples, every other one mirrored; and its folder."""
     slices = of_size(data, "train", SIZE, masked=False)
-    side = samples(
-        SliceCollection(torch.stack(list(slices)), None, ("",) * len(slices), ((1.0, 1.0),) * len(slices))
-    )
+    images = torch.stack([slices[index] for index in range(len(slices))])
+    side = samples(SliceCollection(images, None, ("",) * len(slices), ((1.0, 1.0),) * len(slices)))
     images = side.images.clone()
     images[::2] = images[::2].flip(-1)
     out = tmp_path_factory.mktemp("audit")

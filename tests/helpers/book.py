@@ -1,5 +1,7 @@
 """What tests of book and others share."""
 
+from typing import Any
+
 import torch
 
 from slicebook.config import TokenizerConfig
@@ -9,5 +11,5 @@ from slicebook.models.tokenizer import Tokenizer
 def tokenizer(seed, **settings):
     """A tokenizer with random weights and codes."""
     torch.manual_seed(seed)
-    common = {"code_dim": 4, "width": 16, "residual_layers": 1}
+    common: dict[str, Any] = {"code_dim": 4, "width": 16, "residual_layers": 1}
     return Tokenizer(TokenizerConfig(**common, **settings)).eval()

@@ -1,5 +1,7 @@
 """What tests of inference and others share."""
 
+from typing import Any
+
 import nibabel as nib
 import numpy as np
 import torch
@@ -12,7 +14,12 @@ from slicebook.models.tokenizer import Tokenizer
 
 def model_file(path, seed=0):
     """A model that was started on noise and never trained: enough to send volumes through."""
-    settings = {"scaling_rates": (4, 2), "codebook_sizes": (64, 16), "code_dim": 4, "width": 16}
+    settings: dict[str, Any] = {
+        "scaling_rates": (4, 2),
+        "codebook_sizes": (64, 16),
+        "code_dim": 4,
+        "width": 16,
+    }
     recipe = Recipe(tokenizer=TokenizerConfig(**settings, residual_layers=1))
     torch.manual_seed(seed)
     tokenizer = Tokenizer(recipe.tokenizer)

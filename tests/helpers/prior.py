@@ -32,7 +32,7 @@ def tiny(seed=0, groups=0):
     )
     for transformer in prior.transformers:
         for head in transformer.heads:
-            torch.nn.init.normal_(head.weight, std=0.5)
+            torch.nn.init.normal_(head.get_parameter("weight"), std=0.5)
     return prior.eval()
 
 

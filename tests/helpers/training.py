@@ -1,5 +1,7 @@
 """What tests of training and others share."""
 
+from typing import Any
+
 import numpy as np
 import torch
 
@@ -22,7 +24,8 @@ def prepared_folder(folder, *, patients=(3, 1, 1), slices=4, shapes=((32, 32),),
     """Write a prepared folder of smooth slices; the patients of a split take the shapes in turn."""
     folder.mkdir(parents=True)
     generator = torch.Generator().manual_seed(seed)
-    records, images, offset = [], [], 0
+    records: list[SliceRecord] = []
+    images, offset = [], 0
     split_of = [split for split, count in zip(SPLITS, patients, strict=True) for _ in range(count)]
     for patient, split in enumerate(split_of):
         rows, columns = shapes[patient % len(shapes)]
@@ -92,9 +95,8 @@ def tiny(*settings):
 
 
 def train(data, recipe, out, **how):
-    return train_tokenizer(
-        data, recipe, out, **({"device": "cpu", "precision": "32-true", "progress": False} | how)
-    )
+    settings: dict[str, Any] = {"device": "cpu", "precision": "32-true", "progress": False} | how
+    return train_tokenizer(data, recipe, out, **settings)
 
 
 def poison(data, split):

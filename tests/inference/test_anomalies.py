@@ -2,6 +2,7 @@
 
 import csv
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from slicebook.io.volume import from_slices
 from slicebook.models.likelihood import likelihood
 from slicebook.models.transformer import Conditions
 
-CPU = {"device": "cpu"}
+CPU: dict[str, Any] = {"device": "cpu"}
 SIZE = (32, 48)  # of whole tokens
 
 

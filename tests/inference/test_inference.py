@@ -1,6 +1,7 @@
 """Whole volumes through a model: geometry and intensity come back, tokens make the same volume."""
 
 import csv
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -17,7 +18,7 @@ from slicebook.inference.volumes import list_volumes
 from slicebook.io.nifti import read_nifti
 from slicebook.models.checkpoint import MODEL_NAME, load_tokenizer
 
-CPU = {"device": "cpu"}
+CPU: dict[str, Any] = {"device": "cpu"}
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,7 @@ def model(tmp_path_factory):
 
 
 def geometry_bytes(path):
-    header = nib.load(path).header
+    header = nib.nifti1.load(path).header
     fields = ("srow_x", "srow_y", "srow_z", "qoffset_x", "quatern_b", "sform_code", "qform_code", "dim")
     return b"".join(header[name].tobytes() for name in fields) + header["pixdim"][:4].tobytes()
 
@@ -44,20 +45,20 @@ def test_a_nifti_keeps_its_geometry_bit_for_bit_and_its_shape(shape, name, model
     written = tmp_path / "out" / "a.nii.gz"
     assert summary.volumes[0].output == written
     assert geometry_bytes(written) == geometry_bytes(source)
-    assert nib.load(written).shape == shape
-    assert b"Secret" not in nib.load(written).header.binaryblock
+    assert nib.nifti1.load(written).shape == shape
+    assert b"Secret" not in nib.nifti1.load(written).header.binaryblock
 
 
 def test_each_slice_goes_through_the_model_as_it_is_shown_and_comes_back_to_its_place(model, tmp_path):
     source = volume_file(tmp_path / "a.nii.gz", affine=np.diag([1.0, 1.0, 5.0, 1.0]))
     reconstruct(model, source, tmp_path / "out", pictures=False, **CPU)
-    array = nib.load(source).get_fdata(dtype=np.float32)
+    array = nib.nifti1.load(source).get_fdata(dtype=np.float32)
     mapping = IntensityMap.fit(array)
     shown = mapping.forward(array)[::-1, ::-1, 1].T  # rows A→P, columns R→L
     with torch.no_grad():
         drawn = load_tokenizer(model).tokenizer(torch.from_numpy(shown.copy())[None, None]).images
     wanted = mapping.inverse(drawn.clamp(-1, 1)[0, 0].numpy()).T[::-1, ::-1]
-    found = nib.load(tmp_path / "out" / "a.nii.gz").get_fdata(dtype=np.float32)
+    found = nib.nifti1.load(tmp_path / "out" / "a.nii.gz").get_fdata(dtype=np.float32)
     np.testing.assert_allclose(found[:, :, 1], wanted, rtol=1e-4)
 
 
@@ -134,7 +135,7 @@ def dicom_folder(folder, shape=(16, 20), **tags):
 
 def test_a_dicom_folder_becomes_a_nifti_with_the_dicoms_own_geometry(model, tmp_path):
     reconstruct(model, dicom_folder(tmp_path / "in"), tmp_path / "out", pictures=False, **CPU)
-    written = nib.load(tmp_path / "out" / "series-01-axial.nii.gz")
+    written = nib.nifti1.load(tmp_path / "out" / "series-01-axial.nii.gz")
     assert written.shape == (20, 16, 3)
     np.testing.assert_allclose(
         written.affine, [[-2, 0, 0, -1], [0, -4, 0, -2], [0, 0, 3, 0], [0, 0, 0, 1]], atol=1e-6
@@ -155,7 +156,7 @@ def test_a_plane_chooses_among_dicom_series_and_slices_a_nifti_anew(model, tmp_p
     source = volume_file(tmp_path / "a.nii.gz", (16, 12, 14), np.diag([1.0, 1, 1, 1]))
     summary = reconstruct(model, source, tmp_path / "out", pictures=False, plane="sagittal", **CPU)
     assert summary.volumes[0].slices == 16
-    assert nib.load(tmp_path / "out" / "a.nii.gz").shape == (16, 12, 14)
+    assert nib.nifti1.load(tmp_path / "out" / "a.nii.gz").shape == (16, 12, 14)
 
 
 def test_originals_are_never_overwritten(model, tmp_path):
@@ -190,7 +191,7 @@ def test_decoding_the_tokens_is_the_reconstruction(shape, model, tmp_path):
     encoded = encode(model, source, tmp_path / "a.npz", **CPU)
     decoded = decode(model, tmp_path / "a.npz", tmp_path / "new" / "decoded.nii.gz", **CPU)
     (scored,) = reconstruct(model, source, tmp_path / "out", pictures=False, **CPU).volumes
-    first, second = nib.load(tmp_path / "new" / "decoded.nii.gz"), nib.load(scored.output)
+    first, second = nib.nifti1.load(tmp_path / "new" / "decoded.nii.gz"), nib.nifti1.load(scored.output)
     np.testing.assert_allclose(first.get_fdata(), second.get_fdata(), rtol=1e-4, atol=1e-2)
     assert geometry_bytes(tmp_path / "new" / "decoded.nii.gz") == geometry_bytes(source)
     assert encoded.bits_per_pixel == decoded.bits_per_pixel == scored.bits_per_pixel
@@ -202,7 +203,10 @@ def test_tokens_of_a_dicom_folder_come_back_with_its_geometry(model, tmp_path):
     encode(model, dicom_folder(tmp_path / "in"), tmp_path / "a.npz", **CPU)
     decode(model, tmp_path / "a.npz", tmp_path / "a.nii.gz", **CPU)
     reconstruct(model, tmp_path / "in", tmp_path / "out", pictures=False, **CPU)
-    first, second = nib.load(tmp_path / "a.nii.gz"), nib.load(tmp_path / "out" / "series-01-axial.nii.gz")
+    first, second = (
+        nib.nifti1.load(tmp_path / "a.nii.gz"),
+        nib.nifti1.load(tmp_path / "out" / "series-01-axial.nii.gz"),
+    )
     np.testing.assert_array_equal(first.affine, second.affine)
     np.testing.assert_allclose(first.get_fdata(), second.get_fdata(), rtol=1e-4, atol=1e-2)
 

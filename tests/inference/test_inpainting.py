@@ -2,6 +2,8 @@
 
 import csv
 import math
+from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -24,9 +26,10 @@ from slicebook.inference.inpaint import (
 )
 from slicebook.inference.volumes import Stack, read_single
 from slicebook.io.nifti import read_nifti
+from slicebook.models import sampling
 from slicebook.models.checkpoint import load_prior
 
-CPU = {"device": "cpu"}
+CPU: dict[str, Any] = {"device": "cpu"}
 SHAPE = (40, 32, 3)
 FLIPPED = np.diag([-2.0, 2.0, -4.0, 1.0])
 TURNED = np.array([[0, 0, 3.0, -7], [-1.5, 0, 0, 5], [0, 1.5, 0, 2], [0, 0, 0, 1]])  # sagittal slices
@@ -66,7 +69,7 @@ def files(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def drawn(trained, files, tmp_path_factory):
+def drawn(trained, files: tuple[Path, Path], tmp_path_factory):
     """Two drawings of the region."""
     out = tmp_path_factory.mktemp("redrawn") / "out"
     return out, inpaint(trained.run, *files, out, count=2, seed=4, **CPU)
@@ -141,10 +144,10 @@ def test_a_slice_without_any_outside_becomes_0():
     assert (fill(smooth_image(), np.ones((24, 32), bool)) == 0).all()
 
 
-def test_what_the_region_held_makes_no_difference(trained, files, drawn, tmp_path):
+def test_what_the_region_held_makes_no_difference(trained, files: tuple[Path, Path], drawn, tmp_path):
     """The same voxels in another order, so that the volume's intensity scale stays."""
     image, mask = files
-    loaded = nib.load(image)
+    loaded = nib.nifti1.load(image)
     array, region = loaded.get_fdata(dtype=np.float32), inside(mask)
     array[region] = np.random.default_rng(0).permutation(array[region])
     nib.save(nib.Nifti1Image(array, loaded.affine, loaded.header), tmp_path / "other.nii.gz")
@@ -159,7 +162,7 @@ def test_a_drawing_is_noisy_where_the_rest_is(trained, tmp_path):
     rough = []
     for name, strength in (("calm", 0.0), ("noisy", 60.0)):
         image = volume_file(tmp_path / f"{name}.nii.gz", SHAPE)
-        loaded = nib.load(image)
+        loaded = nib.nifti1.load(image)
         flat = (
             np.full(SHAPE, 500, np.float32)
             + np.linspace(-300, 300, SHAPE[0], dtype=np.float32)[:, None, None]
@@ -199,9 +202,11 @@ def test_tokens_of_the_mask_are_never_drawn():
     assert found.tolist() == [False] * 2 + [True] * 10
 
 
-def test_tokens_outside_the_region_are_those_of_the_filled_slice(trained, files, tmp_path, monkeypatch):
-    asked = {}
-    whole = inpainting.sample
+def test_tokens_outside_the_region_are_those_of_the_filled_slice(
+    trained, files: tuple[Path, Path], tmp_path, monkeypatch
+):
+    asked: dict[str, Any] = {}
+    whole = sampling.sample
 
     def spy(prior, layout, seeds, conditions, settings, **how):
         asked.update(how, layout=layout, conditions=conditions)
@@ -240,16 +245,16 @@ def test_drawings_pictures_and_seams_are_written(drawn):
 
 def test_a_drawing_says_that_it_is_synthetic(drawn):
     for path in drawn[0].glob("*.nii.gz"):
-        assert bytes(nib.load(path).header["descrip"]).startswith(b"SYNTHETIC")
+        assert bytes(nib.nifti1.load(path).header["descrip"]).startswith(b"SYNTHETIC")
 
 
-def test_the_same_command_gives_the_same_files(drawn, trained, files, tmp_path):
+def test_the_same_command_gives_the_same_files(drawn, trained, files: tuple[Path, Path], tmp_path):
     inpaint(trained.run, *files, tmp_path / "out", count=2, seed=4, **CPU)
     for path in drawn[0].rglob("*.*"):
         assert (tmp_path / "out" / path.relative_to(drawn[0])).read_bytes() == path.read_bytes()
 
 
-def test_a_drawing_depends_on_its_own_seed_alone(drawn, trained, files, tmp_path):
+def test_a_drawing_depends_on_its_own_seed_alone(drawn, trained, files: tuple[Path, Path], tmp_path):
     inpaint(trained.run, *files, tmp_path / "out", seed=5, **CPU)
     first, second = (drawn[0] / f"sample-0{i}.nii.gz" for i in range(2))
     assert (tmp_path / "out" / "sample-00.nii.gz").read_bytes() == second.read_bytes()
@@ -262,7 +267,7 @@ def test_each_slice_of_each_drawing_has_a_seed_of_its_own():
     assert all(0 <= seed < 2**63 for seed in seeds)
 
 
-def test_progress_counts_slices(trained, files, tmp_path):
+def test_progress_counts_slices(trained, files: tuple[Path, Path], tmp_path):
     told = []
     inpaint(trained.run, *files, tmp_path / "out", progress=lambda *one: told.append(one), **CPU)
     assert told == [(2, 2)]
@@ -314,19 +319,19 @@ def test_the_list_of_seams_tells_each_slice_of_each_drawing(drawn):
     ],
     ids=["shape", "place", "empty"],
 )
-def test_a_mask_that_does_not_fit_is_refused(region, message, trained, files, tmp_path):
+def test_a_mask_that_does_not_fit_is_refused(region, message, trained, files: tuple[Path, Path], tmp_path):
     mask = region_file(tmp_path / "region.nii", **region)
     with pytest.raises(DataError, match=message):
         inpaint(trained.run, files[0], mask, tmp_path / "out", **CPU)
     assert not (tmp_path / "out").exists()
 
 
-def test_more_volumes_than_one_are_refused(trained, files, tmp_path):
+def test_more_volumes_than_one_are_refused(trained, files: tuple[Path, Path], tmp_path):
     with pytest.raises(DataError, match="holds 2 volumes, wanted one; name one file"):
         inpaint(trained.run, files[0].parent, files[1], tmp_path / "out", **CPU)
 
 
-def test_a_drawing_never_takes_the_place_of_an_original(trained, files, tmp_path):
+def test_a_drawing_never_takes_the_place_of_an_original(trained, files: tuple[Path, Path], tmp_path):
     image = volume_file(tmp_path / "sample-00.nii.gz", SHAPE)
     before = image.read_bytes()
     with pytest.raises(DataError, match="originals lie here, and none may be overwritten"):
@@ -335,12 +340,14 @@ def test_a_drawing_never_takes_the_place_of_an_original(trained, files, tmp_path
 
 
 @pytest.mark.parametrize(("asked", "word"), [({"count": 0}, "0 drawings"), ({"seed": -1}, "seed -1")])
-def test_a_wish_out_of_range_is_refused(asked, word, trained, files, tmp_path):
+def test_a_wish_out_of_range_is_refused(
+    asked: dict[str, Any], word, trained, files: tuple[Path, Path], tmp_path
+):
     with pytest.raises(ConfigError, match=f"{word}: wanted"):
-        inpaint(trained.run, *files, tmp_path / "out", **asked, **CPU)
+        inpaint(trained.run, *files, tmp_path / "out", **(asked | CPU))
 
 
-def test_without_a_prior_nothing_is_written(files, tmp_path):
+def test_without_a_prior_nothing_is_written(files: tuple[Path, Path], tmp_path):
     with pytest.raises(CheckpointError, match="train one first"):
         inpaint(tmp_path / "nowhere", *files, tmp_path / "out", **CPU)
     assert list(tmp_path.iterdir()) == []

@@ -178,11 +178,12 @@ def test_headers_end_before_the_private_groups_and_enhanced_ones_do_not(tmp_path
     import slicebook.io.dicom_file as module
 
     read = module._read
-    monkeypatch.setattr(
-        module,
-        "_read",
-        lambda file, syntax, meta, stop, *rest: stops.append(stop) or read(file, syntax, meta, stop, *rest),
-    )
+
+    def watched(file, syntax, meta, stop, *rest):
+        stops.append(stop)
+        return read(file, syntax, meta, stop, *rest)
+
+    monkeypatch.setattr(module, "_read", watched)
     save(private, tmp_path / "a.dcm")
     find_dicom_series(tmp_path)
     assert stops == [0x0029]

@@ -34,9 +34,9 @@ def save(path, array, affine=OBLIQUE, kind=nib.Nifti1Image, **fields):
 
 
 def geometry_bytes(path):
-    header = nib.load(path).header
-    names = ("pixdim", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x")
-    names += ("qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z", "dim")
+    header = nib.nifti1.load(path).header
+    names = ["pixdim", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x"]
+    names += ["qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z", "dim"]
     return {name: header[name].astype(header[name].dtype.newbyteorder("<")).tobytes() for name in names}
 
 
@@ -48,7 +48,7 @@ def test_a_file_goes_in_and_out_with_its_shape_values_and_affine(tmp_path, name,
     assert volume.array.shape == (4, 5, 3 if 3 in shape else 1)
     assert volume.shape_on_disk == shape
     write_nifti(tmp_path / f"out-{name}", volume.array, volume)
-    again = nib.load(tmp_path / f"out-{name}")
+    again = nib.nifti1.load(tmp_path / f"out-{name}")
     assert again.shape == shape
     assert_array_equal(np.asanyarray(again.dataobj), values(shape))
     assert geometry_bytes(tmp_path / f"out-{name}") == geometry_bytes(path)
@@ -58,7 +58,7 @@ def test_a_file_goes_in_and_out_with_its_shape_values_and_affine(tmp_path, name,
 def test_sform_and_qform_keep_their_bits_and_codes(tmp_path, sform, qform):
     path = save(tmp_path / "a.nii", values(), sform_code=sform, qform_code=qform)
     volume = read_nifti(path)
-    assert_array_equal(volume.affine, nib.load(path).affine)
+    assert_array_equal(volume.affine, nib.nifti1.load(path).affine)
     write_nifti(tmp_path / "b.nii", volume.array, volume)
     assert geometry_bytes(tmp_path / "b.nii") == geometry_bytes(path)
     assert_array_equal(read_nifti(tmp_path / "b.nii").affine, volume.affine)
@@ -70,7 +70,7 @@ def test_nifti_2_keeps_the_bits_of_its_double_affine(tmp_path):
     path = save(tmp_path / "a.nii.gz", values(), affine, nib.Nifti2Image)
     volume = read_nifti(path)
     write_nifti(tmp_path / "b.nii.gz", volume.array, volume)
-    assert_array_equal(nib.load(tmp_path / "b.nii.gz").affine, affine)
+    assert_array_equal(nib.nifti2.load(tmp_path / "b.nii.gz").affine, affine)
 
 
 def test_a_big_endian_file_reads_the_same(tmp_path):
@@ -115,7 +115,7 @@ def test_a_blank_slice_is_no_error(tmp_path):
 def test_labels_are_integers_up_to_255_and_stay_uint8_when_written(tmp_path):
     labels = read_labels(save(tmp_path / "a.nii.gz", values(dtype=np.float64)))
     write_nifti(tmp_path / "b.nii.gz", labels.array.astype(np.uint8), labels)
-    assert nib.load(tmp_path / "b.nii.gz").get_data_dtype() == np.uint8
+    assert nib.nifti1.load(tmp_path / "b.nii.gz").get_data_dtype() == np.uint8
     for wrong in (0.5, -1, 256):
         with pytest.raises(DataError, match=f"holds the value {wrong:g}, wanted integer labels"):
             read_labels(save(tmp_path / "c.nii.gz", np.full((2, 2, 2), wrong, np.float32)))
@@ -139,13 +139,13 @@ def test_an_affine_is_written_as_sform_and_qform_where_a_qform_can_say_it(tmp_pa
     straight = np.diag([-0.5, 0.5, 3, 1])
     straight[:3, 3] = 10, -20, 30
     write_nifti(tmp_path / "a.nii", values(), affine=straight)
-    header = nib.load(tmp_path / "a.nii").header
+    header = nib.nifti1.load(tmp_path / "a.nii").header
     assert_array_equal(header.get_sform(), straight)
     assert_allclose(header.get_qform(), straight)
     sheared = straight.copy()
     sheared[1, 2] = 0.7
     write_nifti(tmp_path / "b.nii", values(), affine=sheared)
-    header = nib.load(tmp_path / "b.nii").header
+    header = nib.nifti1.load(tmp_path / "b.nii").header
     assert (int(header["sform_code"]), int(header["qform_code"])) == (1, 0)
     assert_allclose(read_nifti(tmp_path / "b.nii").affine, sheared, rtol=1e-6)
 

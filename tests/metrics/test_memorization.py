@@ -258,7 +258,7 @@ def test_membership_by_hand():
     found = membership(np.array([2.0, 5.0]), ["a", "b"], np.array([1.0, 2.0, 3.0]), ["c", "d", "d"], seed=0)
     assert found.auc == pytest.approx(4.5 / 6)
     # Resamples hold a or b alone, or both; of c and d alike. Worst is a against d: a tie and a loss.
-    assert found.interval == (pytest.approx(0.25), 1.0)
+    assert found.interval == pytest.approx((0.25, 1.0))
 
 
 def test_one_patient_has_an_area_without_an_interval():

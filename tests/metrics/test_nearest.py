@@ -41,7 +41,7 @@ def nearest(images, patients=None, train=TRAIN, whose=WHOSE):
 @pytest.mark.parametrize("mirror", [False, True])
 @pytest.mark.parametrize("shift", [(0, 0), (4, -8), (-3, 5), (1, 1)])
 def test_a_moved_and_mirrored_copy_is_found_and_how_it_was_moved(shift, mirror):
-    found = nearest(moved(TRAIN[7], *shift, mirror)[None])
+    found = nearest(moved(TRAIN[7], shift[0], shift[1], mirror)[None])
     assert found.index.tolist() == [7]
     assert found.mirror.tolist() == [mirror]
     assert found.shift.tolist() == [list(shift)]

@@ -5,6 +5,7 @@ import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -35,7 +36,7 @@ from slicebook.models.tokenizer import Tokenizer
 from slicebook.recipes import load_recipe
 from slicebook.training.tokenizer import LabelObjective, train_labels, train_tokenizer
 
-HOW = {"device": "cpu", "precision": "32-true", "progress": False}
+HOW: dict[str, Any] = {"device": "cpu", "precision": "32-true", "progress": False}
 
 
 def small(*settings):
@@ -114,9 +115,14 @@ def test_both_parts_of_the_loss_pull_on_the_logits():
 
 
 def label_tokenizer(**settings):
-    chosen = {"scaling_rates": (8, 2), "codebook_sizes": (16, 8), "code_dim": 4, "width": 16} | settings
+    defaults: dict[str, Any] = {
+        "scaling_rates": (8, 2),
+        "codebook_sizes": (16, 8),
+        "code_dim": 4,
+        "width": 16,
+    }
     torch.manual_seed(0)
-    return Tokenizer(TokenizerConfig(**chosen, label_values=VALUES))
+    return Tokenizer(TokenizerConfig(**(defaults | settings), label_values=VALUES))
 
 
 def test_a_label_tokenizer_decodes_logits_of_each_value_at_any_size():
@@ -145,8 +151,10 @@ def test_every_weight_of_a_label_tokenizer_has_a_gradient():
 
 def test_a_tokenizer_of_slices_is_as_it_was_before_masks():
     network = Ladder(load_recipe("compact").tokenizer)
-    assert network.folds[0][1].weight.shape == (96, 64, 3, 3)
-    assert network.unfolds[0][-1][0].weight.shape == (16, 48, 3, 3)
+    assert network.folds.get_parameter("0.1.weight").shape == (96, 64, 3, 3)
+    assert network.unfolds[0].get_parameter(
+        f"{len(list(network.unfolds[0].children())) - 1}.0.weight"
+    ).shape == (16, 48, 3, 3)
     assert sum(weight.numel() for weight in network.parameters()) == 2_556_736
 
 

@@ -1,5 +1,7 @@
 """The architectures: the founding document's, layer by layer, and ours."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -13,8 +15,8 @@ from slicebook.recipes import load_recipe
 
 
 def small(architecture, **settings):
-    chosen = {"scaling_rates": (4, 2), "codebook_sizes": (8, 8), "code_dim": 4, "width": 16} | settings
-    return TokenizerConfig(architecture=architecture, **chosen)
+    defaults: dict[str, Any] = {"scaling_rates": (4, 2), "codebook_sizes": (8, 8), "code_dim": 4, "width": 16}
+    return TokenizerConfig(architecture=architecture, **(defaults | settings))
 
 
 def describe(layer):
@@ -107,13 +109,13 @@ def test_each_level_is_joined_with_all_coarser_codes_before_a_1x1_convolution(fo
 
 
 def test_coarser_codes_are_resized_to_the_nearest_and_all_reach_the_latents():
-    network = build_network(small("vqvae2", scaling_rates=(2, 2, 2), codebook_sizes=(8, 8, 8)))
+    network = VQVAE2(small("vqvae2", scaling_rates=(2, 2, 2), codebook_sizes=(8, 8, 8)))
     with torch.no_grad():
-        for layer in network.to_latents:
-            layer.weight.zero_()
-            layer.bias.zero_()
-        network.to_latents[0].weight[0, 16] = 1  # the first channel of the coarsest codes
-        network.to_latents[0].weight[1, 20] = 1  # and of the middle ones
+        for weight in network.to_latents.parameters():
+            weight.zero_()
+        finest = network.to_latents.get_parameter("0.weight")
+        finest[0, 16] = 1  # the first channel of the coarsest codes
+        finest[1, 20] = 1  # and of the middle ones
     coarsest, middle = torch.tensor([[1.0, 2.0]]), torch.arange(8.0).view(2, 4)
     context = network.decode_level(2, (), coarsest.expand(1, 4, 1, 2))
     context = network.decode_level(1, context, middle.expand(1, 4, 2, 4))
@@ -123,7 +125,7 @@ def test_coarser_codes_are_resized_to_the_nearest_and_all_reach_the_latents():
 
 
 def test_all_codes_reach_the_one_decoder_resized_to_the_finest_grid():
-    network = build_network(small("vqvae2"))
+    network = VQVAE2(small("vqvae2"))
     read = []
     network.decoder.register_forward_pre_hook(lambda _module, given: read.append(given[0]))
     coarse, fine = torch.randn(1, 4, 2, 3), torch.randn(1, 4, 4, 6)
@@ -153,7 +155,7 @@ def test_a_rate_that_is_no_power_of_2_is_a_clear_error(rate):
 def test_a_block_of_the_ladder_starts_as_the_identity():
     x = torch.randn(1, 16, 4, 4)
     torch.testing.assert_close(Block(16)(x), x, atol=0.3, rtol=0)  # but for a bias
-    assert not Block(16).body[-1].weight.any()
+    assert not Block(16).get_parameter("body.5.weight").any()
 
 
 @pytest.mark.parametrize("rate", [2, 4, 8, 16])
@@ -192,7 +194,7 @@ def test_no_weight_is_idle(architecture):
     config = small(architecture, scaling_rates=(4, 2, 2), codebook_sizes=(8, 8, 8))
     network = build_network(config)
     features = network.features(torch.randn(2, 1, 32, 32))
-    context = ()
+    context: tuple[torch.Tensor, ...] = ()
     for level in (2, 1, 0):
         context = network.decode_level(level, context, network.latents(level, features[level], context))
     network.image(context).square().sum().backward()

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.multiprocessing.spawn import start_processes
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from slicebook.config import LossConfig, QuantizerConfig, TokenizerConfig
@@ -25,7 +26,7 @@ def vectors_of(n, d, seed=0):
 def codebook(codes, counts=None, **config):
     """A codebook at these codes, each as if hit `counts` times a step."""
     codes = torch.as_tensor(codes, dtype=torch.float32)
-    book = Quantizer(*codes.shape, QuantizerConfig(**config))
+    book = Quantizer(len(codes), codes.shape[1], QuantizerConfig(**config))
     counts = torch.ones(len(codes)) if counts is None else torch.as_tensor(counts, dtype=torch.float32)
     book.ema_embed_sum.copy_(codes * counts[:, None])
     book.ema_cluster_size.copy_(counts)
@@ -263,7 +264,7 @@ def test_the_commitment_of_every_level_pulls_on_the_encoder(architecture):
     images = torch.randn(2, 1, 32, 32)
     first = next(tokenizer.network.parameters())
     for level in range(3):
-        captured = []
+        captured: list[torch.Tensor] = []
         hook = tokenizer.codebook(level).register_forward_hook(
             lambda _module, _given, found, kept=captured: kept.append(found.commitment)
         )
@@ -318,7 +319,7 @@ def ranks(tmp_path_factory):
     with warnings.catch_warnings():
         # A fork imports nothing anew. Python 3.12 warns of one beside threads; no thread here holds a lock.
         warnings.simplefilter("ignore", DeprecationWarning)
-        torch.multiprocessing.start_processes(_learn_apart, (folder,), nprocs=2, start_method="fork")
+        start_processes(_learn_apart, (folder,), nprocs=2, start_method="fork")
     found = [load_file(f"{folder}/{rank}.safetensors") for rank in range(2)]
     return [[tensors[name] for name in sorted(tensors)] for tensors in found]
 
@@ -352,8 +353,8 @@ def faults(source):
         for node in ast.walk(function):
             if isinstance(node, ast.Attribute) and node.attr in FORBIDDEN:
                 yield f"{function.name}:{node.lineno}: .{node.attr}"
-            if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("float", "int", "bool"):
-                yield f"{function.name}:{node.lineno}: {node.func.id}()"
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("float", "int", "bool"):
+                yield f"{function.name}:{node.lineno}: {ast.unparse(node.func)}()"
             if isinstance(node, ast.Subscript) and not isinstance(node.ctx, ast.Store):
                 index = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
                 mask = [part for part in index if isinstance(part, ast.Compare | ast.BoolOp | ast.UnaryOp)]

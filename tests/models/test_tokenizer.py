@@ -1,5 +1,7 @@
 """The hierarchical tokenizer: grids, bits, any size, both ways, and its loss."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -16,9 +18,14 @@ ARCHITECTURES = ("ladder", "vqvae2")
 
 def small(architecture="ladder", **settings):
     """An untrained tokenizer in evaluation mode, whose levels all have something to say."""
-    chosen = {"scaling_rates": (4, 2), "codebook_sizes": (16, 8), "code_dim": 4, "width": 16} | settings
+    defaults: dict[str, Any] = {
+        "scaling_rates": (4, 2),
+        "codebook_sizes": (16, 8),
+        "code_dim": 4,
+        "width": 16,
+    }
     torch.manual_seed(0)
-    tokenizer = Tokenizer(TokenizerConfig(architecture=architecture, **chosen))
+    tokenizer = Tokenizer(TokenizerConfig(architecture=architecture, **(defaults | settings)))
     tokenizer.init_from_kmeans(slices(8), torch.Generator().manual_seed(0))
     return tokenizer.eval()
 
@@ -101,12 +108,16 @@ def test_a_slice_does_not_depend_on_its_batch(architecture):
     assert together.tokens[0][3].equal(alone.tokens[0][0])
 
 
-def test_padding_repeats_the_edge_on_both_sides_and_is_cropped_away():
+def test_padding_repeats_the_edge_on_both_sides_and_is_cropped_away(monkeypatch):
     tokenizer = small()
     seen = []
-    tokenizer.network.register_forward_pre_hook(lambda *_: None)
     original = tokenizer.network.features
-    tokenizer.network.features = lambda images: seen.append(images) or original(images)
+
+    def watched(images):
+        seen.append(images)
+        return original(images)
+
+    monkeypatch.setattr(tokenizer.network, "features", watched)
     image = torch.arange(6.0).view(1, 1, 1, 6).expand(1, 1, 5, 6) / 6
     tokenizer(image)
     assert seen[0].shape == (1, 1, 8, 8)
@@ -219,7 +230,7 @@ def test_a_silent_level_is_always_the_finest_first():
 
 @pytest.mark.parametrize("shape", [(11, 11), (32, 20), (97, 61)])
 def test_ssim_is_that_of_scikit_image_over_windows_that_lie_inside(shape):
-    first, second = ((slices(1, *shape, seed=seed) + 1) / 2 for seed in (0, 1))
+    first, second = ((slices(1, shape[0], shape[1], seed) + 1) / 2 for seed in (0, 1))
     _, similarity = structural_similarity(
         first[0, 0].numpy().astype(np.float64),
         second[0, 0].numpy().astype(np.float64),
@@ -275,7 +286,7 @@ DOOR = TokenizerConfig(scaling_rates=(4, 2), codebook_sizes=(16, 8), code_dim=4,
 def test_numbers_of_other_types_are_converted(kind):
     tokenizer = Tokenizer(DOOR).eval()
     slices = (torch.rand(2, 1, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1).round()
-    forms = {
+    forms: dict[str, Any] = {
         "float64": slices.double(),
         "numpy": slices.double().numpy(),
         "integers": slices.int(),

@@ -190,7 +190,7 @@ def test_hipmri_files_have_the_names_pairs_and_oddities_of_the_study(tmp_path):
         assert [path.name for path in images] == sorted(expected)
         for path in images:
             mask = tmp_path / f"keras_slices_seg_{split}" / path.name.replace("case", "seg")
-            image, labels = nib.load(path), nib.load(mask)
+            image, labels = nib.nifti1.load(path), nib.nifti1.load(mask)
             assert image.shape == labels.shape
             assert labels.get_data_dtype() == np.uint8
             found[path.name] = image.shape
@@ -202,7 +202,7 @@ def test_hipmri_files_have_the_names_pairs_and_oddities_of_the_study(tmp_path):
 def test_a_hipmri_slice_is_that_of_the_volume_whatever_else_is_written(tmp_path):
     simulator.write_hipmri(tmp_path, patients=(0, 0, 1), slices=4, shape=(64, 32))
     made = simulator.patient_volume(4, 0, slices=4, shape=(64, 32))
-    image = nib.load(tmp_path / "keras_slices_test" / "case_004_week_0_slice_2.nii.gz")
+    image = nib.nifti1.load(tmp_path / "keras_slices_test" / "case_004_week_0_slice_2.nii.gz")
     np.testing.assert_array_equal(image.get_fdata(), made.image[:, :, 2])
     np.testing.assert_allclose(image.affine @ [0, 0, 0, 1], made.affine @ [0, 0, 2, 1], rtol=1e-6)
 
@@ -216,8 +216,8 @@ def test_volumes_have_the_names_of_the_study_and_their_geometry(tmp_path):
         "Case_004_Week1_SEMANTIC_LFOV.nii.gz",
     ]
     made = simulator.patient_volume(4, 1, slices=4, shape=(64, 32))
-    image = nib.load(tmp_path / "Case_004_Week1_LFOV.nii.gz")
-    labels = nib.load(tmp_path / "Case_004_Week1_SEMANTIC_LFOV.nii.gz")
+    image = nib.nifti1.load(tmp_path / "Case_004_Week1_LFOV.nii.gz")
+    labels = nib.nifti1.load(tmp_path / "Case_004_Week1_SEMANTIC_LFOV.nii.gz")
     np.testing.assert_array_equal(image.get_fdata(), made.image)
     np.testing.assert_array_equal(np.asarray(labels.dataobj), made.labels)
     np.testing.assert_allclose(image.affine, made.affine, rtol=1e-6)

@@ -5,6 +5,7 @@ import pickle
 import re
 import shutil
 from types import SimpleNamespace
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -66,12 +67,13 @@ def _models(here):
     tokens = (here / "tokens.npz").read_bytes()
     (here / "cut.npz").write_bytes(tokens[:-30])
     (here / "text.npz").write_bytes(b"tokens")
-    for name, changes in {
+    faults: dict[str, dict[str, Any]] = {
         "pickled": {"axes": np.array([{}], dtype=object)},
         "beyond": {"tokens_1": np.full((3, 3, 5), 16, np.uint16)},
         "unfit": {"tokens_1": np.zeros((3, 2, 2), np.uint16)},
         "lacking": {"affine": None},
-    }.items():
+    }
+    for name, changes in faults.items():
         (here / f"{name}.npz").write_bytes(tokens)
         rewritten(here / f"{name}.npz", **changes)
 

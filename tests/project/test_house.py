@@ -13,6 +13,13 @@ import slicebook
 
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src" / "slicebook"
+LONGEST_FUNCTION = 60  # lines, without the docstring
+# Functions that are longer, and why.
+LONG_FUNCTIONS = {
+    "cli/evaluate.py evaluate": "declares the options of the command",
+    "evaluation/evaluate.py evaluate": "to be split",
+    "training/generator.py _train": "to be split",
+}
 
 
 def python(*arguments: str) -> str:
@@ -47,6 +54,24 @@ def test_files_are_short_and_packages_small():
     packages = [path.parent for path in SOURCE.rglob("__init__.py") if path.parent != SOURCE]
     modules = {package: len(list(package.glob("*.py"))) - 1 for package in packages}
     assert {package: count for package, count in modules.items() if count > 13} == {}
+
+
+def function_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """The lines of a function, its docstring not counted."""
+    docstring = function.body[0]
+    without = docstring.end_lineno - docstring.lineno + 1 if ast.get_docstring(function) else 0
+    return function.end_lineno - function.lineno + 1 - without
+
+
+def test_functions_are_short():
+    lines = {
+        f"{path.relative_to(SOURCE)} {node.name}": function_lines(node)
+        for path in SOURCE.rglob("*.py")
+        for node in ast.walk(parsed(path))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
+    long = {name: count for name, count in lines.items() if count >= LONGEST_FUNCTION}
+    assert {name: count for name, count in long.items() if name not in LONG_FUNCTIONS} == {}
 
 
 def test_public_names_are_exactly_these():

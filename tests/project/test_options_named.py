@@ -2,8 +2,8 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
-import click
 import pytest
 import typer.main
 
@@ -23,6 +23,7 @@ OPTION = re.compile(r"(?<![\w/-])--[a-z][a-z-]*[a-z]\b(?!-)")
 OTHERS = {
     *("--ink", "--line"),  # variables of style sheets
     "--shm-size",  # docker run
+    "--cov",  # pytest
     *("--raw", "--version", "--help"),  # gdcmconv; every program
     *(
         "--nodes",
@@ -37,7 +38,7 @@ OTHERS = {
 }
 
 
-def options_of(command: click.Command) -> set[str]:
+def options_of(command: Any) -> set[str]:
     """Every option of a command and of the commands below it."""
     names = {name for option in command.params for name in (*option.opts, *option.secondary_opts)}
     for inner in getattr(command, "commands", {}).values():

@@ -13,21 +13,6 @@ import yaml
 ROOT = Path(__file__).parents[2]
 FORMS = sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"))
 OWN_HOSTS = {"github.com"}
-# From the bottom up; packages on one line do not import each other.
-LAYERS = (
-    {"errors"},
-    {"records", "devices", "text", "version"},
-    {"environment"},
-    {"io"},
-    {"visualization", "config"},
-    {"recipes"},
-    {"data", "phantom"},
-    {"models", "metrics"},
-    {"training", "inference"},
-    {"evaluation"},
-    {"reporting"},
-    {"cli"},
-)
 
 
 def read(*parts: str) -> str:
@@ -82,6 +67,15 @@ def test_ci_runs_the_check_of_a_person_on_every_python_with_lowest_and_highest_v
     assert "scripts/check" in commands
     assert any("constraints-lowest.txt" in command for command in commands)
     assert workflow["permissions"] == {"contents": "read"}
+
+
+def test_ci_measures_coverage_on_a_python_that_measures_quickly() -> None:
+    workflow = settings(".github", "workflows", "ci.yml")
+    (environment,) = (step["env"] for step in workflow["jobs"]["check"]["steps"] if "env" in step)
+    for name, value in {"COVERAGE_CORE": "sysmon", "PYTEST_ADDOPTS": "--cov=slicebook"}.items():
+        (python,) = re.findall(rf"matrix\.python == '(3\.\d+)' && '{value}' \|\| ''", environment[name])
+        assert python in workflow["jobs"]["check"]["strategy"]["matrix"]["python"]
+        assert int(python.split(".")[1]) >= 12
 
 
 def test_ci_pins_each_action_to_a_major_version() -> None:
@@ -153,12 +147,15 @@ def test_files_around_the_package_name_no_host_but_that_of_the_repository() -> N
     assert hosts <= OWN_HOSTS
 
 
-def test_the_contract_of_imports_is_the_layers_of_the_package() -> None:
+def test_the_contract_of_imports_has_a_layer_for_every_package_and_lets_no_siblings_meet() -> None:
     contract = configparser.ConfigParser()
     contract.read(ROOT / ".importlinter")
-    layers = contract["importlinter:contract:layers"]["layers"].split("\n")
-    assert tuple(set(re.findall(r"\w+", line)) for line in reversed(layers) if line) == LAYERS
-    assert ":" not in contract["importlinter:contract:layers"]["layers"]  # a colon would let siblings meet
+    layers = contract["importlinter:contract:layers"]
+    listed = re.findall(r"\w+", layers["layers"] + layers["exhaustive_ignores"])
+    modules = {path.stem for path in (ROOT / "src" / "slicebook").glob("[!_]*") if path.suffix in {"", ".py"}}
+    assert sorted(listed) == sorted(modules | {"__main__"})
+    assert layers.getboolean("exhaustive")
+    assert ":" not in layers["layers"]  # a colon would let siblings meet
 
 
 def test_the_project_and_its_citation_name_one_repository() -> None:

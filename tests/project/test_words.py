@@ -3,6 +3,7 @@
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pydicom
@@ -11,6 +12,7 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
 from slicebook.cli import main
+from slicebook.evaluation import evaluate as evaluation
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
@@ -66,9 +68,10 @@ def write_hospital_export(folder):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_block_of_a_page_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(evaluation, "FEWEST_SAMPLES", 12)  # drawing 100 took most of the time of a page
     if "export" in "".join(commands(page)):
         write_hospital_export(tmp_path / "export")
-    names = {}
+    names: dict[str, Any] = {}
     for language, text in blocks(page):
         if language == "python":
             exec(compile(text, str(page), "exec"), names)

@@ -1,6 +1,7 @@
 """The page in chromium: complete by itself, readable on a phone, on a desktop, in the dark and on paper."""
 
 import shutil
+from typing import Any
 
 import pytest
 
@@ -9,9 +10,11 @@ from slicebook.reporting.html import write_page
 pytestmark = pytest.mark.browser
 
 # Without a sandbox, which root has none of; the others keep the browser itself off the network.
-FLAGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
-FLAGS = [*FLAGS.split(), "--disable-component-update", "--disable-sync"]
-VIEWS = {
+FLAGS = [
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
+    *("--disable-component-update", "--disable-sync"),
+]
+VIEWS: dict[str, dict[str, Any]] = {
     "phone": {"width": 360, "height": 780},
     "desktop": {"width": 1280, "height": 800},
     "dark": {"width": 1280, "height": 800, "color_scheme": "dark"},

@@ -3,6 +3,7 @@
 import csv
 import shutil
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -107,7 +108,7 @@ def test_the_decoder_teaches_the_discriminator_nothing(own):
 
 def at_pixels(own, *settings, change=None):
     """Return gradients at the pixels, rebuilt slices first: the loss's, the discriminator's, and both."""
-    found = []
+    found: list[Any] = []
 
     def watched(made):
         whole = made.adversaries.learner.decode_unchecked
@@ -424,7 +425,7 @@ def test_each_size_of_slice_has_its_share_of_samples_and_at_least_a_group(own, t
 
 
 def test_samples_are_drawn_under_conditions_of_training_slices(own, tmp_path, monkeypatch):
-    asked = []
+    asked: list[Any] = []
 
     def watched(prior, layout, seeds, conditions):
         asked.extend(zip(seeds, conditions.position.tolist(), conditions.group.tolist(), strict=True))
@@ -489,13 +490,8 @@ def test_the_mirror_alone_is_on_unless_said(own):
     ).decoder.training.augment
     for found in (settings, fresh):
         assert found.flip_probability == 0.3
-        assert (found.rotate_degrees, found.scale, found.shift, found.gamma, found.intensity_scale) == (
-            0,
-            0,
-            0,
-            0,
-            0,
-        )
+        others = (found.rotate_degrees, found.scale, found.shift, found.gamma, found.intensity_scale)
+        assert others == (0, 0, 0, 0, 0)
     assert load_recipe("generate", ["decoder.training.augment=null"]).decoder.training.augment is None
 
 

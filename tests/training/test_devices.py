@@ -1,5 +1,7 @@
 """Devices, precisions and this process's place among others."""
 
+import time
+
 import pytest
 import torch
 
@@ -64,7 +66,7 @@ def test_the_faster_precision_is_measured_on_the_step_itself(milliseconds, chose
         steps.append(in_bf16)
         now[0] += milliseconds[in_bf16] / 1000
 
-    monkeypatch.setattr(devices.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
     name, seconds = devices.fastest_precision(step, torch.device("cpu"))
     assert name == chosen
     assert seconds == pytest.approx({"32-true": 0.01, "bf16-mixed": milliseconds[1] / 1000})

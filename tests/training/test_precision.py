@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from slicebook import devices
 from slicebook.config import TrainingConfig
 from slicebook.devices import PRECISIONS
 from slicebook.io.tensors import STATE_NAME, load_state
@@ -89,7 +90,7 @@ def data(tmp_path_factory):
 def test_auto_trains_as_the_precision_that_it_measures(
     faster, architecture, data, tmp_path, monkeypatch, capsys
 ):
-    measure = trainer.fastest_precision
+    measure = devices.fastest_precision
 
     def decided(step, device, **how):
         measure(step, device, **how)

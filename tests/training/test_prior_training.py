@@ -15,6 +15,7 @@ from lightning_fabric import Fabric
 from slicebook.config import PriorTrainingConfig
 from slicebook.data.dataset import PreparedData
 from slicebook.data.prepare import prepare
+from slicebook.data.splits import Split
 from slicebook.errors import CheckpointError, ConfigError, DataError
 from slicebook.io.tensors import STATE_NAME, hash_tensors, load_state, save_state
 from slicebook.models.checkpoint import MODEL_NAME, load_prior, load_tokenizer, save_tokenizer
@@ -324,7 +325,8 @@ def tokens_of(run):
 def test_tokens_hold_every_form_of_the_training_and_one_of_the_validation(trained):
     tokens, data = tokens_of(trained.run).tensors, PreparedData.open(trained.data)
     book = load_prior(trained.run).book
-    for name, views in (("train", 3), ("validation", 1)):
+    split_views: tuple[tuple[Split, int], ...] = (("train", 3), ("validation", 1))
+    for name, views in split_views:
         sets = encode_slices(book, data.split(name), views=views, shift=2, seed=42)
         for index, one in enumerate(sets):
             assert tokens[f"{name}.{index}"].shape[1] == views

@@ -14,6 +14,7 @@ import pytest
 import torch
 from helpers.training import poison, prepared_folder, tiny, train
 from safetensors.torch import load_file
+from torch.multiprocessing.spawn import start_processes
 
 from slicebook.config import Recipe, TrainingConfig
 from slicebook.data.dataset import PreparedData
@@ -131,7 +132,7 @@ def test_a_training_without_progress_for_so_long_ends(data, tmp_path, monkeypatc
 
 
 def test_training_learns_from_training_patients_and_is_judged_on_validation_ones(data, tmp_path, monkeypatch):
-    seen = {"training_step": [], "validation_step": []}
+    seen: dict[str, list[bytes]] = {"training_step": [], "validation_step": []}
 
     def watch(name):
         whole = getattr(TokenizerObjective, name)
@@ -146,16 +147,18 @@ def test_training_learns_from_training_patients_and_is_judged_on_validation_ones
     watch("validation_step")
     train(data, tiny("training.epochs=1"), tmp_path / "run")
     opened = PreparedData.open(data)
-    of = {
-        split: {image.numpy().tobytes() for image in opened.split(split)} for split in ("train", "validation")
-    }
-    assert set(seen["training_step"]) == of["train"]
-    assert set(seen["validation_step"]) == of["validation"]
+    train_slices, validation_slices = (
+        {split[index].numpy().tobytes() for index in range(len(split))}
+        for split in (opened.split("train"), opened.split("validation"))
+    )
+    assert set(seen["training_step"]) == train_slices
+    assert set(seen["validation_step"]) == validation_slices
     assert len(seen["validation_step"]) == 4
 
 
 def test_a_validation_teaches_the_model_nothing(data, tmp_path, monkeypatch):
-    whole, changed = TokenizerObjective.validation_step, []
+    whole = TokenizerObjective.validation_step
+    changed: list[str] = []
 
     def watched(self, batch):
         before = {name: value.clone() for name, value in self.tokenizer.state_dict().items()}
@@ -277,11 +280,11 @@ def test_an_interrupted_training_goes_on_to_the_very_same_weights(architecture, 
         assert whole.keys() == parts.keys()
         assert [key for key in whole if not whole[key].equal(parts[key])] == []
     timed = {"seconds", "images_per_second"}
-    whole, parts = (
+    whole_rows, parts_rows = (
         [{name: value for name, value in row.items() if name not in timed} for row in rows_of(tmp_path / run)]
         for run in ("whole", "parts")
     )
-    assert whole == parts
+    assert whole_rows == parts_rows
 
 
 def test_a_training_killed_before_its_first_validation_begins_anew(finished, data, tmp_path):
@@ -449,7 +452,7 @@ def test_two_processes_that_torchrun_starts_train_one_model(finished, data, tmp_
     with warnings.catch_warnings():
         # A fork imports nothing anew. Python 3.12 warns of one beside threads; no thread here holds a lock.
         warnings.simplefilter("ignore", DeprecationWarning)
-        torch.multiprocessing.start_processes(
+        start_processes(
             _train_as_rank, (port, str(data), str(tmp_path / "run")), nprocs=2, start_method="fork"
         )
     assert [row["step"] for row in rows_of(tmp_path / "run")] == [3, 6]

@@ -98,7 +98,7 @@ def test_every_exception_is_used():
     "command",
     [
         "python3 -m venv .venv && .venv/bin/pip install -e '.[judge]' && .venv/bin/slicebook demo",
-        "python3 -m venv .venv && .venv/bin/pip install -e '.[dev]' && .venv/bin/python -m pytest",
+        "python3 -m venv .venv && .venv/bin/pip install -e '.[dev]' && .venv/bin/python -m pytest -n auto",
     ],
 )
 def test_the_first_screen_holds_the_two_commands(command):

@@ -187,8 +187,8 @@ def test_slices_too_small_to_score_are_refused_by_name_before_anything_is_writte
 @pytest.mark.parametrize("shape", [(40, 24, 3), (17, 13), (40, 24, 1)])
 def test_decoding_the_tokens_is_the_reconstruction(shape, model, tmp_path):
     source = volume_file(tmp_path / "a.nii.gz", shape)
-    encoded = encode(model, source, tmp_path / "a.npz", **CPU)
-    decoded = decode(model, tmp_path / "a.npz", tmp_path / "new" / "decoded.nii.gz", **CPU)
+    encoded = encode(model, source, tmp_path / "a.safetensors", **CPU)
+    decoded = decode(model, tmp_path / "a.safetensors", tmp_path / "new" / "decoded.nii.gz", **CPU)
     (scored,) = reconstruct(model, source, tmp_path / "out", pictures=False, **CPU).volumes
     first, second = nib.load(tmp_path / "new" / "decoded.nii.gz"), nib.load(scored.output)
     np.testing.assert_allclose(first.get_fdata(), second.get_fdata(), rtol=1e-4, atol=1e-2)
@@ -199,8 +199,8 @@ def test_decoding_the_tokens_is_the_reconstruction(shape, model, tmp_path):
 
 
 def test_tokens_of_a_dicom_folder_come_back_with_its_geometry(model, tmp_path):
-    encode(model, dicom_folder(tmp_path / "in"), tmp_path / "a.npz", **CPU)
-    decode(model, tmp_path / "a.npz", tmp_path / "a.nii.gz", **CPU)
+    encode(model, dicom_folder(tmp_path / "in"), tmp_path / "a.safetensors", **CPU)
+    decode(model, tmp_path / "a.safetensors", tmp_path / "a.nii.gz", **CPU)
     reconstruct(model, tmp_path / "in", tmp_path / "out", pictures=False, **CPU)
     first, second = nib.load(tmp_path / "a.nii.gz"), nib.load(tmp_path / "out" / "series-01-axial.nii.gz")
     np.testing.assert_array_equal(first.affine, second.affine)
@@ -208,24 +208,23 @@ def test_tokens_of_a_dicom_folder_come_back_with_its_geometry(model, tmp_path):
 
 
 def test_nothing_of_the_headers_text_is_in_the_tokens(model, tmp_path):
-    encode(model, volume_file(tmp_path / "a.nii"), tmp_path / "a.npz", **CPU)
-    with np.load(tmp_path / "a.npz") as file:
-        assert b"Secret" not in b"".join(file[name].tobytes() for name in file.files)
+    encode(model, volume_file(tmp_path / "a.nii"), tmp_path / "a.safetensors", **CPU)
+    assert b"Secret" not in (tmp_path / "a.safetensors").read_bytes()
 
 
 def test_a_folder_of_several_volumes_is_refused_because_a_token_file_holds_one(model, tmp_path):
     for name in "ab":
         volume_file(tmp_path / f"{name}.nii")
     with pytest.raises(DataError, match="holds 2 volumes, wanted one; name one file"):
-        encode(model, tmp_path, tmp_path / "a.npz", **CPU)
-    assert not (tmp_path / "a.npz").exists()
+        encode(model, tmp_path, tmp_path / "a.safetensors", **CPU)
+    assert not (tmp_path / "a.safetensors").exists()
 
 
 @pytest.fixture
 def tokens(model, tmp_path):
     volume_file(tmp_path / "a.nii")
-    encode(model, tmp_path / "a.nii", tmp_path / "a.npz", **CPU)
-    return tmp_path / "a.npz"
+    encode(model, tmp_path / "a.nii", tmp_path / "a.safetensors", **CPU)
+    return tmp_path / "a.safetensors"
 
 
 def refuse(kind, message, model, tokens):
@@ -276,7 +275,7 @@ def test_a_source_that_is_absent_empty_or_damaged_is_named_and_nothing_is_writte
     (tmp_path / "empty").mkdir()
     (tmp_path / "torn.nii.gz").write_bytes(volume_file(tmp_path / "a.nii.gz").read_bytes()[:-30])
     (tmp_path / "a.nii.gz").unlink()
-    out = tmp_path / "out.npz"
+    out = tmp_path / "out.safetensors"
     for name in ("absent.nii.gz", "empty", "torn.nii.gz"):
         with pytest.raises(DataError, match=name):
             act(model, tmp_path / name, out, **CPU)

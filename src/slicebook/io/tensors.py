@@ -121,7 +121,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise CheckpointError(
             f"{path}: its settings do not match their hash, so the file is damaged; copy it again"
         )
-    return tensors, json.loads(text)
+    return tensors, _settings_of(text)
 
 
 def kind_of(path: Path) -> str | None:
@@ -131,8 +131,17 @@ def kind_of(path: Path) -> str | None:
             header = file.metadata() or {}
     except (OSError, SafetensorError):
         return None
-    kind = json.loads(header.get("slicebook", "{}")).get("kind")
+    kind = _settings_of(header.get("slicebook", "{}")).get("kind")
     return None if kind is None else str(kind)
+
+
+def _settings_of(text: str) -> dict[str, Any]:
+    """Return the settings in a file's metadata; none where the text is not that of Slicebook."""
+    try:
+        settings = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return settings if isinstance(settings, dict) else {}
 
 
 def _what_is_wrong(path: Path, error: Exception) -> str:

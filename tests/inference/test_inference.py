@@ -15,6 +15,7 @@ from slicebook.errors import CheckpointError, DataError, ShapeError
 from slicebook.inference.reconstruct import decode, encode, reconstruct
 from slicebook.inference.volumes import list_volumes
 from slicebook.io.nifti import read_nifti
+from slicebook.io.tokens import TokenFile
 from slicebook.models.checkpoint import MODEL_NAME, load_tokenizer
 
 CPU = {"device": "cpu"}
@@ -241,23 +242,26 @@ def test_another_model_is_refused(tokens, tmp_path):
 
 
 def test_a_token_outside_its_codebook_is_refused(model, tokens):
-    with np.load(tokens) as file:
-        grid = file["tokens_1"]
+    grid = TokenFile.read(tokens).tokens[1]
     grid[0, 0, 0] = 16
-    rewritten(tokens, tokens_1=grid)
+    rewritten(tokens, tokens_1=torch.from_numpy(grid))
     refuse(ShapeError, "level 1: tokens from .* to 16, wanted 0 to 15", model, tokens)
 
 
 def test_grids_that_do_not_fit_the_slices_are_refused(model, tokens):
-    rewritten(tokens, tokens_0=np.zeros((3, 2, 2), np.uint16))
+    rewritten(tokens, tokens_0=torch.zeros((3, 2, 2), dtype=torch.uint16))
     refuse(ShapeError, "do not fit a slice of 24×40 pixels", model, tokens)
-    rewritten(tokens, tokens_0=np.zeros((3, 6, 10), np.uint16), tokens_2=np.zeros((3, 1, 1), np.uint16))
+    grids = {
+        f"tokens_{level}": torch.zeros((3, *size), dtype=torch.uint16)
+        for level, size in enumerate([(6, 10), (3, 5), (1, 1)])
+    }
+    rewritten(tokens, **grids)
     refuse(ShapeError, "do not fit", model, tokens)
 
 
 def test_a_damaged_token_file_is_refused(model, tokens):
     tokens.write_bytes(tokens.read_bytes()[:-50])
-    refuse(DataError, "is no whole token file", model, tokens)
+    refuse(DataError, "is not a complete token file", model, tokens)
 
 
 @pytest.mark.parametrize("name", ["decoded.png", "decoded"])

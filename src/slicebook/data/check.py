@@ -10,23 +10,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
-import pydicom
 
 from slicebook.data.layouts.registry import find_sources, suspicions
-from slicebook.data.layouts.sources import EVERY_FILE, Found, Source, SourceOptions, Unreadable
-from slicebook.data.reader import Misfit as Misfit
-from slicebook.data.reader import Part as Part
-from slicebook.data.reader import count_files as count_files
-from slicebook.data.reader import read_parts as read_parts
+from slicebook.data.layouts.sources import EVERY_FILE, FolderScan, Source, SourceOptions, Unreadable
+from slicebook.data.reader import Misfit, Part, count_files, read_parts
 from slicebook.io.discovery import first_names
 from slicebook.io.nifti import text_fields
-
-# Where DICOM headers tell who the patient was, or where and by whom the scan was made.
-_DICOM_PRIVATE = (
-    *("PatientName", "PatientBirthDate", "PatientAddress", "PatientTelephoneNumbers", "OtherPatientIDs"),
-    *("AccessionNumber", "InstitutionName", "ReferringPhysicianName", "OperatorsName", "PatientComments"),
-    *("OtherPatientNames", "PatientBirthName", "InstitutionAddress", "PerformingPhysicianName"),
-)
 
 
 @dataclass(frozen=True)
@@ -123,28 +112,28 @@ def check(
     Works without `--patient-regex` too: patients are then not counted.
 
     Raises:
-        DataError: No layout fits, no volume is found, or a patient is on two sides of the layout's own split.
+        DataError: No layout fits, no volume is scan, or a patient is on two sides of the layout's own split.
     """
     data = Path(data)
-    found = find_sources(data, source)
+    scan = find_sources(data, source)
     tally = _Tally()
-    for done, one in enumerate(found.sources):
-        for part in read_parts(one, source.plane):
+    for done, volume in enumerate(scan.sources):
+        for part in read_parts(volume, source.plane):
             tally.add(part)
-        tally.headers.update(_private_fields(one))
+        tally.headers.update(_private_text(volume))
         if progress is not None:
-            progress(done + 1, len(found.sources))
+            progress(done + 1, len(scan.sources))
     splits: Counter[str] = Counter(
-        split for _, split in {(s.patient, s.split) for s in found.sources} if split
+        split for _, split in {(s.patient, s.split) for s in scan.sources} if split
     )
-    known = all(s.patient for s in found.sources)
+    known = all(s.patient for s in scan.sources)
     return CheckReport(
         folder=str(data),
-        layout=found.layout,
-        patients=len(found.patients) if known else None,
+        layout=scan.layout,
+        patients=len(scan.patients) if known else None,
         splits=dict(splits),
-        volumes=len(found.sources),
-        files=count_files(found),
+        volumes=len(scan.sources),
+        files=count_files(scan),
         slices=sum(tally.shapes.values()),
         blank_slices=tally.blank_slices,
         shapes=dict(tally.shapes.most_common()),
@@ -155,11 +144,11 @@ def check(
         label_values=dict(sorted(tally.label_values.items())),
         duplicates=tuple(tuple(paths) for paths in tally.copies.values() if len(paths) > 1),
         header_fields=dict(tally.headers.most_common()),
-        unreadable=tuple(bad.reason for bad in (*found.unreadable, *tally.unreadable)),
+        unreadable=tuple(bad.reason for bad in (*scan.unreadable, *tally.unreadable)),
         misfits=tuple(bad.reason for bad in tally.misfits),
-        unmatched=tuple(str(path) for path in found.unmatched),
-        series=_series_kinds(found),
-        notes=(*found.notes, *suspicions(found), *tally.notes()),
+        unmatched=tuple(str(path) for path in scan.unmatched),
+        series=_series_kinds(scan),
+        notes=(*scan.notes, *suspicions(scan), *tally.notes()),
     )
 
 
@@ -176,10 +165,10 @@ def grouped(lines: Sequence[str]) -> list[str]:
     return shown
 
 
-def _series_kinds(found: Found) -> dict[str, int]:
+def _series_kinds(scan: FolderScan) -> dict[str, int]:
     """Count volumes by description, plane and why they are left out, where a layout has several kinds."""
     counts: Counter[str] = Counter()
-    for source, reason in (*((source, "") for source in found.sources), *found.left_out):
+    for source, reason in (*((source, "") for source in scan.sources), *scan.left_out):
         if source.kind or source.series is not None:
             plane = source.series.plane if source.series is not None else ""
             modality = source.series.modality if source.series is not None else ""
@@ -242,17 +231,12 @@ class _Tally:
         ]
 
 
-def _private_fields(source: Source) -> Counter[str]:
+def _private_text(source: Source) -> Counter[str]:
     """Count files by header field with text that may tell who the patient is; never returns the text."""
-    fields: Counter[str] = Counter()
-    if source.series is None:
-        for path in (*source.images, *source.labels):
-            fields.update(text_fields(path) if path is not None else ())
-        return fields
-    for path in source.images:
-        header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(_DICOM_PRIVATE))
-        fields.update(name for name in _DICOM_PRIVATE if str(header.get(name) or "").strip())
-    return fields
+    if source.series is not None:
+        return Counter(source.series.private_text)
+    paths = [path for path in (*source.images, *source.labels) if path is not None]
+    return Counter(field for path in paths for field in text_fields(path))
 
 
 def _listed(counts: dict[str, int] | dict[int, int]) -> str:

@@ -160,6 +160,6 @@ def _expect_shared_memory(workers: int, batch_bytes: int) -> None:
 
 
 def _expect_size(path: Path, wanted: int) -> None:
-    found = path.stat().st_size if path.is_file() else 0
-    if found != wanted:
-        raise DataError(f"{path}: {found} bytes, wanted {wanted} by the manifest; prepare the data again")
+    size = path.stat().st_size if path.is_file() else 0
+    if size != wanted:
+        raise DataError(f"{path}: {size} bytes, wanted {wanted} by the manifest; prepare the data again")

@@ -291,12 +291,12 @@ def slice_kinds(records: Sequence[SliceRecord]) -> tuple[SliceKind, ...]:
         SliceKind(
             rows=rows,
             columns=columns,
-            row_mm=median(record.row_mm for record in some),
-            column_mm=median(record.column_mm for record in some),
-            low=median(record.low for record in some),
-            high=median(record.high for record in some),
-            slices=len(some),
+            row_mm=median(record.row_mm for record in members),
+            column_mm=median(record.column_mm for record in members),
+            low=median(record.low for record in members),
+            high=median(record.high for record in members),
+            slices=len(members),
         )
-        for (rows, columns), some in sizes.items()
+        for (rows, columns), members in sizes.items()
     ]
     return tuple(sorted(kinds, key=lambda kind: -kind.slices))

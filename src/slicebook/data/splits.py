@@ -48,21 +48,24 @@ def assign_splits(
     if given:  # its test patients are known, and the others are for training
         shares = (shares[0] / (shares[0] + shares[1]), shares[1] / (shares[0] + shares[1]), 0.0)
     order = np.random.default_rng(seed).permutation(drawn).tolist()
-    counts = _share_out(len(order), shares, advice)
+    counts = _share_out(len(order), shares, advice, has_own_split=bool(given))
     names = [split for split, count in zip(SPLITS, counts, strict=True) for _ in range(count)]
     return {**given, **dict(zip(order, names, strict=True))}
 
 
-def _share_out(patients: int, fractions: tuple[float, float, float], hint: str) -> list[int]:
+def _share_out(
+    patients: int, fractions: tuple[float, float, float], hint: str, *, has_own_split: bool
+) -> list[int]:
     """Return whole numbers near the fractions that sum to `patients`, at least 1 where one is above 0."""
     wanted = sum(fraction > 0 for fraction in fractions)
     if patients < wanted:
         many = "1 patient" if patients == 1 else f"{patients} patients"
-        remedy = (
-            "training takes two patients or more, and --fractions 0 0 1 makes a test set of one"
-            if patients == 1
-            else "or give --fractions 0.5 0.5 0 to train with these, --fractions 0 0 1 to test on them"
-        )
+        if has_own_split:
+            remedy = "training needs two patients outside the test split"
+        elif patients == 1:
+            remedy = "training needs two patients; --fractions 0 0 1 makes a test set of one"
+        else:
+            remedy = "or give --fractions 0.5 0.5 0 to train with these, --fractions 0 0 1 to test on them"
         raise DataError(
             f"{many} cannot fill {wanted} splits: a patient is in one only; {f'{hint}; ' if hint else ''}"
             f"add patients; {remedy}"

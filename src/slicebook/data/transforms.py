@@ -64,10 +64,10 @@ def crop_or_pad(
 ) -> Shaped[np.ndarray, "new_rows new_columns"]:
     """Cut or extend a slice about its centre; an odd remainder goes after it."""
     for axis, wanted in enumerate(size):
-        found = image.shape[axis]
-        start = max(found - wanted, 0) // 2
-        image = image.take(range(start, min(start + wanted, found)), axis=axis)
-        before = max(wanted - found, 0) // 2
+        length = image.shape[axis]
+        start = max(length - wanted, 0) // 2
+        image = image.take(range(start, min(start + wanted, length)), axis=axis)
+        before = max(wanted - length, 0) // 2
         padding = [(0, 0), (0, 0)]
         padding[axis] = (before, wanted - image.shape[axis] - before)
         image = np.pad(image, padding, constant_values=fill)

@@ -173,7 +173,7 @@ def generate(
     _draw_sheets(folder.set, samples, kind)
     _write_lists(folder.set, samples, task)
     for name, text in beside.items():
-        (folder.set / name).write_text(text, encoding="utf-8")
+        write_text(folder.set / name, text)
     folder.finish()
     mean = sum(one.bits_per_pixel for one in samples) / count
     return GenerateSummary(Path(out), count, asked.size, loaded.book.masks is not None, mean)

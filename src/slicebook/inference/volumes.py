@@ -12,11 +12,12 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32
 
+from slicebook.data.layouts.registry import image_files
 from slicebook.data.transforms import IntensityMap
 from slicebook.errors import DataError
 from slicebook.io.dicom_file import is_dicom
 from slicebook.io.dicom_series import find_dicom_series, read_dicom_series
-from slicebook.io.discovery import find_files, nifti_stem
+from slicebook.io.discovery import find_files, first_names, nifti_stem
 from slicebook.io.nifti import read_nifti, write_nifti
 from slicebook.io.volume import (
     Orientation,
@@ -90,8 +91,9 @@ class ListedVolume:
 def list_volumes(source: str | Path, plane: Plane | None = None) -> tuple[ListedVolume, ...]:
     """List the volumes of a file or folder, with names to write them under. Reads no voxel.
 
-    A NIfTI file keeps its name, after those of the folders it lies in. DICOM, whose file names may name a
-    patient, is numbered. Links that lead nowhere or to folders are passed over with a warning.
+    A NIfTI file keeps its name, after those of the folders it lies in. DICOM series are numbered, because
+    their file names may contain the patient's name. In a folder, masks and files that its layout does not
+    know are passed over with a warning, as are broken links and links to folders.
 
     Raises:
         DataError: The source is absent or holds no volume (of that plane); or two outputs would have the
@@ -107,8 +109,16 @@ def list_volumes(source: str | Path, plane: Plane | None = None) -> tuple[Listed
     discovered = find_files(path)
     for line in replace(discovered, hidden=()).passed_over():
         warnings.warn(f"{path}: {line}", stacklevel=2)
+    images, layout = image_files(discovered)
+    if others := sorted(set(discovered.nifti) - set(images)):
+        shown = first_names([file.relative_to(path).as_posix() for file in others])
+        warnings.warn(
+            f"{path}: {len(others)} NIfTI files were passed over, which are masks or unknown to the layout "
+            f"{layout}: {shown}; give such a file alone to read it",
+            stacklevel=2,
+        )
     files: dict[str, list[Path]] = {}
-    for file in discovered.nifti:
+    for file in images:
         files.setdefault("-".join([*file.relative_to(path).parts[:-1], nifti_stem(file)]), []).append(file)
     if files:
         return _named(files)

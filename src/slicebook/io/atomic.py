@@ -52,6 +52,19 @@ def write_csv(
 
 
 @contextmanager
+def explaining_failure(path: str | Path, size: int | None = None) -> Iterator[None]:
+    """Turn a failure of the disk into a `DataError` that names the file and the bytes that it needs."""
+    try:
+        yield
+    except OSError as error:
+        wanted = "" if size is None else f"; {size:,} bytes wanted"
+        raise DataError(
+            f"{path}: cannot be written ({error.strerror or error}{wanted}); "
+            "check the folder and its free space, or choose another"
+        ) from error
+
+
+@contextmanager
 def replacing(path: str | Path, *, size: int | None = None) -> Iterator[Path]:
     """Yield the name of a new file in the same folder, which takes the place of `path` at the end.
 
@@ -65,13 +78,12 @@ def replacing(path: str | Path, *, size: int | None = None) -> Iterator[Path]:
     path = Path(path)
     partial = path.with_name(f".{path.name[:_KEPT_NAME]}.{uuid.uuid4().hex[:12]}{PARTIAL}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield partial
-        with partial.open("rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError as error:
-        raise _unwritable(path, error, size) from error
+        with explaining_failure(path, size):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield partial
+            with partial.open("rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(partial, path)
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
@@ -91,16 +103,17 @@ def replacing_folder(path: str | Path, *, replace_content: bool = False) -> Iter
     place = Path(path).resolve()
     partial = place.with_name(f".{place.name[:_KEPT_NAME]}{PARTIAL}")
     try:
-        # What a killed command left goes. A command that still runs notices, as its folder is another then.
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        made = partial.stat().st_ino
-        yield partial
-        if not partial.is_dir() or partial.stat().st_ino != made:
-            raise DataError(f"{path}: another command writes there at the same time; run one after the other")
-        _put_in_place(partial, place, replace_content)
-    except OSError as error:
-        raise _unwritable(Path(path), error) from error
+        with explaining_failure(path):
+            # Remove what a killed command left. A command that is still running notices its folder is gone.
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            made = partial.stat().st_ino
+            yield partial
+            if not partial.is_dir() or partial.stat().st_ino != made:
+                raise DataError(
+                    f"{path}: another command writes there at the same time; run one after the other"
+                )
+            _put_in_place(partial, place, replace_content)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -122,17 +135,16 @@ def replacing_files(
     """
     new, unfinished = not folder.exists(), folder / partial
     try:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(parents=True)
-        yield unfinished
-        (folder / last).unlink(missing_ok=True)
-        written = sorted(path.name for path in unfinished.iterdir())
-        for name in sorted(written, key=last.__eq__):
-            os.replace(unfinished / name, folder / name)
-        for name in set(names) - set(written):
-            (folder / name).unlink(missing_ok=True)
-    except OSError as error:
-        raise _unwritable(folder, error) from error
+        with explaining_failure(folder):
+            shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.mkdir(parents=True)
+            yield unfinished
+            (folder / last).unlink(missing_ok=True)
+            written = sorted(path.name for path in unfinished.iterdir())
+            for name in sorted(written, key=last.__eq__):
+                os.replace(unfinished / name, folder / name)
+            for name in set(names) - set(written):
+                (folder / name).unlink(missing_ok=True)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
         if new and folder.is_dir() and not any(folder.iterdir()):
@@ -154,11 +166,3 @@ def _put_in_place(partial: Path, place: Path, replace_content: bool) -> None:
     if place.is_dir():
         place.rmdir()  # refuses what was put there meanwhile
     partial.rename(place)
-
-
-def _unwritable(path: Path, error: OSError, size: int | None = None) -> DataError:
-    wanted = "" if size is None else f"; {size:,} bytes wanted"
-    return DataError(
-        f"{path}: cannot be written ({error.strerror or error}{wanted}); "
-        "check the folder and its free space, or choose another"
-    )

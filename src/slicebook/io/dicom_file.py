@@ -35,12 +35,13 @@ from pydicom.valuerep import VR
 
 from slicebook.errors import DataError
 from slicebook.io.dicom_tags import (
-    DIRECTORY,
-    SECONDARY_CAPTURE,
     WANTED,
+    PassedOver,
     dimensions_of,
-    other_object,
+    image_type_of,
+    private_text,
     private_traits,
+    reason_to_pass_over,
     traits_of,
 )
 from slicebook.io.limits import Limits
@@ -54,7 +55,6 @@ _LONG_GROUP = 0x0029  # vendors' large private groups begin here; a classic slic
 _PIXEL_GROUP = 0x7FE0
 _PIXELS = (0x7FE00008, 0x7FE00009, 0x7FE00010)  # float, double, integer
 _VRS = {vr.value.encode() for vr in VR if len(vr.value) == 2}
-_COLOURS = {"RGB", "PALETTE COLOR", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "YBR_PARTIAL_420"}
 
 
 class MosaicError(DataError):
@@ -68,19 +68,6 @@ class MosaicError(DataError):
         what = "is a mosaic" if count == 1 else f"and {count - 1} more of its series are mosaics"
         super().__init__(f"{path}: {what} of several slices a file; turn the series into NIfTI with dcm2niix")
         self.series_uid = series_uid
-
-
-@dataclass(frozen=True)
-class PassedOver:
-    """A DICOM file that is no slice of a volume.
-
-    Attributes:
-        reason: In one or two words, for a count.
-        message: What to say where this file was asked for by name.
-    """
-
-    reason: str
-    message: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,6 +103,7 @@ class DicomHeader:
     image_type: tuple[str, ...]  # upper case
     shape: tuple[int, int]  # rows, columns
     frames: tuple[Frame, ...]
+    private_text: tuple[str, ...]  # keywords of fields with text about the patient, the site or the staff
 
     @property
     def is_localizer(self) -> bool:
@@ -174,8 +162,8 @@ def read_header(path: Path, limits: Limits) -> DicomHeader | PassedOver:
     """
     with at_the_door(path):
         dataset, has_pixels = _load_header(path, limits)
-        image_type = _image_type_of(dataset)
-        passed_over = _passed_over(path, dataset, image_type, has_pixels)
+        image_type = image_type_of(dataset)
+        passed_over = reason_to_pass_over(path, dataset, image_type, has_pixels)
         if passed_over is not None:
             return passed_over
         if "SeriesInstanceUID" not in dataset:
@@ -195,6 +183,7 @@ def read_header(path: Path, limits: Limits) -> DicomHeader | PassedOver:
             image_type=image_type,
             shape=(int(dataset.Rows), int(dataset.Columns)),
             frames=_frames_of(path, dataset),
+            private_text=private_text(dataset),
         )
         rows, columns = header.shape
         limits.check(path, limits.max_bytes, 4 * rows * columns * len(header.frames), "")
@@ -302,48 +291,6 @@ def _load_header(path: Path, limits: Limits) -> tuple[Dataset, bool]:
 
 
 # --- From elements to a header
-
-
-def _passed_over(
-    path: Path, dataset: Dataset, image_type: tuple[str, ...], has_pixels: bool
-) -> PassedOver | None:
-    """Return why a file is no slice; raise `DataError` where it seems to be one that is damaged."""
-
-    def over(reason: str, message: str = "") -> PassedOver:
-        return PassedOver(reason, f"{path}: {message or f'is no image slice ({reason})'}")
-
-    named = str(dataset.file_meta.get("MediaStorageSOPClassUID") or "")
-    sop_class = str(dataset.get("SOPClassUID") or "")
-    other = other_object(sop_class or (named if named == DIRECTORY else ""))
-    if other is not None:
-        return over(other)
-    if not sop_class and (named or not len(dataset)):
-        raise DataError(f"{path}: its header is cut off or empty; copy or download it again")
-    is_image = "Image Storage" in UID(sop_class).name
-    located = "PerFrameFunctionalGroupsSequence" in dataset or (
-        "ImagePositionPatient" in dataset and "ImageOrientationPatient" in dataset
-    )
-    if "Rows" not in dataset or "Columns" not in dataset:
-        if is_image:
-            raise DataError(f"{path}: its header is cut off before Rows; copy or download it again")
-        return over("no pixels")
-    if not has_pixels:
-        if is_image and located:
-            raise DataError(f"{path}: has no pixel data, or is cut off before it; copy or export it again")
-        return over("no pixels")
-    captured = sop_class == SECONDARY_CAPTURE or sop_class.startswith(SECONDARY_CAPTURE + ".")
-    if not located and (captured or "ConversionType" in dataset or "SECONDARY" in image_type):
-        return over("screen capture")
-    kind = str(dataset.get("PhotometricInterpretation") or "").strip()
-    if int(dataset.get("SamplesPerPixel") or 1) != 1 or kind not in ("MONOCHROME1", "MONOCHROME2"):
-        shown = kind if kind in _COLOURS else "of another colour model"
-        return over("colour", f"is {shown}, wanted MONOCHROME1 or MONOCHROME2; export the grey original")
-    return None
-
-
-def _image_type_of(dataset: Dataset) -> tuple[str, ...]:
-    values = dataset.get("ImageType") or ()
-    return tuple(str(value).strip().upper() for value in ([values] if isinstance(values, str) else values))
 
 
 def _frames_of(path: Path, dataset: Dataset) -> tuple[Frame, ...]:

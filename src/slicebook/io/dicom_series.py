@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,16 +17,10 @@ import numpy as np
 from jaxtyping import Float64, Integer
 
 from slicebook.errors import DataError
-from slicebook.io.dicom_file import (
-    DicomHeader,
-    MosaicError,
-    PassedOver,
-    is_dicom,
-    read_header,
-    read_private_traits,
-)
+from slicebook.io.dicom_file import DicomHeader, MosaicError, is_dicom, read_header, read_private_traits
 from slicebook.io.dicom_pixels import intensities
 from slicebook.io.dicom_stacks import SAME_PLACE, UNEVEN, Slice, Stack, stacks_of
+from slicebook.io.dicom_tags import PassedOver
 from slicebook.io.limits import LIMITS, Limits
 from slicebook.io.volume import PLANES, Plane, Volume, check_affine
 
@@ -52,6 +47,8 @@ class DicomSeries:
         echo_time: in ms; none where absent, or where it differs from slice to slice.
         parts: what parts it from other stacks of its series, such as "TE 4.92 ms"; free of identifiers.
         frame_numbers: of each file, the frames (from 0) that belong to the stack.
+        private_text: number of files by keyword of a header field with text about the patient, the site or
+            the staff; never the text itself.
     """
 
     patient_id: str
@@ -68,6 +65,7 @@ class DicomSeries:
     echo_time: float | None
     parts: tuple[str, ...]
     frame_numbers: tuple[tuple[int, ...], ...]
+    private_text: Mapping[str, int]
 
     @property
     def key(self) -> str:
@@ -247,6 +245,7 @@ def _series_of(stack: Stack) -> DicomSeries:
     numbers: dict[Path, list[int]] = {}
     for item in slices:
         numbers.setdefault(item.header.path, []).append(item.number)
+    files = {item.header.path: item.header for item in slices}
     first, frame = slices[0].header, slices[0].frame
     acquisition, echo_time = (
         next(iter(values)) if len(values := {item.trait(name) for item in slices}) == 1 else None
@@ -259,7 +258,7 @@ def _series_of(stack: Stack) -> DicomSeries:
         description=first.description,
         acquisition=int(acquisition) if isinstance(acquisition, float) else None,
         plane=PLANES[int(np.argmax(np.abs(frame.normal)))],
-        files=tuple(numbers),
+        files=tuple(files),
         frames=len(slices),
         modality=first.modality,
         image_type=first.image_type,
@@ -268,6 +267,7 @@ def _series_of(stack: Stack) -> DicomSeries:
         echo_time=echo_time if isinstance(echo_time, float) else None,
         parts=stack.parts,
         frame_numbers=tuple(tuple(sorted(chosen)) for chosen in numbers.values()),
+        private_text=Counter(field for header in files.values() for field in header.private_text),
     )
 
 

@@ -10,10 +10,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pydicom import Dataset
 from pydicom.datadict import tag_for_keyword
+from pydicom.uid import UID
+
+from slicebook.errors import DataError
+
+# Fields that say who the patient is, or where and by whom the scan was made.
+PRIVATE_TEXT = (
+    *("PatientName", "PatientBirthDate", "PatientAddress", "PatientTelephoneNumbers", "OtherPatientIDs"),
+    *("AccessionNumber", "InstitutionName", "ReferringPhysicianName", "OperatorsName", "PatientComments"),
+    *("OtherPatientNames", "PatientBirthName", "InstitutionAddress", "PerformingPhysicianName"),
+)
 
 DIRECTORY = "1.2.840.10008.1.3.10"
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
@@ -33,10 +44,79 @@ _OTHER_OBJECTS = {
 }
 
 
+_COLOURS = {"RGB", "PALETTE COLOR", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "YBR_PARTIAL_420"}
+
+
 def other_object(sop_class: str) -> str | None:
     """Return what an object of this SOP class is, where it holds no slices."""
     fitting = [uid for uid in _OTHER_OBJECTS if sop_class == uid or sop_class.startswith(uid + ".")]
     return _OTHER_OBJECTS[max(fitting, key=len)] if fitting else None
+
+
+@dataclass(frozen=True)
+class PassedOver:
+    """A DICOM file that is no slice of a volume.
+
+    Attributes:
+        reason: In one or two words, for a count.
+        message: What to say where this file was asked for by name.
+    """
+
+    reason: str
+    message: str
+
+
+def reason_to_pass_over(
+    path: Path, dataset: Dataset, image_type: tuple[str, ...], has_pixels: bool
+) -> PassedOver | None:
+    """Return why a file is no slice; raise `DataError` where it seems to be one that is damaged."""
+
+    def over(reason: str, message: str = "") -> PassedOver:
+        return PassedOver(reason, f"{path}: {message or f'is no image slice ({reason})'}")
+
+    named = str(dataset.file_meta.get("MediaStorageSOPClassUID") or "")
+    sop_class = str(dataset.get("SOPClassUID") or "")
+    other = other_object(sop_class or (named if named == DIRECTORY else ""))
+    if other is not None:
+        return over(other)
+    if not sop_class and (named or not len(dataset)):
+        raise DataError(f"{path}: its header is cut off or empty; copy or download it again")
+    is_image = "Image Storage" in UID(sop_class).name
+    located = "PerFrameFunctionalGroupsSequence" in dataset or (
+        "ImagePositionPatient" in dataset and "ImageOrientationPatient" in dataset
+    )
+    if "Rows" not in dataset or "Columns" not in dataset:
+        if is_image:
+            raise DataError(f"{path}: its header is cut off before Rows; copy or download it again")
+        return over("no pixels")
+    if not has_pixels:
+        if is_image and located:
+            raise DataError(f"{path}: has no pixel data, or is cut off before it; copy or export it again")
+        return over("no pixels")
+    captured = sop_class == SECONDARY_CAPTURE or sop_class.startswith(SECONDARY_CAPTURE + ".")
+    if not located and (captured or "ConversionType" in dataset or "SECONDARY" in image_type):
+        return over("screen capture")
+    kind = str(dataset.get("PhotometricInterpretation") or "").strip()
+    if int(dataset.get("SamplesPerPixel") or 1) != 1 or kind not in ("MONOCHROME1", "MONOCHROME2"):
+        shown = kind if kind in _COLOURS else "of another colour model"
+        return over("colour", f"is {shown}, wanted MONOCHROME1 or MONOCHROME2; export the grey original")
+    return None
+
+
+def image_type_of(dataset: Dataset) -> tuple[str, ...]:
+    """Return the values of Image Type in upper case."""
+    values = dataset.get("ImageType") or ()
+    return tuple(str(value).strip().upper() for value in ([values] if isinstance(values, str) else values))
+
+
+def private_text(dataset: Dataset) -> tuple[str, ...]:
+    """Return the keywords of the fields of `PRIVATE_TEXT` that are filled; never their text."""
+
+    def is_filled(keyword: str) -> bool:
+        value = dataset.get_item(keyword).value
+        return bool(value.strip(b"\0 ") if isinstance(value, bytes) else str(value or "").strip())
+
+    return tuple(keyword for keyword in PRIVATE_TEXT if keyword in dataset and is_filled(keyword))
 
 
 @dataclass(frozen=True)
@@ -128,6 +208,7 @@ WANTED = [
         *("BitsAllocated", "RescaleSlope", "RescaleIntercept", "DimensionIndexSequence"),
         *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
         *(trait.keyword for trait in TRAITS),
+        *PRIVATE_TEXT,
     )
     if (tag := tag_for_keyword(keyword)) is not None
 ]
@@ -145,10 +226,10 @@ def traits_of(
     """
     traits: dict[str, Hashable] = {}
     for trait in TRAITS:
-        found: Any = None
+        raw: Any = None
         if value is not None:
-            found = next((v for group in trait.groups if (v := value(*group)) not in (None, "")), None)
-        plain = _plain(classic.get(trait.keyword) if found is None else found)
+            raw = next((v for group in trait.groups if (v := value(*group)) not in (None, "")), None)
+        plain = _plain(classic.get(trait.keyword) if raw is None else raw)
         if plain is not None:
             traits[trait.name] = plain
     if value is not None and dimensions:

@@ -23,8 +23,7 @@ from nibabel.spatialimages import HeaderDataError
 
 from slicebook.errors import DataError, ShapeError
 from slicebook.io.atomic import write_bytes
-from slicebook.io.limits import LIMITS as LIMITS
-from slicebook.io.limits import Limits
+from slicebook.io.limits import LIMITS, Limits
 from slicebook.io.volume import Volume, check_affine
 
 _INTENSITY_CODES = {2, 4, 8, 16, 64, 256, 512, 768, 1024, 1280}  # real integers and floats up to 64 bits

@@ -21,8 +21,6 @@ import numpy as np
 from jaxtyping import Float32, Float64, Shaped
 
 from slicebook.errors import DataError
-from slicebook.io.limits import LIMITS as LIMITS
-from slicebook.io.limits import Limits as Limits
 
 Plane = Literal["axial", "sagittal", "coronal"]
 
@@ -105,10 +103,10 @@ def orientation_of(volume: Volume, plane: Plane | None = None) -> Orientation:
         plane: as asked, or none for the plane it was acquired in. As stacked for DICOM; across the one slice
             of a 2D file; else across the widest spacing (unless over 1 % wider, the last axis).
     """
-    found = nib.orientations.io_orientation(volume.affine)  # for each own axis: (world axis, sign)
+    nearest = nib.orientations.io_orientation(volume.affine)  # for each own axis: (world axis, sign)
     if plane is None:
-        plane = PLANES[int(found[_slice_axis(volume), 0])]
-    own_axis = {int(world): (own, int(sign)) for own, (world, sign) in enumerate(found)}
+        plane = PLANES[int(nearest[_slice_axis(volume), 0])]
+    own_axis = {int(world): (own, int(sign)) for own, (world, sign) in enumerate(nearest)}
     (s, s_flip), (r, r_flip), (c, c_flip) = (
         (own_axis[world][0], own_axis[world][1] != sign) for world, sign in _DISPLAY[plane]
     )

@@ -113,10 +113,10 @@ class Canvas:
         """Paint parts of the atlas as one body: all walls first, then what they hold."""
         inside = []
         for part in parts:
-            found = outline(part, self.z)
-            if found is None:
+            section = outline(part, self.z)
+            if section is None:
                 continue
-            points, opacity = found
+            points, opacity = section
             for side in (1, -1) if part.paired else (1,):
                 contour = self._place(points * (side, 1), self.build.inner_scale if scale is None else scale)
                 if part.grow:
@@ -138,10 +138,10 @@ class Canvas:
         return dense
 
     def _fill(self, contour: Contour, tissue: str, label: int | None = None, opacity: float = 1.0) -> None:
-        found = coverage(contour / self.spacing + self.middle, self.signal.shape)
-        if found is None:
+        covered = coverage(contour / self.spacing + self.middle, self.signal.shape)
+        if covered is None:
             return
-        window, cover = found
+        window, cover = covered
         if opacity < 1:
             cover *= np.float32(opacity)
         self.signal[window] += cover * (self._value(tissue, contour, window) - self.signal[window])

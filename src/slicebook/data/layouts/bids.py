@@ -14,7 +14,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-from slicebook.data.layouts.sources import Found, Source, SourceOptions, group_of, patient_in
+from slicebook.data.layouts.sources import FolderScan, Source, SourceOptions, group_of, patient_in
 from slicebook.io.discovery import DiscoveredFiles, first_names, nifti_stem
 
 _NAME = re.compile(r"sub-[A-Za-z0-9]+(_[A-Za-z0-9]+-[A-Za-z0-9+]+)*(_[A-Za-z0-9]+)+")
@@ -74,7 +74,7 @@ def is_bids(discovered: DiscoveredFiles) -> bool:
     return False
 
 
-def find_bids(discovered: DiscoveredFiles, options: SourceOptions) -> Found:
+def find_bids(discovered: DiscoveredFiles, options: SourceOptions) -> FolderScan:
     """Take the images of each subject, with the masks that lie beside them or among the derivatives."""
     folder = discovered.folder
     pattern = group_of(options.patient_regex, "--patient-regex") if options.patient_regex else None
@@ -105,7 +105,7 @@ def find_bids(discovered: DiscoveredFiles, options: SourceOptions) -> Found:
             "images with --series, or say where masks are with --layout nifti and --mask"
         )
     unmatched += [mask.path for mask in unpaired]
-    return Found(
+    return FolderScan(
         "bids", tuple(sources), tuple(sorted(unmatched)), left_out=tuple(left_out), notes=tuple(notes)
     )
 

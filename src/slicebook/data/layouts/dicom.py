@@ -5,13 +5,14 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Hashable
 from pathlib import Path
 
 import numpy as np
 import pydicom
 
 from slicebook.data.layouts.sources import (
-    Found,
+    FolderScan,
     Source,
     SourceOptions,
     Unreadable,
@@ -20,9 +21,9 @@ from slicebook.data.layouts.sources import (
     regex_advice,
 )
 from slicebook.errors import ConfigError, DataError
-from slicebook.io.dicom_file import is_dicom
+from slicebook.io.dicom_file import MosaicError, is_dicom
 from slicebook.io.dicom_series import DicomSeries, find_dicom_series
-from slicebook.io.discovery import DiscoveredFiles
+from slicebook.io.discovery import DiscoveredFiles, first_names
 from slicebook.io.volume import PLANES
 
 
@@ -31,7 +32,7 @@ def is_dicom_tree(discovered: DiscoveredFiles) -> bool:
     return any(is_dicom(path) for path in discovered.others)
 
 
-def find_dicom(discovered: DiscoveredFiles, options: SourceOptions) -> Found:
+def find_dicom(discovered: DiscoveredFiles, options: SourceOptions) -> FolderScan:
     """Take the series of the plane and name that are asked for; `find_dicom_series` leaves out localizers.
 
     Raises:
@@ -52,7 +53,8 @@ def find_dicom(discovered: DiscoveredFiles, options: SourceOptions) -> Found:
         if path not in listed:  # hidden, and counted there
             return
         if _may_be_asked_for(path, options):
-            unreadable.append(Unreadable(path, str(error)))
+            is_series = isinstance(error, MosaicError)
+            unreadable.append(Unreadable(path, str(error), is_series))
         else:
             skipped["unreadable and not asked for"].append(path.relative_to(folder).as_posix())
 
@@ -89,11 +91,30 @@ def find_dicom(discovered: DiscoveredFiles, options: SourceOptions) -> Found:
         raise DataError(
             f"{folder}: --patient-regex {options.patient_regex!r} fits no file; {regex_advice(names)}"
         )
-    notes = []
+    notes = _lone_slices(sources, folder)
     if skipped:
         counts = ", ".join(f"{len(p)} {reason} (first: {p[0]})" for reason, p in sorted(skipped.items()))
         notes.append(f"{sum(map(len, skipped.values()))} DICOM files were passed over: {counts}")
-    return Found("dicom", tuple(sources), tuple(unmatched), tuple(unreadable), tuple(left_out), tuple(notes))
+    return FolderScan(
+        "dicom", tuple(sources), tuple(unmatched), tuple(unreadable), tuple(left_out), tuple(notes)
+    )
+
+
+def _lone_slices(sources: list[Source], folder: Path) -> list[str]:
+    """Return a note where series of one slice each, alike and in one folder, may be a single volume."""
+    alike: dict[Hashable, list[Path]] = defaultdict(list)
+    for source in sources:
+        if source.series is not None and source.series.frames == 1:
+            series, path = source.series, source.images[0]
+            alike[path.parent, source.patient, series.description, series.plane, series.shape].append(path)
+    groups = [paths for paths in alike.values() if len(paths) > 1]
+    if not groups:
+        return []
+    names = [path.relative_to(folder).as_posix() for paths in groups for path in paths]
+    return [
+        f"{len(names)} series of one slice each lie beside others like them: {first_names(names)}; if they "
+        "are one volume, export it again as one series"
+    ]
 
 
 def _why_not(series: DicomSeries, options: SourceOptions) -> str | None:
@@ -106,7 +127,7 @@ def _why_not(series: DicomSeries, options: SourceOptions) -> str | None:
 def _none_chosen(left_out: list[Source], options: SourceOptions) -> str:
     """Return that no series is left, and which planes there are; no text of a header."""
     series = [source.series for source in left_out if source.series is not None]
-    of_plane = [one for one in series if options.plane in (None, one.plane)]
+    of_plane = [item for item in series if options.plane in (None, item.plane)]
     if not of_plane:
         return f"no {options.plane} series, found {planes_of(series)}; choose with --plane"
     return (
@@ -135,5 +156,5 @@ def _may_be_asked_for(path: Path, options: SourceOptions) -> bool:
 
 def planes_of(series: list[DicomSeries]) -> str:
     """Return how many series there are of each plane, in words."""
-    counts = Counter(one.plane for one in series)
+    counts = Counter(item.plane for item in series)
     return ", ".join(f"{count} {plane}" for plane, count in counts.most_common())

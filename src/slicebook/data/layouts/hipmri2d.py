@@ -10,7 +10,7 @@ import re
 from collections import defaultdict
 from pathlib import Path
 
-from slicebook.data.layouts.sources import Found, Source, SourceOptions
+from slicebook.data.layouts.sources import FolderScan, Source, SourceOptions
 from slicebook.data.splits import Split
 from slicebook.errors import ConfigError
 from slicebook.io.discovery import DiscoveredFiles
@@ -25,7 +25,7 @@ def is_hipmri2d(discovered: DiscoveredFiles) -> bool:
     return any((discovered.folder / name).is_dir() for name in FOLDERS)
 
 
-def find_hipmri2d(discovered: DiscoveredFiles, options: SourceOptions) -> Found:
+def find_hipmri2d(discovered: DiscoveredFiles, options: SourceOptions) -> FolderScan:
     """Take the 2D files of one case and week, in the order of their slice numbers, as one volume."""
     if options.mask or options.patient_regex or options.series:
         raise ConfigError(
@@ -46,7 +46,7 @@ def find_hipmri2d(discovered: DiscoveredFiles, options: SourceOptions) -> Found:
         members.sort(key=lambda member: member[0])
         paths, labels = tuple(m[1] for m in members), tuple(m[2] for m in members)
         sources.append(Source(case, f"week_{int(week):03}", paths, labels, split))
-    return Found("hipmri2d", tuple(sources), tuple(unmatched))
+    return FolderScan("hipmri2d", tuple(sources), tuple(unmatched))
 
 
 def _numbered(

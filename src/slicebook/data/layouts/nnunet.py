@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from slicebook.data.layouts.sources import Found, Source, SourceOptions, group_of, patient_in
+from slicebook.data.layouts.sources import FolderScan, Source, SourceOptions, group_of, patient_in
 from slicebook.data.splits import Split
 from slicebook.io.discovery import DiscoveredFiles, nifti_stem
 
@@ -35,7 +35,7 @@ def is_nnunet(discovered: DiscoveredFiles) -> bool:
     return any(path.parent == discovered.folder / "imagesTr" for path in discovered.nifti)
 
 
-def find_nnunet(discovered: DiscoveredFiles, options: SourceOptions) -> Found:
+def find_nnunet(discovered: DiscoveredFiles, options: SourceOptions) -> FolderScan:
     """Pair each channel of a case with the mask of the case. `imagesTs` is the test split."""
     folder = discovered.folder
     pattern = group_of(options.patient_regex, "--patient-regex") if options.patient_regex else None
@@ -65,7 +65,7 @@ def find_nnunet(discovered: DiscoveredFiles, options: SourceOptions) -> Found:
             else:
                 sources.append(source)
         unmatched += [mask for mask in masks.values() if mask not in used]
-    return Found("nnunet", tuple(sources), tuple(unmatched), left_out=tuple(left_out))
+    return FolderScan("nnunet", tuple(sources), tuple(unmatched), left_out=tuple(left_out))
 
 
 def _has_channels(stems: list[str], masks: Iterable[str]) -> bool:

@@ -94,7 +94,7 @@ class Unreadable:
 
 
 @dataclass(frozen=True)
-class Found:
+class FolderScan:
     """What lies in a folder.
 
     Attributes:

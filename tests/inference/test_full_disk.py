@@ -18,7 +18,7 @@ def test_a_full_disk_names_the_sample_and_the_bytes(trained, tmp_path, monkeypat
         return write(path, content)
 
     monkeypatch.setattr(Path, "write_bytes", fail)
-    wanted = r"sample-000000\.nii\.gz: cannot be written \(No space left on device; \d+ bytes wanted\)"
+    wanted = r"sample-000000\.nii\.gz: cannot be written \(No space left on device; [\d,]+ bytes wanted\)"
     with pytest.raises(DataError, match=wanted):
         generate(trained.run, tmp_path / "out", count=1, device="cpu")
     assert not (tmp_path / "out").exists()

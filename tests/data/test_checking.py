@@ -168,7 +168,7 @@ def test_series_of_one_slice_each_are_noted_where_they_may_be_one_volume(tmp_pat
     report = check(tmp_path)
     (note,) = (note for note in report.notes if "one slice each" in note)
     assert note.startswith(
-        "3 series of one slice each lie beside others like them: a/0.dcm, a/1.dcm, a/2.dcm;"
+        "3 series of one slice each are beside others like them: a/0.dcm, a/1.dcm, a/2.dcm;"
     )
 
 

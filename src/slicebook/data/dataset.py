@@ -72,7 +72,7 @@ class PreparedData:
             DataError: The name is no split, or no slice is left.
         """
         if name not in SPLITS:
-            raise DataError(f"{name!r} is no split; wanted one of {', '.join(SPLITS)}")
+            raise DataError(f"{name!r} is not a split; wanted one of {', '.join(SPLITS)}")
         chosen = tuple(r for r in self.records if r.split == name and (blank or not r.blank))
         if not chosen:
             raise DataError(

@@ -124,7 +124,7 @@ def prepare(
     """
     data, out = Path(data), Path(out).absolute()
     if out.exists() and not (out / "dataset.json").is_file() and (out.is_file() or any(out.iterdir())):
-        raise DataError(f"{out}: exists and is no prepared folder; choose a new or empty one")
+        raise DataError(f"{out}: exists and is not a prepared folder; choose a new or empty one")
     scan = find_sources(data, source)
     refuse_guesses(data, scan)
     splits = assign_splits(

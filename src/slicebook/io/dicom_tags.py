@@ -1,6 +1,6 @@
-"""What a DICOM header says of an image: the tags that are read, the traits that part volumes, other objects.
+"""DICOM tags: those that are read, traits that separate volumes, and objects that are not images.
 
-A trait is what tells two slices at the same position apart: an echo time, a b-value, a point in time.
+A trait distinguishes slices at the same position: an echo time, a b-value, a point in time.
 """
 
 # mypy: allow-untyped-calls
@@ -19,7 +19,7 @@ from pydicom.uid import UID
 
 from slicebook.errors import DataError
 
-# Fields that say who the patient is, or where and by whom the scan was made.
+# Fields that may identify the patient, the site or the staff.
 PRIVATE_TEXT = (
     *("PatientName", "PatientBirthDate", "PatientAddress", "PatientTelephoneNumbers", "OtherPatientIDs"),
     *("AccessionNumber", "InstitutionName", "ReferringPhysicianName", "OperatorsName", "PatientComments"),
@@ -29,7 +29,7 @@ PRIVATE_TEXT = (
 DIRECTORY = "1.2.840.10008.1.3.10"
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 
-# SOP classes that hold no slices, by the beginning of their UID (PS3.4, B.5).
+# SOP classes without slices, by UID prefix (PS3.4, B.5).
 _STORAGE = "1.2.840.10008.5.1.4.1.1."
 _OTHER_OBJECTS = {
     DIRECTORY: "DICOMDIR",
@@ -48,18 +48,18 @@ _COLOURS = {"RGB", "PALETTE COLOR", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_
 
 
 def other_object(sop_class: str) -> str | None:
-    """Return what an object of this SOP class is, where it holds no slices."""
+    """Return what an object of this SOP class is, if it has no slices."""
     fitting = [uid for uid in _OTHER_OBJECTS if sop_class == uid or sop_class.startswith(uid + ".")]
     return _OTHER_OBJECTS[max(fitting, key=len)] if fitting else None
 
 
 @dataclass(frozen=True)
 class PassedOver:
-    """A DICOM file that is no slice of a volume.
+    """A DICOM file that is not a slice of a volume.
 
     Attributes:
-        reason: In one or two words, for a count.
-        message: What to say where this file was asked for by name.
+        reason: One or two words, for a count.
+        message: The error if this file was given by name.
     """
 
     reason: str
@@ -69,10 +69,10 @@ class PassedOver:
 def reason_to_pass_over(
     path: Path, dataset: Dataset, image_type: tuple[str, ...], has_pixels: bool
 ) -> PassedOver | None:
-    """Return why a file is no slice; raise `DataError` where it seems to be one that is damaged."""
+    """Return why a file is not a slice; raise `DataError` if it seems to be a damaged slice."""
 
     def over(reason: str, message: str = "") -> PassedOver:
-        return PassedOver(reason, f"{path}: {message or f'is no image slice ({reason})'}")
+        return PassedOver(reason, f"{path}: {message or f'is not an image slice ({reason})'}")
 
     named = str(dataset.file_meta.get("MediaStorageSOPClassUID") or "")
     sop_class = str(dataset.get("SOPClassUID") or "")
@@ -124,10 +124,10 @@ class Trait:
     """Something that may differ between slices at the same position.
 
     Attributes:
-        name: What it is called where the value itself is not printed.
-        keyword: Of a classic file, which holds one slice.
-        groups: (functional group, keyword) of an enhanced file; the first that is there counts.
-        text: How a number is printed; empty: by its rank among the values of the series.
+        name: Printed where the value is not.
+        keyword: In a classic file, which holds one slice.
+        groups: (functional group, keyword) in an enhanced file; the first that is present is used.
+        text: Format of a number; if empty, its rank among the values of the series is printed.
     """
 
     name: str
@@ -136,14 +136,14 @@ class Trait:
     text: str = ""
 
     def describe(self, value: Hashable, rank: int) -> str:
-        """Return text for a person. Never free text of the header: words are given by their rank."""
+        """Return readable text, without free text of the header: strings are given by their rank."""
         if value is None:
             return f"no {self.name}"
         return self.text.format(value) if self.text and isinstance(value, float) else f"{self.name} {rank}"
 
 
 _DIRECTION = "MRDiffusionSequence.DiffusionGradientDirectionSequence"
-# The order decides which one parts a series where several could.
+# If several traits could separate a series, the first is used.
 TRAITS = (
     Trait(
         "image type",
@@ -189,9 +189,9 @@ TRAITS = (
     ),
     Trait("thickness", "SliceThickness", (("PixelMeasuresSequence", "SliceThickness"),), "{:g} mm thick"),
 )
-DIMENSION = Trait("dimension", "")  # of an enhanced file: the indices of its own that are no places
+DIMENSION = Trait("dimension", "")  # of an enhanced file: its dimension indices that are not positions
 FOLDER = Trait("folder", "")
-PRIVATE = (  # in vendors' own tags, read only where the others part nothing
+PRIVATE = (  # in private tags, read only if the others separate nothing
     Trait("private b-value", "", (), "b {:g} s/mm²"),
     Trait("private gradient", ""),
     Trait("private component", ""),
@@ -217,12 +217,12 @@ WANTED = [
 def traits_of(
     classic: Dataset, value: Callable[[str, str], Any] | None, dimensions: tuple[int, ...] = ()
 ) -> dict[str, Hashable]:
-    """Return the traits of one slice by name, those that are there.
+    """Return the traits of one slice that are present, by name.
 
     Args:
         classic: The header of the file.
         value: Of an enhanced file: looks up (functional group, keyword) of this frame.
-        dimensions: Which of the frame's own indices are no places.
+        dimensions: Which dimension indices of the frame are not positions.
     """
     traits: dict[str, Hashable] = {}
     for trait in TRAITS:
@@ -241,7 +241,7 @@ def traits_of(
 
 
 def dimensions_of(dataset: Dataset) -> tuple[int, ...]:
-    """Return which dimension indices of an enhanced file count something other than places."""
+    """Return which dimension indices of an enhanced file are not positions."""
     places = {"ImagePositionPatient", "InStackPositionNumber", "StackID", "ImagePositionVolume"}
     pointers = [item.get("DimensionIndexPointer") for item in dataset.get("DimensionIndexSequence") or ()]
     tags = {tag_for_keyword(keyword) for keyword in places}
@@ -251,7 +251,7 @@ def dimensions_of(dataset: Dataset) -> tuple[int, ...]:
 
 
 def private_traits(dataset: Dataset) -> dict[str, Hashable]:
-    """Return b-value, gradient and complex component as Siemens, GE, Philips and United Imaging hide them."""
+    """Return b-value, gradient and complex component from private tags of Siemens, GE, Philips and UIH."""
 
     def hidden(group: int, creator: str, element: int) -> Any:
         try:

@@ -9,7 +9,6 @@ from collections.abc import Hashable
 from pathlib import Path
 
 import numpy as np
-import pydicom
 
 from slicebook.data.layouts.sources import (
     FolderScan,
@@ -21,9 +20,10 @@ from slicebook.data.layouts.sources import (
     regex_advice,
 )
 from slicebook.errors import ConfigError, DataError
-from slicebook.io.dicom_file import MosaicError, is_dicom
+from slicebook.io.dicom_file import MosaicError, is_dicom, read_fields
 from slicebook.io.dicom_series import DicomSeries, find_dicom_series
 from slicebook.io.discovery import DiscoveredFiles, first_names
+from slicebook.io.limits import LIMITS
 from slicebook.io.volume import PLANES
 
 
@@ -112,7 +112,7 @@ def _lone_slices(sources: list[Source], folder: Path) -> list[str]:
         return []
     names = [path.relative_to(folder).as_posix() for paths in groups for path in paths]
     return [
-        f"{len(names)} series of one slice each lie beside others like them: {first_names(names)}; if they "
+        f"{len(names)} series of one slice each are beside others like them: {first_names(names)}; if they "
         "are one volume, export it again as one series"
     ]
 
@@ -142,10 +142,10 @@ def _may_be_asked_for(path: Path, options: SourceOptions) -> bool:
         return True
     tags = ["ImageOrientationPatient", "SeriesDescription", "SeriesInstanceUID"]
     try:
-        header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=tags)
+        header = read_fields(path, LIMITS, tags)
         texts = [str(header.get(tag) or "") for tag in tags[1:]]
         orientation = np.array([float(x) for x in header.get(tags[0]) or ()])
-    except Exception:  # whatever pydicom meets in a damaged file: then it is counted
+    except (DataError, ValueError, TypeError):  # a damaged file is counted
         return True
     if options.plane is not None and orientation.shape == (6,):
         normal = np.abs(np.cross(orientation[:3], orientation[3:]))

@@ -244,7 +244,7 @@ def test_a_prepared_folder_is_replaced_and_a_folder_of_other_files_is_not(tmp_pa
     prepare(data, out, WHOSE, PrepareOptions(size=(4, 4)))
     assert PreparedData.open(out).info.size == (4, 4)
     (out / "dataset.json").unlink()
-    with pytest.raises(DataError, match="is no prepared folder"):
+    with pytest.raises(DataError, match="is not a prepared folder"):
         prepare(data, out, WHOSE)
 
 

@@ -1,4 +1,4 @@
-"""Read a folder of volumes file by file, and report what is in it before anything is made of it."""
+"""Read a folder of volumes file by file and report what it contains. Writes nothing."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from slicebook.io.nifti import text_fields
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What lies in a folder of volumes. Names raw files: for their owner's screen.
+    """What a folder of volumes contains. It names raw files, and is meant for their owner only.
 
     Attributes:
-        patients: How many, or None where the patient of a file is not known.
-        files: To read, masks among them.
-        blank_slices: Of one intensity throughout; training leaves them out.
+        patients: Number of patients, or None if the patient of a file is unknown.
+        files: Number of files, including masks.
+        blank_slices: Slices of constant intensity; not used in training.
         shapes: Slices by rows × columns.
         spacings: Files by slice × row × column distance in mm.
-        intensity: Smallest and largest.
-        label_values: Voxels by label.
+        intensity: Minimum and maximum.
+        label_values: Voxels per label.
         duplicates: Groups of files with the same voxels.
-        header_fields: Files by header field whose text may tell who the patient is.
-        unreadable, misfits: Why, file by file.
-        unmatched: Files that fit neither the layout nor the patient regex, and masks without an image.
-        series: Volumes by kind of series, which --series chooses from; what is left out is said.
-        notes: What was passed over, and what makes the patients doubtful.
+        header_fields: Files per header field whose text may identify the patient.
+        unreadable, misfits: The reason for each file.
+        unmatched: Files that match neither the layout nor the patient regex, and masks without an image.
+        series: Volumes per kind of series, which --series selects from; those left out are marked.
+        notes: What was skipped, and doubts about the patients.
     """
 
     folder: str
@@ -62,7 +62,7 @@ class CheckReport:
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """What `slicebook prepare` would leave out or refuse, a line each."""
+        """What `slicebook prepare` would leave out or refuse, one line each."""
         copies = tuple(f"same voxels: {', '.join(group)}" for group in self.duplicates)
         return self.unreadable + self.misfits + copies
 
@@ -71,7 +71,7 @@ class CheckReport:
         return json.dumps({**asdict(self), "problems": self.problems}, indent=2)
 
     def rows(self) -> list[tuple[str, str]]:
-        """Return the report as a table of what and how much."""
+        """Return the report as rows of name and value."""
         low, high = self.intensity or (float("nan"), float("nan"))
         rows = [
             ("layout", self.layout),
@@ -109,10 +109,10 @@ def check(
 ) -> CheckReport:
     """Read every volume below a folder and report on it; writes nothing.
 
-    Works without `--patient-regex` too: patients are then not counted.
+    Without `--patient-regex`, patients may be unknown and are then not counted.
 
     Raises:
-        DataError: No layout fits, no volume is scan, or a patient is on two sides of the layout's own split.
+        DataError: No layout fits, no volume is scan, or a patient is in two splits of the layout.
     """
     data = Path(data)
     scan = find_sources(data, source)
@@ -153,20 +153,20 @@ def check(
 
 
 def grouped(lines: Sequence[str]) -> list[str]:
-    """Return lines that say the same of several files as the first three and a count."""
+    """Return lines grouped by message: the first three of each, and a count of the others."""
     groups: dict[str, list[str]] = defaultdict(list)
     for line in lines:
         _, _, what = line.partition(": ")
         groups[re.sub(r"\S*[/\\]\S*|[\d.,]+", "#", what)].append(line)
     shown = []
-    for same in groups.values():
-        shown += same[:3]
-        shown += [f"… and {len(same) - 3} more of this kind"] if len(same) > 3 else []
+    for group in groups.values():
+        shown += group[:3]
+        shown += [f"… and {len(group) - 3} more of this kind"] if len(group) > 3 else []
     return shown
 
 
 def _series_kinds(scan: FolderScan) -> dict[str, int]:
-    """Count volumes by description, plane and why they are left out, where a layout has several kinds."""
+    """Count volumes by description, plane and reason for leaving them out, if the layout has kinds."""
     counts: Counter[str] = Counter()
     for source, reason in (*((source, "") for source in scan.sources), *scan.left_out):
         if source.kind or source.series is not None:
@@ -212,7 +212,7 @@ class _Tally:
             min(self.low, float(part.images.min())),
             max(self.high, float(part.images.max())),
         )
-        if not part.blank:  # blank slices are alike, and no copies
+        if not part.blank:  # blank slices are equal without being copies
             self.copies[part.digest].append(str(part.path))
         if part.forms_disagree:
             self.disagreeing.append(str(part.path))
@@ -222,7 +222,7 @@ class _Tally:
             self.label_values.update({value: int(counts[value]) for value in np.flatnonzero(counts).tolist()})
 
     def notes(self) -> list[str]:
-        """Return what holds of some files and stops nothing."""
+        """Return remarks that are not errors."""
         if not self.disagreeing:
             return []
         return [
@@ -232,7 +232,7 @@ class _Tally:
 
 
 def _private_text(source: Source) -> Counter[str]:
-    """Count files by header field with text that may tell who the patient is; never returns the text."""
+    """Count files per header field whose text may identify the patient; never returns the text."""
     if source.series is not None:
         return Counter(source.series.private_text)
     paths = [path for path in (*source.images, *source.labels) if path is not None]

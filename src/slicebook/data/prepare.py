@@ -1,6 +1,6 @@
-"""Turn a folder of volumes into a prepared folder (`manifest.py` describes it).
+"""Convert a folder of volumes into a prepared folder (described in `manifest.py`).
 
-One volume is in memory at a time, and the folder appears under its name only when it is whole.
+One volume is in memory at a time, and the folder gets its name only when it is complete.
 """
 
 # mypy: allow-untyped-calls
@@ -37,22 +37,22 @@ from slicebook.io.discovery import first_names
 from slicebook.io.volume import Plane
 from slicebook.version import __version__
 
-MAX_UNREADABLE = 0.05  # of the files; one alone is always quarantined
+MAX_UNREADABLE = 0.05  # of the files, or of the series; a single one is always quarantined
 
 
 @dataclass(frozen=True)
 class PrepareOptions:
-    """What is done to the volumes.
+    """How volumes are prepared.
 
     Attributes:
-        spacing: Resample in-plane to this many mm; native pixels when not given.
+        spacing: Resample in-plane to this pixel size in mm; native pixels by default.
         size: Crop or pad centrally to these rows and columns.
-        percentiles: Intensities of a volume that become -1 and 1.
-        fractions: Share of the patients in train, validation and test; `(0, 0, 1)` puts all in test. If not
-            given: the layout's own split where it has one, else 70, 15 and 15 %.
+        percentiles: Intensities of a volume that are mapped to -1 and 1.
+        fractions: Fraction of the patients in train, validation and test; `(0, 0, 1)` puts all in test. By
+            default the layout's own split if it has one, else 0.7, 0.15 and 0.15.
         seed: Of the split.
-        class_regex: Searched in a file's path below the folder; its one group is the class of its slices. It
-            is written down as it stands, and so must name no patient.
+        class_regex: Searched in a file's path below the folder; its group is the class of its slices. The
+            class is written to the prepared folder and must not identify a patient.
     """
 
     spacing: float | None = None
@@ -87,8 +87,7 @@ NATIVE = PrepareOptions()
 class PreparedSummary:
     """What `prepare` did.
 
-    `quarantined` (file, reason), `unmatched` and `notes` (what was passed over or is doubtful) name raw
-    files: they are for the owner's screen.
+    `quarantined` (file, reason), `unmatched` and `notes` name raw files, and are meant for their owner only.
     """
 
     folder: Path
@@ -108,19 +107,19 @@ def prepare(
 ) -> PreparedSummary:
     """Read the volumes below `data` and write the prepared folder `out`.
 
-    Patients get serial pseudonyms in the order of their raw identifiers. A file with the voxels of another of
-    the same patient is left out and counted; shared between two patients, it is an error.
+    Patients get serial pseudonyms in the order of their raw identifiers. A file with the same voxels as
+    another of the same patient is left out and counted; the same voxels under two patients are an error.
 
     Args:
         data: Folder of volumes.
-        out: New or empty folder, or a prepared one, which is replaced when the new one is whole.
-        source: Which files belong to whom.
-        options: What is done to them.
-        progress: Called with the volumes done and the volumes in all.
+        out: New or empty folder, or a prepared one, which is replaced when the new one is complete.
+        source: Which files belong to which patient.
+        options: How volumes are prepared.
+        progress: Called with the number of volumes done and in total.
 
     Raises:
         ConfigError: An option does not fit.
-        DataError: The data cannot be used; `out` is as it was.
+        DataError: The data cannot be used; `out` is unchanged.
     """
     data, out = Path(data), Path(out).absolute()
     if out.exists() and not (out / "dataset.json").is_file() and (out.is_file() or any(out.iterdir())):
@@ -150,7 +149,7 @@ def prepare(
 
 
 class _Writer:
-    """Appends volumes to a prepared folder that is being made."""
+    """Appends volumes to an unfinished prepared folder."""
 
     def __init__(
         self,
@@ -169,7 +168,7 @@ class _Writer:
         self.unreadable: list[Unreadable] = []
         self.planes: set[Plane] = set()
         self.label_values: set[int] = set()
-        self.voxels: dict[bytes, tuple[Source, Path]] = {}  # whose they were first
+        self.voxels: dict[bytes, tuple[Source, Path]] = {}  # first source and file with these voxels
         self.duplicates = 0
         self.disagreeing: list[str] = []
         self.split_lines: list[str] = []
@@ -194,7 +193,7 @@ class _Writer:
         return start
 
     def quarantine(self, files: Iterable[Unreadable]) -> None:
-        """Set files aside, unless there are too many of them."""
+        """Record unreadable files; raise `DataError` if there are too many."""
         self.unreadable += files
         series = [bad for bad in self.unreadable if bad.is_series]
         single = [bad for bad in self.unreadable if not bad.is_series]
@@ -236,7 +235,9 @@ class _Writer:
 
     def _is_new(self, source: Source, part: Part) -> bool:
         first, path = self.voxels.setdefault(part.digest, (source, part.path))
-        if part.blank or (first is source and path == part.path):  # blank slices are alike, and no copies
+        if part.blank or (
+            first is source and path == part.path
+        ):  # blank slices are equal without being copies
             return True
         if first.patient != source.patient:
             raise DataError(
@@ -321,7 +322,7 @@ class _Writer:
         return info
 
     def notes(self) -> tuple[str, ...]:
-        """Return what is doubtful about the data, a line each."""
+        """Return doubts about the data, one line each."""
         lines = list(suspicions(self.scan))
         kinds = {source.kind for source in self.scan.sources}
         if len(kinds) > 1:
@@ -346,7 +347,7 @@ class _Writer:
 
 
 def _resampled_shape(part: Part, spacing: float | None) -> tuple[tuple[int, int], float, float]:
-    """Return rows and columns at a spacing, and the spacing (row, column) that whole numbers make of it."""
+    """Return rows and columns at a spacing, and the exact spacing (row, column) after rounding them."""
     rows, columns = part.images.shape[1:]
     _, row_mm, column_mm = part.spacing
     if spacing is None:

@@ -1,4 +1,4 @@
-"""Read the files of a source as slices, and say which of them cannot be used and why."""
+"""Read the files of a volume as slices, and report those that cannot be used."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class Part:
 
     Attributes:
         path: The file, or the first of the series.
-        number: Of its first slice within the volume.
-        plane: The one that the slices lie in, or nearest to.
+        number: Index of its first slice within the volume.
+        plane: The plane nearest to the slices.
         spacing: Between slices, rows and columns, in mm.
-        digest: SHA-256 of the voxels; the same for a copy under another name, header or compression.
-        blank: No two voxels differ.
-        forms_disagree: Its sform and its qform put it at two places; the sform is used.
+        digest: SHA-256 of the voxels; equal for a copy under another name, header or compression.
+        blank: All voxels are equal.
+        forms_disagree: Its sform and qform differ; the sform is used.
     """
 
     path: Path
@@ -45,13 +45,13 @@ class Part:
 
     @property
     def looks_like_a_mask(self) -> bool:
-        """Whether it was taken for an image and holds labels; see `is_label_map`."""
+        """Whether it was listed as an image and holds labels; see `is_label_map`."""
         return not self.blank and self.labels is None and is_label_map(self.images, self.path)
 
 
 @dataclass(frozen=True)
 class Misfit:
-    """A file that can be read and must not be used, and why."""
+    """A file that can be read but not used, and the reason."""
 
     path: Path
     reason: str
@@ -85,14 +85,14 @@ def read_parts(source: Source, plane: Plane | None) -> Iterator[Part | Unreadabl
 
 
 def count_files(scan: FolderScan) -> int:
-    """Return how many files there are to read, masks and the files of DICOM series among them."""
+    """Return the number of files, including masks and the files of DICOM series."""
     readable = sum(len(s.images) + sum(mask is not None for mask in s.labels) for s in scan.sources)
     return readable + len(scan.unreadable)
 
 
 _DIGEST_ROWS = 16  # along x: volumes are stored with x fastest, and 16 float32 fill a cache line
-_FEW_VALUES = 8  # no image has so few
-_SOME_VALUES = 32  # 5 bits: no image either, if each value stands for many voxels
+_FEW_VALUES = 8  # fewer distinct values than any image
+_SOME_VALUES = 32  # 5 bits: fewer than any image, if each value occurs often
 _LABELS_NAME = re.compile(r"(^|[_.-])(segs?|masks?|labels?|dseg|gt|roi|annotations?|segmentations?)($|[_.-])")
 _LABELS_FOLDER = re.compile(r"(labels?|masks?|segs?|segmentations?|annotations?|gt|ground_?truth)(tr|ts)?")
 
@@ -100,8 +100,8 @@ _LABELS_FOLDER = re.compile(r"(labels?|masks?|segs?|segmentations?|annotations?|
 def is_label_map(images: Float32[np.ndarray, "n rows columns"], path: Path) -> bool:
     """Return whether an array holds labels and not intensities.
 
-    Labels are whole numbers, and: few for the size of the array; or constant over regions, where an image has
-    noise; or few enough for 8 bits in a file or folder whose name says so.
+    Labels are whole numbers, and one of: few distinct values for the size of the array; constant over
+    regions, where an image has noise; at most 256 values in a file or folder with a name for masks.
     """
     if any((image != np.rint(image)).any() for image in images):
         return False
@@ -168,7 +168,7 @@ def _digest(array: Float32[np.ndarray, "x y z"]) -> bytes:
 def _misfit(
     part: Part, volume: Volume, mask_path: Path | None, mask: Volume | None, is_stack: bool
 ) -> str | None:
-    """Return why a readable image cannot be used, or None."""
+    """Return why an image that was read cannot be used, or None."""
     if is_stack and len(part.images) > 1:
         return f"{part.path}: shape {volume.shape_on_disk}, wanted a 2D slice; move whole volumes elsewhere"
     if not is_stack and part.looks_like_a_mask:
@@ -201,7 +201,7 @@ def _misfit(
 
 
 def _disagreeing_qform(volume: Volume) -> Float64[np.ndarray, "4 4"] | None:
-    """Return the qform where it and the sform, both valid, put a voxel over a tenth of a voxel apart."""
+    """Return the qform if it is valid and places a voxel over a tenth of a voxel from the sform."""
     qform = qform_of(volume)
     if qform is None:
         return None

@@ -1,4 +1,4 @@
-"""A tree of DICOM files. The patient is told by PatientID, or by --patient-regex on the path."""
+"""A tree of DICOM files. The patient is the PatientID, or found in the path by --patient-regex."""
 
 # mypy: allow-untyped-calls
 
@@ -33,11 +33,11 @@ def is_dicom_tree(discovered: DiscoveredFiles) -> bool:
 
 
 def find_dicom(discovered: DiscoveredFiles, options: SourceOptions) -> FolderScan:
-    """Take the series of the plane and name that are asked for; `find_dicom_series` leaves out localizers.
+    """List the series that `options` select; `find_dicom_series` leaves out localizers.
 
     Raises:
         ConfigError: An option does not apply or is malformed.
-        DataError: No series is left, or the patient regex fits no file.
+        DataError: No series is left, or the patient regex matches no file.
     """
     if options.mask:
         raise ConfigError("--mask does not apply to DICOM; masks are read from NIfTI")
@@ -64,7 +64,7 @@ def find_dicom(discovered: DiscoveredFiles, options: SourceOptions) -> FolderSca
         elif path in listed:
             skipped[reason].append(path.relative_to(folder).as_posix())
 
-    # The regex is asked for each file before slices are stacked: anonymised UIDs of two people may coincide.
+    # Apply the regex per file before slices are stacked: anonymised UIDs of two patients may coincide.
     every = find_dicom_series(
         folder,
         unreadable=damaged,
@@ -101,7 +101,7 @@ def find_dicom(discovered: DiscoveredFiles, options: SourceOptions) -> FolderSca
 
 
 def _lone_slices(sources: list[Source], folder: Path) -> list[str]:
-    """Return a note where series of one slice each, alike and in one folder, may be a single volume."""
+    """Return a note if similar series of one slice each, in one folder, may be a single volume."""
     alike: dict[Hashable, list[Path]] = defaultdict(list)
     for source in sources:
         if source.series is not None and source.series.frames == 1:
@@ -125,7 +125,7 @@ def _why_not(series: DicomSeries, options: SourceOptions) -> str | None:
 
 
 def _none_chosen(left_out: list[Source], options: SourceOptions) -> str:
-    """Return that no series is left, and which planes there are; no text of a header."""
+    """Return that no series is left, and which planes exist; without text of a header."""
     series = [source.series for source in left_out if source.series is not None]
     of_plane = [item for item in series if options.plane in (None, item.plane)]
     if not of_plane:
@@ -137,7 +137,7 @@ def _none_chosen(left_out: list[Source], options: SourceOptions) -> str:
 
 
 def _may_be_asked_for(path: Path, options: SourceOptions) -> bool:
-    """Return False where the header of a file that cannot be read says another plane or series."""
+    """Return False if the header of an unreadable file has another plane or series than those selected."""
     if options.plane is None and options.series is None:
         return True
     tags = ["ImageOrientationPatient", "SeriesDescription", "SeriesInstanceUID"]
@@ -155,6 +155,6 @@ def _may_be_asked_for(path: Path, options: SourceOptions) -> bool:
 
 
 def planes_of(series: list[DicomSeries]) -> str:
-    """Return how many series there are of each plane, in words."""
+    """Return the number of series per plane as text."""
     counts = Counter(item.plane for item in series)
     return ", ".join(f"{count} {plane}" for plane, count in counts.most_common())

@@ -1,4 +1,4 @@
-"""Any folder of NIfTI volumes, with patients and masks found by the rules of the user."""
+"""Any folder of NIfTI volumes; patients and masks are found by the rules of the user."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def _without_ending(name: str) -> str:
 
 
 def _mask_name(image: str, rule: str | None) -> str:
-    """Return the path of an image's mask below the folder; its own where the rule does not apply."""
+    """Return the path of an image's mask below the folder, or its own path if the rule does not apply."""
     if not rule:
         return image
     if "=" in rule:

@@ -2,7 +2,7 @@
 
 imagesTr/CASE_0000.nii.gz     channel 0 of a case; without _0000 in the Decathlon, and in sets made like it
 labelsTr/CASE.nii.gz          its mask
-imagesTs, labelsTs            cases to test with; their masks are often withheld
+imagesTs, labelsTs            test cases; their masks are often withheld
 dataset.json                  names of the channels
 """
 
@@ -22,7 +22,7 @@ _CHANNEL = re.compile(r"(.+)_(\d{4})")
 
 
 def patient_advice(sources: Sequence[Source]) -> str:
-    """Return how to name the patient, which the layout does not."""
+    """Return advice on --patient-regex; the layout does not define patients."""
     channel = r"_\d{4}" if any(source.kind for source in sources) else ""
     return (
         "a case may be one of several visits of a person; where each case is one person, give "
@@ -69,7 +69,7 @@ def find_nnunet(discovered: DiscoveredFiles, options: SourceOptions) -> FolderSc
 
 
 def _has_channels(stems: list[str], masks: Iterable[str]) -> bool:
-    """Return whether names end in a channel, as in nnU-Net, and not in the number of a case (amos_0001)."""
+    """Return whether names end in a channel, as in nnU-Net, and not in a case number (amos_0001)."""
     matches = [_CHANNEL.fullmatch(stem) for stem in stems]
     if not all(matches) or set(stems) & set(masks):
         return False
@@ -78,7 +78,7 @@ def _has_channels(stems: list[str], masks: Iterable[str]) -> bool:
 
 
 def _channel_names(path: Path) -> dict[str, str]:
-    """Return the names of channels by their four digits; none where `dataset.json` does not tell them."""
+    """Return channel names by their four digits; empty if `dataset.json` does not define them."""
     try:
         content = json.loads(path.read_bytes())
         names = content.get("channel_names") or content.get("modality") or {}

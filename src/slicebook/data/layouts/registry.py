@@ -1,4 +1,4 @@
-"""Find the volumes of a data set: which files belong to which patient. Opens no image.
+"""Find the volumes of a data set, and the patients they belong to. Opens no image.
 
 A layout is an entry of `LAYOUTS`: how to recognise its folder, and how to list its volumes.
 """
@@ -24,7 +24,7 @@ _MASK_NAME = re.compile(r"(.+)[_.-](?:dseg|seg|segmentation|mask|label|labels)",
 
 @dataclass(frozen=True)
 class DatasetLayout:
-    """One way of arranging files."""
+    """How the files of a data set are arranged."""
 
     name: str
     recognises: Callable[[DiscoveredFiles], bool]
@@ -36,7 +36,7 @@ def find_sources(folder: str | Path, options: SourceOptions = EVERY_FILE) -> Fol
 
     Raises:
         ConfigError: An option does not fit.
-        DataError: No layout fits, no volume is scan, or a patient is on two sides of the layout's own split.
+        DataError: No layout fits, no volume is scan, or a patient is in two splits of the layout.
     """
     discovered = find_files(folder)
     scan = _layout_of(discovered, options).find(discovered, options)
@@ -51,10 +51,10 @@ def find_sources(folder: str | Path, options: SourceOptions = EVERY_FILE) -> Fol
 
 
 def image_files(discovered: DiscoveredFiles) -> tuple[tuple[Path, ...], str]:
-    """Return the NIfTI files that are images, and the name of the layout that says so.
+    """Return the NIfTI files that are images, and the name of their layout.
 
-    Masks, and files that the layout does not know, are left out. Without a layout that names its masks, every
-    NIfTI file counts, except one named after another with `seg`, `mask` or `label` added.
+    Masks, and files unknown to the layout, are left out. In a layout that does not define masks, a file is a
+    mask if its name is that of another file with `seg`, `mask` or `label` added.
     """
     named = (layout for layout in LAYOUTS if layout.name not in ("nifti", "dicom"))
     layout = next((layout for layout in named if layout.recognises(discovered)), None)
@@ -77,7 +77,7 @@ def _left_out(scan: FolderScan) -> str:
 
 
 def shared_identifier_advice(scan: FolderScan) -> str:
-    """Return how to part folders that share a patient; empty where none do. Names no patient."""
+    """Return how to separate folders that share a patient; empty if none do. Names no patient."""
     if scan.folder is None:
         return ""
     folders = [source.images[0].relative_to(scan.folder).parts[:-1] for source in scan.sources]
@@ -99,7 +99,7 @@ def shared_identifier_advice(scan: FolderScan) -> str:
 
 
 def suspicions(scan: FolderScan) -> tuple[str, ...]:
-    """Return what makes the patients of a folder doubtful, a line each. Names files, and no patient."""
+    """Return doubts about the patients of a folder, one line each. Names files, not patients."""
     lines = [hint] if (hint := shared_identifier_advice(scan)) else []
     like: dict[str, dict[str, Source]] = defaultdict(dict)
     for source in scan.sources:
@@ -116,11 +116,11 @@ def suspicions(scan: FolderScan) -> tuple[str, ...]:
 
 
 def refuse_guesses(folder: Path, scan: FolderScan) -> None:
-    """Refuse sources that a data set cannot be made of without guessing whose they are, or which are meant.
+    """Refuse sources whose patient or plane would have to be guessed.
 
     Raises:
-        DataError: A patient is not known (shows examples of names and of a regex), or DICOM series lie in
-            several planes.
+        DataError: A patient is unknown (shows example names and a regex), or DICOM series have several
+            planes.
     """
     nameless = [source for source in scan.sources if not source.patient]
     if nameless:
@@ -150,7 +150,7 @@ def _layout_of(discovered: DiscoveredFiles, options: SourceOptions) -> DatasetLa
     own_rules = [layout for layout in fitting if layout.name not in ("nifti", "dicom")]
     if own_rules and not (options.mask and own_rules[0].name != "hipmri2d"):
         fitting = [layout for layout in fitting if layout.name != "nifti"]
-    else:  # with a rule of masks, every file is named by that rule
+    else:  # a rule for masks applies to all files
         fitting = [layout for layout in fitting if layout not in own_rules]
     if len(fitting) > 1:
         names = " and ".join(layout.name for layout in fitting)
@@ -161,7 +161,7 @@ def _layout_of(discovered: DiscoveredFiles, options: SourceOptions) -> DatasetLa
 
 
 def _refuse_wrong_level(discovered: DiscoveredFiles) -> None:
-    """Refuse a folder around, or inside of, one whose layout would be recognised; names that one."""
+    """Refuse a folder above or below one whose layout would be recognised, and name that folder."""
     right: dict[Path, str] = {}
     for path in discovered.nifti:
         parent = path.parent
@@ -173,7 +173,7 @@ def _refuse_wrong_level(discovered: DiscoveredFiles) -> None:
         names = first_names([str(folder) for folder in sorted(right)])
         kinds = " and ".join(sorted(set(right.values())))
         raise DataError(
-            f"{discovered.folder}: the layout {kinds} is that of {names}; give "
+            f"{discovered.folder}: the layout {kinds} begins in {names}; give "
             f"{'that folder' if len(right) == 1 else 'one of them'}"
         )
 

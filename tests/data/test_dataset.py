@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from slicebook.config import AugmentConfig
-from slicebook.data import dataset
+from slicebook.data import dataset, loader
 from slicebook.data.augment import Augmentation, augment, draw_augmentation
 from slicebook.data.dataset import PreparedData, SliceSet
 from slicebook.data.layouts.sources import SourceOptions
@@ -141,7 +141,7 @@ class SilentSlices(SliceSet):
 def test_workers_that_send_nothing_end_in_a_message(
     slices: SliceSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dataset, "LOADING_TIMEOUT", 1)
+    monkeypatch.setattr(loader, "LOADING_TIMEOUT", 1)
     batches = SliceBatches(SilentSlices(slices.folder, slices.records), 4, workers=1)
     with pytest.raises(DataError, match=r"sent nothing for 1 seconds.*use --workers 0"):
         next(iter(batches))
@@ -271,7 +271,7 @@ def test_draws_come_from_the_generator_and_one_setting_leaves_the_others_alone()
 
 def test_draws_stay_within_their_settings() -> None:
     config = AugmentConfig(
-        mirror=0.5, rotate_degrees=10, scale=0.1, shift=0.05, gamma=0.2, intensity_scale=0.1
+        flip_probability=0.5, rotate_degrees=10, scale=0.1, shift=0.05, gamma=0.2, intensity_scale=0.1
     )
     drawn = draw_augmentation(config, 2000, torch.Generator().manual_seed(0))
     assert drawn.mirror.float().mean() == pytest.approx(0.5, abs=0.05)

@@ -1,4 +1,4 @@
-"""Where a result comes from: the source, the versions, and the data."""
+"""Provenance of a result: source commit, versions, and data."""
 
 from __future__ import annotations
 
@@ -11,35 +11,35 @@ from slicebook.records import Record
 
 
 class Provenance(Record):
-    """Where a model comes from: enough to make it again."""
+    """Provenance of a model, sufficient to train it again."""
 
     versions: dict[str, str]
-    """Of Slicebook, Python and the libraries that shape the numbers."""
+    """Of Slicebook, Python and the libraries that affect results."""
     commit: str | None
-    """Of the source tree, when Slicebook runs from one; ends in `+` when it held changes."""
+    """Of the source tree, if Slicebook runs from one; ends in `+` if it had changes."""
     device: str
     split_hash: str
-    """Of the data set and its split; says whether patients were trained on."""
+    """Of the data set and its split; identifies the training patients."""
     train_patients: int
     train_slices: int
     spacing: float | None
-    """In-plane, in mm, when the training slices were resampled."""
+    """In-plane, in mm, if the training slices were resampled."""
     epoch: int
     step: int
     seconds: float
-    """Of training, validation included."""
+    """Of training, including validation."""
     validation: dict[str, float]
-    """Scores on validation patients when the model was kept."""
+    """Scores on validation patients when the model was saved."""
 
 
 def versions() -> dict[str, str]:
-    """Versions of Slicebook, Python and the libraries that shape the numbers."""
+    """Return versions of Slicebook, Python and the libraries that affect results."""
     names = ("slicebook", "torch", "lightning-fabric", "numpy", "scipy", "scikit-image")
     return {"python": platform.python_version(), **{name: metadata.version(name) for name in names}}
 
 
 def commit() -> str | None:
-    """Commit of the source tree that runs, with `+` when it holds changes; None outside one."""
+    """Return the commit of the running source tree, with `+` if it has changes; None outside one."""
     source = Path(__file__).resolve().parent
 
     def git(*words: str) -> str:
@@ -48,7 +48,7 @@ def commit() -> str | None:
 
     try:
         if Path(git("rev-parse", "--show-toplevel")) != source.parents[1]:
-            return None  # installed inside somebody else's repository
+            return None  # installed inside another repository
         return git("rev-parse", "HEAD") + (
             "+" if git("status", "--porcelain", "--untracked-files=no") else ""
         )

@@ -1,4 +1,4 @@
-"""The base of every record that is kept in a file: frozen, and without unknown fields."""
+"""Base of the records that are stored in files: frozen, and without unknown fields."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Record(BaseModel):
-    """A frozen group of settings that refuses keys it does not know."""
+    """A frozen record that refuses unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)

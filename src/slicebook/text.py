@@ -1,4 +1,4 @@
-"""Results as text: any record as JSON or as rows, and rows as an aligned table."""
+"""Convert results to text: records to JSON or rows, and rows to an aligned table."""
 
 import dataclasses
 import itertools
@@ -12,13 +12,13 @@ def to_json(record: object) -> str:
     """Return a record as indented JSON; paths become text.
 
     Raises:
-        ValueError: It holds a number that JSON has no word for, such as NaN.
+        ValueError: It holds a number that JSON cannot represent, such as NaN.
     """
     return json.dumps(_plain(record), indent=2, ensure_ascii=False, allow_nan=False)
 
 
 def to_rows(record: object) -> Iterator[tuple[str, str]]:
-    """Yield the name and value of each of a record's fields; those of inner records as `outer.inner`.
+    """Yield name and value of each field of a record; nested fields as `outer.inner`.
 
     >>> list(to_rows({"run": {"epochs": 3, "seconds": 1.23456}, "path": None}))
     [('run.epochs', '3'), ('run.seconds', '1.235'), ('path', '–')]
@@ -31,7 +31,7 @@ def to_rows(record: object) -> Iterator[tuple[str, str]]:
 
 
 def columns(records: Iterable[object], names: Sequence[str]) -> list[tuple[str, ...]]:
-    """Return some fields of like records as rows, their names first."""
+    """Return some fields of records as rows, with a header row first."""
     return [tuple(names), *(tuple(_cell(getattr(record, name)) for name in names) for record in records)]
 
 
@@ -57,10 +57,10 @@ def _cell(value: object) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Turn records, and what is in them, into what JSON holds."""
+    """Convert records and their contents to JSON types."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if hasattr(value, "model_dump"):  # pydantic's, told without importing it
+    if hasattr(value, "model_dump"):  # a pydantic model, recognised without importing pydantic
         return value.model_dump(mode="json")
     if isinstance(value, Mapping):
         return {str(key): _plain(inner) for key, inner in value.items()}

@@ -105,8 +105,8 @@ def test_a_line_that_is_no_command_ends_with_2(line, capsys):
         "train tokenizer nowhere --recipe grand",
         "train tokenizer nowhere training.epoch=3",
         "reconstruct nowhere in.nii.gz out",
-        "encode nowhere in.nii.gz out.npz",
-        "decode nowhere in.npz out.nii.gz",
+        "encode nowhere in.nii.gz out.safetensors",
+        "decode nowhere in.safetensors out.nii.gz",
         "evaluate nowhere data --out out",
         "compare nowhere elsewhere",
         "compare nowhere",
@@ -198,7 +198,7 @@ def test_reconstruct_writes_a_volume_where_the_input_lay(run, volume, tmp_path, 
 
 
 def test_decoding_the_tokens_equals_reconstructing(run, volume, tmp_path, capsys):
-    tokens, decoded, out = tmp_path / "tokens.npz", tmp_path / "decoded.nii.gz", tmp_path / "out"
+    tokens, decoded, out = tmp_path / "tokens.safetensors", tmp_path / "decoded.nii.gz", tmp_path / "out"
     for command in (
         ["encode", run, volume, tokens],
         ["decode", run, tokens, decoded],

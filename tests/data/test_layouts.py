@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from slicebook.data.layouts.registry import find_sources, refuse_guesses
-from slicebook.data.layouts.sources import Found, Source, SourceOptions
+from slicebook.data.layouts.sources import FolderScan, Source, SourceOptions
 from slicebook.data.splits import assign_splits
 from slicebook.errors import ConfigError, DataError
 
@@ -19,7 +19,9 @@ def touch(folder: Path, *names: str) -> Path:
 
 
 def patients(count: int) -> tuple[str, ...]:
-    return Found("nifti", tuple(Source(f"p{n}", "v", (Path("x"),), (None,)) for n in range(count))).patients
+    return FolderScan(
+        "nifti", tuple(Source(f"p{n}", "v", (Path("x"),), (None,)) for n in range(count))
+    ).patients
 
 
 def test_the_slices_of_one_case_and_week_are_one_volume_in_the_order_of_their_numbers(tmp_path: Path) -> None:
@@ -130,7 +132,7 @@ def test_two_patients_cannot_fill_three_splits_but_can_be_all_test() -> None:
 
 
 def test_fractions_do_not_override_the_split_of_a_layout() -> None:
-    own = Found("hipmri2d", (Source("p", "v", (Path("x"),), (None,), "test"),)).given_splits
+    own = FolderScan("hipmri2d", (Source("p", "v", (Path("x"),), (None,), "test"),)).given_splits
     assert assign_splits(["p"], own, None, 42) == {"p": "test"}
     with pytest.raises(ConfigError, match="its own split"):
         assign_splits(["p"], own, (1.0, 0.0, 0.0), 42)

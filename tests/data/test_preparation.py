@@ -1,19 +1,26 @@
 """`slicebook prepare`: what is written, what is refused, and that nothing is left half-written."""
 
 import csv
+import errno
+import io
+import re
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
+from helpers.training import tiny, train
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
+from slicebook.cli.main import main
 from slicebook.data import prepare as preparation
 from slicebook.data.dataset import PreparedData
 from slicebook.data.layouts.sources import SourceOptions
 from slicebook.data.prepare import PrepareOptions, prepare
+from slicebook.data.splits import assign_splits
 from slicebook.data.transforms import IntensityMap, crop_or_pad, resample
 from slicebook.errors import ConfigError, DataError
 
@@ -240,7 +247,7 @@ def test_a_prepared_folder_is_replaced_and_a_folder_of_other_files_is_not(tmp_pa
     prepare(data, out, WHOSE, PrepareOptions(size=(4, 4)))
     assert PreparedData.open(out).info.size == (4, 4)
     (out / "dataset.json").unlink()
-    with pytest.raises(DataError, match="is no prepared folder"):
+    with pytest.raises(DataError, match="is not a prepared folder"):
         prepare(data, out, WHOSE)
 
 
@@ -278,3 +285,41 @@ def test_a_class_is_read_from_the_path_and_stands_in_the_manifest_only_where_the
 def test_a_class_regex_without_a_group_is_refused() -> None:
     with pytest.raises(ConfigError, match="--class-regex"):
         PrepareOptions(class_regex="Week")
+
+
+def test_a_full_disk_names_the_file_and_the_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full(io.FileIO):
+        def write(self, content: object) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    def opened(path: Path, *how: Any, **more: Any) -> Any:
+        return (
+            io.BufferedWriter(Full(path, "wb")) if path.name == "images.f32" else as_ever(path, *how, **more)
+        )
+
+    data, as_ever = volumes(tmp_path / "in", 3), Path.open
+    monkeypatch.setattr(Path, "open", opened)
+    wanted = r"out/images\.f32: cannot be written \(No space left on device; 192 bytes wanted\)"
+    with pytest.raises(DataError, match=wanted):
+        prepare(data, tmp_path / "out", WHOSE)
+    assert {path.name for path in tmp_path.iterdir()} == {"in"}
+
+
+def test_the_advice_on_fractions_works_in_prepare_and_in_training(tmp_path: Path) -> None:
+    data, out = volumes(tmp_path / "in", 2, (32, 32, 4)), tmp_path / "out"
+    with pytest.raises(DataError, match="2 patients cannot fill 3 splits") as caught:
+        prepare(data, out, WHOSE)
+    (advised,) = re.findall(r"--fractions ([\d. ]+) to train with these", str(caught.value))
+    assert (
+        main(["prepare", str(data), str(out), "--patient-regex", r"(p\d+)", "--fractions", *advised.split()])
+        == 0
+    )
+    train(out, tiny("training.epochs=1"), tmp_path / "run")
+
+
+def test_a_layout_with_its_own_split_is_not_told_to_give_fractions() -> None:
+    with pytest.raises(
+        DataError, match=r"1 patient cannot fill 2 splits.*two patients outside the test"
+    ) as caught:
+        assign_splits(["a", "b"], {"b": "test"}, None, 42)
+    assert "--fractions" not in str(caught.value)

@@ -121,8 +121,8 @@ def test_nothing_of_nibabel_is_printed(tmp_path: Path, capfd: pytest.CaptureFixt
 
 def test_findings_of_one_kind_are_three_lines_and_a_count() -> None:
     lines = [f"/a/{n}.nii: ends after {n} bytes, wanted 9; copy it" for n in range(9)]
-    assert grouped([*lines, "/a/x.nii: is no NIfTI file"]) == [
+    assert grouped([*lines, "/a/x.nii: is not a NIfTI file"]) == [
         *lines[:3],
         "… and 6 more of this kind",
-        "/a/x.nii: is no NIfTI file",
+        "/a/x.nii: is not a NIfTI file",
     ]

@@ -2,8 +2,9 @@
 
 import nibabel as nib
 import numpy as np
-import pytest
+import torch
 
+from slicebook.io.tensors import hash_tensors, read_tensors, write_tensors
 from slicebook.io.tokens import TokenFile
 
 
@@ -28,14 +29,16 @@ def tokens_of(**changes):
     return TokenFile(**(fields | changes))
 
 
-@pytest.fixture
-def path(tmp_path):
-    tokens_of().write(tmp_path / "a.npz")
-    return tmp_path / "a.npz"
-
-
 def rewritten(path, **changes):
-    """Write the file anew with some of its arrays changed; None leaves one out."""
-    with np.load(path) as file:
-        arrays = {name: file[name] for name in file.files} | changes
-    np.savez(path, **{name: array for name, array in arrays.items() if array is not None})
+    """Write the file again with some of its tensors or settings changed; None leaves one out.
+
+    The hashes are made to fit, so that only the change itself can be refused.
+    """
+    tensors, info = read_tensors(path)
+    for name, value in changes.items():
+        content = tensors if isinstance(value, torch.Tensor) or name in tensors else info
+        content[name] = value
+        if value is None:
+            del content[name]
+    info["tensors_sha256"] = hash_tensors(tensors)
+    write_tensors(path, tensors, info)

@@ -16,6 +16,7 @@ from slicebook.errors import CheckpointError, DataError, ShapeError
 from slicebook.inference.reconstruct import decode, encode, reconstruct
 from slicebook.inference.volumes import list_volumes
 from slicebook.io.nifti import read_nifti
+from slicebook.io.tokens import TokenFile
 from slicebook.models.checkpoint import MODEL_NAME, load_tokenizer
 
 CPU: dict[str, Any] = {"device": "cpu"}
@@ -188,8 +189,8 @@ def test_slices_too_small_to_score_are_refused_by_name_before_anything_is_writte
 @pytest.mark.parametrize("shape", [(40, 24, 3), (17, 13), (40, 24, 1)])
 def test_decoding_the_tokens_is_the_reconstruction(shape, model, tmp_path):
     source = volume_file(tmp_path / "a.nii.gz", shape)
-    encoded = encode(model, source, tmp_path / "a.npz", **CPU)
-    decoded = decode(model, tmp_path / "a.npz", tmp_path / "new" / "decoded.nii.gz", **CPU)
+    encoded = encode(model, source, tmp_path / "a.safetensors", **CPU)
+    decoded = decode(model, tmp_path / "a.safetensors", tmp_path / "new" / "decoded.nii.gz", **CPU)
     (scored,) = reconstruct(model, source, tmp_path / "out", pictures=False, **CPU).volumes
     first, second = nib.nifti1.load(tmp_path / "new" / "decoded.nii.gz"), nib.nifti1.load(scored.output)
     np.testing.assert_allclose(first.get_fdata(), second.get_fdata(), rtol=1e-4, atol=1e-2)
@@ -200,8 +201,8 @@ def test_decoding_the_tokens_is_the_reconstruction(shape, model, tmp_path):
 
 
 def test_tokens_of_a_dicom_folder_come_back_with_its_geometry(model, tmp_path):
-    encode(model, dicom_folder(tmp_path / "in"), tmp_path / "a.npz", **CPU)
-    decode(model, tmp_path / "a.npz", tmp_path / "a.nii.gz", **CPU)
+    encode(model, dicom_folder(tmp_path / "in"), tmp_path / "a.safetensors", **CPU)
+    decode(model, tmp_path / "a.safetensors", tmp_path / "a.nii.gz", **CPU)
     reconstruct(model, tmp_path / "in", tmp_path / "out", pictures=False, **CPU)
     first, second = (
         nib.nifti1.load(tmp_path / "a.nii.gz"),
@@ -212,24 +213,23 @@ def test_tokens_of_a_dicom_folder_come_back_with_its_geometry(model, tmp_path):
 
 
 def test_nothing_of_the_headers_text_is_in_the_tokens(model, tmp_path):
-    encode(model, volume_file(tmp_path / "a.nii"), tmp_path / "a.npz", **CPU)
-    with np.load(tmp_path / "a.npz") as file:
-        assert b"Secret" not in b"".join(file[name].tobytes() for name in file.files)
+    encode(model, volume_file(tmp_path / "a.nii"), tmp_path / "a.safetensors", **CPU)
+    assert b"Secret" not in (tmp_path / "a.safetensors").read_bytes()
 
 
 def test_a_folder_of_several_volumes_is_refused_because_a_token_file_holds_one(model, tmp_path):
     for name in "ab":
         volume_file(tmp_path / f"{name}.nii")
     with pytest.raises(DataError, match="holds 2 volumes, wanted one; name one file"):
-        encode(model, tmp_path, tmp_path / "a.npz", **CPU)
-    assert not (tmp_path / "a.npz").exists()
+        encode(model, tmp_path, tmp_path / "a.safetensors", **CPU)
+    assert not (tmp_path / "a.safetensors").exists()
 
 
 @pytest.fixture
 def tokens(model, tmp_path):
     volume_file(tmp_path / "a.nii")
-    encode(model, tmp_path / "a.nii", tmp_path / "a.npz", **CPU)
-    return tmp_path / "a.npz"
+    encode(model, tmp_path / "a.nii", tmp_path / "a.safetensors", **CPU)
+    return tmp_path / "a.safetensors"
 
 
 def refuse(kind, message, model, tokens):
@@ -246,23 +246,26 @@ def test_another_model_is_refused(tokens, tmp_path):
 
 
 def test_a_token_outside_its_codebook_is_refused(model, tokens):
-    with np.load(tokens) as file:
-        grid = file["tokens_1"]
+    grid = TokenFile.read(tokens).tokens[1]
     grid[0, 0, 0] = 16
-    rewritten(tokens, tokens_1=grid)
+    rewritten(tokens, tokens_1=torch.from_numpy(grid))
     refuse(ShapeError, "level 1: tokens from .* to 16, wanted 0 to 15", model, tokens)
 
 
 def test_grids_that_do_not_fit_the_slices_are_refused(model, tokens):
-    rewritten(tokens, tokens_0=np.zeros((3, 2, 2), np.uint16))
+    rewritten(tokens, tokens_0=torch.zeros((3, 2, 2), dtype=torch.uint16))
     refuse(ShapeError, "do not fit a slice of 24×40 pixels", model, tokens)
-    rewritten(tokens, tokens_0=np.zeros((3, 6, 10), np.uint16), tokens_2=np.zeros((3, 1, 1), np.uint16))
+    grids = {
+        f"tokens_{level}": torch.zeros((3, *size), dtype=torch.uint16)
+        for level, size in enumerate([(6, 10), (3, 5), (1, 1)])
+    }
+    rewritten(tokens, **grids)
     refuse(ShapeError, "do not fit", model, tokens)
 
 
 def test_a_damaged_token_file_is_refused(model, tokens):
     tokens.write_bytes(tokens.read_bytes()[:-50])
-    refuse(DataError, "is no whole token file", model, tokens)
+    refuse(DataError, "is not a complete token file", model, tokens)
 
 
 @pytest.mark.parametrize("name", ["decoded.png", "decoded"])
@@ -280,7 +283,7 @@ def test_a_source_that_is_absent_empty_or_damaged_is_named_and_nothing_is_writte
     (tmp_path / "empty").mkdir()
     (tmp_path / "torn.nii.gz").write_bytes(volume_file(tmp_path / "a.nii.gz").read_bytes()[:-30])
     (tmp_path / "a.nii.gz").unlink()
-    out = tmp_path / "out.npz"
+    out = tmp_path / "out.safetensors"
     for name in ("absent.nii.gz", "empty", "torn.nii.gz"):
         with pytest.raises(DataError, match=name):
             act(model, tmp_path / name, out, **CPU)

@@ -1,6 +1,7 @@
 """Volumes of a file or folder: listed first under names of their own, read one at a time."""
 
 import unicodedata
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -77,3 +78,46 @@ def test_an_original_is_spared_where_only_the_case_of_its_name_differs(tmp_path)
     path = nifti(tmp_path / "a.nii.gz").rename(tmp_path / "A.NII.GZ")
     with pytest.raises(DataError, match="originals lie here"):
         spare_originals(path, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("images", "masks"),
+    [
+        (
+            ["imagesTr/P1_0000.nii.gz", "imagesTs/P2_0000.nii.gz"],
+            ["labelsTr/P1.nii.gz", "labelsTs/P2.nii.gz"],
+        ),
+        (
+            ["sub-1/anat/sub-1_T2w.nii"],
+            ["derivatives/m/sub-1/anat/sub-1_dseg.nii", "sub-1/func/sub-1_bold.nii"],
+        ),
+        (
+            ["keras_slices_train/case_004_week_0_slice_0.nii.gz"],
+            ["keras_slices_seg_train/seg_004_week_0_slice_0.nii.gz"],
+        ),
+        (["a/P1.nii.gz", "P2.NII", "P3_seg.nii"], ["a/P1_seg.nii", "P2_Mask.nii"]),
+    ],
+)
+def test_masks_are_passed_over_by_the_rules_of_the_layout(images, masks, tmp_path):
+    for name in (*images, *masks, *(f"{Path(name).parent}/._{Path(name).name}" for name in images)):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"never read")
+    with pytest.warns(UserWarning, match=f"{len(masks)} NIfTI files were passed over, which are masks"):
+        listed = list_volumes(tmp_path)
+    assert sorted(volume.name for volume in listed) == sorted(
+        name.replace("/", "-").split(".")[0] for name in images
+    )
+
+
+def test_names_with_spaces_marks_dots_and_the_longest_are_listed(tmp_path):
+    names = [
+        "Patient 01 (T2) scan",
+        "P\u00e4tient_02",
+        "Pa\u0308tient_03",
+        "P04.v1.2.final",
+        "P5" + "x" * 239,
+        "[P06]&$'q",
+    ]
+    for name in names:
+        (tmp_path / f"{name}.nii.gz").write_bytes(b"never read")
+    assert sorted(volume.name for volume in list_volumes(tmp_path)) == sorted(names)

@@ -187,7 +187,7 @@ def test_an_enhanced_file_is_sorted_and_rescaled_frame_by_frame(tmp_path, compre
     ("heights", "message"),
     [
         ((0, 3, 6, 12, 15), r"1 missing between 2\.dcm and 3\.dcm .* copy the series again"),
-        ((0, 3, 3, 6), r"1\.dcm and 2\.dcm lie at the same place"),
+        ((0, 3, 3, 6), r"1\.dcm and 2\.dcm are at the same position"),
         ((0, 3, 6.8, 9), "2.200 to 3.800 mm apart, wanted even .* resample"),
     ],
 )

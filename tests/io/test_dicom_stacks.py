@@ -65,7 +65,9 @@ def test_vendors_own_tags_part_what_nothing_else_does(tmp_path, group, creator, 
 def test_what_headers_cannot_part_is_refused_with_the_reason(tmp_path):
     twice(tmp_path, "InstanceNumber", (1, 2))
     (series,) = find_dicom_series(tmp_path)
-    with pytest.raises(DataError, match=r"same place .* no image type, echo, b-value, time"):
+    with pytest.raises(
+        DataError, match=r"same position .* no image type, echo, b-value, time or acquisition number"
+    ):
         read_dicom_series(series)
 
 
@@ -179,5 +181,5 @@ def test_frames_of_two_orientations_are_two_volumes(tmp_path):
 def test_frames_that_nothing_parts_are_named(tmp_path):
     save(enhanced_frames(lambda *_: None), tmp_path / "enhanced.dcm")
     (series,) = find_dicom_series(tmp_path)
-    with pytest.raises(DataError, match=r"frame 1 of enhanced\.dcm and frame 4 of enhanced\.dcm lie"):
+    with pytest.raises(DataError, match=r"frame 1 of enhanced\.dcm and frame 4 of enhanced\.dcm are"):
         read_dicom_series(series)

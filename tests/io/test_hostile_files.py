@@ -47,11 +47,11 @@ FLOATS = np.ones((4, 5, 3), np.float32)
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "is no NIfTI file"),
-        (b"\x5c\x01\x00\x00", "is no NIfTI file"),
-        (b"PK\x03\x04" * 200, "is no NIfTI file"),
+        (b"", "is not a NIfTI file"),
+        (b"\x5c\x01\x00\x00", "is not a NIfTI file"),
+        (b"PK\x03\x04" * 200, "is not a NIfTI file"),
         (nifti_bytes(magic=b"ni1"), r"header half of a \.hdr/\.img pair"),
-        (nifti_bytes(magic=b"abc"), "is no NIfTI file"),
+        (nifti_bytes(magic=b"abc"), "is not a NIfTI file"),
         (nifti_bytes()[:-1], "ends after 471 bytes, its header wants 472"),
         (nifti_bytes()[:360], "ends after 360 bytes"),
         (nifti_bytes() + b"\0", "is longer than"),
@@ -81,8 +81,11 @@ FLOATS = np.ones((4, 5, 3), np.float32)
         (nifti_bytes(vox_offset=1e12), "wanted at most"),
         (nifti_bytes(srow_x=[np.nan, 0, 0, 0]), "affine"),
         (nifti_bytes(srow_y=[0, 0, 0, 0]), "parallel or empty axes"),
-        (nifti_bytes(sform_code=0, qform_code=1, quatern_b=5), "qform is no rotation"),
-        (nifti_bytes(sform_code=0, qform_code=1, pixdim=[1, -1, 1, 1, 0, 0, 0, 0]), "qform is no rotation"),
+        (nifti_bytes(sform_code=0, qform_code=1, quatern_b=5), "qform is not a rotation"),
+        (
+            nifti_bytes(sform_code=0, qform_code=1, pixdim=[1, -1, 1, 1, 0, 0, 0, 0]),
+            "qform is not a rotation",
+        ),
         (nifti_bytes(sform_code=0, qform_code=0, pixdim=[1, 0, 1, 1, 0, 0, 0, 0]), "affine"),
     ],
 )

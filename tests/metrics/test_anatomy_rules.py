@@ -5,7 +5,7 @@ import pytest
 
 from slicebook.errors import DataError, ShapeError
 from slicebook.metrics.anatomy import RULES, anatomy_rules, dice, learn_reference, pass_rate
-from slicebook.phantom.atlas import BACKGROUND, BLADDER, BODY, BONE, PROSTATE, RECTUM
+from slicebook.phantom.labels import BACKGROUND, BLADDER, BODY, BONE, PROSTATE, RECTUM
 from slicebook.phantom.simulator import patient_volume
 
 SPACING = (2.0, 2.0)  # a pixel is 4 mm², so a speck is up to two of them

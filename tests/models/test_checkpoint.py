@@ -155,7 +155,7 @@ def test_every_cut_is_seen(model):
     whole = model.read_bytes()
     for length in (0, 7, 8, 100, len(whole) // 2, len(whole) - 1):
         model.write_bytes(whole[:length])
-        refuse(model, "no whole safetensors file")
+        refuse(model, "not a complete safetensors file")
 
 
 class Trap:
@@ -189,7 +189,7 @@ def test_a_state_is_no_model_and_a_model_no_state(model, tmp_path):
     state = tmp_path / "state.safetensors"
     save_state(state, State({"a": torch.zeros(2)}, {"epoch": 1}))
     refuse(state, "holds a state, wanted a tokenizer")
-    with pytest.raises(CheckpointError, match="is no state of a training"):
+    with pytest.raises(CheckpointError, match="is not a training state of format"):
         load_state(model)
 
 
@@ -320,7 +320,7 @@ def test_every_flipped_bit_of_a_prior_is_seen(prior):
 
 def test_a_cut_prior_is_refused(prior):
     prior.write_bytes(prior.read_bytes()[:-1])
-    refuse_prior(prior, "no whole safetensors file.*copy it again")
+    refuse_prior(prior, "not a complete safetensors file.*copy it again")
 
 
 def test_a_prior_whose_weights_do_not_fit_is_refused(prior):
@@ -384,7 +384,7 @@ def test_a_save_of_a_prior_that_fails_leaves_the_old_one(prior, monkeypatch):
         ("model.CKPT", b"\x00" * 20, "is a PyTorch pickle; Slicebook reads safetensors alone"),
         ("model.safetensors", b"\x80\x02}q\x00.", "is a PyTorch pickle; Slicebook reads safetensors alone"),
         ("model.bin", b"PK\x03\x04rest", "is a zip archive, perhaps a PyTorch pickle"),
-        ("model.h5", b"\x89HDF\r\n\x1a\n", "is no whole safetensors file"),
+        ("model.h5", b"\x89HDF\r\n\x1a\n", "is not a complete safetensors file"),
     ],
 )
 def test_a_model_of_another_program_is_told_by_its_kind(name, content, message, tmp_path):

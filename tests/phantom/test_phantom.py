@@ -9,7 +9,8 @@ from scipy import ndimage
 
 from slicebook.errors import ConfigError
 from slicebook.phantom import simulator
-from slicebook.phantom.atlas import BACKGROUND, BLADDER, BODY, BONE, PROSTATE, RECTUM, TISSUES
+from slicebook.phantom.atlas import TISSUES
+from slicebook.phantom.labels import BACKGROUND, BLADDER, BODY, BONE, PROSTATE, RECTUM
 from slicebook.phantom.rasterizer import coverage, ellipse, inset, spline
 
 PATIENTS = range(4, 8)

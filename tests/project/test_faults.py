@@ -5,7 +5,6 @@ import pickle
 import re
 import shutil
 from types import SimpleNamespace
-from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -63,19 +62,19 @@ def _models(here):
     (here / "cut.safetensors").write_bytes(content[:-100])
     (here / "flipped.safetensors").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     save_state(here / "state.safetensors", State({}, {}))
-    encode(model, here / "volume.nii.gz", here / "tokens.npz", device="cpu")
-    tokens = (here / "tokens.npz").read_bytes()
-    (here / "cut.npz").write_bytes(tokens[:-30])
-    (here / "text.npz").write_bytes(b"tokens")
+    encode(model, here / "volume.nii.gz", here / "tokens.safetensors", device="cpu")
+    tokens = (here / "tokens.safetensors").read_bytes()
+    (here / "cut-tokens.safetensors").write_bytes(tokens[:-30])
+    (here / "text.safetensors").write_bytes(b"tokens")
+    np.savez(here / "tokens.npz", tokens_0=np.zeros((3, 6, 10), np.uint16))
     faults: dict[str, dict[str, Any]] = {
-        "pickled": {"axes": np.array([{}], dtype=object)},
-        "beyond": {"tokens_1": np.full((3, 3, 5), 16, np.uint16)},
-        "unfit": {"tokens_1": np.zeros((3, 2, 2), np.uint16)},
+        "beyond": {"tokens_1": torch.full((3, 3, 5), 16, dtype=torch.uint16)},
+        "unfit": {"tokens_1": torch.zeros((3, 2, 2), dtype=torch.uint16)},
         "lacking": {"affine": None},
     }
     for name, changes in faults.items():
-        (here / f"{name}.npz").write_bytes(tokens)
-        rewritten(here / f"{name}.npz", **changes)
+        (here / f"{name}.safetensors").write_bytes(tokens)
+        rewritten(here / f"{name}.safetensors", **changes)
 
 
 def _data_sets(here):
@@ -147,8 +146,8 @@ CASES = [
     ("reconstruct model 4d.nii new", r"4d.nii: is 4D .*image\.slicer"),
     ("reconstruct model rgb.nii new", "rgb.nii: holds RGB colour values.*convert"),
     ("reconstruct model complex.nii new", "complex.nii: holds complex values.*convert"),
-    ("reconstruct model text.nii.gz new", "text.nii.gz: is no NIfTI file"),
-    ("reconstruct model empty.nii new", "empty.nii: is no NIfTI file"),
+    ("reconstruct model text.nii.gz new", "text.nii.gz: is not a NIfTI file"),
+    ("reconstruct model empty.nii new", "empty.nii: is not a NIfTI file"),
     ("reconstruct model torn.nii.gz new", "torn.nii.gz: .*copy or download it again"),
     ("reconstruct model short.nii new", "short.nii: ends after .*copy or download it again"),
     ("reconstruct model small.nii new", "small: its slices of 8×8 pixels are too small"),
@@ -156,20 +155,20 @@ CASES = [
     ("reconstruct model colour new", "no DICOM series .passed over: [0-9]+ colour"),
     ("reconstruct model flat flat/new", "the originals lie here.*choose a folder outside flat"),
     ("reconstruct model volume.nii.gz volume.nii.gz/new", "volume.nii.gz"),
-    ("encode model flat new.npz", "flat: holds 4 volumes, wanted one"),
-    ("encode model volume.nii.gz new.txt", r"new.txt: wanted a name that ends in \.npz"),
-    ("encode model 4d.nii new.npz", "4d.nii: is 4D"),
+    ("encode model flat new.safetensors", "flat: holds 4 volumes, wanted one"),
+    ("encode model volume.nii.gz new.txt", r"new.txt: wanted a name that ends in \.safetensors"),
+    ("encode model 4d.nii new.safetensors", "4d.nii: is 4D"),
     # models
     (
         "reconstruct nothing volume.nii.gz new",
         "nothing: holds no trained model yet; train one first: slicebook train",
     ),
-    ("encode nothing volume.nii.gz new.npz", "nothing: holds no trained model yet; train one first"),
-    ("decode nothing tokens.npz new.nii", "nothing: holds no trained model yet; train one first"),
+    ("encode nothing volume.nii.gz new.safetensors", "nothing: holds no trained model yet; train one first"),
+    ("decode nothing tokens.safetensors new.nii", "nothing: holds no trained model yet; train one first"),
     ("evaluate nothing prepared --out new", "nothing: holds no trained model yet; train one first"),
     ("info absent", "absent: does not exist; train one first"),
     ("info pickle.safetensors", "pickle.safetensors: is a PyTorch pickle"),
-    ("info cut.safetensors", "cut.safetensors: is no whole safetensors file.*copy it again"),
+    ("info cut.safetensors", "cut.safetensors: is not a complete safetensors file.*copy it again"),
     ("info flipped.safetensors", "flipped.safetensors: .*damaged; copy it again"),
     ("info state.safetensors", "state.safetensors: holds a state, wanted a tokenizer"),
     ("reconstruct model volume.nii.gz new --device cuda", "device cuda: .*use --device cpu"),
@@ -178,15 +177,28 @@ CASES = [
         "device 'gpu' is not known; wanted one of auto, cpu",
     ),
     # tokens
-    ("decode model absent.npz new.nii", "absent.npz: .*slicebook encode"),
-    ("decode model text.npz new.nii", "text.npz: is no whole token file"),
-    ("decode model cut.npz new.nii", "cut.npz: is no whole token file"),
-    ("decode model pickled.npz new.nii", "pickled.npz: is no whole token file"),
-    ("decode model lacking.npz new.nii", "lacking.npz: is no whole token file"),
-    ("decode model beyond.npz new.nii", "beyond.npz: level 1: tokens from 16 to 16, wanted 0 to 15; encode"),
-    ("decode model unfit.npz new.nii", "unfit.npz: token grids .* do not fit .*encode the volume again"),
-    ("decode other.safetensors tokens.npz new.nii", "tokens.npz: .*use the model that encoded them"),
-    ("decode model tokens.npz new.png", r"new.png: wanted a name that ends in \.nii"),
+    ("decode model absent.safetensors new.nii", "absent.safetensors: .*slicebook encode"),
+    ("decode model text.safetensors new.nii", "text.safetensors: is not a complete token file"),
+    ("decode model cut-tokens.safetensors new.nii", "cut-tokens.safetensors: is not a complete token file"),
+    (
+        "decode model tokens.npz new.nii",
+        "tokens.npz: is not a complete token file, wanted a safetensors file",
+    ),
+    ("decode model other.safetensors new.nii", "other.safetensors: holds a tokenizer, wanted tokens"),
+    ("decode model lacking.safetensors new.nii", "lacking.safetensors: is not a complete token file"),
+    (
+        "decode model beyond.safetensors new.nii",
+        "beyond.safetensors: level 1: tokens from 16 to 16, wanted 0 to 15; encode",
+    ),
+    (
+        "decode model unfit.safetensors new.nii",
+        "unfit.safetensors: token grids .* do not fit .*encode the volume again",
+    ),
+    (
+        "decode other.safetensors tokens.safetensors new.nii",
+        "tokens.safetensors: .*use the model that encoded them",
+    ),
+    ("decode model tokens.safetensors new.png", r"new.png: wanted a name that ends in \.nii"),
     # data sets
     ("check absent", "absent: not a folder"),
     ("prepare absent new", "absent: not a folder"),
@@ -199,7 +211,7 @@ CASES = [
     ("prepare flat new --patient-regex (p.) --spacing -1", "spacing"),
     (
         "prepare flat occupied --patient-regex (p.)",
-        "occupied: exists and is no prepared folder; choose a new or empty",
+        "occupied: exists and is not a prepared folder; choose a new or empty",
     ),
     ("prepare masked new --patient-regex (p.) --mask _seg", r"p3\.nii.*p3_seg\.nii|p3_seg\.nii.*p3\.nii"),
     ("prepare torn new --patient-regex (p.)", "2 of 6 files cannot be read, more than 5%.*p8.nii"),

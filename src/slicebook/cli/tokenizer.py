@@ -81,7 +81,7 @@ def reconstruct(
 def encode(
     model: Model,
     source: Source,
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Token file to write, .npz.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Token file to write, .safetensors.")],
     plane: Plane = None,
     device: Device = "auto",
     as_json: Json = False,

@@ -1,4 +1,4 @@
-"""Random changes to slices and their masks: parameters drawn first, then applied."""
+"""Random augmentation of slices and their masks: parameters are drawn first, then applied."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from slicebook.config import AugmentConfig
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What is done to each slice of a batch; on the CPU, whatever the device of the slices.
+    """Augmentation parameters of each slice of a batch; always on the CPU.
 
     Attributes:
         mirror: Swap left and right (columns).
@@ -23,7 +23,7 @@ class Augmentation:
         scale: Magnification.
         shift: Down and right, as fractions of rows and columns.
         gamma: Exponent of the intensity in [0, 1].
-        gain: Factor of it, after the exponent.
+        gain: Factor of the intensity, after the exponent.
     """
 
     mirror: Bool[Tensor, " b"]
@@ -37,8 +37,8 @@ class Augmentation:
 def draw_augmentation(config: AugmentConfig, batch_size: int, generator: torch.Generator) -> Augmentation:
     """Draw the parameters for a batch.
 
-    Angle and shift are uniform in ±setting; scale, gamma and gain in 1 ± setting. Always draws as many
-    values: turning one setting off leaves the others as they were.
+    Angle and shift are uniform in ±setting; scale, gamma and gain in 1 ± setting. The number of draws is
+    fixed, so that disabling one setting does not change the others.
     """
     draws = torch.rand((batch_size, 7), generator=generator)
     signed = 2 * draws[:, 1:] - 1
@@ -54,10 +54,10 @@ def draw_augmentation(config: AugmentConfig, batch_size: int, generator: torch.G
 
 
 def augment(images: Float[Tensor, "b 1 h w"], parameters: Augmentation) -> Float[Tensor, "b 1 h w"]:
-    """Apply drawn parameters to slices in [-1, 1]; from outside the field comes its edge, repeated.
+    """Apply drawn parameters to slices in [-1, 1]; values outside the field repeat its edge.
 
-    Resampled by cubic convolution: bilinear sampling takes noise away, so that augmented slices would be
-    easier than slices as they are. A part whose parameters are all neutral is left out, to stay exact.
+    Resampling is bicubic: bilinear sampling removes noise, which would make augmented slices easier than
+    originals. A step whose parameters are all neutral is skipped, so that it is exact.
     """
     device = images.device
     mirror = parameters.mirror.to(device, non_blocking=True)[:, None, None, None]
@@ -80,7 +80,7 @@ def augment(images: Float[Tensor, "b 1 h w"], parameters: Augmentation) -> Float
 
 
 def augment_labels(labels: UInt8[Tensor, "b 1 h w"], parameters: Augmentation) -> UInt8[Tensor, "b 1 h w"]:
-    """Move masks as `augment` moves their slices, to the nearest pixel; the edge goes on outside."""
+    """Transform masks as `augment` transforms their slices, with nearest-neighbour sampling."""
     labels = torch.where(parameters.mirror.to(labels.device)[:, None, None, None], labels.flip(-1), labels)
     matrix = _sampling_matrix(parameters, *labels.shape[-2:]).to(labels.device)
     where = functional.affine_grid(matrix, list(labels.shape), align_corners=False)

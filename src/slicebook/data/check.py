@@ -1,4 +1,4 @@
-"""Read a folder of volumes file by file, and report what is in it before anything is made of it."""
+"""Read a folder of volumes file by file and report what it contains. Writes nothing."""
 
 from __future__ import annotations
 
@@ -10,43 +10,32 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
-import pydicom
 
 from slicebook.data.layouts.registry import find_sources, suspicions
-from slicebook.data.layouts.sources import EVERY_FILE, Found, Source, SourceOptions, Unreadable
-from slicebook.data.reader import Misfit as Misfit
-from slicebook.data.reader import Part as Part
-from slicebook.data.reader import count_files as count_files
-from slicebook.data.reader import read_parts as read_parts
+from slicebook.data.layouts.sources import EVERY_FILE, FolderScan, Source, SourceOptions, Unreadable
+from slicebook.data.reader import Misfit, Part, count_files, read_parts
 from slicebook.io.discovery import first_names
 from slicebook.io.nifti import text_fields
-
-# Where DICOM headers tell who the patient was, or where and by whom the scan was made.
-_DICOM_PRIVATE = (
-    *("PatientName", "PatientBirthDate", "PatientAddress", "PatientTelephoneNumbers", "OtherPatientIDs"),
-    *("AccessionNumber", "InstitutionName", "ReferringPhysicianName", "OperatorsName", "PatientComments"),
-    *("OtherPatientNames", "PatientBirthName", "InstitutionAddress", "PerformingPhysicianName"),
-)
 
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What lies in a folder of volumes. Names raw files: for their owner's screen.
+    """What a folder of volumes contains. It names raw files, and is meant for their owner only.
 
     Attributes:
-        patients: How many, or None where the patient of a file is not known.
-        files: To read, masks among them.
-        blank_slices: Of one intensity throughout; training leaves them out.
+        patients: Number of patients, or None if the patient of a file is unknown.
+        files: Number of files, including masks.
+        blank_slices: Slices of constant intensity; not used in training.
         shapes: Slices by rows × columns.
         spacings: Files by slice × row × column distance in mm.
-        intensity: Smallest and largest.
-        label_values: Voxels by label.
+        intensity: Minimum and maximum.
+        label_values: Voxels per label.
         duplicates: Groups of files with the same voxels.
-        header_fields: Files by header field whose text may tell who the patient is.
-        unreadable, misfits: Why, file by file.
-        unmatched: Files that fit neither the layout nor the patient regex, and masks without an image.
-        series: Volumes by kind of series, which --series chooses from; what is left out is said.
-        notes: What was passed over, and what makes the patients doubtful.
+        header_fields: Files per header field whose text may identify the patient.
+        unreadable, misfits: The reason for each file.
+        unmatched: Files that match neither the layout nor the patient regex, and masks without an image.
+        series: Volumes per kind of series, which --series selects from; those left out are marked.
+        notes: What was skipped, and doubts about the patients.
     """
 
     folder: str
@@ -73,7 +62,7 @@ class CheckReport:
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """What `slicebook prepare` would leave out or refuse, a line each."""
+        """What `slicebook prepare` would leave out or refuse, one line each."""
         copies = tuple(f"same voxels: {', '.join(group)}" for group in self.duplicates)
         return self.unreadable + self.misfits + copies
 
@@ -82,7 +71,7 @@ class CheckReport:
         return json.dumps({**asdict(self), "problems": self.problems}, indent=2)
 
     def rows(self) -> list[tuple[str, str]]:
-        """Return the report as a table of what and how much."""
+        """Return the report as rows of name and value."""
         low, high = self.intensity or (float("nan"), float("nan"))
         rows = [
             ("layout", self.layout),
@@ -120,31 +109,31 @@ def check(
 ) -> CheckReport:
     """Read every volume below a folder and report on it; writes nothing.
 
-    Works without `--patient-regex` too: patients are then not counted.
+    Without `--patient-regex`, patients may be unknown and are then not counted.
 
     Raises:
-        DataError: No layout fits, no volume is found, or a patient is on two sides of the layout's own split.
+        DataError: No layout fits, no volume is scan, or a patient is in two splits of the layout.
     """
     data = Path(data)
-    found = find_sources(data, source)
+    scan = find_sources(data, source)
     tally = _Tally()
-    for done, one in enumerate(found.sources):
-        for part in read_parts(one, source.plane):
+    for done, volume in enumerate(scan.sources):
+        for part in read_parts(volume, source.plane):
             tally.add(part)
-        tally.headers.update(_private_fields(one))
+        tally.headers.update(_private_text(volume))
         if progress is not None:
-            progress(done + 1, len(found.sources))
+            progress(done + 1, len(scan.sources))
     splits: Counter[str] = Counter(
-        split for _, split in {(s.patient, s.split) for s in found.sources} if split
+        split for _, split in {(s.patient, s.split) for s in scan.sources} if split
     )
-    known = all(s.patient for s in found.sources)
+    known = all(s.patient for s in scan.sources)
     return CheckReport(
         folder=str(data),
-        layout=found.layout,
-        patients=len(found.patients) if known else None,
+        layout=scan.layout,
+        patients=len(scan.patients) if known else None,
         splits=dict(splits),
-        volumes=len(found.sources),
-        files=count_files(found),
+        volumes=len(scan.sources),
+        files=count_files(scan),
         slices=sum(tally.shapes.values()),
         blank_slices=tally.blank_slices,
         shapes=dict(tally.shapes.most_common()),
@@ -155,31 +144,31 @@ def check(
         label_values=dict(sorted(tally.label_values.items())),
         duplicates=tuple(tuple(paths) for paths in tally.copies.values() if len(paths) > 1),
         header_fields=dict(tally.headers.most_common()),
-        unreadable=tuple(bad.reason for bad in (*found.unreadable, *tally.unreadable)),
+        unreadable=tuple(bad.reason for bad in (*scan.unreadable, *tally.unreadable)),
         misfits=tuple(bad.reason for bad in tally.misfits),
-        unmatched=tuple(str(path) for path in found.unmatched),
-        series=_series_kinds(found),
-        notes=(*found.notes, *suspicions(found), *tally.notes()),
+        unmatched=tuple(str(path) for path in scan.unmatched),
+        series=_series_kinds(scan),
+        notes=(*scan.notes, *suspicions(scan), *tally.notes()),
     )
 
 
 def grouped(lines: Sequence[str]) -> list[str]:
-    """Return lines that say the same of several files as the first three and a count."""
+    """Return lines grouped by message: the first three of each, and a count of the others."""
     groups: dict[str, list[str]] = defaultdict(list)
     for line in lines:
         _, _, what = line.partition(": ")
         groups[re.sub(r"\S*[/\\]\S*|[\d.,]+", "#", what)].append(line)
     shown = []
-    for same in groups.values():
-        shown += same[:3]
-        shown += [f"… and {len(same) - 3} more of this kind"] if len(same) > 3 else []
+    for group in groups.values():
+        shown += group[:3]
+        shown += [f"… and {len(group) - 3} more of this kind"] if len(group) > 3 else []
     return shown
 
 
-def _series_kinds(found: Found) -> dict[str, int]:
-    """Count volumes by description, plane and why they are left out, where a layout has several kinds."""
+def _series_kinds(scan: FolderScan) -> dict[str, int]:
+    """Count volumes by description, plane and reason for leaving them out, if the layout has kinds."""
     counts: Counter[str] = Counter()
-    for source, reason in (*((source, "") for source in found.sources), *found.left_out):
+    for source, reason in (*((source, "") for source in scan.sources), *scan.left_out):
         if source.kind or source.series is not None:
             plane = source.series.plane if source.series is not None else ""
             modality = source.series.modality if source.series is not None else ""
@@ -223,7 +212,7 @@ class _Tally:
             min(self.low, float(part.images.min())),
             max(self.high, float(part.images.max())),
         )
-        if not part.blank:  # blank slices are alike, and no copies
+        if not part.blank:  # blank slices are equal without being copies
             self.copies[part.digest].append(str(part.path))
         if part.forms_disagree:
             self.disagreeing.append(str(part.path))
@@ -233,7 +222,7 @@ class _Tally:
             self.label_values.update({value: int(counts[value]) for value in np.flatnonzero(counts).tolist()})
 
     def notes(self) -> list[str]:
-        """Return what holds of some files and stops nothing."""
+        """Return remarks that are not errors."""
         if not self.disagreeing:
             return []
         return [
@@ -242,17 +231,12 @@ class _Tally:
         ]
 
 
-def _private_fields(source: Source) -> Counter[str]:
-    """Count files by header field with text that may tell who the patient is; never returns the text."""
-    fields: Counter[str] = Counter()
-    if source.series is None:
-        for path in (*source.images, *source.labels):
-            fields.update(text_fields(path) if path is not None else ())
-        return fields
-    for path in source.images:
-        header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(_DICOM_PRIVATE))
-        fields.update(name for name in _DICOM_PRIVATE if str(header.get(name) or "").strip())
-    return fields
+def _private_text(source: Source) -> Counter[str]:
+    """Count files per header field whose text may identify the patient; never returns the text."""
+    if source.series is not None:
+        return Counter(source.series.private_text)
+    paths = [path for path in (*source.images, *source.labels) if path is not None]
+    return Counter(field for path in paths for field in text_fields(path))
 
 
 def _listed(counts: dict[str, int] | dict[int, int]) -> str:

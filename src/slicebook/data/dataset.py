@@ -1,4 +1,4 @@
-"""Read a prepared folder: records, splits, batches of one shape, and augmentation on the device."""
+"""Read a prepared folder: records, splits, and slices from memory-mapped files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class PreparedData:
     """A prepared folder, opened.
 
     Attributes:
-        folder: Where it lies.
+        folder: Its path.
         info: The content of `dataset.json`.
         records: Every slice, in the order of the manifest.
     """
@@ -55,18 +55,18 @@ class PreparedData:
         return self.info.split_hash
 
     def split(self, name: Split, *, blank: bool = False, labelled: bool = False) -> SliceSet:
-        """Return the slices of a split, without the blank ones unless asked for.
+        """Return the slices of a split, by default without blank ones.
 
         Args:
             name: train, validation or test.
-            blank: The blank slices too.
+            blank: Include blank slices.
             labelled: Only slices with a mask.
 
         Raises:
-            DataError: The name is no split, or no slice is left.
+            DataError: There is no such split, or no slice is left.
         """
         if name not in SPLITS:
-            raise DataError(f"{name!r} is no split; wanted one of {', '.join(SPLITS)}")
+            raise DataError(f"{name!r} is not a split; wanted one of {', '.join(SPLITS)}")
         chosen = tuple(r for r in self.records if r.split == name and (blank or not r.blank))
         if not chosen:
             raise DataError(
@@ -84,10 +84,10 @@ class PreparedData:
 
 
 class SliceSet(Dataset[Float32[Tensor, "1 h w"]]):
-    """Some slices of a prepared folder, memory-mapped: reading one decodes nothing.
+    """Some slices of a prepared folder, memory-mapped.
 
     Attributes:
-        records: What each slice is, in the order of the set.
+        records: The record of each slice, in the order of the set.
     """
 
     def __init__(self, folder: Path, records: tuple[SliceRecord, ...]) -> None:
@@ -123,7 +123,7 @@ class SliceSet(Dataset[Float32[Tensor, "1 h w"]]):
         return tuple(sorted({record.patient for record in self.records}))
 
     def _read(self, name: str, dtype: str, record: SliceRecord, offset: int) -> NDArray[Any]:
-        if name not in self._files:  # opened on first use, so that each worker maps the file itself
+        if name not in self._files:  # opened on first use, in each worker
             self._files[name] = np.memmap(self.folder / name, dtype=dtype, mode="r")
         elements = self._files[name][offset : offset + record.rows * record.columns]
         return np.array(elements, dtype=np.dtype(dtype).newbyteorder("=")).reshape(
@@ -131,10 +131,10 @@ class SliceSet(Dataset[Float32[Tensor, "1 h w"]]):
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_files": {}}  # a memory map would travel to a worker by value
+        return {**self.__dict__, "_files": {}}  # pickling a memory map would copy the file
 
 
 def _expect_size(path: Path, wanted: int) -> None:
-    found = path.stat().st_size if path.is_file() else 0
-    if found != wanted:
-        raise DataError(f"{path}: {found} bytes, wanted {wanted} by the manifest; prepare the data again")
+    size = path.stat().st_size if path.is_file() else 0
+    if size != wanted:
+        raise DataError(f"{path}: {size} bytes, wanted {wanted} by the manifest; prepare the data again")

@@ -1,4 +1,4 @@
-"""Slices in batches of one shape, over worker processes and ranks."""
+"""Batches of slices of one shape, with worker processes and ranks."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ class Batch:
     """Slices of one shape.
 
     Attributes:
-        images: In [-1, 1]; or their masks, uint8, where the batches are of labels.
-        indices: Where they stand in the `SliceSet`.
+        images: In [-1, 1]; or masks as uint8, for batches of labels.
+        indices: Their indices in the `SliceSet`.
     """
 
     images: Float32[Tensor, "b 1 h w"] | UInt8[Tensor, "b 1 h w"]
@@ -63,29 +63,30 @@ class Batch:
         return len(self.images)
 
     def to(self, device: torch.device) -> Batch:
-        """Move the slices; the indices stay."""
+        """Move the slices to a device; the indices stay."""
         return Batch(self.images.to(device, non_blocking=True), self.indices)
 
     def pin_memory(self) -> Batch:
-        """Return the same batch in page-locked memory; the loader calls it where a GPU is used."""
+        """Return the same batch in page-locked memory; called by the loader if a GPU is used."""
         return Batch(self.images.pin_memory(), self.indices.pin_memory())
 
 
 class SliceBatches:
     """Iterate over batches of one shape each, in an order that depends on `(seed, epoch)` alone.
 
-    Every slice is in a batch of each epoch. Under several ranks each takes every `world_size`-th batch, all
-    the same number: where the batches do not divide evenly, the first of them are repeated (`repeated`).
+    Every slice is in a batch of each epoch. Each rank takes every `world_size`-th batch, and all take the
+    same
+    number: if batches do not divide evenly, the first ones are repeated (`repeated`).
 
     Args:
         slices: What to read.
-        batch_size: Slices per batch, at most: those of one shape are shared out evenly.
+        batch_size: Maximum; slices of one shape are distributed evenly over batches.
         shuffle: Draw a new order each epoch; otherwise the order of the set, shape by shape.
-        seed: Start of the order.
-        workers: Processes that read; 0 reads in this one.
-        rank, world_size: This process among those that train together.
-        pin_memory: Page-locked batches, for a GPU.
-        what: The images of the slices, or their labels.
+        seed: Of the order.
+        workers: Number of reading processes; 0 reads in this process.
+        rank, world_size: Of this process.
+        pin_memory: Use page-locked memory, for a GPU.
+        what: Images or labels.
 
     Raises:
         DataError: The batches that workers read ahead do not fit into shared memory.
@@ -124,11 +125,11 @@ class SliceBatches:
 
     @property
     def repeated(self) -> int:
-        """Batches of an epoch that come twice, so that every rank takes the same number of steps."""
+        """Number of batches repeated per epoch, so that every rank takes the same number of steps."""
         return self._order.repeated
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order the next iteration follows."""
+        """Set the epoch, which determines the order of the next iteration."""
         self._order.epoch = epoch
 
     def __len__(self) -> int:
@@ -139,7 +140,7 @@ class SliceBatches:
             yield from self._loader
 
     def _largest_batch(self, slices: SliceSet, what: Literal["images", "labels"]) -> int:
-        """Bytes of the largest batch."""
+        """Return the size of the largest batch in bytes."""
         bytes_per_pixel = 1 if what == "labels" else 4
         records = (slices.records[batch[0]] for batch in self._order.batches())
         pixels = (r.rows * r.columns for r in records)
@@ -148,10 +149,10 @@ class SliceBatches:
 
 @contextmanager
 def explain_dead_worker() -> Iterator[None]:
-    """Turn the loss, or the silence, of a loading process into a DataError that says what to do.
+    """Turn the death or timeout of a loading process into a DataError with advice.
 
-    PyTorch raises from a signal handler, wherever the main process happens to be: a training loop is wrapped
-    in this as a whole.
+    PyTorch raises from a signal handler, anywhere in the main process, so the whole training loop runs inside
+    this context.
     """
     try:
         yield
@@ -170,7 +171,7 @@ def explain_dead_worker() -> Iterator[None]:
 
 
 class _Reader(Dataset[Batch]):
-    """Read a whole batch at once, given the indices in it."""
+    """Read a batch at once, given its indices."""
 
     def __init__(self, slices: SliceSet, what: Literal["images", "labels"]) -> None:
         self.slices = slices
@@ -185,10 +186,10 @@ class _Reader(Dataset[Batch]):
 
 
 class BatchOrder(Sampler[list[int]]):
-    """Indices batch by batch: shuffled within a group (a shape), then batches of all groups among each other.
+    """Indices per batch: shuffled within a group (a shape), then the batches of all groups are shuffled.
 
-    The order depends on `(seed, epoch)` alone; `epoch` is set from outside. Every index comes in every epoch:
-    a group is shared out evenly over as few batches as hold it, so that none is much shorter than another.
+     The order depends on `(seed, epoch)` alone; `epoch` is set by the caller. Every index occurs in every
+    epoch: a group is distributed evenly over as few batches as possible.
     """
 
     def __init__(
@@ -208,7 +209,7 @@ class BatchOrder(Sampler[list[int]]):
 
     @property
     def repeated(self) -> int:
-        """Batches that come twice: a rank with a step fewer would keep the others waiting for ever."""
+        """Number of repeated batches; ranks with different numbers of steps would deadlock."""
         return -self._count % self.world_size
 
     def __len__(self) -> int:
@@ -220,7 +221,7 @@ class BatchOrder(Sampler[list[int]]):
             yield batches[(i * self.world_size + self.rank) % len(batches)]
 
     def batches(self) -> list[list[int]]:
-        """Return the batches of the epoch, those of all ranks."""
+        """Return the batches of the epoch for all ranks."""
         draw = np.random.default_rng([self.seed, self.epoch])
         batches: list[list[int]] = []
         for group in self.groups:

@@ -1,10 +1,10 @@
-"""The files of a prepared folder: what `slicebook prepare` writes, all that training and evaluation read.
+"""The files of a prepared folder, which `slicebook prepare` writes and training and evaluation read.
 
 dataset.json    DatasetInfo: how it was made, counts, the hash of the split
-manifest.csv    one SliceRecord a line
+manifest.csv    one SliceRecord per row
 images.f32      slices in display orientation, flat little-endian float32 in [-1, 1]
-labels.u8       their masks, flat uint8, when there are masks
-quarantine.csv  files that could not be read and why; it names raw files, so it stays with its owner
+labels.u8       their masks, flat uint8, if there are masks
+quarantine.csv  files that could not be read, and the reasons; it names raw files, so do not share it
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SCHEMA_VERSION = 1
 
 
 class SplitCounts(BaseModel):
-    """How much one split holds; blank slices are among `slices`."""
+    """The size of one split; `slices` includes blank ones."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -42,15 +42,15 @@ class SplitCounts(BaseModel):
 
 
 class DatasetInfo(BaseModel):
-    """The content of `dataset.json`. Holds no name or identifier of a patient, file or machine.
+    """The content of `dataset.json`, without names of patients, files or machines.
 
     Attributes:
-        plane: None where the volumes were acquired in several planes.
-        spacing: In-plane, in mm, when resampled.
-        size: Rows and columns, when cropped or padded.
-        fractions: Patients in train, validation and test; None for the layout's own split.
-        split_hash: SHA-256 over the voxels of each volume and its split: the same at every spacing and size.
-        label_values: All that occur in the masks.
+        plane: None if the volumes were acquired in several planes.
+        spacing: In-plane, in mm, if resampled.
+        size: Rows and columns, if cropped or padded.
+        fractions: Of patients in train, validation and test; None for the layout's own split.
+        split_hash: SHA-256 over the voxels and the split of each volume; independent of spacing and size.
+        label_values: All values in the masks.
         quarantined: Files that could not be read, left out.
         duplicates: Files with the voxels of another of the same patient, left out.
     """
@@ -75,7 +75,7 @@ class DatasetInfo(BaseModel):
 
 @dataclass(frozen=True)
 class SliceRecord:
-    """One line of `manifest.csv`.
+    """One row of `manifest.csv`.
 
     Attributes:
         index: Position in the manifest.
@@ -88,10 +88,10 @@ class SliceRecord:
         offset: First element in `images.f32`.
         label_offset: First element in `labels.u8`, -1 without a mask.
         row_mm, column_mm: Distance between rows and between columns.
-        low, high: Source intensities that became -1 and 1, the same for the whole volume.
-        blank: One intensity throughout: counted, and left out of training.
-        group: Class of the slice, a condition for generating; the column `class`, which stands only where
-            some slice has one. Empty where it is not known.
+        low, high: Source intensities mapped to -1 and 1; the same for all slices of a volume.
+        blank: Constant intensity; counted, but not used in training.
+        group: Class of the slice, a condition for generation; empty if unknown. It is the column `class`,
+            which exists only if some slice has a class.
     """
 
     index: int
@@ -114,7 +114,7 @@ class SliceRecord:
 
 COLUMNS = [field.name for field in fields(SliceRecord) if field.name != "group"]
 
-# How the text of a cell becomes a value, by the type in `SliceRecord`; a value that is not listed is refused.
+# How a cell is converted to the type of its field in `SliceRecord`; other values are refused.
 _READ: dict[str, Callable[[str], Any]] = {
     **dict.fromkeys(("index", "slice", "rows", "columns", "offset", "label_offset"), int),
     **dict.fromkeys(("position", "row_mm", "column_mm", "low", "high"), float),
@@ -152,8 +152,8 @@ def read_manifest(folder: Path) -> tuple[SliceRecord, ...]:
     """Read `manifest.csv`.
 
     Raises:
-        DataError: It is missing or malformed, or a line says what cannot be: a slice outside of its file, a
-            number that is not finite, a patient in two splits, a slice twice.
+        DataError: It is missing or malformed, or a row is inconsistent: a slice outside its file, a number
+            that is not finite, a patient in two splits, a duplicate slice.
     """
     path = folder / "manifest.csv"
     records: list[SliceRecord] = []
@@ -177,10 +177,10 @@ def read_manifest(folder: Path) -> tuple[SliceRecord, ...]:
 
 
 def _record_of(names: Sequence[str], row: Sequence[str]) -> SliceRecord:
-    """Return one line as a record.
+    """Return one row as a record.
 
     Raises:
-        ValueError: It has another number of cells, or a value that cannot be; says which.
+        ValueError: The number of cells or a value is wrong.
     """
     if len(row) != len(names):
         raise ValueError(f"{len(row)} cells, wanted {len(names)}")
@@ -212,7 +212,7 @@ def _value_of(name: str, cell: str) -> Any:
 
 
 def _check_records(path: Path, records: Sequence[SliceRecord]) -> None:
-    """Refuse lines that contradict each other, or that lie outside of `images.f32` and `labels.u8`."""
+    """Refuse rows that contradict each other, or point outside `images.f32` or `labels.u8`."""
     images = sum(record.rows * record.columns for record in records)
     labels = sum(record.rows * record.columns for record in records if record.label_offset >= 0)
     split_of: dict[str, str] = {}
@@ -269,7 +269,7 @@ def write_quarantine(folder: Path, files: Iterable[Unreadable]) -> None:
 
 
 class SliceKind(Record):
-    """Slices of one size that a prior was trained on: what it draws is written like them."""
+    """Slices of one size that a prior was trained on; generated slices get their spacing and intensity."""
 
     rows: int
     columns: int
@@ -283,7 +283,7 @@ class SliceKind(Record):
 
 
 def slice_kinds(records: Sequence[SliceRecord]) -> tuple[SliceKind, ...]:
-    """Return the sizes of slices, the most frequent first, with their usual spacing and intensity."""
+    """Return the sizes of slices, most frequent first, with their median spacing and intensity."""
     sizes: dict[tuple[int, int], list[SliceRecord]] = defaultdict(list)
     for record in records:
         sizes[record.rows, record.columns].append(record)
@@ -291,12 +291,12 @@ def slice_kinds(records: Sequence[SliceRecord]) -> tuple[SliceKind, ...]:
         SliceKind(
             rows=rows,
             columns=columns,
-            row_mm=median(record.row_mm for record in some),
-            column_mm=median(record.column_mm for record in some),
-            low=median(record.low for record in some),
-            high=median(record.high for record in some),
-            slices=len(some),
+            row_mm=median(record.row_mm for record in members),
+            column_mm=median(record.column_mm for record in members),
+            low=median(record.low for record in members),
+            high=median(record.high for record in members),
+            slices=len(members),
         )
-        for (rows, columns), some in sizes.items()
+        for (rows, columns), members in sizes.items()
     ]
     return tuple(sorted(kinds, key=lambda kind: -kind.slices))

@@ -1,11 +1,12 @@
-"""Turn a folder of volumes into a prepared folder (`manifest.py` describes it).
+"""Convert a folder of volumes into a prepared folder (described in `manifest.py`).
 
-One volume is in memory at a time, and the folder appears under its name only when it is whole.
+One volume is in memory at a time, and the folder gets its name only when it is complete.
 """
 
 # mypy: allow-untyped-calls
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 from collections.abc import Callable, Iterable
@@ -17,7 +18,7 @@ import numpy as np
 
 from slicebook.data.check import grouped
 from slicebook.data.layouts.registry import find_sources, refuse_guesses, shared_identifier_advice, suspicions
-from slicebook.data.layouts.sources import EVERY_FILE, Found, Source, SourceOptions, Unreadable, group_of
+from slicebook.data.layouts.sources import EVERY_FILE, FolderScan, Source, SourceOptions, Unreadable, group_of
 from slicebook.data.manifest import (
     SCHEMA_VERSION,
     DatasetInfo,
@@ -29,31 +30,29 @@ from slicebook.data.manifest import (
 )
 from slicebook.data.reader import Misfit, Part, count_files, read_parts
 from slicebook.data.splits import DEFAULT_FRACTIONS, SPLITS, Split, assign_splits
-from slicebook.data.transforms import IntensityMap as IntensityMap
-from slicebook.data.transforms import crop_or_pad as crop_or_pad
-from slicebook.data.transforms import resample as resample
+from slicebook.data.transforms import IntensityMap, crop_or_pad, resample
 from slicebook.errors import ConfigError, DataError
-from slicebook.io.atomic import replacing_folder
+from slicebook.io.atomic import explaining_failure, replacing_folder
 from slicebook.io.discovery import first_names
 from slicebook.io.volume import Plane
 from slicebook.version import __version__
 
-MAX_UNREADABLE = 0.05  # of the files; one alone is always quarantined
+MAX_UNREADABLE = 0.05  # of the files, or of the series; a single one is always quarantined
 
 
 @dataclass(frozen=True)
 class PrepareOptions:
-    """What is done to the volumes.
+    """How volumes are prepared.
 
     Attributes:
-        spacing: Resample in-plane to this many mm; native pixels when not given.
+        spacing: Resample in-plane to this pixel size in mm; native pixels by default.
         size: Crop or pad centrally to these rows and columns.
-        percentiles: Intensities of a volume that become -1 and 1.
-        fractions: Share of the patients in train, validation and test; `(0, 0, 1)` puts all in test. If not
-            given: the layout's own split where it has one, else 70, 15 and 15 %.
+        percentiles: Intensities of a volume that are mapped to -1 and 1.
+        fractions: Fraction of the patients in train, validation and test; `(0, 0, 1)` puts all in test. By
+            default the layout's own split if it has one, else 0.7, 0.15 and 0.15.
         seed: Of the split.
-        class_regex: Searched in a file's path below the folder; its one group is the class of its slices. It
-            is written down as it stands, and so must name no patient.
+        class_regex: Searched in a file's path below the folder; its group is the class of its slices. The
+            class is written to the prepared folder and must not identify a patient.
     """
 
     spacing: float | None = None
@@ -88,8 +87,7 @@ NATIVE = PrepareOptions()
 class PreparedSummary:
     """What `prepare` did.
 
-    `quarantined` (file, reason), `unmatched` and `notes` (what was passed over or is doubtful) name raw
-    files: they are for the owner's screen.
+    `quarantined` (file, reason), `unmatched` and `notes` name raw files, and are meant for their owner only.
     """
 
     folder: Path
@@ -109,92 +107,102 @@ def prepare(
 ) -> PreparedSummary:
     """Read the volumes below `data` and write the prepared folder `out`.
 
-    Patients get serial pseudonyms in the order of their raw identifiers. A file with the voxels of another of
-    the same patient is left out and counted; shared between two patients, it is an error.
+    Patients get serial pseudonyms in the order of their raw identifiers. A file with the same voxels as
+    another of the same patient is left out and counted; the same voxels under two patients are an error.
 
     Args:
         data: Folder of volumes.
-        out: New or empty folder, or a prepared one, which is replaced when the new one is whole.
-        source: Which files belong to whom.
-        options: What is done to them.
-        progress: Called with the volumes done and the volumes in all.
+        out: New or empty folder, or a prepared one, which is replaced when the new one is complete.
+        source: Which files belong to which patient.
+        options: How volumes are prepared.
+        progress: Called with the number of volumes done and in total.
 
     Raises:
         ConfigError: An option does not fit.
-        DataError: The data cannot be used; `out` is as it was.
+        DataError: The data cannot be used; `out` is unchanged.
     """
     data, out = Path(data), Path(out).absolute()
     if out.exists() and not (out / "dataset.json").is_file() and (out.is_file() or any(out.iterdir())):
-        raise DataError(f"{out}: exists and is no prepared folder; choose a new or empty one")
-    found = find_sources(data, source)
-    refuse_guesses(data, found)
+        raise DataError(f"{out}: exists and is not a prepared folder; choose a new or empty one")
+    scan = find_sources(data, source)
+    refuse_guesses(data, scan)
     splits = assign_splits(
-        found.patients,
-        found.given_splits,
+        scan.patients,
+        scan.given_splits,
         options.fractions,
         options.seed,
-        advice=shared_identifier_advice(found),
+        advice=shared_identifier_advice(scan),
     )
     with (
         replacing_folder(out, replace_content=(out / "dataset.json").is_file()) as partial,
-        _Writer(partial, data, found, source.plane, options, splits) as writer,
+        _Writer(partial, out, data, scan, source.plane, options, splits) as writer,
     ):
-        for done, one in enumerate(found.sources):
-            writer.add(one)
+        for done, volume in enumerate(scan.sources):
+            writer.add(volume)
             if progress is not None:
-                progress(done + 1, len(found.sources))
+                progress(done + 1, len(scan.sources))
         info = writer.finish()
     quarantined = tuple((str(bad.path), bad.reason) for bad in writer.unreadable)
     return PreparedSummary(
-        out, info, quarantined, tuple(str(path) for path in found.unmatched), (*found.notes, *writer.notes())
+        out, info, quarantined, tuple(str(path) for path in scan.unmatched), (*scan.notes, *writer.notes())
     )
 
 
 class _Writer:
-    """Appends volumes to a prepared folder that is being made."""
+    """Appends volumes to an unfinished prepared folder."""
 
     def __init__(
         self,
         folder: Path,
+        out: Path,
         data: Path,
-        found: Found,
+        scan: FolderScan,
         plane: Plane | None,
         options: PrepareOptions,
         splits: dict[str, Split],
     ) -> None:
-        self.folder, self.data, self.found, self.plane = folder, data, found, plane
+        self.folder, self.out, self.data, self.scan, self.plane = folder, out, data, scan, plane
         self.options, self.splits = options, splits
         self.pseudonyms = {raw: f"patient-{n:04}" for n, raw in enumerate(sorted(splits), start=1)}
         self.records: list[SliceRecord] = []
         self.unreadable: list[Unreadable] = []
         self.planes: set[Plane] = set()
         self.label_values: set[int] = set()
-        self.voxels: dict[bytes, tuple[Source, Path]] = {}  # whose they were first
+        self.voxels: dict[bytes, tuple[Source, Path]] = {}  # first source and file with these voxels
         self.duplicates = 0
         self.disagreeing: list[str] = []
         self.split_lines: list[str] = []
-        self.quarantine(found.unreadable)  # before files are opened, as it may raise
+        self.quarantine(scan.unreadable)  # before files are opened, as it may raise
         self.images: BinaryIO = (folder / "images.f32").open("wb")
         self.labels: BinaryIO = (folder / "labels.u8").open("wb")
 
     def __enter__(self) -> _Writer:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.images.close()
-        self.labels.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        for file in (self.images, self.labels):
+            with contextlib.suppress(*() if kind is None else (OSError,)):  # a full disk fails again here
+                file.close()
+
+    def _write(self, file: BinaryIO, content: bytes) -> int:
+        """Append to a file and return where the content begins."""
+        start = file.tell()
+        with explaining_failure(self.out / Path(file.name).name, start + len(content)):
+            file.write(content)
+            file.flush()
+        return start
 
     def quarantine(self, files: Iterable[Unreadable]) -> None:
-        """Set files aside, unless there are too many of them."""
+        """Record unreadable files; raise `DataError` if there are too many."""
         self.unreadable += files
         series = [bad for bad in self.unreadable if bad.is_series]
         single = [bad for bad in self.unreadable if not bad.is_series]
         for bad, total, what in (
-            (single, count_files(self.found), "files"),
-            (series, len(self.found.sources), "series"),
+            (single, count_files(self.scan), "files"),
+            (series, len(self.scan.sources), "series"),
         ):
             if len(bad) >= 2 and len(bad) > MAX_UNREADABLE * total:
-                shown = "; ".join(grouped([one.reason for one in bad])[:5])
+                shown = "; ".join(grouped([unreadable.reason for unreadable in bad])[:5])
                 raise DataError(
                     f"{len(bad)} of {total} {what} cannot be read, more than {MAX_UNREADABLE:.0%}: {shown}; "
                     "replace or remove them (slicebook check lists all)"
@@ -227,7 +235,9 @@ class _Writer:
 
     def _is_new(self, source: Source, part: Part) -> bool:
         first, path = self.voxels.setdefault(part.digest, (source, part.path))
-        if part.blank or (first is source and path == part.path):  # blank slices are alike, and no copies
+        if part.blank or (
+            first is source and path == part.path
+        ):  # blank slices are equal without being copies
             return True
         if first.patient != source.patient:
             raise DataError(
@@ -252,13 +262,11 @@ class _Writer:
         for i, native in enumerate(part.images):
             image = mapping.forward(resample(native, shape))
             image = crop_or_pad(image, self.options.size or shape, fill=-1)
-            offset = self.images.tell() // 4
-            self.images.write(image.astype("<f4").tobytes())
+            offset = self._write(self.images, image.astype("<f4").tobytes()) // 4
             label_offset = -1
             if part.labels is not None:
                 label = crop_or_pad(resample(part.labels[i], shape), self.options.size or shape, fill=0)
-                label_offset = self.labels.tell()
-                self.labels.write(label.tobytes())
+                label_offset = self._write(self.labels, label.tobytes())
             number = part.number + i
             record = SliceRecord(
                 index=len(self.records),
@@ -282,8 +290,6 @@ class _Writer:
 
     def finish(self) -> DatasetInfo:
         """Write the manifest, the quarantine and `dataset.json`."""
-        self.images.flush()
-        self.labels.flush()
         counts: dict[Split, SplitCounts] = {split: self._count(split) for split in SPLITS}
         empty = [split for split in set(self.splits.values()) if not counts[split].slices]
         if empty:
@@ -295,11 +301,11 @@ class _Writer:
             (self.folder / "labels.u8").unlink()
         write_manifest(self.folder, self.records)
         write_quarantine(self.folder, self.unreadable)
-        own_split = any(source.split for source in self.found.sources)
+        own_split = any(source.split for source in self.scan.sources)
         info = DatasetInfo(
             schema_version=SCHEMA_VERSION,
             slicebook_version=__version__,
-            layout=self.found.layout,
+            layout=self.scan.layout,
             plane=self.planes.pop() if len(self.planes) == 1 else None,
             spacing=self.options.spacing,
             size=self.options.size,
@@ -316,9 +322,9 @@ class _Writer:
         return info
 
     def notes(self) -> tuple[str, ...]:
-        """Return what is doubtful about the data, a line each."""
-        lines = list(suspicions(self.found))
-        kinds = {source.kind for source in self.found.sources}
+        """Return doubts about the data, one line each."""
+        lines = list(suspicions(self.scan))
+        kinds = {source.kind for source in self.scan.sources}
         if len(kinds) > 1:
             lines.append(
                 f"series of {len(kinds)} kinds are taken; slicebook check lists them, --series chooses"
@@ -341,7 +347,7 @@ class _Writer:
 
 
 def _resampled_shape(part: Part, spacing: float | None) -> tuple[tuple[int, int], float, float]:
-    """Return rows and columns at a spacing, and the spacing (row, column) that whole numbers make of it."""
+    """Return rows and columns at a spacing, and the exact spacing (row, column) after rounding them."""
     rows, columns = part.images.shape[1:]
     _, row_mm, column_mm = part.spacing
     if spacing is None:

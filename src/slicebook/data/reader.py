@@ -1,4 +1,4 @@
-"""Read the files of a source as slices, and say which of them cannot be used and why."""
+"""Read the files of a volume as slices, and report those that cannot be used."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float32, Float64, Int, Int32, UInt8
+from jaxtyping import Float32, Float64, UInt8
 
-from slicebook.data.layouts.sources import Found, Source, Unreadable
+from slicebook.data.layouts.sources import FolderScan, Source, Unreadable
 from slicebook.errors import DataError
 from slicebook.io.dicom_series import read_dicom_series
 from slicebook.io.discovery import nifti_stem
@@ -25,12 +25,12 @@ class Part:
 
     Attributes:
         path: The file, or the first of the series.
-        number: Of its first slice within the volume.
-        plane: The one that the slices lie in, or nearest to.
+        number: Index of its first slice within the volume.
+        plane: The plane nearest to the slices.
         spacing: Between slices, rows and columns, in mm.
-        digest: SHA-256 of the voxels; the same for a copy under another name, header or compression.
-        blank: No two voxels differ.
-        forms_disagree: Its sform and its qform put it at two places; the sform is used.
+        digest: SHA-256 of the voxels; equal for a copy under another name, header or compression.
+        blank: All voxels are equal.
+        forms_disagree: Its sform and qform differ; the sform is used.
     """
 
     path: Path
@@ -45,13 +45,13 @@ class Part:
 
     @property
     def looks_like_a_mask(self) -> bool:
-        """Whether it was taken for an image and holds labels; see `is_label_map`."""
+        """Whether it was listed as an image and holds labels; see `is_label_map`."""
         return not self.blank and self.labels is None and is_label_map(self.images, self.path)
 
 
 @dataclass(frozen=True)
 class Misfit:
-    """A file that can be read and must not be used, and why."""
+    """A file that can be read but not used, and the reason."""
 
     path: Path
     reason: str
@@ -84,14 +84,15 @@ def read_parts(source: Source, plane: Plane | None) -> Iterator[Part | Unreadabl
         yield Misfit(path, reason) if reason else part
 
 
-def count_files(found: Found) -> int:
-    """Return how many files there are to read, masks and the files of DICOM series among them."""
-    readable = sum(len(s.images) + sum(mask is not None for mask in s.labels) for s in found.sources)
-    return readable + len(found.unreadable)
+def count_files(scan: FolderScan) -> int:
+    """Return the number of files, including masks and the files of DICOM series."""
+    readable = sum(len(s.images) + sum(mask is not None for mask in s.labels) for s in scan.sources)
+    return readable + len(scan.unreadable)
 
 
-_FEW_VALUES = 8  # no image has so few
-_SOME_VALUES = 32  # 5 bits: no image either, if each value stands for many voxels
+_DIGEST_ROWS = 16  # along x: volumes are stored with x fastest, and 16 float32 fill a cache line
+_FEW_VALUES = 8  # fewer distinct values than any image
+_SOME_VALUES = 32  # 5 bits: fewer than any image, if each value occurs often
 _LABELS_NAME = re.compile(r"(^|[_.-])(segs?|masks?|labels?|dseg|gt|roi|annotations?|segmentations?)($|[_.-])")
 _LABELS_FOLDER = re.compile(r"(labels?|masks?|segs?|segmentations?|annotations?|gt|ground_?truth)(tr|ts)?")
 
@@ -99,47 +100,50 @@ _LABELS_FOLDER = re.compile(r"(labels?|masks?|segs?|segmentations?|annotations?|
 def is_label_map(images: Float32[np.ndarray, "n rows columns"], path: Path) -> bool:
     """Return whether an array holds labels and not intensities.
 
-    Labels are whole numbers, and: few for the size of the array; or constant over regions, where an image has
-    noise; or few enough for 8 bits in a file or folder whose name says so.
+    Labels are whole numbers, and one of: few distinct values for the size of the array; constant over
+    regions, where an image has noise; at most 256 values in a file or folder with a name for masks.
     """
-    sample = images[:, ::7, ::7]
-    if (sample != np.rint(sample)).any() or (images != np.rint(images)).any():
+    if any((image != np.rint(image)).any() for image in images):
         return False
     low, high = float(images.min()), float(images.max())
     if high - low > 65_535:
         return False
-    whole = (images - low).astype(np.int32)
-    counts = np.bincount(whole.ravel())
+    counts = np.zeros(int(high - low) + 1, np.int64)
+    for image in images:  # slice by slice: a copy of the volume would double the memory
+        counts += np.bincount((image - low).astype(np.int32).ravel(), minlength=len(counts))
     values = int(np.count_nonzero(counts))
     if values <= _FEW_VALUES:
         return True
-    if values * 16 > whole.size:
+    if values * 16 > images.size:
         return False  # too small to tell
-    if values <= _SOME_VALUES and values * 64 <= whole.size:
+    if values <= _SOME_VALUES and values * 64 <= images.size:
         return True
     folder, stem = path.parent.name.lower(), nifti_stem(path).lower()
     if values <= 256 and low >= 0 and (_LABELS_NAME.search(stem) or _LABELS_FOLDER.fullmatch(folder)):
         return True
-    return _constancy(whole, counts) > 0.7
+    return _constancy(images, low + np.argsort(counts)[-2:]) > 0.7
 
 
-def _constancy(whole: Int32[np.ndarray, "n rows columns"], counts: Int[np.ndarray, " values"]) -> float:
-    """Return how many of the neighbours in rows are equal, among those where neither is background.
+def _constancy(images: Float32[np.ndarray, "n rows columns"], ignored: Float64[np.ndarray, " v"]) -> float:
+    """Return the share of equal pairs among neighbours within rows, neither of which has an ignored value.
 
-    The two commonest values are left out: air, and where an image is clipped, its brightest.
+    Args:
+        images: Whole numbers.
+        ignored: The two most frequent values: air, and the maximum of an image that is clipped.
     """
-    ignored = np.argsort(counts)[-2:]
-    left, right = whole[:, :, :-1], whole[:, :, 1:]
-    inside = ~(np.isin(left, ignored) | np.isin(right, ignored))
-    pairs = int(np.count_nonzero(inside))
-    return float(np.count_nonzero(inside & (left == right)) / pairs) if pairs >= 100 else 0.0
+    pairs = equal = 0
+    for image in images:
+        left, right = image[:, :-1], image[:, 1:]
+        inside = ~(np.isin(left, ignored) | np.isin(right, ignored))
+        pairs += int(np.count_nonzero(inside))
+        equal += int(np.count_nonzero(inside & (left == right)))
+    return equal / pairs if pairs >= 100 else 0.0
 
 
 def _part(path: Path, number: int, volume: Volume, mask: Volume | None, plane: Plane | None) -> Part:
     orientation = orientation_of(volume, plane)
     same_shape = mask is not None and mask.array.shape == volume.array.shape
     array = volume.array
-    digest = hashlib.sha256(repr(array.shape).encode() + array.tobytes(order="C")).digest()
     return Part(
         path=path,
         number=number,
@@ -147,22 +151,30 @@ def _part(path: Path, number: int, volume: Volume, mask: Volume | None, plane: P
         labels=to_slices(mask.array, orientation).astype(np.uint8) if mask and same_shape else None,
         plane=plane_of(volume, orientation),
         spacing=slice_spacing(volume, orientation),
-        digest=digest,
+        digest=_digest(array),
         blank=bool(array.min() == array.max()),
         forms_disagree=_disagreeing_qform(volume) is not None,
     )
 
 
+def _digest(array: Float32[np.ndarray, "x y z"]) -> bytes:
+    """Return the SHA-256 of the shape and the voxels in C order, without a copy of the volume."""
+    digest = hashlib.sha256(repr(array.shape).encode())
+    for first in range(0, len(array), _DIGEST_ROWS):
+        digest.update(np.ascontiguousarray(array[first : first + _DIGEST_ROWS]).data)
+    return digest.digest()
+
+
 def _misfit(
     part: Part, volume: Volume, mask_path: Path | None, mask: Volume | None, is_stack: bool
 ) -> str | None:
-    """Return why a readable image cannot be used, or None."""
+    """Return why an image that was read cannot be used, or None."""
     if is_stack and len(part.images) > 1:
         return f"{part.path}: shape {volume.shape_on_disk}, wanted a 2D slice; move whole volumes elsewhere"
     if not is_stack and part.looks_like_a_mask:
         return (
             f"{part.path}: holds {len(np.unique(part.images))} whole numbers only, so a label map, not an "
-            "image; pair it with its image by --mask, or leave it out by --patient-regex or --series"
+            "image; pair it with its image by --mask, or leave it out by --patient-regex"
         )
     if mask is None:
         return None
@@ -189,7 +201,7 @@ def _misfit(
 
 
 def _disagreeing_qform(volume: Volume) -> Float64[np.ndarray, "4 4"] | None:
-    """Return the qform where it and the sform, both valid, put a voxel over a tenth of a voxel apart."""
+    """Return the qform if it is valid and places a voxel over a tenth of a voxel from the sform."""
     qform = qform_of(volume)
     if qform is None:
         return None

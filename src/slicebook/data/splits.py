@@ -1,4 +1,4 @@
-"""Patients to training, validation and test."""
+"""Assign patients to training, validation and test."""
 
 from __future__ import annotations
 
@@ -11,10 +11,7 @@ from slicebook.errors import ConfigError, DataError
 
 Split = Literal["train", "validation", "test"]
 
-
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
-
-
 DEFAULT_FRACTIONS = (0.7, 0.15, 0.15)
 
 
@@ -26,14 +23,14 @@ def assign_splits(
     *,
     advice: str = "",
 ) -> dict[str, Split]:
-    """Give each patient, by raw identifier, one split: the data set's own, or drawn by the seed.
+    """Assign each patient (raw identifier) to one split: that of the data set, or drawn with the seed.
 
     Args:
         patients: Each once, in a fixed order.
-        given: The splits that the data set itself gives to patients.
-        fractions: Share of the patients in train, validation and test; not given, 70, 15 and 15 %.
+        given: The splits that the data set defines.
+        fractions: Fraction of the patients in train, validation and test; by default 0.7, 0.15 and 0.15.
         seed: Seed of the draw.
-        advice: What to do where there are too few patients, for the message.
+        advice: What to do if there are too few patients, for the message.
 
     Raises:
         ConfigError: Fractions are given for a data set with its own split.
@@ -45,24 +42,27 @@ def assign_splits(
     if not drawn:
         return dict(given)
     shares = fractions or DEFAULT_FRACTIONS
-    if given:  # its test patients are known, and the others are for training
+    if given:  # the test patients are given; the others are for training and validation
         shares = (shares[0] / (shares[0] + shares[1]), shares[1] / (shares[0] + shares[1]), 0.0)
     order = np.random.default_rng(seed).permutation(drawn).tolist()
-    counts = _share_out(len(order), shares, advice)
+    counts = _share_out(len(order), shares, advice, has_own_split=bool(given))
     names = [split for split, count in zip(SPLITS, counts, strict=True) for _ in range(count)]
     return {**given, **dict(zip(order, names, strict=True))}
 
 
-def _share_out(patients: int, fractions: tuple[float, float, float], hint: str) -> list[int]:
-    """Return whole numbers near the fractions that sum to `patients`, at least 1 where one is above 0."""
+def _share_out(
+    patients: int, fractions: tuple[float, float, float], hint: str, *, has_own_split: bool
+) -> list[int]:
+    """Return counts near the fractions that sum to `patients`; at least 1 for a fraction above 0."""
     wanted = sum(fraction > 0 for fraction in fractions)
     if patients < wanted:
         many = "1 patient" if patients == 1 else f"{patients} patients"
-        remedy = (
-            "training takes two patients or more, and --fractions 0 0 1 makes a test set of one"
-            if patients == 1
-            else "or give --fractions 0.5 0.5 0 to train with these, --fractions 0 0 1 to test on them"
-        )
+        if has_own_split:
+            remedy = "training needs two patients outside the test split"
+        elif patients == 1:
+            remedy = "training needs two patients; --fractions 0 0 1 makes a test set of one"
+        else:
+            remedy = "or give --fractions 0.5 0.5 0 to train with these, --fractions 0 0 1 to test on them"
         raise DataError(
             f"{many} cannot fill {wanted} splits: a patient is in one only; {f'{hint}; ' if hint else ''}"
             f"add patients; {remedy}"

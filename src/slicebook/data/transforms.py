@@ -12,10 +12,10 @@ from skimage.transform import resize
 
 @dataclass(frozen=True)
 class IntensityMap:
-    """The straight line between a volume's intensities and [-1, 1].
+    """A linear map between a volume's intensities and [-1, 1].
 
     Attributes:
-        low, high: Intensities that become -1 and 1; those beyond are clipped.
+        low, high: Intensities mapped to -1 and 1; values outside are clipped.
     """
 
     low: float
@@ -25,7 +25,7 @@ class IntensityMap:
     def fit(
         cls, array: Float32[np.ndarray, "*shape"], percentiles: tuple[float, float] = (0.5, 99.5)
     ) -> IntensityMap:
-        """Take two percentiles of a volume; its extremes where those coincide."""
+        """Fit to two percentiles of a volume, or to its extremes if those are equal."""
         low, high = (float(value) for value in np.percentile(array, percentiles))
         if not low < high:
             low, high = float(array.min()), float(array.max())
@@ -37,7 +37,7 @@ class IntensityMap:
         return (2 * unit - 1).clip(-1, 1).astype(np.float32)
 
     def inverse(self, array: Float32[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape"]:
-        """Map [-1, 1] back to intensities; what was clipped stays clipped."""
+        """Map [-1, 1] back to intensities; clipping is not undone."""
         unit = (array.astype(np.float64) + 1) / 2
         return (unit * (self.high - self.low) + self.low).astype(np.float32)
 
@@ -47,8 +47,8 @@ def resample(
 ) -> Shaped[np.ndarray, "new_rows new_columns"]:
     """Resample a slice to a shape over the same field of view.
 
-    Images (float32): cubic, after a Gaussian against aliasing where pixels get larger. Masks (uint8):
-    nearest.
+    Images (float32) are interpolated cubically, after Gaussian anti-aliasing if pixels get larger; masks
+    (uint8) by nearest neighbour.
     """
     if image.shape == shape:
         return image
@@ -62,12 +62,12 @@ def resample(
 def crop_or_pad(
     image: Shaped[np.ndarray, "rows columns"], size: tuple[int, int], fill: int
 ) -> Shaped[np.ndarray, "new_rows new_columns"]:
-    """Cut or extend a slice about its centre; an odd remainder goes after it."""
+    """Crop or pad a slice about its centre; an odd remainder goes to the end."""
     for axis, wanted in enumerate(size):
-        found = image.shape[axis]
-        start = max(found - wanted, 0) // 2
-        image = image.take(range(start, min(start + wanted, found)), axis=axis)
-        before = max(wanted - found, 0) // 2
+        length = image.shape[axis]
+        start = max(length - wanted, 0) // 2
+        image = image.take(range(start, min(start + wanted, length)), axis=axis)
+        before = max(wanted - length, 0) // 2
         padding = [(0, 0), (0, 0)]
         padding[axis] = (before, wanted - image.shape[axis] - before)
         image = np.pad(image, padding, constant_values=fill)

@@ -126,7 +126,7 @@ def encode(
     device: str = "auto",
     plane: Plane | None = None,
 ) -> TokenSummary:
-    """Write the tokens of one volume as `.npz`, with its geometry, intensity map and the model's hash.
+    """Write the tokens of one volume to a safetensors file, with its geometry and the hash of the model.
 
     Raises:
         CheckpointError: There is no trained model.

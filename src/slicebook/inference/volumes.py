@@ -1,4 +1,4 @@
-"""Volumes as slices in [-1, 1], and back with their own geometry and intensity."""
+"""Volumes as slices in [-1, 1], and back to their geometry and intensity."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32
 
+from slicebook.data.layouts.registry import image_files
 from slicebook.data.transforms import IntensityMap
 from slicebook.errors import DataError
 from slicebook.io.dicom_file import is_dicom
 from slicebook.io.dicom_series import find_dicom_series, read_dicom_series
-from slicebook.io.discovery import find_files, nifti_stem
+from slicebook.io.discovery import find_files, first_names, nifti_stem
 from slicebook.io.nifti import read_nifti, write_nifti
 from slicebook.io.volume import (
     Orientation,
@@ -29,17 +30,13 @@ from slicebook.io.volume import (
     to_slices,
 )
 
-ENDINGS = (
-    ".nii.gz",
-    ".csv",
-    "",
-)  # of what is written for each volume: map or image, scores, folder of pictures
-LONGEST_NAME = 255  # bytes; the limit of the usual disks
+ENDINGS = (".nii.gz", ".csv", "")  # outputs of a volume: map or image, scores, folder of pictures
+LONGEST_NAME = 255  # bytes; the limit of common file systems
 
 
 @dataclass(frozen=True, eq=False)
 class Stack:
-    """A volume laid out as slices in [-1, 1], with the way back."""
+    """A volume as slices in [-1, 1], with the inverse mapping."""
 
     volume: Volume
     orientation: Orientation
@@ -48,7 +45,7 @@ class Stack:
 
     @classmethod
     def of(cls, volume: Volume, plane: Plane | None = None) -> Stack:
-        """Lay out a volume as acquired, or a NIfTI volume by `plane`."""
+        """Slice a volume in its acquired plane, or a NIfTI volume in `plane`."""
         orientation = orientation_of(volume, plane if volume.geometry is not None else None)
         intensity = IntensityMap.fit(volume.array)
         slices = np.ascontiguousarray(to_slices(intensity.forward(volume.array), orientation))
@@ -66,22 +63,22 @@ class Stack:
         return row_mm / column_mm
 
     def write(self, path: Path, slices: Float32[np.ndarray, "n h w"], description: str) -> None:
-        """Write other slices in [-1, 1] in place of these, in this volume's geometry and intensity."""
+        """Write slices in [-1, 1] with the geometry and intensity of this volume."""
         self.write_values(path, self.intensity.inverse(slices), description)
 
     def write_values(self, path: Path, values: Float32[np.ndarray, "n h w"], description: str) -> None:
-        """Write a number a pixel, such as a map over the slices, in this volume's geometry."""
+        """Write values per pixel, such as a heatmap, with the geometry of this volume."""
         array = np.ascontiguousarray(from_slices(values, self.orientation))
         write_nifti(path, array, self.volume, description=description)
 
 
 @dataclass(frozen=True)
 class ListedVolume:
-    """A volume that is not read yet.
+    """A volume that has not been read yet.
 
     Attributes:
-        name: What its outputs are called; no two of a listing share one, in upper or lower case.
-        read: Reads it.
+        name: Name of its outputs; unique in a listing, ignoring case.
+        read: Reads the volume.
     """
 
     name: str
@@ -89,14 +86,15 @@ class ListedVolume:
 
 
 def list_volumes(source: str | Path, plane: Plane | None = None) -> tuple[ListedVolume, ...]:
-    """List the volumes of a file or folder, with names to write them under. Reads no voxel.
+    """List the volumes of a file or folder, with the names of their outputs. Reads no voxels.
 
-    A NIfTI file keeps its name, after those of the folders it lies in. DICOM, whose file names may name a
-    patient, is numbered. Links that lead nowhere or to folders are passed over with a warning.
+    A NIfTI file keeps its name, after those of the folders it lies in. DICOM series are numbered, because
+    their file names may contain the patient's name. In a folder, masks and files that its layout does not
+    know are passed over with a warning, as are broken links and links to folders.
 
     Raises:
-        DataError: The source is absent or holds no volume (of that plane); or two outputs would have the
-            same name, or a name is too long for a disk.
+        DataError: The source does not exist or holds no volume (of that plane); or two outputs would have the
+            same name, or a name is too long.
     """
     path = Path(source)
     if not path.exists():
@@ -108,8 +106,16 @@ def list_volumes(source: str | Path, plane: Plane | None = None) -> tuple[Listed
     discovered = find_files(path)
     for line in replace(discovered, hidden=()).passed_over():
         warnings.warn(f"{path}: {line}", stacklevel=2)
+    images, layout = image_files(discovered)
+    if others := sorted(set(discovered.nifti) - set(images)):
+        shown = first_names([file.relative_to(path).as_posix() for file in others])
+        warnings.warn(
+            f"{path}: {len(others)} NIfTI files were passed over, which are masks or unknown to the layout "
+            f"{layout}: {shown}; give such a file alone to read it",
+            stacklevel=2,
+        )
     files: dict[str, list[Path]] = {}
-    for file in discovered.nifti:
+    for file in images:
         files.setdefault("-".join([*file.relative_to(path).parts[:-1], nifti_stem(file)]), []).append(file)
     if files:
         return _named(files)
@@ -132,7 +138,7 @@ def read_single(source: str | Path, plane: Plane | None = None) -> Volume:
     """Read the one volume of a file or folder.
 
     Raises:
-        DataError: As `list_volumes`, or there are several, of which none is read.
+        DataError: As `list_volumes`, or there are several volumes.
     """
     listed = list_volumes(source, plane)
     if len(listed) != 1:
@@ -143,7 +149,7 @@ def read_single(source: str | Path, plane: Plane | None = None) -> Volume:
 
 
 def _named(files: Mapping[str, Sequence[Path]]) -> tuple[ListedVolume, ...]:
-    """List files by the names of their outputs, all of which must differ."""
+    """List files by the names of their outputs, which must be unique."""
     owners: dict[str, Path] = {}
     for name, paths in files.items():
         for path in paths:
@@ -153,7 +159,7 @@ def _named(files: Mapping[str, Sequence[Path]]) -> tuple[ListedVolume, ...]:
                     "names of the file and its folders, or give the file alone"
                 )
             for ending in ENDINGS:
-                # As a disk sees names that ignores case, or writes ü as one character or as two.
+                # File systems may ignore case, and may store ü composed or decomposed.
                 output = unicodedata.normalize("NFC", f"{name}{ending}").casefold()
                 if output in owners:
                     raise DataError(
@@ -167,7 +173,7 @@ def _named(files: Mapping[str, Sequence[Path]]) -> tuple[ListedVolume, ...]:
 
 
 def spare_originals(source: Path, out: Path) -> None:
-    """Refuse a folder in which something written could take an original's place.
+    """Refuse a folder in which an output could overwrite an original.
 
     Raises:
         DataError: `out` is such a folder.

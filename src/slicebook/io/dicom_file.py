@@ -1,6 +1,6 @@
-"""The header of one DICOM file, not trusted.
+"""Read the header of one DICOM file defensively.
 
-What is read is what an image in space needs: never the whole header, and never more than the limits allow.
+Only the tags that an image and its geometry need are read, and never more than the limits allow.
 """
 
 # mypy: allow-untyped-calls
@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 import warnings
 import zlib
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
@@ -23,7 +23,7 @@ from pydicom import Dataset
 from pydicom.dataset import FileMetaDataset
 from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.filereader import read_dataset
-from pydicom.tag import BaseTag
+from pydicom.tag import BaseTag, Tag
 from pydicom.uid import (
     UID,
     DeflatedExplicitVRLittleEndian,
@@ -35,30 +35,30 @@ from pydicom.valuerep import VR
 
 from slicebook.errors import DataError
 from slicebook.io.dicom_tags import (
-    DIRECTORY,
-    SECONDARY_CAPTURE,
     WANTED,
+    PassedOver,
     dimensions_of,
-    other_object,
+    image_type_of,
+    private_text,
     private_traits,
+    reason_to_pass_over,
     traits_of,
 )
 from slicebook.io.limits import Limits
 
 _NAMED_AS_DICOM = {".dcm", ".dicom", ".ima"}
-_PYDICOM_FAULTS = (  # what pydicom and its decoders raise on damaged files
+_PYDICOM_FAULTS = (  # raised by pydicom and its decoders on damaged files
     *(ArithmeticError, AttributeError, EOFError, LookupError, MemoryError, OSError, RuntimeError, TypeError),
     *(ValueError, NotImplementedError, struct.error, zlib.error, BytesLengthException, InvalidDicomError),
 )
-_LONG_GROUP = 0x0029  # vendors' large private groups begin here; a classic slice's geometry lies before
+_LONG_GROUP = 0x0029  # large private groups begin here, after the geometry of a classic slice
 _PIXEL_GROUP = 0x7FE0
 _PIXELS = (0x7FE00008, 0x7FE00009, 0x7FE00010)  # float, double, integer
 _VRS = {vr.value.encode() for vr in VR if len(vr.value) == 2}
-_COLOURS = {"RGB", "PALETTE COLOR", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "YBR_PARTIAL_420"}
 
 
 class MosaicError(DataError):
-    """A file holds several slices side by side, as Siemens and United Imaging write them.
+    """A file holds several slices as tiles of one image, as Siemens and United Imaging write them.
 
     Attributes:
         series_uid: Of the file.
@@ -70,22 +70,9 @@ class MosaicError(DataError):
         self.series_uid = series_uid
 
 
-@dataclass(frozen=True)
-class PassedOver:
-    """A DICOM file that is no slice of a volume.
-
-    Attributes:
-        reason: In one or two words, for a count.
-        message: What to say where this file was asked for by name.
-    """
-
-    reason: str
-    message: str
-
-
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """One slice: its place in LPS mm, how its stored values become intensities, and what parts it."""
+    """One slice: its geometry in LPS mm, its rescaling, and its traits."""
 
     position: Float64[np.ndarray, " 3"]  # centre of the first pixel
     orientation: Float64[np.ndarray, " 6"]  # unit vectors along increasing column and row index
@@ -97,7 +84,7 @@ class Frame:
 
     @property
     def normal(self) -> Float64[np.ndarray, " 3"]:
-        """The unit vector in which a stack is sorted: across the slice, along neither side."""
+        """The unit normal of the slice, along which a stack is sorted."""
         (a, b, c), (d, e, f) = self.orientation[:3].tolist(), self.orientation[3:].tolist()
         return np.array([b * f - c * e, c * d - a * f, a * e - b * d])
 
@@ -116,16 +103,17 @@ class DicomHeader:
     image_type: tuple[str, ...]  # upper case
     shape: tuple[int, int]  # rows, columns
     frames: tuple[Frame, ...]
+    private_text: tuple[str, ...]  # keywords of fields with text about the patient, the site or the staff
 
     @property
     def is_localizer(self) -> bool:
-        """Whether its type says that it only serves to plan other images."""
+        """Whether its Image Type marks it as a localizer."""
         return any(kind in value for value in self.image_type for kind in ("LOCALIZER", "SCOUT", "TOPOGRAM"))
 
 
 @contextmanager
 def at_the_door(path: Path) -> Iterator[None]:
-    """Turn what pydicom raises into a `DataError` of one line; its texts may quote patients: silence."""
+    """Turn exceptions of pydicom into a `DataError`, without their text, which may quote private values."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -142,9 +130,9 @@ def at_the_door(path: Path) -> Iterator[None]:
 
 
 def is_dicom(path: Path) -> bool:
-    """Return whether a file is DICOM by its name or its content, so that a damaged one is not passed over.
+    """Return whether a file is DICOM by name or content, so that a damaged one is reported.
 
-    The content may begin with the preamble, or at once with the elements, as older archives write it.
+    The content may begin with the preamble or, in files of older archives, with the elements.
     """
     with at_the_door(path):
         if not path.is_file():
@@ -153,29 +141,36 @@ def is_dicom(path: Path) -> bool:
             return path.suffix.lower() in _NAMED_AS_DICOM or _start_of(file) is not None
 
 
+def read_fields(path: Path, limits: Limits, keywords: Sequence[str]) -> Dataset:
+    """Read some elements of a file by keyword, without its pixels."""
+    tags: list[BaseTag | int] = [Tag(keyword) for keyword in keywords]
+    with at_the_door(path), _opened(path, limits) as (file, syntax, meta):
+        return _read(file, syntax, meta, _PIXEL_GROUP, tags)
+
+
 def load_whole(path: Path, limits: Limits) -> Dataset:
-    """Read a file with its pixels; one that is deflated as a whole only as far as `limits` let it expand."""
+    """Read a file with its pixels; a deflated data set is expanded only as far as `limits` allow."""
     with _opened(path, limits) as (file, syntax, meta):
         return _read(file, syntax, meta, None, None)
 
 
 def read_private_traits(path: Path, limits: Limits) -> dict[str, Hashable]:
-    """Return what vendors' own tags say of a file, to part slices that nothing else parts."""
+    """Return the traits in private tags, for slices that no standard tag separates."""
     with at_the_door(path), _opened(path, limits) as (file, syntax, meta):
         return private_traits(_read(file, syntax, meta, _PIXEL_GROUP, None))
 
 
 def read_header(path: Path, limits: Limits) -> DicomHeader | PassedOver:
-    """Return the header of a file, or why it is no slice of a volume.
+    """Return the header of a file, or why it is not a slice of a volume.
 
     Raises:
-        MosaicError: It holds several slices side by side.
-        DataError: It is damaged, or an image without a place in the patient.
+        MosaicError: It holds several slices as tiles.
+        DataError: It is damaged, or an image without geometry.
     """
     with at_the_door(path):
         dataset, has_pixels = _load_header(path, limits)
-        image_type = _image_type_of(dataset)
-        passed_over = _passed_over(path, dataset, image_type, has_pixels)
+        image_type = image_type_of(dataset)
+        passed_over = reason_to_pass_over(path, dataset, image_type, has_pixels)
         if passed_over is not None:
             return passed_over
         if "SeriesInstanceUID" not in dataset:
@@ -195,6 +190,7 @@ def read_header(path: Path, limits: Limits) -> DicomHeader | PassedOver:
             image_type=image_type,
             shape=(int(dataset.Rows), int(dataset.Columns)),
             frames=_frames_of(path, dataset),
+            private_text=private_text(dataset),
         )
         rows, columns = header.shape
         limits.check(path, limits.max_bytes, 4 * rows * columns * len(header.frames), "")
@@ -205,7 +201,7 @@ def read_header(path: Path, limits: Limits) -> DicomHeader | PassedOver:
 
 
 def _start_of(file: BinaryIO) -> int | None:
-    """Return where the elements of a file begin; none where its first bytes are no DICOM."""
+    """Return the offset of the first element; None if the first bytes are not DICOM."""
     head = file.read(132)
     if head[128:] == b"DICM":
         return 132
@@ -223,7 +219,7 @@ def _start_of(file: BinaryIO) -> int | None:
 
 @contextmanager
 def _opened(path: Path, limits: Limits) -> Iterator[tuple[BinaryIO | BytesIO, UID, FileMetaDataset]]:
-    """Open a file at its first element after the file meta, unpacked if it is deflated as a whole."""
+    """Open a file at its first element after the file meta information; inflate a deflated data set."""
     size = path.stat().st_size
     limits.check(path, size, size, "")
     with path.open("rb") as file:
@@ -247,7 +243,7 @@ def _opened(path: Path, limits: Limits) -> Iterator[tuple[BinaryIO | BytesIO, UI
 
 
 def _guess_syntax(file: BinaryIO) -> UID:
-    """Return the encoding of a data set without file meta, from its first element."""
+    """Return the transfer syntax of a data set without file meta information, from its first element."""
     head = file.read(6)
     file.seek(-len(head), 1)
     if head[4:6] not in _VRS:
@@ -282,8 +278,8 @@ def _read(
 def _load_header(path: Path, limits: Limits) -> tuple[Dataset, bool]:
     """Return the wanted elements of a file, and whether pixels follow.
 
-    Reading stops before the large groups of the vendors where a classic slice is complete by then and what
-    is left of the file is enough for its pixels.
+    Reading stops before the large private groups if a classic slice is complete by then and the rest of the
+    file is large enough for its pixels.
     """
     wanted: list[BaseTag | int] = list(WANTED)
     with _opened(path, limits) as (file, syntax, meta):
@@ -302,48 +298,6 @@ def _load_header(path: Path, limits: Limits) -> tuple[Dataset, bool]:
 
 
 # --- From elements to a header
-
-
-def _passed_over(
-    path: Path, dataset: Dataset, image_type: tuple[str, ...], has_pixels: bool
-) -> PassedOver | None:
-    """Return why a file is no slice; raise `DataError` where it seems to be one that is damaged."""
-
-    def over(reason: str, message: str = "") -> PassedOver:
-        return PassedOver(reason, f"{path}: {message or f'is no image slice ({reason})'}")
-
-    named = str(dataset.file_meta.get("MediaStorageSOPClassUID") or "")
-    sop_class = str(dataset.get("SOPClassUID") or "")
-    other = other_object(sop_class or (named if named == DIRECTORY else ""))
-    if other is not None:
-        return over(other)
-    if not sop_class and (named or not len(dataset)):
-        raise DataError(f"{path}: its header is cut off or empty; copy or download it again")
-    is_image = "Image Storage" in UID(sop_class).name
-    located = "PerFrameFunctionalGroupsSequence" in dataset or (
-        "ImagePositionPatient" in dataset and "ImageOrientationPatient" in dataset
-    )
-    if "Rows" not in dataset or "Columns" not in dataset:
-        if is_image:
-            raise DataError(f"{path}: its header is cut off before Rows; copy or download it again")
-        return over("no pixels")
-    if not has_pixels:
-        if is_image and located:
-            raise DataError(f"{path}: has no pixel data, or is cut off before it; copy or export it again")
-        return over("no pixels")
-    captured = sop_class == SECONDARY_CAPTURE or sop_class.startswith(SECONDARY_CAPTURE + ".")
-    if not located and (captured or "ConversionType" in dataset or "SECONDARY" in image_type):
-        return over("screen capture")
-    kind = str(dataset.get("PhotometricInterpretation") or "").strip()
-    if int(dataset.get("SamplesPerPixel") or 1) != 1 or kind not in ("MONOCHROME1", "MONOCHROME2"):
-        shown = kind if kind in _COLOURS else "of another colour model"
-        return over("colour", f"is {shown}, wanted MONOCHROME1 or MONOCHROME2; export the grey original")
-    return None
-
-
-def _image_type_of(dataset: Dataset) -> tuple[str, ...]:
-    values = dataset.get("ImageType") or ()
-    return tuple(str(value).strip().upper() for value in ([values] if isinstance(values, str) else values))
 
 
 def _frames_of(path: Path, dataset: Dataset) -> tuple[Frame, ...]:
@@ -397,7 +351,7 @@ def _frame_of(path: Path, value: Callable[[str, str], Any], traits: Mapping[str,
     thickness = value(measure, "SpacingBetweenSlices") or value(measure, "SliceThickness") or 1
     slope = value("PixelValueTransformationSequence", "RescaleSlope")
     intercept = value("PixelValueTransformationSequence", "RescaleIntercept")
-    if not slope:  # absent, empty, or 0, which would turn all to the intercept: unscaled, as in NIfTI-1
+    if not slope:  # absent, empty or 0 means unscaled, as in NIfTI-1
         slope, intercept = 1, 0 if slope == 0 else intercept
     return Frame(
         position=numbers("PlanePositionSequence", "ImagePositionPatient", 3),

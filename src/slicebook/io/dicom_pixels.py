@@ -1,4 +1,4 @@
-"""The pixels of a DICOM file, not trusted: checked against the header before they are decoded."""
+"""Pixels of a DICOM file, checked against the header before they are decoded."""
 
 # mypy: allow-untyped-calls
 
@@ -29,7 +29,7 @@ def intensities(
 
     Args:
         header: Of the file.
-        limits: What the file may ask for.
+        limits: Limits on memory.
         numbers: Which frames, from 0, in this order; all of them if not given.
 
     Raises:
@@ -73,12 +73,12 @@ def _decoded(dataset: Dataset, numbers: Sequence[int]) -> Iterator[Shaped[np.nda
     stored, sign = int(dataset.BitsStored), 1 << (int(dataset.BitsStored) - 1)
     for number in numbers:
         values = imagecodecs.jpegsof3_decode(frames[number]).astype(np.int64) & ((1 << stored) - 1)
-        # The stream knows no sign: two's complement of the stored bits (PS3.5, 8.1.1).
+        # The stream is unsigned: values are two's complement of the stored bits (PS3.5, 8.1.1).
         yield (values ^ sign) - sign if dataset.PixelRepresentation else values
 
 
 def _check_pixels(header: DicomHeader, dataset: Dataset) -> None:
-    """Raise `DataError` unless decoding can give grey frames of the size that the header says."""
+    """Raise `DataError` unless the pixel data can hold grey frames of the size in the header."""
     path, (rows, columns) = header.path, header.shape
     if "PixelData" not in dataset:
         raise DataError(f"{path}: has no integer pixel data, or is cut off; copy or export it again")
@@ -126,7 +126,7 @@ def _codestream_size(frame: bytes) -> tuple[int, int] | None:
     start = frame.find(
         b"\xff\x4f\xff\x51"
     )  # JPEG 2000: SOC, SIZ, length, capabilities, width, height, origin
-    if 0 <= start <= 256:  # a JP2 box may stand before it
+    if 0 <= start <= 256:  # a JP2 box may precede it
         width, height, left, top = struct.unpack_from(">4I", frame, start + 8)
         return height - top, width - left
     at = 2

@@ -1,14 +1,15 @@
-"""DICOM in: a folder to its series, a series to a `Volume` in RAS+ millimetres.
+"""Read DICOM: find the series below a folder, and read a series as a `Volume` in RAS+ millimetres.
 
-A volume is one stack (see `dicom_stacks`), sorted by position along the normal of its slices. What does not
-make an even stack is a `DataError`, never a guess.
+A volume is one stack (see `dicom_stacks`), sorted by position along the slice normal. Slices that are not
+evenly spaced are a `DataError`; nothing is guessed.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,16 +17,10 @@ import numpy as np
 from jaxtyping import Float64, Integer
 
 from slicebook.errors import DataError
-from slicebook.io.dicom_file import (
-    DicomHeader,
-    MosaicError,
-    PassedOver,
-    is_dicom,
-    read_header,
-    read_private_traits,
-)
+from slicebook.io.dicom_file import DicomHeader, MosaicError, is_dicom, read_header, read_private_traits
 from slicebook.io.dicom_pixels import intensities
 from slicebook.io.dicom_stacks import SAME_PLACE, UNEVEN, Slice, Stack, stacks_of
+from slicebook.io.dicom_tags import PassedOver
 from slicebook.io.limits import LIMITS, Limits
 from slicebook.io.volume import PLANES, Plane, Volume, check_affine
 
@@ -35,23 +30,25 @@ _APPLE_DOUBLE = bytes.fromhex("00051607")
 
 @dataclass(frozen=True)
 class DicomSeries:
-    """One stack of slices, as its headers tell it. A series of the scanner may hold several.
+    """One stack of slices, described by its headers. A DICOM series may hold several stacks.
 
     Attributes:
-        patient_id: as in the files, and so private; empty where the files have none.
-        series_uid: Series Instance UID; of the first slice, where each has its own.
-        description: the free text of the scanner; private too.
-        acquisition: Acquisition Number; none where absent, or where several make up one stack.
-        plane: the anatomical plane nearest to that of the slices.
+        patient_id: as in the files, and therefore private; empty if absent.
+        series_uid: Series Instance UID; that of the first slice if they differ.
+        description: free text of the scanner; private too.
+        acquisition: Acquisition Number; none if absent, or if it differs within the stack.
+        plane: the anatomical plane nearest to the slices.
         files: sorted by position along the normal of the slices.
         frames: number of slices (an enhanced file holds many).
-        modality: such as MR; empty where absent.
+        modality: such as MR; empty if absent.
         image_type: the values of Image Type, in upper case.
         shape: rows and columns of a slice.
         spacing: between rows and between columns, in mm.
-        echo_time: in ms; none where absent, or where it differs from slice to slice.
-        parts: what parts it from other stacks of its series, such as "TE 4.92 ms"; free of identifiers.
+        echo_time: in ms; none if absent, or if it differs within the stack.
+        parts: what distinguishes it from other stacks of its series, such as "TE 4.92 ms"; no identifiers.
         frame_numbers: of each file, the frames (from 0) that belong to the stack.
+        private_text: number of files by keyword of a header field with text about the patient, the site or
+            the staff; never the text itself.
     """
 
     patient_id: str
@@ -68,21 +65,22 @@ class DicomSeries:
     echo_time: float | None
     parts: tuple[str, ...]
     frame_numbers: tuple[tuple[int, ...], ...]
+    private_text: Mapping[str, int]
 
     @property
     def key(self) -> str:
-        """Tells the stacks of one patient apart, but for those that differ in shape or orientation alone."""
+        """Key of a stack within its patient; stacks that differ only in shape or orientation share it."""
         return " ".join((self.series_uid, str(self.acquisition), *self.parts))
 
     @property
     def label(self) -> str:
-        """What a list of series may print: no identifier, and none of the free text of the header."""
+        """Text for a list of series; without identifiers and free text of the header."""
         modality = self.modality if re.fullmatch("[A-Z]{2}", self.modality) else "DICOM"
         (rows, columns), (row_mm, column_mm) = self.shape, self.spacing
         size = f"{self.frames} slice{'s' * (self.frames != 1)} of {rows} × {columns}"
         echo = f"TE {self.echo_time:g} ms" if self.echo_time is not None else ""
-        told = dict.fromkeys(part for part in (echo, *self.parts) if part)
-        return ", ".join((f"{modality} {self.plane}", f"{size}, {row_mm:.3g} × {column_mm:.3g} mm", *told))
+        traits = dict.fromkeys(part for part in (echo, *self.parts) if part)
+        return ", ".join((f"{modality} {self.plane}", f"{size}, {row_mm:.3g} × {column_mm:.3g} mm", *traits))
 
 
 def find_dicom_series(
@@ -95,25 +93,26 @@ def find_dicom_series(
 ) -> list[DicomSeries]:
     """Return the stacks of slices below a folder, from headers alone, sorted by patient, series and traits.
 
-    Files that are not DICOM are passed over; so are DICOM files that hold no slices (reports, DICOMDIR,
-    screen captures, segmentations) and localizers. Slices at one position are parted by echo time, image
-    type, b-value, time and the like; acquisitions that make one even stack are one.
+    Files that are not DICOM are skipped; so are DICOM files without slices (reports, DICOMDIR, screen
+    captures, segmentations) and localizers. Slices at the same position are separated by echo time, image
+    type, b-value, time and similar traits; acquisitions that form one even stack are joined.
 
     Args:
-        folder: searched to its depths, without hidden files.
-        limits: what a file may ask for.
-        unreadable: called with each damaged or unplaceable file and the reason; for mosaics, once a series.
-        patient_of: tells the patient of a file, instead of its PatientID, before slices are stacked; None
-            leaves the file out.
-        skipped: called with each DICOM file that is passed over, and why in one or two words ("no pixels",
-            "localizer", "no patient").
+        folder: searched recursively, without hidden files.
+        limits: limits on memory per file.
+        unreadable: called with each file that is damaged or has no geometry, and the reason; for mosaics,
+            once per series.
+        patient_of: returns the patient of a file, in place of its PatientID, before slices are stacked; None
+            skips the file.
+        skipped: called with each DICOM file that is skipped, and the reason in one or two words ("no
+            pixels", "localizer", "no patient").
 
     Raises:
-        DataError: the folder is absent; or, without `unreadable`, the first damaged file.
+        DataError: the folder does not exist; or, without `unreadable`, the first damaged file.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise DataError(f"{folder}: is no folder; wanted one with DICOM files below it")
+        raise DataError(f"{folder}: is not a folder; wanted one with DICOM files below it")
     pass_over = skipped or (lambda _path, _reason: None)
     headers: list[DicomHeader] = []
     mosaics: dict[str, list[Path]] = {}
@@ -151,15 +150,15 @@ def find_dicom_series(
 def read_dicom_series(series: DicomSeries | Sequence[Path], *, limits: Limits = LIMITS) -> Volume:
     """Read one series: array[column, row, slice], slices sorted along their normal, intensities rescaled.
 
-    MONOCHROME1 is turned round so that high is bright. The affine is that of the DICOM, LPS turned into RAS.
+    MONOCHROME1 is inverted, so that high is bright. The affine is converted from LPS to RAS.
 
     Args:
-        series: one that `find_dicom_series` found, or the files of one.
-        limits: what the volume may ask for.
+        series: one returned by `find_dicom_series`, or the files of one.
+        limits: limits on memory.
 
     Raises:
-        DataError: a file is damaged or no grey image with a place in the patient, or the files do not make
-            one even stack: several series, a missing slice, two at one place.
+        DataError: a file is damaged, or not a grey image with geometry, or the files do not form one even
+            stack: several series, a missing slice, two slices at one position.
     """
     files = series.files if isinstance(series, DicomSeries) else tuple(Path(file) for file in series)
     if not files:
@@ -177,7 +176,7 @@ def read_dicom_series(series: DicomSeries | Sequence[Path], *, limits: Limits = 
     rows, columns = headers[0].shape
     limits.check(folder, limits.max_bytes, rows * columns * len(slices) * 4, "")
     array = np.empty((columns, rows, len(slices)), dtype=np.float32, order="F")
-    slots = iter(np.argsort(order))  # slices in reading order to their place in the stack
+    slots = iter(np.argsort(order))  # position in the stack of each slice in reading order
     for header, chosen in zip(headers, numbers, strict=True):
         for pixels in intensities(header, limits, chosen):
             array[:, :, next(slots)] = pixels.T
@@ -247,6 +246,7 @@ def _series_of(stack: Stack) -> DicomSeries:
     numbers: dict[Path, list[int]] = {}
     for item in slices:
         numbers.setdefault(item.header.path, []).append(item.number)
+    files = {item.header.path: item.header for item in slices}
     first, frame = slices[0].header, slices[0].frame
     acquisition, echo_time = (
         next(iter(values)) if len(values := {item.trait(name) for item in slices}) == 1 else None
@@ -259,7 +259,7 @@ def _series_of(stack: Stack) -> DicomSeries:
         description=first.description,
         acquisition=int(acquisition) if isinstance(acquisition, float) else None,
         plane=PLANES[int(np.argmax(np.abs(frame.normal)))],
-        files=tuple(numbers),
+        files=tuple(files),
         frames=len(slices),
         modality=first.modality,
         image_type=first.image_type,
@@ -268,13 +268,14 @@ def _series_of(stack: Stack) -> DicomSeries:
         echo_time=echo_time if isinstance(echo_time, float) else None,
         parts=stack.parts,
         frame_numbers=tuple(tuple(sorted(chosen)) for chosen in numbers.values()),
+        private_text=Counter(field for header in files.values() for field in header.private_text),
     )
 
 
 def _place(
     folder: Path, slices: Sequence[Slice]
 ) -> tuple[Integer[np.ndarray, " n"], Float64[np.ndarray, "4 4"]]:
-    """Return the order of the slices along their normal and the affine of the stack, in RAS."""
+    """Return the order of the slices along their normal, and the affine of the stack in RAS."""
     first = slices[0].frame
     normal = first.normal
     positions = np.array([item.frame.position for item in slices])
@@ -285,12 +286,12 @@ def _place(
     if len(gaps):
         _check_even(folder, gaps, [_name_of(slices[i]) for i in order])
         step = (positions[-1] - positions[0]) / len(gaps)
-        # A slanted stack (a tilted gantry) keeps its slant; less than a tenth of a pixel is rounding.
+        # The shear of a tilted gantry is kept; less than a tenth of a pixel is rounding.
         if np.linalg.norm(np.cross(step, normal)) * len(gaps) < 0.1 * first.spacing.min():
             step = normal * (step @ normal)
         slant = positions - positions[0] - np.arange(len(positions))[:, None] * step
         if np.linalg.norm(np.cross(slant, normal), axis=1).max() > 0.5 * first.spacing.min():
-            raise DataError(f"{folder}: the slices do not lie on one line; resample them to a straight stack")
+            raise DataError(f"{folder}: the slices are not on one line; resample them to a straight stack")
     lps = np.eye(4)
     lps[:3, 0] = first.orientation[:3] * first.spacing[1]
     lps[:3, 1] = first.orientation[3:] * first.spacing[0]
@@ -312,9 +313,9 @@ def _check_even(folder: Path, gaps: Float64[np.ndarray, " n"], names: Sequence[s
     if gaps[nearest] < SAME_PLACE:
         repeated = int((gaps < SAME_PLACE).sum())
         raise DataError(
-            f"{folder}: {names[nearest]} and {names[nearest + 1]} lie at the same place (so do {repeated:,} "
-            "neighbours in all), and no image type, echo, b-value, time or acquisition of the headers parts "
-            "them, wanted one slice per position; remove copies, or export each repeat as its own series"
+            f"{folder}: {names[nearest]} and {names[nearest + 1]} are at the same position (as are "
+            f"{repeated:,} pairs in all); no image type, echo, b-value, time or acquisition number "
+            "distinguishes them, wanted one slice per position; remove copies, or export each repeat alone"
         )
     if np.abs(gaps - step).max() <= UNEVEN * step:
         return

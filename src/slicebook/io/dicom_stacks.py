@@ -1,7 +1,7 @@
-"""Group the slices of DICOM files into stacks: one volume each, by what the headers say, never by a guess.
+"""Group the slices of DICOM files into stacks, one per volume, from the headers alone.
 
-Slices of one stack share patient, series, shape, orientation and pixel spacing. Where several lie at one
-position, the first trait (see `dicom_tags`) that tells them apart parts them, whoever made the scanner.
+Slices of one stack share patient, series, shape, orientation and pixel spacing. Slices at the same position
+are separated by the first trait (see `dicom_tags`) that distinguishes them, for all vendors alike.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from jaxtyping import Float64, Integer
 from slicebook.io.dicom_file import DicomHeader, Frame
 from slicebook.io.dicom_tags import ALL_TRAITS, FOLDER, Trait
 
-UNEVEN = 0.05  # of the slice spacing; rounded positions stay far below, a missing slice far above
+UNEVEN = 0.05  # of the slice spacing: far above rounding of positions, far below a missing slice
 SAME_PLACE = 1e-3  # mm
-_PROOF = 3  # slices that can show an even spacing; two always can
+_PROOF = 3  # slices needed to test even spacing; two are always even
 
 _T = TypeVar("_T")
 
@@ -30,7 +30,7 @@ class Slice:
 
     header: DicomHeader
     number: int
-    private: Mapping[str, Hashable]  # traits from vendors' own tags, where they were looked up
+    private: Mapping[str, Hashable]  # traits from private tags, if they were read
 
     @property
     def frame(self) -> Frame:
@@ -38,13 +38,13 @@ class Slice:
         return self.header.frames[self.number]
 
     def trait(self, name: str) -> Hashable:
-        """Return a trait by its name; None where the header does not tell."""
+        """Return a trait by its name; None if the header lacks it."""
         return self.frame.traits.get(name, self.private.get(name))
 
 
 @dataclass(frozen=True, eq=False)
 class Stack:
-    """The slices of one volume, and what parts them from others of their series, for a person to read."""
+    """The slices of one volume, and readable text that distinguishes it within its series."""
 
     slices: tuple[Slice, ...]
     parts: tuple[str, ...] = ()
@@ -53,12 +53,12 @@ class Stack:
 def stacks_of(
     headers: Sequence[DicomHeader], private_traits: Callable[[DicomHeader], Mapping[str, Hashable]]
 ) -> list[Stack]:
-    """Return the stacks that files make, each slice in exactly one.
+    """Return the stacks of files; each slice is in exactly one.
 
     Args:
         headers: Of the files.
-        private_traits: Reads the vendor's own tags of a file; called only where slices lie at one position
-            and nothing else parts them.
+        private_traits: Reads the private tags of a file; called only if slices share a position and no other
+            trait separates them.
     """
     slices = [Slice(header, n, {}) for header in headers for n in range(len(header.frames))]
     groups = _alike(slices, lambda item: (item.header.patient_id, item.header.series_uid, item.header.shape))
@@ -73,11 +73,11 @@ def gaps_of(slices: Sequence[Slice]) -> Float64[np.ndarray, " n"]:
     return np.diff(np.sort(_distances(slices)))
 
 
-# --- What belongs together
+# --- Grouping
 
 
 def _alike(slices: Sequence[Slice], key: Callable[[Slice], Hashable]) -> list[list[Slice]]:
-    """Group by a key and by orientation and pixel spacing, which scanners round."""
+    """Group by a key, and by orientation and pixel spacing within tolerances for rounding."""
     groups: dict[Hashable, list[list[Slice]]] = defaultdict(list)
     for item in slices:
         fitting = groups[key(item)]
@@ -98,7 +98,7 @@ def _same_grid(frame: Frame, other: Frame) -> bool:
 
 
 def _joined(singles: Sequence[Slice]) -> list[Stack]:
-    """Join slices that each have a series UID of their own, where one folder's make even stacks."""
+    """Join slices with a series UID each, if those of one folder form even stacks."""
 
     def origin(item: Slice) -> Hashable:
         head = item.header
@@ -115,13 +115,13 @@ def _joined(singles: Sequence[Slice]) -> list[Stack]:
     return stacks
 
 
-# --- What must be parted
+# --- Separation by traits
 
 
 def _parted(
     stack: Stack, private_traits: Callable[[DicomHeader], Mapping[str, Hashable]] | None
 ) -> list[Stack]:
-    """Part slices at one position, folders first, then by the first trait that fits."""
+    """Separate slices at the same position: by folder, then by the first trait that works."""
     slices = stack.slices
     places = _places(slices)
     if len(slices) < 2 or places.max() + 1 == len(slices):
@@ -141,7 +141,7 @@ def _parted(
 
 
 def _parted_evenly(stack: Stack) -> list[Stack]:
-    """Part an uneven stack where one trait leaves only even ones, such as stations or a new thickness."""
+    """Split an uneven stack if a trait yields only even ones, such as stations or a new thickness."""
     for trait in ALL_TRAITS.values():
         classes = _classes(stack.slices, _reader(trait))
         if len(classes) > 1 and all(len(part) >= _PROOF and _is_even(part) for part in classes.values()):
@@ -181,10 +181,10 @@ def _order(value: object) -> tuple[bool, float, str]:
 
 
 def _can_part(values: Sequence[Hashable], places: Integer[np.ndarray, " n"]) -> bool:
-    """Return whether a trait tells slices at one place apart without tearing volumes to pieces.
+    """Return whether a trait separates slices at the same position without splitting volumes.
 
-    A number that counts every slice, or a time that differs from slice to slice, would do the latter: most
-    of its values must be seen at several places.
+    A slice counter, or a time that differs between slices, would split volumes: most values must occur at
+    several positions.
     """
     seen: dict[Hashable, set[int]] = defaultdict(set)
     for value, place in zip(values, places.tolist(), strict=True):
@@ -197,7 +197,7 @@ def _can_part(values: Sequence[Hashable], places: Integer[np.ndarray, " n"]) -> 
 
 
 def _folders_repeat(slices: Sequence[Slice], places: Integer[np.ndarray, " n"]) -> bool:
-    """Return whether two folders hold slices of one place that nothing else tells apart."""
+    """Return whether two folders hold slices at the same position with equal traits."""
     first: dict[Hashable, object] = {}
     for item, place in zip(slices, places.tolist(), strict=True):
         key = (place, tuple(sorted(item.frame.traits.items(), key=str)))
@@ -206,7 +206,7 @@ def _folders_repeat(slices: Sequence[Slice], places: Integer[np.ndarray, " n"]) 
     return False
 
 
-# --- Where slices lie
+# --- Positions
 
 
 def _distances(slices: Sequence[Slice]) -> Float64[np.ndarray, " n"]:
@@ -215,7 +215,7 @@ def _distances(slices: Sequence[Slice]) -> Float64[np.ndarray, " n"]:
 
 
 def _places(slices: Sequence[Slice]) -> Integer[np.ndarray, " n"]:
-    """Return for each slice the rank of its position, the same for those at one place."""
+    """Return the rank of each slice's position; slices at the same position share it."""
     distances = _distances(slices)
     order = np.argsort(distances, kind="stable")
     ranks = np.empty(len(slices), dtype=np.int64)

@@ -1,6 +1,6 @@
-"""What a DICOM header says of an image: the tags that are read, the traits that part volumes, other objects.
+"""DICOM tags: those that are read, traits that separate volumes, and objects that are not images.
 
-A trait is what tells two slices at the same position apart: an echo time, a b-value, a point in time.
+A trait distinguishes slices at the same position: an echo time, a b-value, a point in time.
 """
 
 # mypy: allow-untyped-calls
@@ -10,15 +10,26 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pydicom import Dataset
 from pydicom.datadict import tag_for_keyword
+from pydicom.uid import UID
+
+from slicebook.errors import DataError
+
+# Fields that may identify the patient, the site or the staff.
+PRIVATE_TEXT = (
+    *("PatientName", "PatientBirthDate", "PatientAddress", "PatientTelephoneNumbers", "OtherPatientIDs"),
+    *("AccessionNumber", "InstitutionName", "ReferringPhysicianName", "OperatorsName", "PatientComments"),
+    *("OtherPatientNames", "PatientBirthName", "InstitutionAddress", "PerformingPhysicianName"),
+)
 
 DIRECTORY = "1.2.840.10008.1.3.10"
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 
-# SOP classes that hold no slices, by the beginning of their UID (PS3.4, B.5).
+# SOP classes without slices, by UID prefix (PS3.4, B.5).
 _STORAGE = "1.2.840.10008.5.1.4.1.1."
 _OTHER_OBJECTS = {
     DIRECTORY: "DICOMDIR",
@@ -33,10 +44,79 @@ _OTHER_OBJECTS = {
 }
 
 
+_COLOURS = {"RGB", "PALETTE COLOR", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "YBR_PARTIAL_420"}
+
+
 def other_object(sop_class: str) -> str | None:
-    """Return what an object of this SOP class is, where it holds no slices."""
+    """Return what an object of this SOP class is, if it has no slices."""
     fitting = [uid for uid in _OTHER_OBJECTS if sop_class == uid or sop_class.startswith(uid + ".")]
     return _OTHER_OBJECTS[max(fitting, key=len)] if fitting else None
+
+
+@dataclass(frozen=True)
+class PassedOver:
+    """A DICOM file that is not a slice of a volume.
+
+    Attributes:
+        reason: One or two words, for a count.
+        message: The error if this file was given by name.
+    """
+
+    reason: str
+    message: str
+
+
+def reason_to_pass_over(
+    path: Path, dataset: Dataset, image_type: tuple[str, ...], has_pixels: bool
+) -> PassedOver | None:
+    """Return why a file is not a slice; raise `DataError` if it seems to be a damaged slice."""
+
+    def over(reason: str, message: str = "") -> PassedOver:
+        return PassedOver(reason, f"{path}: {message or f'is not an image slice ({reason})'}")
+
+    named = str(dataset.file_meta.get("MediaStorageSOPClassUID") or "")
+    sop_class = str(dataset.get("SOPClassUID") or "")
+    other = other_object(sop_class or (named if named == DIRECTORY else ""))
+    if other is not None:
+        return over(other)
+    if not sop_class and (named or not len(dataset)):
+        raise DataError(f"{path}: its header is cut off or empty; copy or download it again")
+    is_image = "Image Storage" in UID(sop_class).name
+    located = "PerFrameFunctionalGroupsSequence" in dataset or (
+        "ImagePositionPatient" in dataset and "ImageOrientationPatient" in dataset
+    )
+    if "Rows" not in dataset or "Columns" not in dataset:
+        if is_image:
+            raise DataError(f"{path}: its header is cut off before Rows; copy or download it again")
+        return over("no pixels")
+    if not has_pixels:
+        if is_image and located:
+            raise DataError(f"{path}: has no pixel data, or is cut off before it; copy or export it again")
+        return over("no pixels")
+    captured = sop_class == SECONDARY_CAPTURE or sop_class.startswith(SECONDARY_CAPTURE + ".")
+    if not located and (captured or "ConversionType" in dataset or "SECONDARY" in image_type):
+        return over("screen capture")
+    kind = str(dataset.get("PhotometricInterpretation") or "").strip()
+    if int(dataset.get("SamplesPerPixel") or 1) != 1 or kind not in ("MONOCHROME1", "MONOCHROME2"):
+        shown = kind if kind in _COLOURS else "of another colour model"
+        return over("colour", f"is {shown}, wanted MONOCHROME1 or MONOCHROME2; export the grey original")
+    return None
+
+
+def image_type_of(dataset: Dataset) -> tuple[str, ...]:
+    """Return the values of Image Type in upper case."""
+    values = dataset.get("ImageType") or ()
+    return tuple(str(value).strip().upper() for value in ([values] if isinstance(values, str) else values))
+
+
+def private_text(dataset: Dataset) -> tuple[str, ...]:
+    """Return the keywords of the fields of `PRIVATE_TEXT` that are filled; never their text."""
+
+    def is_filled(keyword: str) -> bool:
+        value = dataset.get_item(keyword).value
+        return bool(value.strip(b"\0 ") if isinstance(value, bytes) else str(value or "").strip())
+
+    return tuple(keyword for keyword in PRIVATE_TEXT if keyword in dataset and is_filled(keyword))
 
 
 @dataclass(frozen=True)
@@ -44,10 +124,10 @@ class Trait:
     """Something that may differ between slices at the same position.
 
     Attributes:
-        name: What it is called where the value itself is not printed.
-        keyword: Of a classic file, which holds one slice.
-        groups: (functional group, keyword) of an enhanced file; the first that is there counts.
-        text: How a number is printed; empty: by its rank among the values of the series.
+        name: Printed where the value is not.
+        keyword: In a classic file, which holds one slice.
+        groups: (functional group, keyword) in an enhanced file; the first that is present is used.
+        text: Format of a number; if empty, its rank among the values of the series is printed.
     """
 
     name: str
@@ -56,14 +136,14 @@ class Trait:
     text: str = ""
 
     def describe(self, value: Hashable, rank: int) -> str:
-        """Return text for a person. Never free text of the header: words are given by their rank."""
+        """Return readable text, without free text of the header: strings are given by their rank."""
         if value is None:
             return f"no {self.name}"
         return self.text.format(value) if self.text and isinstance(value, float) else f"{self.name} {rank}"
 
 
 _DIRECTION = "MRDiffusionSequence.DiffusionGradientDirectionSequence"
-# The order decides which one parts a series where several could.
+# If several traits could separate a series, the first is used.
 TRAITS = (
     Trait(
         "image type",
@@ -109,9 +189,9 @@ TRAITS = (
     ),
     Trait("thickness", "SliceThickness", (("PixelMeasuresSequence", "SliceThickness"),), "{:g} mm thick"),
 )
-DIMENSION = Trait("dimension", "")  # of an enhanced file: the indices of its own that are no places
+DIMENSION = Trait("dimension", "")  # of an enhanced file: its dimension indices that are not positions
 FOLDER = Trait("folder", "")
-PRIVATE = (  # in vendors' own tags, read only where the others part nothing
+PRIVATE = (  # in private tags, read only if the others separate nothing
     Trait("private b-value", "", (), "b {:g} s/mm²"),
     Trait("private gradient", ""),
     Trait("private component", ""),
@@ -128,6 +208,7 @@ WANTED = [
         *("BitsAllocated", "RescaleSlope", "RescaleIntercept", "DimensionIndexSequence"),
         *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
         *(trait.keyword for trait in TRAITS),
+        *PRIVATE_TEXT,
     )
     if (tag := tag_for_keyword(keyword)) is not None
 ]
@@ -136,19 +217,19 @@ WANTED = [
 def traits_of(
     classic: Dataset, value: Callable[[str, str], Any] | None, dimensions: tuple[int, ...] = ()
 ) -> dict[str, Hashable]:
-    """Return the traits of one slice by name, those that are there.
+    """Return the traits of one slice that are present, by name.
 
     Args:
         classic: The header of the file.
         value: Of an enhanced file: looks up (functional group, keyword) of this frame.
-        dimensions: Which of the frame's own indices are no places.
+        dimensions: Which dimension indices of the frame are not positions.
     """
     traits: dict[str, Hashable] = {}
     for trait in TRAITS:
-        found: Any = None
+        raw: Any = None
         if value is not None:
-            found = next((v for group in trait.groups if (v := value(*group)) not in (None, "")), None)
-        plain = _plain(classic.get(trait.keyword) if found is None else found)
+            raw = next((v for group in trait.groups if (v := value(*group)) not in (None, "")), None)
+        plain = _plain(classic.get(trait.keyword) if raw is None else raw)
         if plain is not None:
             traits[trait.name] = plain
     if value is not None and dimensions:
@@ -160,7 +241,7 @@ def traits_of(
 
 
 def dimensions_of(dataset: Dataset) -> tuple[int, ...]:
-    """Return which dimension indices of an enhanced file count something other than places."""
+    """Return which dimension indices of an enhanced file are not positions."""
     places = {"ImagePositionPatient", "InStackPositionNumber", "StackID", "ImagePositionVolume"}
     pointers = [item.get("DimensionIndexPointer") for item in dataset.get("DimensionIndexSequence") or ()]
     tags = {tag_for_keyword(keyword) for keyword in places}
@@ -170,7 +251,7 @@ def dimensions_of(dataset: Dataset) -> tuple[int, ...]:
 
 
 def private_traits(dataset: Dataset) -> dict[str, Hashable]:
-    """Return b-value, gradient and complex component as Siemens, GE, Philips and United Imaging hide them."""
+    """Return b-value, gradient and complex component from private tags of Siemens, GE, Philips and UIH."""
 
     def hidden(group: int, creator: str, element: int) -> Any:
         try:

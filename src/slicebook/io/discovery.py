@@ -1,4 +1,4 @@
-"""Find the files below a folder, by one set of rules for every command. Opens no file."""
+"""Find the files below a folder, with the same rules for every command. Opens no file."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ _SHOWN = 3
 
 @dataclass(frozen=True)
 class DiscoveredFiles:
-    """The files below a folder, and what was passed over on the way. Each tuple is sorted.
+    """The files below a folder, and what was passed over. Each tuple is sorted.
 
     Attributes:
-        folder: Where the search began.
+        folder: The folder that was searched.
         files: Regular files, and links to regular files.
         hidden: Files and folders whose name begins with a dot (AppleDouble `._*` among them) and `__MACOSX`
             folders; nothing inside a hidden folder is listed.
         broken_links: Links whose target does not exist.
-        linked_folders: Links to folders. They are not followed: a target may hold the link, or lie in the
-            folder a second time.
+        linked_folders: Links to folders. They are not followed: a target may contain the link, or be in the
+            folder already.
     """
 
     folder: Path
@@ -41,7 +41,7 @@ class DiscoveredFiles:
 
     @property
     def others(self) -> tuple[Path, ...]:
-        """Files of every other name, among which DICOM is told by content."""
+        """Files of every other name; DICOM is recognised by content."""
         return tuple(path for path in self.files if not is_nifti_name(path))
 
     def passed_over(self) -> tuple[str, ...]:
@@ -84,12 +84,12 @@ def find_files(folder: Path | str) -> DiscoveredFiles:
     for path in _walk(folder, hidden):
         try:
             mode = path.stat().st_mode
-        except OSError:  # no target, or links in a circle
+        except OSError:  # no target, or a circular link
             broken.append(path)
             continue
         if stat.S_ISDIR(mode):
             linked.append(path)
-        elif stat.S_ISREG(mode):  # a pipe or a device would wait for ever when opened
+        elif stat.S_ISREG(mode):  # opening a pipe or a device could block
             files.append(path)
     return DiscoveredFiles(folder, *(tuple(sorted(paths)) for paths in (files, hidden, broken, linked)))
 
@@ -115,7 +115,7 @@ def first_names(names: Sequence[str]) -> str:
 
 
 def _walk(folder: Path, hidden: list[Path]) -> Iterator[Path]:
-    """Yield files and links, links to folders among them; put what is hidden into `hidden`."""
+    """Yield files and links, including links to folders; append hidden entries to `hidden`."""
 
     def refuse(error: OSError) -> None:
         raise DataError(f"{error.filename}: cannot be listed ({error.strerror}); check permissions")

@@ -1,4 +1,4 @@
-"""How much memory a file may ask for."""
+"""Limits on the memory that reading a file may take."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from pathlib import Path
 
 from slicebook.errors import DataError
 
-_UNPACKS_FREELY = 64 * 1024**2  # bytes; an empty mask compresses 1000:1 and harms no one below this
+_UNPACKS_FREELY = 64 * 1024**2  # bytes; below this any ratio is allowed: an empty mask compresses 1000:1
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How much memory a file may ask for.
+    """Limits on the memory that reading a file may take.
 
     Attributes:
         max_bytes: largest size of one volume, in bytes: as stored, and as float32.
@@ -23,11 +23,11 @@ class Limits:
     max_expansion: float = 250.0
 
     def allowance(self, packed: int) -> int:
-        """Return how many bytes a file of `packed` bytes may unpack to."""
+        """Return how many bytes a file of `packed` bytes may expand to."""
         return min(self.max_bytes, max(_UNPACKS_FREELY, int(self.max_expansion * packed)))
 
     def check(self, path: Path, packed: int, unpacked: int, remedy: str) -> None:
-        """Raise `DataError` if `unpacked` bytes out of `packed` ones are more than a file may ask for."""
+        """Raise `DataError` if a file of `packed` bytes must not expand to `unpacked` bytes."""
         if unpacked > self.max_bytes:
             raise DataError(
                 f"{path}: needs {unpacked:,} bytes, wanted at most {self.max_bytes:,}; "

@@ -1,4 +1,4 @@
-"""One NIfTI file, not trusted: its header and stored values.
+"""Read and write NIfTI files defensively.
 
 Sizes are checked against the header before anything is allocated, and gzip is read to its checksum.
 """
@@ -23,8 +23,7 @@ from nibabel.spatialimages import HeaderDataError
 
 from slicebook.errors import DataError, ShapeError
 from slicebook.io.atomic import write_bytes
-from slicebook.io.limits import LIMITS as LIMITS
-from slicebook.io.limits import Limits
+from slicebook.io.limits import LIMITS, Limits
 from slicebook.io.volume import Volume, check_affine
 
 _INTENSITY_CODES = {2, 4, 8, 16, 64, 256, 512, 768, 1024, 1280}  # real integers and floats up to 64 bits
@@ -36,7 +35,7 @@ _GEOMETRY_FIELDS = (
 
 
 def read_stored(path: Path, limits: Limits) -> tuple[nib.Nifti1Header, Shaped[np.ndarray, "*shape"]]:
-    """Return the header as it is and the stored values, unscaled, of a file that is whole."""
+    """Return the unchanged header and the unscaled stored values of a file, verified to be complete."""
     with _opened(path) as (stream, packed):
         header = _parse_header(path, stream.read(540))
         shape = _shape_of(path, header)
@@ -99,13 +98,13 @@ def _parse_header(path: Path, start: bytes) -> nib.Nifti1Header:
     if magic[:3] in (b"ni1", b"ni2"):
         raise DataError(f"{path}: is the header half of a .hdr/.img pair, wanted one file; convert it")
     if len(start) < size or magic[:3] not in (b"n+1", b"n+2"):
-        raise DataError(f"{path}: is no NIfTI file (its header has no n+1 or n+2); wanted .nii or .nii.gz")
+        raise DataError(f"{path}: is not a NIfTI file (its header has no n+1 or n+2); wanted .nii or .nii.gz")
     kind = nib.Nifti1Header if size == 348 else nib.Nifti2Header
     return kind(start[:size], check=False)
 
 
 def _shape_of(path: Path, header: nib.Nifti1Header) -> tuple[int, ...]:
-    """Return the shape as stored, once it is known to be a real 2D or 3D image."""
+    """Return the stored shape; raise `DataError` unless it is a real-valued 2D or 3D image."""
     code = int(header["datatype"])
     if code not in _INTENSITY_CODES:
         raise DataError(
@@ -137,7 +136,7 @@ def _offset_of(path: Path, header: nib.Nifti1Header) -> int:
 
 
 def geometry_of(header: nib.Nifti1Header) -> nib.Nifti1Header:
-    """Return a little-endian header with the geometry of `header` and nothing else."""
+    """Return a little-endian header with the geometry fields of `header` alone."""
     clean = type(header)(endianness="<")
     for field in _GEOMETRY_FIELDS:
         clean[field] = header[field]
@@ -145,12 +144,12 @@ def geometry_of(header: nib.Nifti1Header) -> nib.Nifti1Header:
     clean["pixdim"][:4] = header["pixdim"][:4]
     if clean["pixdim"][0] == 0:
         clean["pixdim"][0] = 1  # NIfTI-1: "qfac = 0 is treated as 1"
-    clean["xyzt_units"] = int(header["xyzt_units"]) & 7  # space; time says nothing about a volume
+    clean["xyzt_units"] = int(header["xyzt_units"]) & 7  # spatial units only
     return clean
 
 
 def header_for(shape: tuple[int, ...], affine: Float64[np.ndarray, "4 4"]) -> nib.Nifti1Header:
-    """Return a header whose sform, and if it is free of shear also its qform, says `affine`."""
+    """Return a header with `affine` as sform, and as qform too unless it has shear."""
     header = nib.Nifti1Header(endianness="<")
     header.set_data_shape(shape)
     header.set_xyzt_units("mm")
@@ -165,10 +164,10 @@ _MILLIMETRES = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # NIfTI xyzt_units: unknow
 
 
 def read_nifti(path: Path | str, *, limits: Limits = LIMITS) -> Volume:
-    """Read a 2D or 3D NIfTI-1 or NIfTI-2 file (.nii, .nii.gz; which of the two is told by its content).
+    """Read a 2D or 3D NIfTI-1 or NIfTI-2 file; gzip is recognised by content, not by name.
 
     Raises:
-        DataError: the file is damaged, too large, or no real 2D or 3D image with a usable affine.
+        DataError: the file is damaged, too large, or not a real 2D or 3D image with a valid affine.
     """
     path = Path(path)
     header, stored = read_stored(path, limits)
@@ -180,14 +179,14 @@ def read_nifti(path: Path | str, *, limits: Limits = LIMITS) -> Volume:
 
 
 def read_labels(path: Path | str, *, limits: Limits = LIMITS) -> Volume:
-    """Read a label map: the same as `read_nifti`, with every value an integer in [0, 255] (as float32).
+    """Read a label map: as `read_nifti`, with every value an integer in [0, 255] (as float32).
 
     Raises:
-        DataError: as `read_nifti`, or a value is no label.
+        DataError: as `read_nifti`, or a value is not a label.
     """
     volume = read_nifti(path, limits=limits)
     labels = np.rint(volume.array)
-    # 1e-3: what a slope such as 1/255 loses in rounding; a resampled mask is further off.
+    # 1e-3 covers the rounding of a slope such as 1/255; a resampled mask differs by more.
     wrong = (np.abs(volume.array - labels) > 1e-3) | (labels < 0) | (labels > 255)
     if wrong.any():
         raise DataError(
@@ -198,18 +197,18 @@ def read_labels(path: Path | str, *, limits: Limits = LIMITS) -> Volume:
 
 
 def _affine_of(path: Path, geometry: nib.Nifti1Header) -> Float64[np.ndarray, "4 4"]:
-    """Return sform, else qform, else what the voxel size alone tells, in mm (NIfTI-1, methods 3, 2, 1)."""
+    """Return the affine in mm: sform, else qform, else voxel size (NIfTI-1, methods 3, 2, 1)."""
     try:
         affine = np.array(geometry.get_best_affine(), dtype=np.float64)
     except (HeaderDataError, ValueError) as error:
-        raise DataError(f"{path}: its qform is no rotation ({error}); mend it and save again") from error
+        raise DataError(f"{path}: its qform is not a rotation ({error}); mend it and save again") from error
     affine[:3] *= _MILLIMETRES.get(int(geometry["xyzt_units"]), 1.0)
     check_affine(path, affine)
     return affine
 
 
 def qform_of(volume: Volume) -> Float64[np.ndarray, "4 4"] | None:
-    """Return the affine of the qform, in mm, where a NIfTI has both forms and the sform is the one used."""
+    """Return the affine of the qform in mm, if a NIfTI has both forms (the sform is used)."""
     geometry = volume.geometry
     if geometry is None or not int(geometry["sform_code"]) or not int(geometry["qform_code"]):
         return None
@@ -248,17 +247,17 @@ def write_nifti(
     affine: Float64[np.ndarray, "4 4"] | None = None,
     description: str = "",
 ) -> None:
-    """Write a NIfTI file whole or not at all: uint8 stays uint8 (labels), the rest becomes float32.
+    """Write a NIfTI file atomically: uint8 stays uint8 (labels), other types become float32.
 
-    With `like`, the file gets its geometry and its shape on disk; from a NIfTI, bit for bit. With
-    `affine`, both sform and qform say it; a sheared one is sform alone, as a qform cannot.
+    With `like`, the file gets the geometry and the shape on disk of that volume; bit for bit if it was NIfTI.
+    With `affine`, sform and qform are set to it; an affine with shear is written as sform alone.
 
     Args:
-        path: ends in .nii or .nii.gz; its folder is made where it is missing.
+        path: ends in .nii or .nii.gz; its folder is created if missing.
         array: (x, y, z) or, with `affine`, also (x, y).
-        like: the volume whose place in space the array has.
-        affine: voxel index to RAS+ mm, if there is no `like`.
-        description: at most 79 ASCII characters of the caller's; nothing of a source's text is copied.
+        like: the volume whose geometry the array has.
+        affine: voxel index to RAS+ mm, if `like` is not given.
+        description: at most 79 ASCII characters; no text of a source file is copied.
 
     Raises:
         DataError: the values are not finite, or the name or folder is wrong.

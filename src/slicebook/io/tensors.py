@@ -1,7 +1,7 @@
-"""Tensors on disk, with what is to be known of them: atomic, verified, no pickle.
+"""Tensors with metadata on disk: written atomically, verified by hashes, without pickle.
 
-One format for what is shared and for what a training needs to go on: a safetensors file whose metadata carry
-their own hash, and that of the tensors.
+Models and training states share one format: a safetensors file whose metadata hold their own hash and that of
+the tensors.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ STATE_NAME = "state.safetensors"
 
 @dataclass(frozen=True)
 class State:
-    """Everything a training needs to go on."""
+    """Everything needed to resume a training."""
 
     tensors: dict[str, Tensor]
     progress: dict[str, Any]
@@ -35,7 +35,7 @@ class State:
 
 
 def save_state(path: Path, state: State) -> None:
-    """Write all that a training needs to go on."""
+    """Write everything needed to resume a training."""
     header = {"schema_version": SCHEMA_VERSION, "kind": "state", "progress": state.progress}
     write_tensors(path, state.tensors, {**header, "weights_sha256": hash_tensors(state.tensors)})
 
@@ -49,7 +49,7 @@ def load_state(path: Path) -> State:
     tensors, raw = read_tensors(path)
     if raw.get("kind") != "state" or raw.get("schema_version") != SCHEMA_VERSION:
         raise CheckpointError(
-            f"{path}: is no state of a training in format {SCHEMA_VERSION}; train to another --out"
+            f"{path}: is not a training state of format {SCHEMA_VERSION}; train to another --out"
         )
     if hash_tensors(tensors) != raw.get("weights_sha256"):
         raise CheckpointError(
@@ -59,14 +59,14 @@ def load_state(path: Path) -> State:
 
 
 def load_kept(path: Path, made_from: Mapping[str, Any]) -> dict[str, Tensor] | None:
-    """Return tensors that were kept from before, to save making them again.
+    """Return cached tensors, if they are still valid.
 
     Args:
         path: Where `save_state` wrote them.
-        made_from: What they must have been made from, as their `progress` says.
+        made_from: What they must have been computed from, as recorded in `progress`.
 
     Returns:
-        None where there are none, they are damaged, or were made from something else.
+        None if the file is missing or damaged, or was computed from something else.
     """
     try:
         state = load_state(path)
@@ -86,10 +86,10 @@ def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> None:
-    """Write tensors with what is to be known of them, as plain JSON values, or leave all as it was.
+    """Write tensors and metadata (JSON values) to a file, completely or not at all.
 
     Raises:
-        DataError: The folder or the disk does not take it.
+        DataError: The file cannot be written.
     """
     flat = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     text = json.dumps(info, sort_keys=True)
@@ -97,17 +97,17 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], info: Mapping[str, 
     with replacing(path, size=size) as partial:
         try:
             save_file(flat, partial, metadata={"slicebook": text, "sha256": _seal(text)})
-        except SafetensorError as error:  # what it makes of a full disk
+        except SafetensorError as error:  # raised for a full disk
             raise OSError(str(error)) from error
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return what `write_tensors` wrote: the tensors, and what is to be known of them.
+    """Return the tensors and metadata that `write_tensors` wrote.
 
-    The caller compares `hash_tensors` with the hash that it has put there.
+    The metadata are verified here; the caller compares `hash_tensors` with the hash that it stored.
 
     Raises:
-        CheckpointError: The file cannot be read, or what it says was changed.
+        CheckpointError: The file cannot be read, or its metadata do not match their hash.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -116,27 +116,36 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: {_what_is_wrong(path, error)}") from error
     text = header.get("slicebook", "{}")
-    # The weights have their own hash; this one keeps a flipped bit out of the settings.
+    # The tensors have their own hash; this one detects changed metadata.
     if "slicebook" in header and header.get("sha256") != _seal(text):
         raise CheckpointError(
             f"{path}: its settings do not match their hash, so the file is damaged; copy it again"
         )
-    return tensors, json.loads(text)
+    return tensors, _settings_of(text)
 
 
 def kind_of(path: Path) -> str | None:
-    """Return the kind of file that it calls itself, unverified; None where it cannot be read."""
+    """Return the `kind` in a file's metadata, unverified; None if it cannot be read."""
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
     except (OSError, SafetensorError):
         return None
-    kind = json.loads(header.get("slicebook", "{}")).get("kind")
+    kind = _settings_of(header.get("slicebook", "{}")).get("kind")
     return None if kind is None else str(kind)
 
 
+def _settings_of(text: str) -> dict[str, Any]:
+    """Return the metadata as a dict; empty if Slicebook did not write them."""
+    try:
+        settings = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return settings if isinstance(settings, dict) else {}
+
+
 def _what_is_wrong(path: Path, error: Exception) -> str:
-    """Say what a file is that is no safetensors file, and what to do."""
+    """Return what a file is that is not safetensors, and what to do."""
     try:
         with path.open("rb") as file:
             start = file.read(4)
@@ -153,7 +162,7 @@ def _what_is_wrong(path: Path, error: Exception) -> str:
             "is a zip archive, perhaps a PyTorch pickle; Slicebook reads safetensors alone; give the "
             "model.safetensors of a run"
         )
-    return f"is no whole safetensors file ({error}); copy it again or train anew"
+    return f"is not a complete safetensors file ({error}); copy it again or train anew"
 
 
 def _seal(text: str) -> str:

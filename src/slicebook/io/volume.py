@@ -1,11 +1,8 @@
-"""Volumes in and out: NIfTI to array + affine + spacing in mm, and back.
+"""Volumes in memory, and how they are displayed as slices.
 
-Axes are the file's own, and stay so: `array[x, y, z]` with an affine from voxel index to RAS+ millimetres.
-`Orientation` says how to look at a volume as slices, and is undone exactly. DICOM is in `dicom.py`.
-
-Files are not trusted. Sizes are checked against the header before anything is allocated, gzip is read to its
-checksum, and what cannot be an image is a `DataError` with the way out. A header's free text (description,
-file names, extensions) never reaches a `Volume`, so it cannot reach what is written.
+The axes are those of the file: `array[x, y, z]` with an affine from voxel index to RAS+ millimetres.
+`Orientation` describes the view as slices and is inverted exactly. Free text of a header (description, file
+names, extensions) is never part of a `Volume`, so it cannot get into output files.
 """
 
 # mypy: allow-untyped-calls
@@ -21,8 +18,6 @@ import numpy as np
 from jaxtyping import Float32, Float64, Shaped
 
 from slicebook.errors import DataError
-from slicebook.io.limits import LIMITS as LIMITS
-from slicebook.io.limits import Limits as Limits
 
 Plane = Literal["axial", "sagittal", "coronal"]
 
@@ -39,13 +34,13 @@ _DISPLAY: dict[Plane, tuple[tuple[int, int], tuple[int, int], tuple[int, int]]] 
 
 @dataclass(frozen=True, eq=False)
 class Volume:
-    """An image with its place in the patient.
+    """An image with its geometry.
 
     Attributes:
-        array: intensities on the file's own axes; finite. A 2D file has one z.
+        array: finite intensities on the file's axes. A 2D file has one z.
         affine: voxel index (x, y, z, 1) to RAS+ millimetres.
-        shape_on_disk: the file's own shape, with the trailing ones that `array` does not show.
-        geometry: a NIfTI header with geometry and nothing else, to write it back bit for bit; none for DICOM.
+        shape_on_disk: the shape in the file, including trailing ones that `array` does not have.
+        geometry: a NIfTI header with geometry fields only, to write them back bit for bit; none for DICOM.
     """
 
     array: Float32[np.ndarray, "x y z"]
@@ -60,9 +55,6 @@ class Volume:
         return float(x), float(y), float(z)
 
 
-# --- NIfTI in
-
-
 def check_affine(path: Path, affine: Float64[np.ndarray, "4 4"]) -> None:
     """Raise `DataError` unless the affine is finite and spans the three dimensions of space."""
     axes = affine[:3, :3]
@@ -74,19 +66,13 @@ def check_affine(path: Path, affine: Float64[np.ndarray, "4 4"]) -> None:
         )
 
 
-# --- NIfTI out
-
-
-# --- Slices
-
-
 @dataclass(frozen=True)
 class Orientation:
-    """How a volume's own axes are shown as slices.
+    """How the axes of a volume are displayed as slices.
 
     Attributes:
         axes: the volume's axes that become (slice, row, column).
-        flips: whether each of them is shown backwards.
+        flips: whether each of them is reversed.
     """
 
     axes: tuple[int, int, int]
@@ -94,21 +80,21 @@ class Orientation:
 
 
 def orientation_of(volume: Volume, plane: Plane | None = None) -> Orientation:
-    """Return how to show a volume, in radiological convention.
+    """Return how to display a volume, in radiological convention.
 
     Axial slices go I→S with rows A→P and columns R→L; coronal ones A→P with rows S→I and columns R→L;
-    sagittal ones R→L with rows S→I and columns A→P. An oblique volume is shown on its own axes, each taken
-    for the nearest anatomical one.
+    sagittal ones R→L with rows S→I and columns A→P. An oblique volume is displayed on its own axes, each
+    assigned to the nearest anatomical one.
 
     Args:
-        volume: its shape and affine decide.
-        plane: as asked, or none for the plane it was acquired in. As stacked for DICOM; across the one slice
-            of a 2D file; else across the widest spacing (unless over 1 % wider, the last axis).
+        volume: the volume.
+        plane: the plane of the slices; by default the plane of acquisition: the stacking axis of DICOM, the
+            single slice of a 2D file, else the axis with the widest spacing (the last axis within 1 %).
     """
-    found = nib.orientations.io_orientation(volume.affine)  # for each own axis: (world axis, sign)
+    nearest = nib.orientations.io_orientation(volume.affine)  # per axis of the file: (world axis, sign)
     if plane is None:
-        plane = PLANES[int(found[_slice_axis(volume), 0])]
-    own_axis = {int(world): (own, int(sign)) for own, (world, sign) in enumerate(found)}
+        plane = PLANES[int(nearest[_slice_axis(volume), 0])]
+    own_axis = {int(world): (own, int(sign)) for own, (world, sign) in enumerate(nearest)}
     (s, s_flip), (r, r_flip), (c, c_flip) = (
         (own_axis[world][0], own_axis[world][1] != sign) for world, sign in _DISPLAY[plane]
     )

@@ -14,7 +14,7 @@ from scipy import ndimage
 
 from slicebook.errors import DataError, ShapeError
 from slicebook.metrics.statistics import Interval, Summary, bootstrap_interval, patient_means, summarise_one
-from slicebook.phantom.atlas import BLADDER, BODY, BONE, PROSTATE, RECTUM
+from slicebook.phantom.labels import BLADDER, BODY, BONE, PROSTATE, RECTUM
 
 ORGANS: Mapping[str, int] = MappingProxyType({"bladder": BLADDER, "rectum": RECTUM, "prostate": PROSTATE})
 SPECK_MM2 = 10.0  # four pixels of HipMRI; real organs there begin at some 60 mm²

@@ -1,4 +1,4 @@
-"""The anatomy of one phantom examination: what chance decides, and how a slice of it is painted."""
+"""The anatomy of one phantom examination: its random parameters, and the drawing of its slices."""
 
 from dataclasses import dataclass
 
@@ -6,19 +6,20 @@ import numpy as np
 from jaxtyping import Float64
 
 from slicebook.phantom import atlas
-from slicebook.phantom.atlas import BLADDER, BONE, PROSTATE, RECTUM, Part
+from slicebook.phantom.atlas import Part
+from slicebook.phantom.labels import BLADDER, BONE, PROSTATE, RECTUM
 from slicebook.phantom.rasterizer import Build, Canvas
 
 
 @dataclass(frozen=True)
 class Anatomy:
-    """What chance decides about one examination, texture and noise apart. Lengths in mm of the atlas.
+    """The random parameters of one examination, except texture and noise. Lengths are in mm of the atlas.
 
     Attributes:
-        build: how the atlas is fitted to the person.
+        build: how the atlas is deformed.
         prostate: radii left-right, front-back, up-down.
-        transition: size of the transition zone, about 0.7 to 1 (enlarged).
-        nodules: in it; rows of x, y, z in -1..1, then size and kind in 0..1.
+        transition: relative size of the transition zone, about 0.7 to 1 (enlarged).
+        nodules: of the transition zone; rows of x, y, z in -1..1, then size and kind in 0..1.
         vesicles: lobules of the seminal vesicles; rows of x, y, z, radius.
         vessels: rows of x, y, slant in x and y, radius, lowest z, highest z, kind in 0..1.
         bowel: loops above the bladder; rows of x, y, z, radius.
@@ -27,7 +28,7 @@ class Anatomy:
         sway: sideways amplitude of the rectum, and its phase.
         tr, te: repetition and echo time in ms.
         bias: coefficients of the receive field.
-        gain: signal of fat in what is stored.
+        gain: signal of fat in the stored image.
         noise: standard deviation, relative to fat.
     """
 
@@ -50,7 +51,7 @@ class Anatomy:
 
 
 def draw_anatomy(patient: int, week: int, seed: int) -> Anatomy:
-    """Draw the person from `(seed, patient)` and the visit from `(seed, patient, week)`."""
+    """Draw parameters of the patient from `(seed, patient)`, of the visit from `(seed, patient, week)`."""
     person = np.random.default_rng([seed, patient, 1, 0])
     visit = np.random.default_rng([seed, patient, 2, week])
     skin = np.array([person.uniform(0.94, 1.02), 0.915])
@@ -96,7 +97,7 @@ def _waves(rng: np.random.Generator, count: int, mm: float) -> Float64[np.ndarra
 
 
 def _vesicles(rng: np.random.Generator, pairs: int = 9) -> Float64[np.ndarray, "v 4"]:
-    """Line the lobules up behind the bladder, rising outwards."""
+    """Place the lobules behind the bladder, rising laterally."""
     out = np.repeat(5 + 4.2 * np.arange(pairs), 2)
     x = out * np.tile((1, -1), pairs)
     places = np.stack([x, -10 + 0.1 * out, 15 + 0.2 * out], 1) + rng.normal(
@@ -106,7 +107,7 @@ def _vesicles(rng: np.random.Generator, pairs: int = 9) -> Float64[np.ndarray, "
 
 
 def _vessels(rng: np.random.Generator, count: int = 46) -> Float64[np.ndarray, "w 8"]:
-    """Scatter small vessels over the fat: under the skin, around bladder and rectum, beside the prostate."""
+    """Place small vessels in the fat: under the skin, around bladder and rectum, beside the prostate."""
     regions = np.array([(0, 88, 90, 3), (0, -74, 70, 8), (0, -15, 42, 26), (0, 8, 33, 9), (0, 45, 35, 20)])
     x, y, wide, deep = regions[rng.choice(len(regions), count, p=[0.25, 0.1, 0.3, 0.25, 0.1])].T
     x = x + wide * rng.choice((-1, 1), count) * rng.uniform(0.45, 1.0, count)
@@ -118,7 +119,7 @@ def _vessels(rng: np.random.Generator, count: int = 46) -> Float64[np.ndarray, "
 
 
 def draw_slice(canvas: Canvas, anatomy: Anatomy) -> None:
-    """Paint all that lies at one height, from the skin inwards."""
+    """Draw all structures at one height, from the skin inwards."""
     for part in (atlas.BODY_OUTLINE, atlas.CLEFT):
         canvas.parts(part, scale=anatomy.build.skin_scale)
     _draw_vessels(canvas, anatomy)
@@ -139,7 +140,7 @@ def draw_slice(canvas: Canvas, anatomy: Anatomy) -> None:
 
 
 def _ball(radius: float, away: float) -> float:
-    """Return the radius of a ball's section at a distance from its centre, 0 beyond it."""
+    """Return the radius of a sphere's section at a distance from its centre; 0 outside."""
     return float(np.sqrt(max(radius**2 - away**2, 0)))
 
 
@@ -178,7 +179,7 @@ def _draw_vesicles(canvas: Canvas, anatomy: Anatomy) -> None:
 
 
 def _draw_bladder(canvas: Canvas, anatomy: Anatomy) -> None:
-    """A rounded box whose neck lies in front of the prostate's base and whose dome leans back."""
+    """Draw a rounded box; its neck is in front of the prostate's base, and its dome tilts backwards."""
     rx, ry, height = anatomy.bladder
     up = (canvas.z + 1) / height
     if not 0.01 < up < 0.99:
@@ -192,7 +193,7 @@ def _draw_bladder(canvas: Canvas, anatomy: Anatomy) -> None:
 
 
 def _draw_rectum(canvas: Canvas, anatomy: Anatomy) -> None:
-    """Follow the hollow of the sacrum: the back wall is fixed, the front one moves with the filling."""
+    """Draw along the curve of the sacrum; the back wall is fixed, the front wall moves with the filling."""
     z, (sway, phase) = canvas.z, anatomy.sway
     back = np.interp(z, [-58, -35, -20, -8, 8, 25, 45, 68], [-42, -35, -37, -45, -56, -60, -54, -44])
     filled = np.clip((z + 28) / 20, 0, 1)  # 0 in the anal canal
@@ -210,12 +211,12 @@ def _draw_rectum(canvas: Canvas, anatomy: Anatomy) -> None:
     rx, deep = rx - wall - 1.2, ry - wall - 1.2
     canvas.ellipse(x, back + ry, rx, deep, "stool")
     gas = deep * np.clip(anatomy.gas + 0.3 * np.sin(z / 16 + phase), 0, 1)
-    if gas > 1.5:  # it rises to the front of a man on his back
+    if gas > 1.5:  # gas rises to the front of a supine patient
         canvas.ellipse(x, back + ry + deep - gas, rx * min(1, gas / deep + 0.25), gas, "gas")
 
 
 def _draw_prostate(canvas: Canvas, anatomy: Anatomy) -> None:
-    """Bright peripheral zone around a nodular transition zone; dark stroma in front; the urethra between."""
+    """Draw a bright peripheral zone, a nodular transition zone, dark anterior stroma, and the urethra."""
     rx, ry, height = anatomy.prostate
     up = canvas.z / height
     if abs(up) > 0.97:

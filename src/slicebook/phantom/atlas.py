@@ -1,29 +1,29 @@
-"""The atlas of a male pelvis: tissues with their relaxation times, and outlines of muscles, bones, vessels.
+"""Atlas of a male pelvis: tissues with their relaxation times, and outlines of muscles, bones and vessels.
 
-The outlines were drawn by eye after axial anatomy at a few levels, for no person in particular; between
-levels they are interpolated. Coordinates are RAS+ in mm: x to the patient's right, y to the front, z to the
-head, from the middle of the prostate.
+The outlines were drawn by hand from axial anatomy at a few levels and follow no individual; they are
+interpolated between levels. Coordinates are RAS+ in mm, relative to the centre of the prostate: x to the
+patient's right, y to the front, z to the head.
 
 Relaxation times at 3 T are near those of de Bazelaire et al. 2004 (Radiology 230:652: prostate), Stanisz et
 al. 2005 (Magn Reson Med 54:507: muscle, nerve), Gold et al. 2004 (AJR 183:343: fat, cartilage) and Simpkin et
-al. 2013 (Br J Radiol 86:20120469: peripheral zone). Proton densities, and the tissues that these papers
-lack, are set to look right beside them.
+al. 2013 (Br J Radiol 86:20120469: peripheral zone). Proton densities, and values of tissues that these papers
+do not cover, were chosen by visual comparison.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from slicebook.phantom.labels import Number
+from slicebook.phantom.labels import BODY, BONE
 
-BACKGROUND, BODY, BONE, BLADDER, RECTUM, PROSTATE = range(6)  # as the HipMRI study numbers them
+Number = int | float
 
 
 class Tissue(NamedTuple):
-    """What a tissue is made of: relative proton density, T1 and T2 in ms, and its texture.
+    """Properties of a tissue: relative proton density, T1 and T2 in ms, and its texture.
 
-    `fine` and `coarse` are the relative strength of 2 mm and 6 mm mottling; `streaks` is the share of fat
-    in the dashes between muscle fibres; `septa` how much the thin walls in fat darken it.
+    `fine` and `coarse` are the relative amplitudes of texture at 2 mm and 6 mm; `streaks` is the fraction of
+    fat in the lines between muscle fibres; `septa` is how much thin septa darken fat.
     """
 
     density: float
@@ -65,16 +65,17 @@ TISSUES: Mapping[str, Tissue] = {
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """One structure: its outline at a few levels z (mm), which fade out just beyond the last.
+    """One structure, given by its outline at a few levels z (mm); it fades out just beyond the last level.
 
-    An outline is an ellipse (x, y, two radii, degrees) or the text of points "x y  x y ...". A paired part
-    is also mirrored; an unpaired text gives the right half from the front to the back. `grow` widens it (mm).
+    An outline is an ellipse (x, y, two radii, degrees) or a string of points "x y  x y ...". A paired part
+    is mirrored; for an unpaired part the string gives the right half from front to back. `grow` dilates the
+    outline (mm).
     """
 
     name: str
     tissue: str
     levels: Mapping[Number, tuple[Number, ...] | str]
-    rim: tuple[str, float] | None = None  # the tissue and mm of a wall
+    rim: tuple[str, float] | None = None  # tissue and thickness (mm) of the wall
     label: int = BODY
     paired: bool = True
     grow: float = 0.0
@@ -296,7 +297,7 @@ FEMUR = (
         BONE,
     ),
 )
-FEMORAL_HEAD = (87.0, 12.0, 15.0, 24.0)  # x, y, z of its centre and radius
+FEMORAL_HEAD = (87.0, 12.0, 15.0, 24.0)  # x, y, z of the centre, and the radius
 VESSELS = (
     Part(
         "femoral artery",
@@ -371,7 +372,7 @@ SYMPHYSIS = Part(
     ("cortex", 1.0),
     paired=False,
 )
-# Muscles lie packed: each is widened until it meets its neighbour, and a fascia of fat keeps them apart.
+# Muscles are adjacent: each is dilated until it meets its neighbour; a fascia of fat separates them.
 MUSCLES = tuple(
     part
     if part.tissue == "cortex"

@@ -1,5 +1,3 @@
-"""The label values of the phantom's masks."""
+"""The label values of the phantom's masks, numbered as in the HipMRI study."""
 
-from __future__ import annotations
-
-Number = int | float
+BACKGROUND, BODY, BONE, BLADDER, RECTUM, PROSTATE = range(6)

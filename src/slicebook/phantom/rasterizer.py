@@ -1,4 +1,4 @@
-"""Painting a phantom's slice: smooth contours, exact pixel coverage, and the mottled signal of tissues."""
+"""Rasterize a phantom slice: smooth contours, exact pixel coverage, and textured tissue signal."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,11 +8,10 @@ import numpy as np
 from jaxtyping import Float, Float32, Float64
 from scipy.ndimage import gaussian_filter
 
-from slicebook.phantom.atlas import TISSUES, Part
-from slicebook.phantom.labels import Number
+from slicebook.phantom.atlas import TISSUES, Number, Part
 
-CONTROL_POINTS = 24  # of every outline, evenly spaced along it
-FADE_MM = 2.0  # beyond the last level of a part
+CONTROL_POINTS = 24  # per outline, evenly spaced along it
+FADE_MM = 2.0  # a part fades out over this distance beyond its last level
 
 Contour = Float64[np.ndarray, "m 2"]  # closed: the last point is the first
 Window = tuple[slice, slice]
@@ -21,7 +20,7 @@ Wall = tuple[str, float]  # a tissue, and its thickness in mm
 
 @dataclass(frozen=True)
 class Build:
-    """How the atlas is fitted to a person on a day: scales, a shift in mm, and a smooth warp.
+    """How the atlas is deformed for one examination: scales, a shift in mm, and a smooth warp.
 
     A row of `waves` holds a wave vector (radians per mm), a phase, and a displacement in x and y (mm).
     """
@@ -34,10 +33,10 @@ class Build:
 
 
 class Textures:
-    """Two mottled fields of unit variance that change slowly with height and are the patient's own."""
+    """Two noise fields of unit variance per patient, which change slowly with height."""
 
     GRAINS_MM = (1.2, 3.5)
-    STEP_MM = 7.0  # between the heights at which a field is drawn anew
+    STEP_MM = 7.0  # fields are drawn at this spacing in height and interpolated
 
     def __init__(
         self, key: tuple[int, int], build: Build, shape: tuple[int, int], spacing: Float64[np.ndarray, "2"]
@@ -66,18 +65,17 @@ class Textures:
 
 
 class Canvas:
-    """One slice being painted, signal and labels; later paint lies over earlier.
+    """Signal and labels of one slice; later shapes overwrite earlier ones.
 
-    Lengths that go in are mm of the atlas. `z` is the height in the atlas.
+    Input lengths are in mm of the atlas. `z` is the height in the atlas.
     """
 
     def __init__(self, z_mm: float, build: Build, textures: Textures, echo: Mapping[str, float]):
         self.z = (z_mm - build.shift[2]) / build.height_scale
         self.build, self.echo, self.spacing = build, echo, textures.spacing
         self.fine, self.coarse = textures.at(self.z)
-        self.ridges = np.exp(
-            -60 * (self.coarse + 0.3 * self.fine) ** 2
-        )  # where the field crosses zero: thin walls
+        # Thin walls where the field crosses zero.
+        self.ridges = np.exp(-60 * (self.coarse + 0.3 * self.fine) ** 2)
         self.middle = (np.array(textures.shape) - 1) / 2
         self.signal = np.zeros(textures.shape, np.float32)
         self.labels = np.zeros(textures.shape, np.uint8)
@@ -92,7 +90,7 @@ class Canvas:
         label: int | None = None,
         wall: Wall | None = None,
     ) -> None:
-        """Paint an upright ellipse, with a wall inside its edge if asked."""
+        """Fill an axis-aligned ellipse, with an optional wall inside its edge."""
         if min(rx, ry) > 0:
             self.blob(ellipse(x, y, rx, ry), tissue, label, wall)
 
@@ -103,20 +101,20 @@ class Canvas:
         label: int | None = None,
         wall: Wall | None = None,
     ) -> None:
-        """Paint the smooth shape through control points, with a wall inside its edge if asked."""
+        """Fill the smooth shape through control points, with an optional wall inside its edge."""
         contour = self._place(points, self.build.inner_scale)
         self._fill(contour, wall[0] if wall else tissue, label)
         if wall:
             self._fill(inset(contour, wall[1]), tissue)
 
     def parts(self, *parts: Part, scale: Float64[np.ndarray, "2"] | None = None) -> None:
-        """Paint parts of the atlas as one body: all walls first, then what they hold."""
+        """Fill parts of the atlas as one object: all walls first, then the interiors."""
         inside = []
         for part in parts:
-            found = outline(part, self.z)
-            if found is None:
+            section = outline(part, self.z)
+            if section is None:
                 continue
-            points, opacity = found
+            points, opacity = section
             for side in (1, -1) if part.paired else (1,):
                 contour = self._place(points * (side, 1), self.build.inner_scale if scale is None else scale)
                 if part.grow:
@@ -128,7 +126,7 @@ class Canvas:
             self._fill(contour, tissue, None, opacity)
 
     def _place(self, points: Float64[np.ndarray, "k 2"], scale: Float64[np.ndarray, "2"]) -> Contour:
-        """Bring control points to where this patient has them, as a contour with edges of under a pixel."""
+        """Map control points to this patient, and return a contour with edges shorter than a pixel."""
         waves = self.build.waves
         phases = points @ waves[:, :2].T + (waves[:, 2] * self.z + waves[:, 3])
         moved = points * scale + np.sin(phases) @ waves[:, 4:] + self.build.shift[:2]
@@ -138,10 +136,10 @@ class Canvas:
         return dense
 
     def _fill(self, contour: Contour, tissue: str, label: int | None = None, opacity: float = 1.0) -> None:
-        found = coverage(contour / self.spacing + self.middle, self.signal.shape)
-        if found is None:
+        covered = coverage(contour / self.spacing + self.middle, self.signal.shape)
+        if covered is None:
             return
-        window, cover = found
+        window, cover = covered
         if opacity < 1:
             cover *= np.float32(opacity)
         self.signal[window] += cover * (self._value(tissue, contour, window) - self.signal[window])
@@ -149,18 +147,18 @@ class Canvas:
             self.labels[window][cover > 0.5] = label
 
     def _value(self, tissue: str, contour: Contour, window: Window) -> Float[np.ndarray, "x y"]:
-        """Return the signal that a tissue has over a window, with its texture."""
+        """Return the textured signal of a tissue over a window."""
         material = TISSUES[tissue]
-        mottle = 1 + material.fine * self.fine[window] + material.coarse * self.coarse[window]
+        texture = 1 + material.fine * self.fine[window] + material.coarse * self.coarse[window]
         if material.septa:
-            mottle -= material.septa * self.ridges[window]
-        value: Float[np.ndarray, "x y"] = self.echo[tissue] * np.maximum(mottle, 0)
+            texture -= material.septa * self.ridges[window]
+        value: Float[np.ndarray, "x y"] = self.echo[tissue] * np.maximum(texture, 0)
         if material.streaks:
             value += material.streaks * (self.echo["fat"] - value) * self._streaks(contour, window)
         return value
 
     def _streaks(self, contour: Contour, window: Window) -> Float[np.ndarray, "x y"]:
-        """Return the fat between muscle bundles: broken lines along the long axis of the contour."""
+        """Return the fat fraction between muscle bundles: broken lines along the contour's long axis."""
         x, y = (contour - contour.mean(0)).T
         axis = 0.5 * np.arctan2(2 * (x @ y), x @ x - y @ y)
         waves = 2 * np.pi / 6.5 * self.spacing * (-np.sin(axis), np.cos(axis))  # bundles of 6.5 mm
@@ -186,14 +184,14 @@ def inset(contour: Contour, mm: float) -> Contour:
 
 
 def coverage(contour: Contour, shape: tuple[int, ...]) -> tuple[Window, Float32[np.ndarray, "x y"]] | None:
-    """Return the window that a closed contour touches, and the share of each of its pixels that lies inside.
+    """Return the window that a closed contour touches, and the fraction of each of its pixels inside it.
 
-    The signed-area sweep of font rasterisers: each short edge leaves its extent in its own pixel, and a
-    running sum along the second axis spreads it over the rest. Pixel i spans i - 0.5 to i + 0.5.
+    This is the signed-area accumulation of font rasterizers: each edge adds its extent to its own pixel, and
+    a cumulative sum along the second axis extends it. Pixel i spans i - 0.5 to i + 0.5.
 
     Args:
-        contour: in pixels; its edges are shorter than one.
-        shape: of the image, which the contour may leave.
+        contour: In pixels; its edges are shorter than one pixel.
+        shape: Of the image; the contour may extend beyond it.
     """
     points = contour + 0.5
     low = np.maximum(np.floor(points.min(0)).astype(int), 0)
@@ -211,7 +209,7 @@ def coverage(contour: Contour, shape: tuple[int, ...]) -> tuple[Window, Float32[
     at = np.concatenate([first, last])
     extent = np.concatenate([border - a[:-1], a[1:] - border])
     within = np.minimum(np.maximum(at, 0), rows - 1)
-    extent *= within == at  # rows outside the image have nowhere to leave it
+    extent *= within == at  # rows outside the image do not count
     index = within * (columns + 2) + np.concatenate([column, column])
     right = extent * np.concatenate([share, share])
     size = rows * (columns + 2)
@@ -222,7 +220,7 @@ def coverage(contour: Contour, shape: tuple[int, ...]) -> tuple[Window, Float32[
 
 
 def outline(part: Part, z: float) -> tuple[Float64[np.ndarray, "24 2"], float] | None:
-    """Return the control points (mm) of a part at height z and its opacity, or None where it is not."""
+    """Return the control points (mm) and opacity of a part at height z, or None outside its levels."""
     heights, outlines = _levels(part)
     beyond = max(heights[0] - z, z - heights[-1], 0.0)
     if beyond >= FADE_MM:
@@ -259,14 +257,14 @@ def _control_points(level: tuple[Number, ...] | str, paired: bool) -> Float64[np
 
 
 def ellipse(x: float, y: float, rx: float, ry: float) -> Float64[np.ndarray, "24 2"]:
-    """Return the control points (mm) of an upright ellipse."""
+    """Return the control points (mm) of an axis-aligned ellipse."""
     turn = np.linspace(0, 2 * np.pi, CONTROL_POINTS, endpoint=False)
     return np.stack([x + rx * np.cos(turn), y + ry * np.sin(turn)], 1)
 
 
 @lru_cache(maxsize=256)
 def spline(points: int, count: int) -> Float64[np.ndarray, "m points"]:
-    """Return the matrix from control points to a Catmull-Rom curve of `count` edges that closes on itself."""
+    """Return the matrix from control points to a closed Catmull-Rom curve of `count` edges."""
     at = np.arange(count + 1) * points / count
     start = at.astype(int)
     t = at - start

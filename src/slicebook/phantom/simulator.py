@@ -1,12 +1,12 @@
-"""A procedural male pelvis in T2-weighted MR: the data set that Slicebook carries with it.
+"""A procedural male pelvis in T2-weighted MR: the data set that comes with Slicebook.
 
-A patient is the atlas of `pelvis`, scaled and smoothly warped, with organs of their own; a week changes the
-fillings and moves things a little. No voxel comes from a person.
+A patient is the atlas of `atlas.py`, scaled and smoothly warped, with random organ parameters. Weeks of one
+patient differ in bladder and rectal filling and in position. No voxel comes from a real person.
 
 The signal is that of a spin echo, `S = PD (1 - exp(-TR / T1)) exp(-TE / T2)` (Bernstein, King and Zhou,
-Handbook of MRI Pulse Sequences, 2004, ch. 14), with the tissue constants of `pelvis.TISSUES`. Then come point
-spread and slice profile (Gaussian), a smooth receive field, and Rician noise (Gudbjartsson and Patz 1995,
-Magn Reson Med 34:910).
+Handbook of MRI Pulse Sequences, 2004, ch. 14), with the tissue constants of `atlas.TISSUES`. Point spread and
+slice profile (Gaussian), a smooth receive field, and Rician noise (Gudbjartsson and Patz 1995, Magn Reson
+Med 34:910) are applied afterwards.
 """
 
 from collections.abc import Callable
@@ -26,8 +26,8 @@ from slicebook.phantom.rasterizer import Canvas, Textures
 
 FIELD_MM = (430.0, 200.0)  # left-right, front-back: 256 x 128 pixels of 1.68 x 1.56 mm
 LOWEST_MM, HIGHEST_MM = -55.0, 65.0  # bulb of the penis to dome of the bladder
-FIRST_CASE = 4  # HipMRI counts from case 004
-SPLITS = ("train", "validate", "test")  # as HipMRI names its folders
+FIRST_CASE = 4  # HipMRI starts at case 004
+SPLITS = ("train", "validate", "test")  # folder names of HipMRI
 
 Progress = Callable[[int, int], None]  # volumes written, volumes in all
 
@@ -37,8 +37,8 @@ class PhantomVolume:
     """A volume and its labels on one grid.
 
     Attributes:
-        image: magnitude signal: whole numbers of 0 or more, whose scale differs between volumes.
-        labels: 0 background, 1 body, 2 bone, 3 bladder, 4 rectum, 5 prostate.
+        image: magnitude signal; non-negative whole numbers, whose scale differs between volumes.
+        labels: values of `phantom.labels`.
         affine: voxel index to RAS+ mm.
     """
 
@@ -55,14 +55,14 @@ class PhantomVolume:
 def patient_volume(
     patient: int, week: int, *, seed: int = 42, slices: int = 60, shape: tuple[int, int] = (256, 128)
 ) -> PhantomVolume:
-    """Make one examination of one patient.
+    """Simulate one examination of one patient.
 
-    It depends on these arguments alone, never on what else was made. The same part of the body fills the
-    field whatever the shape: fewer pixels are larger ones.
+    The result depends on the arguments alone. The field of view is fixed, so that a smaller shape means
+    larger pixels.
 
     Args:
-        patient: number of the patient, who keeps a build and a texture through the weeks.
-        week: number of the examination; fillings, position, gain and noise are its own.
+        patient: number of the patient; build and texture are the same in every week.
+        week: number of the examination; fillings, position, gain and noise differ between weeks.
         seed: number of the whole data set.
         slices: axial slices, from the bulb of the penis (first) to the dome of the bladder (last).
         shape: pixels left-right and front-back of a slice.
@@ -100,7 +100,7 @@ def spin_echo(tissue: Tissue, tr: float, te: float) -> float:
 def acquire(
     signal: Float32[np.ndarray, "x y z"], anatomy: Anatomy, slice_mm: float, rng: np.random.Generator
 ) -> Float32[np.ndarray, "x y z"]:
-    """Turn ideal signal into what a scanner stores: blurred, shaded, scaled, noisy whole numbers."""
+    """Turn ideal signal into a stored image: blur, receive field, gain, Rician noise, rounding."""
     image = gaussian_filter(signal, (0.5, 0.5, min(1.0 / slice_mm, 0.6)))
     x, y, z = (axis.astype(np.float32) for axis in np.ogrid[tuple(slice(-1, 1, n * 1j) for n in image.shape)])
     b = anatomy.bias.astype(np.float32)
@@ -126,17 +126,17 @@ def write_hipmri(
     shape: tuple[int, int] = (256, 128),
     progress: Progress | None = None,
 ) -> None:
-    """Write slices as the HipMRI study publishes them, its oddities included.
+    """Write slices in the file layout of the HipMRI study, including its irregularities.
 
     `keras_slices_train/case_004_week_0_slice_0.nii.gz` belongs to
-    `keras_slices_seg_train/seg_004_week_0_slice_0.nii.gz`, and so on for `validate` and `test`. The first
+    `keras_slices_seg_train/seg_004_week_0_slice_0.nii.gz`; likewise for `validate` and `test`. The first
     week of one training patient has an eighth more rows (256x144), and some slices a third axis of 1.
 
     Args:
-        out: folder, made if missing; files of the same name are replaced, each when it is whole.
-        patients: how many to train, validate and test.
-        weeks: volumes a patient.
-        slices: slices a volume.
+        out: folder, created if missing; files of the same name are replaced atomically.
+        patients: number of training, validation and test patients.
+        weeks: volumes per patient.
+        slices: slices per volume.
         seed: number of the whole data set.
         shape: pixels left-right and front-back of a slice.
         progress: called after each volume.
@@ -177,10 +177,10 @@ def write_volumes(
     shape: tuple[int, int] = (256, 128),
     progress: Progress | None = None,
 ) -> None:
-    """Write whole volumes, each beside its labels, as the study names them.
+    """Write volumes and their labels under the names of the HipMRI study.
 
     `Case_004_Week0_LFOV.nii.gz` belongs to `Case_004_Week0_SEMANTIC_LFOV.nii.gz`. The arguments are those of
-    `write_hipmri`, whose patients of the same number are the same.
+    `write_hipmri`; a patient number gives the same patient in both.
 
     Raises:
         ConfigError: a count or size is too small.

@@ -3,8 +3,7 @@
     sub-01/ses-1/anat/sub-01_ses-1_T2w.nii.gz
     derivatives/manual/sub-01/ses-1/anat/sub-01_ses-1_dseg.nii.gz     its mask; or _mask
 
-The subject is the patient. Images are those of the data set itself; a derivative is read as one by giving its
-folder.
+The subject is the patient. Images of derivatives are not listed; give the derivative's folder to read them.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-from slicebook.data.layouts.sources import Found, Source, SourceOptions, group_of, patient_in
+from slicebook.data.layouts.sources import FolderScan, Source, SourceOptions, group_of, patient_in
 from slicebook.io.discovery import DiscoveredFiles, first_names, nifti_stem
 
 _NAME = re.compile(r"sub-[A-Za-z0-9]+(_[A-Za-z0-9]+-[A-Za-z0-9+]+)*(_[A-Za-z0-9]+)+")
@@ -31,7 +30,7 @@ class _Name:
 
     path: Path
     entities: dict[str, str]
-    suffixes: tuple[str, ...]  # the last is the suffix; before it may stand the image's (sub-01_T2w_dseg)
+    suffixes: tuple[str, ...]  # the last is the suffix; the image's may precede it (sub-01_T2w_dseg)
 
     @classmethod
     def of(cls, path: Path) -> _Name | None:
@@ -48,12 +47,12 @@ class _Name:
 
     @property
     def kind(self) -> str:
-        """The entities that tell images of one session apart, and the suffix."""
+        """The entities that distinguish images of one session, and the suffix."""
         entities = [f"{key}-{value}" for key, value in self.entities.items() if key not in {"sub", "ses"}]
         return "_".join([*entities, self.suffix])
 
     def is_mask_of(self, image: _Name) -> bool:
-        """Return whether the names allow that this is a mask on the voxels of `image`."""
+        """Return whether, by its name, this can be a mask of `image`."""
         space = self.entities.get("space")
         own = {key: value for key, value in self.entities.items() if key not in _DERIVED}
         return (
@@ -74,8 +73,8 @@ def is_bids(discovered: DiscoveredFiles) -> bool:
     return False
 
 
-def find_bids(discovered: DiscoveredFiles, options: SourceOptions) -> Found:
-    """Take the images of each subject, with the masks that lie beside them or among the derivatives."""
+def find_bids(discovered: DiscoveredFiles, options: SourceOptions) -> FolderScan:
+    """List the images of each subject, with masks from the same folder or from derivatives."""
     folder = discovered.folder
     pattern = group_of(options.patient_regex, "--patient-regex") if options.patient_regex else None
     images, masks, unmatched, over_time, derived = _sorted_out(discovered, options)
@@ -105,7 +104,7 @@ def find_bids(discovered: DiscoveredFiles, options: SourceOptions) -> Found:
             "images with --series, or say where masks are with --layout nifti and --mask"
         )
     unmatched += [mask.path for mask in unpaired]
-    return Found(
+    return FolderScan(
         "bids", tuple(sources), tuple(sorted(unmatched)), left_out=tuple(left_out), notes=tuple(notes)
     )
 
@@ -136,10 +135,10 @@ def _sorted_out(
 
 
 def _pair(images: list[_Name], masks: list[_Name]) -> tuple[dict[Path, Path], list[_Name]]:
-    """Return the mask of each image, and the masks left over.
+    """Return the mask of each image, and the unpaired masks.
 
-    A mask is paired where its name allows one image alone; of several for one image, `dseg` is taken if it is
-    the only one of that suffix.
+    A mask is paired if its name matches exactly one image. Of several masks of an image, `dseg` is used if it
+    is the only one with that suffix.
     """
     by_subject: dict[str, list[_Name]] = defaultdict(list)
     for image in images:

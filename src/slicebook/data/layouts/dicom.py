@@ -1,17 +1,17 @@
-"""A tree of DICOM files. The patient is told by PatientID, or by --patient-regex on the path."""
+"""A tree of DICOM files. The patient is the PatientID, or found in the path by --patient-regex."""
 
 # mypy: allow-untyped-calls
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Hashable
 from pathlib import Path
 
 import numpy as np
-import pydicom
 
 from slicebook.data.layouts.sources import (
-    Found,
+    FolderScan,
     Source,
     SourceOptions,
     Unreadable,
@@ -20,9 +20,10 @@ from slicebook.data.layouts.sources import (
     regex_advice,
 )
 from slicebook.errors import ConfigError, DataError
-from slicebook.io.dicom_file import is_dicom
+from slicebook.io.dicom_file import MosaicError, is_dicom, read_fields
 from slicebook.io.dicom_series import DicomSeries, find_dicom_series
-from slicebook.io.discovery import DiscoveredFiles
+from slicebook.io.discovery import DiscoveredFiles, first_names
+from slicebook.io.limits import LIMITS
 from slicebook.io.volume import PLANES
 
 
@@ -31,12 +32,12 @@ def is_dicom_tree(discovered: DiscoveredFiles) -> bool:
     return any(is_dicom(path) for path in discovered.others)
 
 
-def find_dicom(discovered: DiscoveredFiles, options: SourceOptions) -> Found:
-    """Take the series of the plane and name that are asked for; `find_dicom_series` leaves out localizers.
+def find_dicom(discovered: DiscoveredFiles, options: SourceOptions) -> FolderScan:
+    """List the series that `options` select; `find_dicom_series` leaves out localizers.
 
     Raises:
         ConfigError: An option does not apply or is malformed.
-        DataError: No series is left, or the patient regex fits no file.
+        DataError: No series is left, or the patient regex matches no file.
     """
     if options.mask:
         raise ConfigError("--mask does not apply to DICOM; masks are read from NIfTI")
@@ -52,7 +53,8 @@ def find_dicom(discovered: DiscoveredFiles, options: SourceOptions) -> Found:
         if path not in listed:  # hidden, and counted there
             return
         if _may_be_asked_for(path, options):
-            unreadable.append(Unreadable(path, str(error)))
+            is_series = isinstance(error, MosaicError)
+            unreadable.append(Unreadable(path, str(error), is_series))
         else:
             skipped["unreadable and not asked for"].append(path.relative_to(folder).as_posix())
 
@@ -62,7 +64,7 @@ def find_dicom(discovered: DiscoveredFiles, options: SourceOptions) -> Found:
         elif path in listed:
             skipped[reason].append(path.relative_to(folder).as_posix())
 
-    # The regex is asked for each file before slices are stacked: anonymised UIDs of two people may coincide.
+    # Apply the regex per file before slices are stacked: anonymised UIDs of two patients may coincide.
     every = find_dicom_series(
         folder,
         unreadable=damaged,
@@ -89,11 +91,30 @@ def find_dicom(discovered: DiscoveredFiles, options: SourceOptions) -> Found:
         raise DataError(
             f"{folder}: --patient-regex {options.patient_regex!r} fits no file; {regex_advice(names)}"
         )
-    notes = []
+    notes = _lone_slices(sources, folder)
     if skipped:
         counts = ", ".join(f"{len(p)} {reason} (first: {p[0]})" for reason, p in sorted(skipped.items()))
         notes.append(f"{sum(map(len, skipped.values()))} DICOM files were passed over: {counts}")
-    return Found("dicom", tuple(sources), tuple(unmatched), tuple(unreadable), tuple(left_out), tuple(notes))
+    return FolderScan(
+        "dicom", tuple(sources), tuple(unmatched), tuple(unreadable), tuple(left_out), tuple(notes)
+    )
+
+
+def _lone_slices(sources: list[Source], folder: Path) -> list[str]:
+    """Return a note if similar series of one slice each, in one folder, may be a single volume."""
+    alike: dict[Hashable, list[Path]] = defaultdict(list)
+    for source in sources:
+        if source.series is not None and source.series.frames == 1:
+            series, path = source.series, source.images[0]
+            alike[path.parent, source.patient, series.description, series.plane, series.shape].append(path)
+    groups = [paths for paths in alike.values() if len(paths) > 1]
+    if not groups:
+        return []
+    names = [path.relative_to(folder).as_posix() for paths in groups for path in paths]
+    return [
+        f"{len(names)} series of one slice each are beside others like them: {first_names(names)}; if they "
+        "are one volume, export it again as one series"
+    ]
 
 
 def _why_not(series: DicomSeries, options: SourceOptions) -> str | None:
@@ -104,9 +125,9 @@ def _why_not(series: DicomSeries, options: SourceOptions) -> str | None:
 
 
 def _none_chosen(left_out: list[Source], options: SourceOptions) -> str:
-    """Return that no series is left, and which planes there are; no text of a header."""
+    """Return that no series is left, and which planes exist; without text of a header."""
     series = [source.series for source in left_out if source.series is not None]
-    of_plane = [one for one in series if options.plane in (None, one.plane)]
+    of_plane = [item for item in series if options.plane in (None, item.plane)]
     if not of_plane:
         return f"no {options.plane} series, found {planes_of(series)}; choose with --plane"
     return (
@@ -116,15 +137,15 @@ def _none_chosen(left_out: list[Source], options: SourceOptions) -> str:
 
 
 def _may_be_asked_for(path: Path, options: SourceOptions) -> bool:
-    """Return False where the header of a file that cannot be read says another plane or series."""
+    """Return False if the header of an unreadable file has another plane or series than those selected."""
     if options.plane is None and options.series is None:
         return True
     tags = ["ImageOrientationPatient", "SeriesDescription", "SeriesInstanceUID"]
     try:
-        header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=tags)
+        header = read_fields(path, LIMITS, tags)
         texts = [str(header.get(tag) or "") for tag in tags[1:]]
         orientation = np.array([float(x) for x in header.get(tags[0]) or ()])
-    except Exception:  # whatever pydicom meets in a damaged file: then it is counted
+    except (DataError, ValueError, TypeError):  # a damaged file is counted
         return True
     if options.plane is not None and orientation.shape == (6,):
         normal = np.abs(np.cross(orientation[:3], orientation[3:]))
@@ -134,6 +155,6 @@ def _may_be_asked_for(path: Path, options: SourceOptions) -> bool:
 
 
 def planes_of(series: list[DicomSeries]) -> str:
-    """Return how many series there are of each plane, in words."""
-    counts = Counter(one.plane for one in series)
+    """Return the number of series per plane as text."""
+    counts = Counter(item.plane for item in series)
     return ", ".join(f"{count} {plane}" for plane, count in counts.most_common())

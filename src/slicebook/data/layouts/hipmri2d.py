@@ -1,4 +1,4 @@
-"""The folders of HipMRI 2D, one NIfTI file per slice.
+"""The folders of the HipMRI 2D data set, one NIfTI file per slice.
 
 keras_slices_train/case_004_week_0_slice_0.nii.gz
 keras_slices_seg_train/seg_004_week_0_slice_0.nii.gz     its mask
@@ -10,7 +10,7 @@ import re
 from collections import defaultdict
 from pathlib import Path
 
-from slicebook.data.layouts.sources import Found, Source, SourceOptions
+from slicebook.data.layouts.sources import FolderScan, Source, SourceOptions
 from slicebook.data.splits import Split
 from slicebook.errors import ConfigError
 from slicebook.io.discovery import DiscoveredFiles
@@ -21,15 +21,15 @@ NAME = re.compile(r"(case|seg)_(\d+)_week_(\d+)_slice_(\d+)\.nii(\.gz)?", re.IGN
 
 
 def is_hipmri2d(discovered: DiscoveredFiles) -> bool:
-    """Return whether there is one of the folders of images."""
+    """Return whether a folder of images exists."""
     return any((discovered.folder / name).is_dir() for name in FOLDERS)
 
 
-def find_hipmri2d(discovered: DiscoveredFiles, options: SourceOptions) -> Found:
-    """Take the 2D files of one case and week, in the order of their slice numbers, as one volume."""
+def find_hipmri2d(discovered: DiscoveredFiles, options: SourceOptions) -> FolderScan:
+    """List volumes: the 2D files of one case and week, ordered by slice number."""
     if options.mask or options.patient_regex or options.series:
         raise ConfigError(
-            "--patient-regex, --mask and --series do not apply to hipmri2d, whose file names say all"
+            "--patient-regex, --mask and --series do not apply to hipmri2d, whose file names define them"
         )
     folder = discovered.folder
     slices: dict[tuple[str, str, Split], list[tuple[int, Path, Path | None]]] = defaultdict(list)
@@ -46,13 +46,13 @@ def find_hipmri2d(discovered: DiscoveredFiles, options: SourceOptions) -> Found:
         members.sort(key=lambda member: member[0])
         paths, labels = tuple(m[1] for m in members), tuple(m[2] for m in members)
         sources.append(Source(case, f"week_{int(week):03}", paths, labels, split))
-    return Found("hipmri2d", tuple(sources), tuple(unmatched))
+    return FolderScan("hipmri2d", tuple(sources), tuple(unmatched))
 
 
 def _numbered(
     discovered: DiscoveredFiles, folder: Path, prefix: str
 ) -> tuple[dict[tuple[str, str, str], Path], list[Path]]:
-    """Return the files below a folder by case, week and slice, and those of other names."""
+    """Return the files below a folder by case, week and slice, and those with other names."""
     numbered: dict[tuple[str, str, str], Path] = {}
     others: list[Path] = []
     for path in discovered.files:

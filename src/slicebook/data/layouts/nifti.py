@@ -1,15 +1,18 @@
-"""Any folder of NIfTI volumes, with patients and masks found by the rules of the user."""
+"""Any folder of NIfTI volumes; patients and masks are found by the rules of the user."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
-from slicebook.data.layouts.sources import Found as Found
-from slicebook.data.layouts.sources import Source as Source
-from slicebook.data.layouts.sources import SourceOptions as SourceOptions
-from slicebook.data.layouts.sources import group_of as group_of
-from slicebook.data.layouts.sources import patient_in, regex_advice
+from slicebook.data.layouts.sources import (
+    FolderScan,
+    Source,
+    SourceOptions,
+    group_of,
+    patient_in,
+    regex_advice,
+)
 from slicebook.errors import ConfigError, DataError
 from slicebook.io.discovery import DiscoveredFiles
 
@@ -19,7 +22,7 @@ def is_nifti(discovered: DiscoveredFiles) -> bool:
     return bool(discovered.nifti)
 
 
-def find_nifti(discovered: DiscoveredFiles, options: SourceOptions) -> Found:
+def find_nifti(discovered: DiscoveredFiles, options: SourceOptions) -> FolderScan:
     """List NIfTI files, flat or nested; the patient by --patient-regex, the mask by --mask."""
     if options.series:
         raise ConfigError("--series does not apply to nifti; narrow --patient-regex to the files wanted")
@@ -34,7 +37,7 @@ def find_nifti(discovered: DiscoveredFiles, options: SourceOptions) -> Found:
             mask_of[name] = mask
     candidates = [name for name in names if name not in set(mask_of.values())]
     if options.patient_regex is None:
-        return Found("nifti", tuple(_nifti_source("", name, names, mask_of) for name in candidates))
+        return FolderScan("nifti", tuple(_nifti_source("", name, names, mask_of) for name in candidates))
     pattern = group_of(options.patient_regex, "--patient-regex")
     sources, unmatched = [], []
     for name in candidates:
@@ -51,7 +54,7 @@ def find_nifti(discovered: DiscoveredFiles, options: SourceOptions) -> Found:
             f"{folder}: --mask {options.mask!r} finds no mask; for {sources[0].images[0].name} it looked for "
             f"{_mask_name(sources[0].volume, options.mask)}"
         )
-    return Found("nifti", tuple(sources), tuple(unmatched))
+    return FolderScan("nifti", tuple(sources), tuple(unmatched))
 
 
 def _nifti_source(patient: str, name: str, names: dict[str, Path], mask_of: dict[str, str]) -> Source:
@@ -64,7 +67,7 @@ def _without_ending(name: str) -> str:
 
 
 def _mask_name(image: str, rule: str | None) -> str:
-    """Return the path of an image's mask below the folder; its own where the rule does not apply."""
+    """Return the path of an image's mask below the folder, or its own path if the rule does not apply."""
     if not rule:
         return image
     if "=" in rule:

@@ -2,7 +2,7 @@
 
 imagesTr/CASE_0000.nii.gz     channel 0 of a case; without _0000 in the Decathlon, and in sets made like it
 labelsTr/CASE.nii.gz          its mask
-imagesTs, labelsTs            cases to test with; their masks are often withheld
+imagesTs, labelsTs            test cases; their masks are often withheld
 dataset.json                  names of the channels
 """
 
@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from slicebook.data.layouts.sources import Found, Source, SourceOptions, group_of, patient_in
+from slicebook.data.layouts.sources import FolderScan, Source, SourceOptions, group_of, patient_in
 from slicebook.data.splits import Split
 from slicebook.io.discovery import DiscoveredFiles, nifti_stem
 
@@ -22,7 +22,7 @@ _CHANNEL = re.compile(r"(.+)_(\d{4})")
 
 
 def patient_advice(sources: Sequence[Source]) -> str:
-    """Return how to name the patient, which the layout does not."""
+    """Return advice on --patient-regex; the layout does not define patients."""
     channel = r"_\d{4}" if any(source.kind for source in sources) else ""
     return (
         "a case may be one of several visits of a person; where each case is one person, give "
@@ -35,7 +35,7 @@ def is_nnunet(discovered: DiscoveredFiles) -> bool:
     return any(path.parent == discovered.folder / "imagesTr" for path in discovered.nifti)
 
 
-def find_nnunet(discovered: DiscoveredFiles, options: SourceOptions) -> Found:
+def find_nnunet(discovered: DiscoveredFiles, options: SourceOptions) -> FolderScan:
     """Pair each channel of a case with the mask of the case. `imagesTs` is the test split."""
     folder = discovered.folder
     pattern = group_of(options.patient_regex, "--patient-regex") if options.patient_regex else None
@@ -65,11 +65,11 @@ def find_nnunet(discovered: DiscoveredFiles, options: SourceOptions) -> Found:
             else:
                 sources.append(source)
         unmatched += [mask for mask in masks.values() if mask not in used]
-    return Found("nnunet", tuple(sources), tuple(unmatched), left_out=tuple(left_out))
+    return FolderScan("nnunet", tuple(sources), tuple(unmatched), left_out=tuple(left_out))
 
 
 def _has_channels(stems: list[str], masks: Iterable[str]) -> bool:
-    """Return whether names end in a channel, as in nnU-Net, and not in the number of a case (amos_0001)."""
+    """Return whether names end in a channel, as in nnU-Net, and not in a case number (amos_0001)."""
     matches = [_CHANNEL.fullmatch(stem) for stem in stems]
     if not all(matches) or set(stems) & set(masks):
         return False
@@ -78,7 +78,7 @@ def _has_channels(stems: list[str], masks: Iterable[str]) -> bool:
 
 
 def _channel_names(path: Path) -> dict[str, str]:
-    """Return the names of channels by their four digits; none where `dataset.json` does not tell them."""
+    """Return channel names by their four digits; empty if `dataset.json` does not define them."""
     try:
         content = json.loads(path.read_bytes())
         names = content.get("channel_names") or content.get("modality") or {}

@@ -1,6 +1,6 @@
-"""Find the volumes of a data set: which files belong to which patient. Opens no image.
+"""Find the volumes of a data set, and the patients they belong to. Opens no image.
 
-A new layout is one more `Layout` in `LAYOUTS`: how to recognise its folder, and how to list its sources.
+A layout is an entry of `LAYOUTS`: how to recognise its folder, and how to list its volumes.
 """
 
 from __future__ import annotations
@@ -15,67 +15,82 @@ from slicebook.data.layouts import hipmri2d, nnunet
 from slicebook.data.layouts.bids import find_bids, is_bids
 from slicebook.data.layouts.dicom import find_dicom, is_dicom_tree, planes_of
 from slicebook.data.layouts.nifti import find_nifti, is_nifti
-from slicebook.data.layouts.sources import EVERY_FILE as EVERY_FILE
-from slicebook.data.layouts.sources import Found as Found
-from slicebook.data.layouts.sources import Source as Source
-from slicebook.data.layouts.sources import SourceOptions as SourceOptions
-from slicebook.data.layouts.sources import Unreadable as Unreadable
-from slicebook.data.layouts.sources import group_of as group_of
-from slicebook.data.layouts.sources import regex_advice
-from slicebook.data.splits import SPLITS as SPLITS
-from slicebook.data.splits import Split as Split
+from slicebook.data.layouts.sources import EVERY_FILE, FolderScan, Source, SourceOptions, regex_advice
 from slicebook.errors import ConfigError, DataError
-from slicebook.io.discovery import DiscoveredFiles, find_files, first_names
+from slicebook.io.discovery import DiscoveredFiles, find_files, first_names, nifti_stem
+
+_MASK_NAME = re.compile(r"(.+)[_.-](?:dseg|seg|segmentation|mask|label|labels)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
-class Layout:
-    """One way of arranging files."""
+class DatasetLayout:
+    """How the files of a data set are arranged."""
 
     name: str
     recognises: Callable[[DiscoveredFiles], bool]
-    find: Callable[[DiscoveredFiles, SourceOptions], Found]
+    find: Callable[[DiscoveredFiles, SourceOptions], FolderScan]
 
 
-def find_sources(folder: str | Path, options: SourceOptions = EVERY_FILE) -> Found:
+def find_sources(folder: str | Path, options: SourceOptions = EVERY_FILE) -> FolderScan:
     """List the volumes below a folder, patient by patient.
 
     Raises:
         ConfigError: An option does not fit.
-        DataError: No layout fits, no volume is found, or a patient is on two sides of the layout's own split.
+        DataError: No layout fits, no volume is scan, or a patient is in two splits of the layout.
     """
     discovered = find_files(folder)
-    found = _layout_of(discovered, options).find(discovered, options)
-    notes = (*discovered.passed_over(), *found.notes)
-    if not found.sources:
-        reasons = [bad.reason for bad in found.unreadable[:1]] + [_left_out(found)] * bool(found.left_out)
+    scan = _layout_of(discovered, options).find(discovered, options)
+    notes = (*discovered.passed_over(), *scan.notes)
+    if not scan.sources:
+        reasons = [bad.reason for bad in scan.unreadable[:1]] + [_left_out(scan)] * bool(scan.left_out)
         reason = f" ({'; '.join((*reasons, *notes))})" if reasons or notes else ""
-        raise DataError(f"{folder}: no volume found as {found.layout}{reason}; slicebook reads {_names()}")
-    _refuse_shared_patients(Path(folder), found.sources)
-    ordered = tuple(sorted(found.sources, key=lambda source: (source.patient, source.volume)))
-    return replace(found, sources=ordered, notes=notes, folder=Path(folder))
+        raise DataError(f"{folder}: no volume found as {scan.layout}{reason}; slicebook reads {_names()}")
+    _refuse_shared_patients(Path(folder), scan.sources)
+    ordered = tuple(sorted(scan.sources, key=lambda source: (source.patient, source.volume)))
+    return replace(scan, sources=ordered, notes=notes, folder=Path(folder))
 
 
-def _left_out(found: Found) -> str:
-    counts = Counter(reason for _, reason in found.left_out)
+def image_files(discovered: DiscoveredFiles) -> tuple[tuple[Path, ...], str]:
+    """Return the NIfTI files that are images, and the name of their layout.
+
+    Masks, and files unknown to the layout, are left out. In a layout that does not define masks, a file is a
+    mask if its name is that of another file with `seg`, `mask` or `label` added.
+    """
+    named = (layout for layout in LAYOUTS if layout.name not in ("nifti", "dicom"))
+    layout = next((layout for layout in named if layout.recognises(discovered)), None)
+    if layout is not None:
+        scan = layout.find(discovered, EVERY_FILE)
+        sources = (*scan.sources, *(source for source, _ in scan.left_out))
+        return tuple(sorted(path for source in sources for path in source.images)), layout.name
+    stems = {path.parent / nifti_stem(path) for path in discovered.nifti}
+
+    def is_mask(path: Path) -> bool:
+        name = _MASK_NAME.fullmatch(nifti_stem(path))
+        return name is not None and path.parent / name[1] in stems
+
+    return tuple(path for path in discovered.nifti if not is_mask(path)), "nifti"
+
+
+def _left_out(scan: FolderScan) -> str:
+    counts = Counter(reason for _, reason in scan.left_out)
     return ", ".join(f"{count} volumes left out: {reason}" for reason, count in counts.items())
 
 
-def shared_identifier_advice(found: Found) -> str:
-    """Return how to part folders that share a patient; empty where none do. Names no patient."""
-    if found.folder is None:
+def shared_identifier_advice(scan: FolderScan) -> str:
+    """Return how to separate folders that share a patient; empty if none do. Names no patient."""
+    if scan.folder is None:
         return ""
-    folders = [source.images[0].relative_to(found.folder).parts[:-1] for source in found.sources]
+    folders = [source.images[0].relative_to(scan.folder).parts[:-1] for source in scan.sources]
     depth = sum(len(set(level)) == 1 for level in zip(*folders, strict=False))
     parted = {
         (source.patient, parts[depth])
-        for source, parts in zip(found.sources, folders, strict=True)
+        for source, parts in zip(scan.sources, folders, strict=True)
         if parts[depth:]
     }
     patients = {patient for patient, _ in parted}
     if len({part for _, part in parted}) < max(2, 2 * len(patients)):
         return ""
-    what = "PatientID" if found.layout == "dicom" else "patient"
+    what = "PatientID" if scan.layout == "dicom" else "patient"
     numbers = f"one {what}" if len(patients) == 1 else f"{len(patients)} {what}s"
     regex = f"^{'[^/]+/' * depth}([^/]+)/"
     return (
@@ -83,11 +98,11 @@ def shared_identifier_advice(found: Found) -> str:
     )
 
 
-def suspicions(found: Found) -> tuple[str, ...]:
-    """Return what makes the patients of a folder doubtful, a line each. Names files, and no patient."""
-    lines = [hint] if (hint := shared_identifier_advice(found)) else []
+def suspicions(scan: FolderScan) -> tuple[str, ...]:
+    """Return doubts about the patients of a folder, one line each. Names files, not patients."""
+    lines = [hint] if (hint := shared_identifier_advice(scan)) else []
     like: dict[str, dict[str, Source]] = defaultdict(dict)
-    for source in found.sources:
+    for source in scan.sources:
         plain = re.sub(r"[\W_]+|(?<!\d)0+(?=\d)", "", source.patient.casefold())
         like[plain].setdefault(source.patient, source)
     doubtful = [list(group.values()) for plain, group in like.items() if plain and len(group) > 1]
@@ -100,26 +115,26 @@ def suspicions(found: Found) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def refuse_guesses(folder: Path, found: Found) -> None:
-    """Refuse sources that a data set cannot be made of without guessing whose they are, or which are meant.
+def refuse_guesses(folder: Path, scan: FolderScan) -> None:
+    """Refuse sources whose patient or plane would have to be guessed.
 
     Raises:
-        DataError: A patient is not known (shows examples of names and of a regex), or DICOM series lie in
-            several planes.
+        DataError: A patient is unknown (shows example names and a regex), or DICOM series have several
+            planes.
     """
-    nameless = [source for source in found.sources if not source.patient]
+    nameless = [source for source in scan.sources if not source.patient]
     if nameless:
         names = [source.images[0].relative_to(folder).as_posix() for source in nameless]
-        what = "no PatientID in" if found.layout == "dicom" else "no --patient-regex for"
-        count = f"{len(names)} of {len(found.sources)} volumes"
-        advice = nnunet.patient_advice(found.sources) if found.layout == "nnunet" else regex_advice(names)
+        what = "no PatientID in" if scan.layout == "dicom" else "no --patient-regex for"
+        count = f"{len(names)} of {len(scan.sources)} volumes"
+        advice = nnunet.patient_advice(scan.sources) if scan.layout == "nnunet" else regex_advice(names)
         raise DataError(f"{folder}: {what} {count}; {advice}")
-    series = [source.series for source in found.sources if source.series is not None]
-    if len({one.plane for one in series}) > 1:
+    series = [source.series for source in scan.sources if source.series is not None]
+    if len({item.plane for item in series}) > 1:
         raise DataError(f"{folder}: series in several planes ({planes_of(series)}); choose one with --plane")
 
 
-def _layout_of(discovered: DiscoveredFiles, options: SourceOptions) -> Layout:
+def _layout_of(discovered: DiscoveredFiles, options: SourceOptions) -> DatasetLayout:
     if options.layout is not None:
         for layout in LAYOUTS:
             if layout.name == options.layout:
@@ -135,7 +150,7 @@ def _layout_of(discovered: DiscoveredFiles, options: SourceOptions) -> Layout:
     own_rules = [layout for layout in fitting if layout.name not in ("nifti", "dicom")]
     if own_rules and not (options.mask and own_rules[0].name != "hipmri2d"):
         fitting = [layout for layout in fitting if layout.name != "nifti"]
-    else:  # with a rule of masks, every file is named by that rule
+    else:  # a rule for masks applies to all files
         fitting = [layout for layout in fitting if layout not in own_rules]
     if len(fitting) > 1:
         names = " and ".join(layout.name for layout in fitting)
@@ -146,7 +161,7 @@ def _layout_of(discovered: DiscoveredFiles, options: SourceOptions) -> Layout:
 
 
 def _refuse_wrong_level(discovered: DiscoveredFiles) -> None:
-    """Refuse a folder around, or inside of, one whose layout would be recognised; names that one."""
+    """Refuse a folder above or below one whose layout would be recognised, and name that folder."""
     right: dict[Path, str] = {}
     for path in discovered.nifti:
         parent = path.parent
@@ -158,7 +173,7 @@ def _refuse_wrong_level(discovered: DiscoveredFiles) -> None:
         names = first_names([str(folder) for folder in sorted(right)])
         kinds = " and ".join(sorted(set(right.values())))
         raise DataError(
-            f"{discovered.folder}: the layout {kinds} is that of {names}; give "
+            f"{discovered.folder}: the layout {kinds} begins in {names}; give "
             f"{'that folder' if len(right) == 1 else 'one of them'}"
         )
 
@@ -179,15 +194,12 @@ def _refuse_shared_patients(folder: Path, sources: tuple[Source, ...]) -> None:
         )
 
 
-# NIfTI files, flat or nested; the patient by --patient-regex
-
-
 LAYOUTS = (
-    Layout("hipmri2d", hipmri2d.is_hipmri2d, hipmri2d.find_hipmri2d),
-    Layout("nnunet", nnunet.is_nnunet, nnunet.find_nnunet),
-    Layout("bids", is_bids, find_bids),
-    Layout("nifti", is_nifti, find_nifti),
-    Layout("dicom", is_dicom_tree, find_dicom),
+    DatasetLayout("hipmri2d", hipmri2d.is_hipmri2d, hipmri2d.find_hipmri2d),
+    DatasetLayout("nnunet", nnunet.is_nnunet, nnunet.find_nnunet),
+    DatasetLayout("bids", is_bids, find_bids),
+    DatasetLayout("nifti", is_nifti, find_nifti),
+    DatasetLayout("dicom", is_dicom_tree, find_dicom),
 )
 
 

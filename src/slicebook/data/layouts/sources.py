@@ -1,4 +1,4 @@
-"""Records of what a folder holds, as every layout returns them."""
+"""Records of the contents of a folder, returned by every layout."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from slicebook.io.volume import Plane
 
 @dataclass(frozen=True)
 class SourceOptions:
-    """How to read a folder of volumes.
+    """Options for listing a folder of volumes.
 
     Attributes:
-        layout: Name of a layout; recognised from the folder when not given.
-        plane: DICOM: take the series of this plane. NIfTI: slice along it; that of acquisition if not given.
-        patient_regex: Searched in a file's path below the folder; its one group is the patient.
+        layout: Name of a layout; recognised from the folder by default.
+        plane: DICOM: take the series of this plane. NIfTI: the plane of the slices; that of acquisition by
+            default.
+        patient_regex: Searched in a file's path below the folder; its group is the patient.
         mask: Where the mask of an image is: `_t2=_prostate` replaces text in the image's path, `_seg` is
             added to its name before `.nii` or `.nii.gz`.
-        series: Take only the series that this regular expression is found in: in the description or UID of a
-            DICOM series, in the channel of nnU-Net, in the entities and suffix of BIDS.
+        series: Take only series that match this regular expression, which is searched in the description and
+            UID of a DICOM series, in the channel of nnU-Net, and in the entities and suffix of BIDS.
     """
 
     layout: str | None = None
@@ -33,10 +34,10 @@ class SourceOptions:
     series: str | None = None
 
     def takes_series(self, *texts: str) -> bool:
-        """Return whether `series` is found in any of the texts, in any case; all are when not given.
+        """Return whether `series` matches any of the texts, ignoring case; True if it is not given.
 
         Raises:
-            ConfigError: It is no regular expression.
+            ConfigError: It is not a regular expression.
         """
         if self.series is None:
             return True
@@ -48,21 +49,21 @@ class SourceOptions:
 
 
 EVERY_FILE = SourceOptions()
-"""The layout is recognised, and every series is taken."""
+"""Recognise the layout, and take every series."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """The files of one volume. Holds raw names: nothing of it is written into a prepared folder.
+    """The files of one volume. Contains raw names, which are never written to a prepared folder.
 
     Attributes:
-        patient: Raw identifier of the person; empty where it is not known (`slicebook check` only).
-        volume: Tells the volumes of one patient apart.
-        images: One file; or the 2D files of a volume, in order; or the instances of a DICOM series.
+        patient: Raw identifier of the patient; empty if unknown (`slicebook check` only).
+        volume: Key of the volume within its patient.
+        images: One file; or the 2D files of a volume, in order; or the files of a DICOM series.
         labels: The mask of each image, or None; as long as `images` unless it is a DICOM series.
-        split: The layout's own, or None.
-        series: The DICOM series that `images` are the files of.
-        kind: What the layout tells volumes of one patient apart by: a channel, a suffix, a description.
+        split: The split defined by the layout, or None.
+        series: The DICOM series of `images`.
+        kind: Kind of image within the layout: a channel, a suffix, a description.
     """
 
     patient: str
@@ -81,11 +82,11 @@ class Source:
 
 @dataclass(frozen=True)
 class Unreadable:
-    """A file, or a whole DICOM series, that could not be read, and why.
+    """A file, or a DICOM series, that could not be read, and the reason.
 
     Attributes:
         path: The file, or the first one of the series.
-        is_series: Whether all files of a series are meant.
+        is_series: Whether it stands for all files of a series.
     """
 
     path: Path
@@ -94,16 +95,16 @@ class Unreadable:
 
 
 @dataclass(frozen=True)
-class Found:
-    """What lies in a folder.
+class FolderScan:
+    """The contents of a folder.
 
     Attributes:
         layout: Name of the layout.
         sources: Sorted by patient and volume.
-        unmatched: Files that fit neither the layout's names nor the patient regex; masks without an image.
+        unmatched: Files that match neither the layout's names nor the patient regex; masks without an image.
         unreadable: Files whose header could not be read.
-        left_out: Volumes that were not asked for, each with the reason.
-        notes: What was passed over, and what to know before the data are used: a line each.
+        left_out: Volumes that were not selected, each with the reason.
+        notes: What was skipped, and what to know before the data are used; one line each.
         folder: The folder that was searched.
     """
 
@@ -117,12 +118,12 @@ class Found:
 
     @property
     def given_splits(self) -> dict[str, Split]:
-        """The splits that the layout itself gives to patients."""
+        """The splits of patients that the layout defines."""
         return {source.patient: source.split for source in self.sources if source.split is not None}
 
     @property
     def patients(self) -> tuple[str, ...]:
-        """Raw identifiers, sorted, each once."""
+        """Raw identifiers, sorted and unique."""
         return tuple(sorted({source.patient for source in self.sources}))
 
 
@@ -145,13 +146,13 @@ def group_of(pattern: str, option: str) -> re.Pattern[str]:
 
 
 def patient_in(pattern: re.Pattern[str] | None, name: str) -> str:
-    """Return what the one group of a pattern holds in a path; empty where it does not fit."""
+    """Return the group of a pattern found in a path; empty if it does not match."""
     match = pattern.search(name) if pattern is not None else None
     return (match.group(1) or "") if match else ""
 
 
 def regex_advice(names: list[str]) -> str:
-    """Return how to name the patient, with the first of these file names as examples."""
+    """Return advice on --patient-regex, with the first file names as examples."""
     examples = ", ".join(sorted(names)[:3])
     return (
         f"files are named like {examples}; give the part that names the patient as one group, "

@@ -39,6 +39,7 @@ def prepared(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
     make = [
         "phantom",
+        "-o",
         str(folder / "raw"),
         "--patients",
         "2",
@@ -51,7 +52,7 @@ def prepared(tmp_path_factory):
         "64",
     ]
     assert main.main(make) == 0
-    assert main.main(["prepare", str(folder / "raw"), str(folder / "prepared")]) == 0
+    assert main.main(["prepare", str(folder / "raw"), "-o", str(folder / "prepared")]) == 0
     return folder / "prepared"
 
 
@@ -89,7 +90,15 @@ def test_the_version_is_that_of_the_package(capsys):
 
 
 @pytest.mark.parametrize(
-    "line", ["frobnicate", "prepare", "check a b", "evaluate m d", "phantom x --seed -1"]
+    "line",
+    [
+        "frobnicate",
+        "prepare",
+        "check a b",
+        "evaluate m d",
+        "phantom -o x --seed -1",
+        "decode m in.npz out.nii.gz",
+    ],
 )
 def test_a_line_that_is_no_command_ends_with_2(line, capsys):
     assert main.main(line.split()) == 2
@@ -100,13 +109,13 @@ def test_a_line_that_is_no_command_ends_with_2(line, capsys):
     "line",
     [
         "check nowhere",
-        "prepare nowhere out",
+        "prepare nowhere -o out",
         "train tokenizer nowhere",
         "train tokenizer nowhere --recipe grand",
         "train tokenizer nowhere training.epoch=3",
-        "reconstruct nowhere in.nii.gz out",
-        "encode nowhere in.nii.gz out.npz",
-        "decode nowhere in.npz out.nii.gz",
+        "reconstruct nowhere in.nii.gz -o out",
+        "encode nowhere in.nii.gz -o out.npz",
+        "decode nowhere in.npz -o out.nii.gz",
         "evaluate nowhere data --out out",
         "compare nowhere elsewhere",
         "compare nowhere",
@@ -114,8 +123,8 @@ def test_a_line_that_is_no_command_ends_with_2(line, capsys):
         "info nowhere",
         "train prior nowhere",
         "generate nowhere --out out",
-        "inpaint nowhere in.nii.gz --mask mask.nii.gz --out out",
-        "anomaly nowhere in.nii.gz out",
+        "inpaint nowhere in.nii.gz mask.nii.gz -o out",
+        "anomaly nowhere in.nii.gz -o out",
     ],
 )
 def test_a_mistake_is_one_line_and_ends_with_1(line, tmp_path, monkeypatch, capsys):
@@ -138,7 +147,7 @@ def test_debug_shows_where_an_error_came_from(line, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "command",
     [
-        "reconstruct {} in.nii.gz out",
+        "reconstruct {} in.nii.gz -o out",
         "evaluate {} data --out out",
         "info {}",
         "train prior {}",
@@ -190,7 +199,7 @@ def test_evaluate_scores_held_out_patients(run, prepared, tmp_path, capsys):
 
 def test_reconstruct_writes_a_volume_where_the_input_lay(run, volume, tmp_path, capsys):
     out = tmp_path / "out"
-    answer(capsys, "reconstruct", run, volume, out, "--device", "cpu")
+    answer(capsys, "reconstruct", run, volume, "-o", out, "--device", "cpu")
     (written,) = out.glob("*.nii.gz")
     np.testing.assert_array_equal(nib.load(written).affine, nib.load(volume).affine)
     assert nib.load(written).shape == nib.load(volume).shape
@@ -200,9 +209,9 @@ def test_reconstruct_writes_a_volume_where_the_input_lay(run, volume, tmp_path, 
 def test_decoding_the_tokens_equals_reconstructing(run, volume, tmp_path, capsys):
     tokens, decoded, out = tmp_path / "tokens.npz", tmp_path / "decoded.nii.gz", tmp_path / "out"
     for command in (
-        ["encode", run, volume, tokens],
-        ["decode", run, tokens, decoded],
-        ["reconstruct", run, volume, out, "--no-pictures"],
+        ["encode", run, volume, "-o", tokens],
+        ["decode", run, tokens, "--out", decoded],
+        ["reconstruct", run, volume, "-o", out, "--no-pictures"],
     ):
         answer(capsys, *command, "--device", "cpu")
     (reconstructed,) = out.glob("*.nii.gz")
@@ -226,11 +235,11 @@ def test_generate_draws_so_many_samples_from_a_seed_on(trained, tmp_path, capsys
 
 
 def test_generate_hands_its_options_on(trained, tmp_path, capsys):
-    options = ["--temperature", 0.7, "--fine-temperature", 0.6, "--top-p", 0.5, "--guidance", 1, "--no-grain"]
+    options = ["--temperature", 0.7, "--fine-temperature", 0.6, "--top-p", 0.5, "--guidance", 1, "--no-noise"]
     out = tmp_path / "out"
     answer(capsys, "generate", trained.run, "-n", 1, "--position", 0.25, *options, "--out", out)
     assert "0.25" in (out / "manifest.csv").read_text()
-    wanted = {"temperature": 0.7, "fine_temperature": 0.6, "top_p": 0.5, "guidance": 1.0, "grain": False}
+    wanted = {"temperature": 0.7, "fine_temperature": 0.6, "top_p": 0.5, "guidance": 1.0, "noise": False}
     assert json.loads((out / "generation.json").read_text())["settings"] == wanted
 
 
@@ -239,7 +248,7 @@ def test_inpaint_redraws_a_region_of_a_volume(trained, volume, tmp_path, capsys)
     region = np.zeros(image.shape, np.uint8)
     region[8:20, 6:14, 1] = 1
     nib.save(nib.Nifti1Image(region, image.affine), tmp_path / "region.nii.gz")
-    line = ["inpaint", trained.run, volume, "--mask", tmp_path / "region.nii.gz", "-n", 2]
+    line = ["inpaint", trained.run, volume, tmp_path / "region.nii.gz", "-n", 2]
     summary = answer(capsys, *line, "--out", tmp_path / "out", "--device", "cpu")
     assert (summary["samples"], summary["slices"], summary["pixels"]) == (2, 1, 96)
     assert sorted(path.name for path in (tmp_path / "out").glob("*.nii.gz")) == [
@@ -249,7 +258,7 @@ def test_inpaint_redraws_a_region_of_a_volume(trained, volume, tmp_path, capsys)
 
 
 def test_anomaly_maps_a_volume(trained, volume, tmp_path, capsys):
-    line = ["anomaly", trained.run, volume, tmp_path / "out", "--orders", 1, "--no-pictures"]
+    line = ["anomaly", trained.run, volume, "-o", tmp_path / "out", "--orders", 1, "--no-pictures"]
     summary = answer(capsys, *line, "--device", "cpu")
     assert (summary["volumes"], summary["slices"]) == (1, 3)
     assert nib.load(tmp_path / "out" / "volume.nii.gz").shape == nib.load(volume).shape

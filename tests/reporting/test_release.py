@@ -77,7 +77,7 @@ def test_the_audit_of_another_model_clears_nothing(trained, variant, tmp_path):
     ("how", "named"),
     [
         ({"settings": SamplingSettings(temperature=0.5)}, "temperature 0.9 audited, 0.5 requested"),
-        ({"noise_model": False}, "grain True audited, False requested"),
+        ({"noise": False}, "noise True audited, False requested"),
         ({"group": "0"}, "class any audited, 0 requested"),
         ({"conditional": False}, "conditional True audited, False requested"),
         ({"position": 0.5}, "position any audited, 0.5 requested"),
@@ -98,10 +98,10 @@ def test_a_report_without_an_audit_clears_nothing(variant):
 
 def test_sharing_is_one_option_of_generate(trained, cleared, variant, tmp_path, capsys):
     line = ["generate", str(trained.run), "-n", "1", "--device", "cpu"]
-    assert main.main([*line, "--out", str(tmp_path / "yes"), "--share", str(cleared)]) == 0
+    assert main.main([*line, "--out", str(tmp_path / "yes"), "--require-audit", str(cleared)]) == 0
     assert (tmp_path / "yes" / "AUDIT.md").is_file()
     refused = variant("refused", audit__copies__valid=False, audit__copies__copies_found=False)
     capsys.readouterr()
-    assert main.main([*line, "--out", str(tmp_path / "no"), "--share", str(refused)]) == 1
+    assert main.main([*line, "--out", str(tmp_path / "no"), "--require-audit", str(refused)]) == 1
     assert "must not be shared" in capsys.readouterr().err
     assert not (tmp_path / "no").exists()

@@ -418,7 +418,7 @@ def _write_lists(out: Path, samples: list[Sample], task: _Task) -> None:
         "slicebook_version": __version__,
         "model_sha256": info.weights_sha256,
         "request": task.request(),
-        "settings": asdict(task.asked.settings) | {"noise_model": task.asked.noise},
+        "settings": asdict(task.asked.settings) | {"noise": task.asked.noise},
         "slices": task.kind.model_dump(mode="json", exclude={"slices"}),
         "label_values": [] if info.masks is None else list(info.masks.tokenizer.label_values),
         "recipe": info.recipe.model_dump(mode="json"),

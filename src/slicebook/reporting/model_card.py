@@ -105,10 +105,10 @@ def _command(report: Evaluation) -> str:
     if drawing := report.drawing:
         words.append(f"-n {drawing.samples}")
         words += [f"--{name.replace('_', '-')} {value}" for name, value in drawing.settings.items()]
-        words.append("--grain" if drawing.noise else "--no-grain")
+        words.append("--noise" if drawing.noise else "--no-noise")
     parts = [part for part in PARTS if getattr(report, part)]
     if len(parts) < len(PARTS):
-        words += [f"--only {part}" for part in parts]
+        words.append(f"--parts {','.join(parts)}")
     if report.fidelity:
         words.append("--codecs" if report.fidelity.codecs else "--no-codecs")
     return " ".join(words)

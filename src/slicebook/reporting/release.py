@@ -37,7 +37,7 @@ def release_check(report: str | Path) -> Clear:
     if audit is None or drawing is None:
         raise DataError(
             f"{path}: contains no audit{_reason(evaluation)}; evaluate again: slicebook evaluate MODEL DATA "
-            "--out DIR --only audit"
+            "--out DIR --parts audit"
         )
 
     def check(loaded: LoadedPrior, asked: Asked) -> dict[str, str]:
@@ -73,7 +73,7 @@ def _check_settings(path: Path, drawing: SamplingInfo, asked: Asked) -> None:
     requested = {
         **asdict(asked.settings),
         "size": f"{asked.size[0]}×{asked.size[1]}",
-        "grain": asked.noise,
+        "noise": asked.noise,
         "class": asked.group or "any",
         "conditional": asked.conditional,
         "position": "any" if asked.position is None else asked.position,
@@ -81,7 +81,7 @@ def _check_settings(path: Path, drawing: SamplingInfo, asked: Asked) -> None:
     audited = {
         **drawing.settings,
         "size": f"{drawing.rows}×{drawing.columns}",
-        "grain": drawing.noise,
+        "noise": drawing.noise,
         "class": "any",
         "conditional": True,
         "position": "any",

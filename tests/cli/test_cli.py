@@ -122,6 +122,9 @@ def test_a_line_that_is_no_command_ends_with_2(line, capsys):
         "card nowhere",
         "info nowhere",
         "train prior nowhere",
+        "train masks nowhere",
+        "train decoder nowhere",
+        "train generator nowhere",
         "generate nowhere --out out",
         "inpaint nowhere in.nii.gz mask.nii.gz -o out",
         "anomaly nowhere in.nii.gz -o out",
@@ -151,6 +154,7 @@ def test_debug_shows_where_an_error_came_from(line, tmp_path, monkeypatch):
         "evaluate {} data --out out",
         "info {}",
         "train prior {}",
+        "train generator {}",
         "generate {} --out out",
     ],
 )
@@ -220,6 +224,9 @@ def test_decoding_the_tokens_equals_reconstructing(run, volume, tmp_path, capsys
 
 
 def test_training_a_prior_tells_how_it_went_and_again_goes_on(run, prepared, capsys):
+    assert main.main(["train", "prior", str(run), "--device", "cpu"]) == 1
+    assert f"slicebook train masks {run}; or give --no-masks" in capsys.readouterr().err
+    answer(capsys, "train", "masks", run, "--device", "cpu")
     line = ["train", "prior", run, "prior.training.epochs=3", "--device", "cpu"]
     first = answer(capsys, *line)
     assert (first["run"], first["epochs"]) == (str(run / "prior"), 3)

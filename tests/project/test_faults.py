@@ -241,7 +241,7 @@ CASES = [
     ("train prior drawn/prior", "holds a prior, wanted a tokenizer"),
     (
         "generate run --out new",
-        "holds a tokenizer, wanted a prior; train one first: slicebook train prior run",
+        "holds a tokenizer, wanted a prior; train one first: slicebook train generator run",
     ),
     ("generate drawn/prior/masks --out new", "holds a label tokenizer, wanted a prior"),
     ("generate state.safetensors --out new", "holds a state, wanted a prior"),
@@ -282,7 +282,7 @@ CASES = [
     ("train prior nothing", "nothing: holds no trained model yet; train one first"),
     (
         "train prior drawn training.epochs=3",
-        r"training\.epochs=3: .*trained already; wanted settings of prior, labels or decoder, such",
+        r"training\.epochs=3: is not a setting of this training; wanted settings of prior, such as prior\.",
     ),
     ("train prior drawn prior.training.epoch=3", "unknown setting 'prior.training.epoch'; did you mean"),
     ("train prior drawn --out occupied --no-masks", "occupied: exists and is no training"),

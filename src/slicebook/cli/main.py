@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from slicebook.cli import data, evaluate, prior, report, tokenizer
+from slicebook.cli import data, evaluate, prior, report, tokenizer, train
 from slicebook.cli.options import say
 from slicebook.errors import SlicebookError
 from slicebook.version import __version__
@@ -20,8 +20,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
     epilog="Research software, not a medical device.",
 )
-train = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
-app.add_typer(train, name="train", help="Train a tokenizer, or the parts of a generator.")
+app.add_typer(train.app, name="train", help="Train a tokenizer, or the parts of a generator.")
 
 for command in (
     tokenizer.demo,
@@ -40,8 +39,6 @@ for command in (
     tokenizer.info,
 ):
     app.command()(command)
-train.command("tokenizer")(tokenizer.train_tokenizer)
-train.command("prior")(prior.train_prior)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -13,7 +13,6 @@ from slicebook.cli.options import (
     Json,
     Noise,
     Plane,
-    Precision,
     PriorModel,
     Seed,
     Source,
@@ -24,30 +23,6 @@ from slicebook.cli.options import (
     say,
     show,
 )
-
-
-def train_prior(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a tokenizer's run, or of a demo.")],
-    settings: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="KEY=VALUE", help="Over the recipe's: labels.…, prior.… and decoder.… alone."),
-    ] = None,
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="RUN/prior by default.")] = None,
-    data: Annotated[
-        Path | None, typer.Option(metavar="DATA", help="The prepared folder, when it was moved.")
-    ] = None,
-    masks: Annotated[bool, typer.Option(help="Learn the label masks too, where there are any.")] = True,
-    device: Device = "auto",
-    precision: Precision = "auto",
-    as_json: Json = False,
-) -> None:
-    """Train what generates: the masks' tokenizer, a prior, a decoder. Run again, it goes on."""
-    from slicebook.training import generator
-
-    summary = generator.train_prior(
-        run, settings or [], out=out, data=data, masks=masks, device=device, precision=precision
-    )
-    show(summary, text.to_rows(summary), as_json)
 
 
 def generate(

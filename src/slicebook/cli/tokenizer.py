@@ -11,45 +11,14 @@ from slicebook.cli.options import (
     Json,
     Model,
     Plane,
-    Precision,
-    Prepared,
     Recipe,
     Source,
     TrainingSeed,
-    Workers,
     out_option,
     read_recipe,
     say,
     show,
 )
-
-
-def train_tokenizer(
-    data: Prepared,
-    settings: Annotated[
-        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Settings over the recipe's.")
-    ] = None,
-    recipe: Recipe = "compact",
-    out: Annotated[Path | None, out_option("RUN", "Run folder; runs/RECIPE by default.")] = None,
-    seed: TrainingSeed = None,
-    device: Device = "auto",
-    precision: Precision = "auto",
-    workers: Workers = 0,
-    as_json: Json = False,
-) -> None:
-    """Train a tokenizer. Run again, it goes on where it stopped."""
-    from slicebook.training import tokenizer
-
-    chosen = read_recipe(recipe, settings or [], seed)
-    summary = tokenizer.train_tokenizer(
-        data,
-        chosen,
-        out or Path("runs") / chosen.name,
-        device=device,
-        precision=precision,
-        workers=workers,
-    )
-    show(summary, text.to_rows(summary), as_json)
 
 
 def reconstruct(

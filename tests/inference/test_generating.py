@@ -4,6 +4,7 @@ import csv
 import gc
 import json
 import math
+import shutil
 import weakref
 from dataclasses import replace
 from types import SimpleNamespace
@@ -115,7 +116,7 @@ def test_noise_is_left_out_where_asked_and_where_the_tokenizer_keeps_it(trained,
     generate(trained.run, tmp_path / "smooth", count=3, seed=5, noise=False, **CPU)
     assert {line["noise"] for line in lines_of(tmp_path / "smooth")} == {"0.0"}
     records = [json.loads((out / "generation.json").read_text()) for out in (made.out, tmp_path / "smooth")]
-    assert [record["settings"]["grain"] for record in records] == [True, False]
+    assert [record["settings"]["noise"] for record in records] == [True, False]
     plain, noisy = (image_of(out, 6).array for out in (tmp_path / "smooth", made.out))
     assert np.abs(plain - noisy).max() > 0
     bare = replace(loaded, info=loaded.info.model_copy(update={"noise_model": None}))
@@ -156,7 +157,7 @@ def test_a_set_tells_the_model_and_the_settings_it_came_from(made, loaded):
         "fine_temperature": 0.8,
         "top_p": 0.95,
         "guidance": 0.0,
-        "grain": True,
+        "noise": True,
     }
     assert found["label_values"] == list(loaded.info.masks.tokenizer.label_values)
 
@@ -295,11 +296,11 @@ def grouped(trained, tmp_path_factory):
 STEPS = [
     (generating, "_write_samples", 2),
     (generating, "_draw_levels", 1),
-    (generating._Folder, "finish_group", 2),
+    (generating.SampleFolder, "finish_group", 2),
     (generating, "_draw_sheets", 1),
     (generating, "_write_lists", 1),
-    (generating._Folder, "finish", 1),
-    (generating.shutil, "rmtree", 1),
+    (generating.SampleFolder, "finish", 1),
+    (shutil, "rmtree", 1),
 ]
 
 
@@ -372,7 +373,7 @@ def interrupted(trained, out, monkeypatch, **wishes):
         ({"position": 0.5}, "position None then, 0.5 now"),
         ({"group": "1"}, "class None then, 1 now"),
         ({"conditional": False}, "conditional True then, False now"),
-        ({"noise_model": False}, "noise True then, False now"),
+        ({"noise": False}, "noise True then, False now"),
         ({"size": (36, 64)}, r"size \[32, 64\] then, \[36, 64\] now"),
         ({"settings": SamplingSettings(top_p=0.5)}, "top_p 0.95 then, 0.5 now"),
     ],
@@ -483,7 +484,7 @@ def test_a_prior_without_classes_takes_none(loaded):
 
 def test_a_seed_that_stands_twice_is_refused(loaded):
     size = (loaded.info.slices[0].rows, loaded.info.slices[0].columns)
-    with pytest.raises(ConfigError, match="seed 3 stands twice: the same seed gives the same sample again"):
+    with pytest.raises(ConfigError, match="seed 3 is given twice and would give the same sample twice"):
         draw(loaded, size, [9, 3, 4, 3, 9], None, SamplingSettings())
 
 

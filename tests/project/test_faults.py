@@ -270,7 +270,7 @@ CASES = [
     ),
     (
         "inpaint drawn image.nii empty-region.nii --out new",
-        "empty-region.nii: is 0 everywhere, so there is nothing to redraw; mark the region with 1",
+        "empty-region.nii: is 0 everywhere, so there is nothing to inpaint; mark the region with 1",
     ),
     ("inpaint drawn image.nii image.nii --out new", "image.nii: .*label"),
     ("inpaint drawn image.nii absent.nii --out new", "absent.nii"),

@@ -26,7 +26,7 @@ def cleared(variant):
 
 
 def share(trained, report, out, **how):
-    return generate(trained.run, out, count=2, clear=release_check(report), device="cpu", **how)
+    return generate(trained.run, out, count=2, release_check=release_check(report), device="cpu", **how)
 
 
 def test_a_clear_audit_goes_with_the_samples(trained, cleared, tmp_path):

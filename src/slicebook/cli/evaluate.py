@@ -1,7 +1,7 @@
 """The command that evaluates a model."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -22,6 +22,9 @@ from slicebook.cli.options import (
     show,
 )
 from slicebook.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from slicebook.evaluation.report import Evaluation
 
 
 def evaluate(
@@ -58,15 +61,13 @@ def evaluate(
     """Evaluate a model on held-out patients: reconstruction, generation and memorization."""
     from slicebook.data.dataset import PreparedData
     from slicebook.devices import choose_device
-    from slicebook.evaluation.evaluate import evaluate as judge
+    from slicebook.evaluation.evaluate import evaluate as run_evaluation
     from slicebook.models.checkpoint import find_model
     from slicebook.models.sampling import SamplingSettings
-    from slicebook.reporting.html import write_page
-    from slicebook.reporting.model_card import CARD_NAME, write_card
 
     find_model(model)  # a missing model is reported before missing data
     chosen = None if parts is None else [part.strip() for part in parts.split(",")]
-    report = judge(
+    report = run_evaluation(
         model,
         PreparedData.open(data),
         out,
@@ -81,6 +82,19 @@ def evaluate(
         say=say,
         progress=counter("sample"),
     )
+    _finish(report, out, as_json)
+    reasons = "; ".join(
+        f"{part}: {report.left_out[part]}" for part in chosen or () if part in report.left_out
+    )
+    if reasons:
+        raise DataError(f"{out}: not all parts could be evaluated. {reasons}")
+
+
+def _finish(report: "Evaluation", out: Path, as_json: bool) -> None:
+    """Write the page, update an existing card, and print the scores."""
+    from slicebook.reporting.html import write_page
+    from slicebook.reporting.model_card import CARD_NAME, write_card
+
     page = write_page(out)
     if (out / CARD_NAME).is_file():  # of an earlier evaluation, so it is out of date
         try:
@@ -91,7 +105,3 @@ def evaluate(
         say(f"warning: {warning}")
     say(f"page: {page}")
     show(report, report.table(), as_json)
-    missing = [part for part in chosen or () if part in report.left_out]
-    if missing:
-        reasons = "; ".join(f"{part}: {report.left_out[part]}" for part in missing)
-        raise DataError(f"{out}: not all parts could be evaluated. {reasons}")

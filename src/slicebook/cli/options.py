@@ -45,7 +45,7 @@ Series = Annotated[
 Mask = Annotated[
     str | None,
     typer.Option(
-        help="File name of an image's mask: `_t2=_prostate` replaces a part, `_seg` is appended to the name."
+        help="Name of an image's mask file: `_t2=_prostate` replaces a part, `_seg` is appended to the name."
     ),
 ]
 Recipe = Annotated[str, typer.Option(help="Recipe name, or a YAML file.")]

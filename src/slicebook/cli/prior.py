@@ -75,7 +75,7 @@ def generate(
         size=size,
         settings=SamplingSettings(temperature, fine_temperature, top_p, guidance),
         noise=noise,
-        clear=None if require_audit is None else release_check(require_audit),
+        release_check=None if require_audit is None else release_check(require_audit),
         device=device,
         progress=counter("sample"),
     )

@@ -323,7 +323,8 @@ def _check_all(job: _Job, folders: Sequence[Path], masks: bool, restart: bool) -
 
 
 def _train_masks(job: _Job, restart: bool = False) -> TrainingSummary:
-    job.data.split("train", labelled=True)  # raises where the data have no masks
+    for split in ("train", "validation"):
+        job.data.split(split, labelled=True)  # raises where the data have no masks
     if restart:
         restart_run(job.masks, launch(job.device, job.precision))
     return train_labels(job.data.folder, job.recipe, job.masks, workers=job.workers, **job.options)

@@ -1,11 +1,13 @@
 """The command line: exit statuses, one line for an error, and the whole way from volumes to scores."""
 
 import json
+import re
 from functools import partial
 
 import nibabel as nib
 import numpy as np
 import pytest
+import typer.main
 
 from slicebook.cli import main
 from slicebook.errors import DataError
@@ -163,6 +165,35 @@ def test_asked_before_any_training_a_command_says_what_to_run(command, tmp_path,
     assert "slicebook train tokenizer" in capsys.readouterr().err
 
 
+def commands(group, words=()):
+    """Each command, by its words."""
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from commands(command, (*words, name))
+        else:
+            yield " ".join((*words, name)), command
+
+
+def test_every_output_is_named_by_the_same_option():
+    outputs = {
+        name: [option.opts for option in command.params if option.name == "out"]
+        for name, command in commands(typer.main.get_command(main.app))
+    }
+    assert sorted(name for name, options in outputs.items() if not options) == ["check", "info"]
+    assert {tuple(opts) for options in outputs.values() for opts in options} == {("-o", "--out")}
+
+
+def test_trainings_take_the_same_options():
+    options = {
+        name.split()[1]: {option.name for option in command.params}
+        for name, command in commands(typer.main.get_command(main.app))
+        if name.startswith("train ")
+    }
+    assert list(options) == ["tokenizer", "masks", "prior", "decoder", "generator"]
+    shared = {"settings", "data", "out", "seed", "device", "precision", "restart", "as_json"}
+    assert set.intersection(*options.values()) == shared
+
+
 def test_check_prints_a_table_or_json(volume, capsys):
     assert main.main(["check", str(volume.parent)]) == 0
     assert "layout" in capsys.readouterr().out
@@ -199,6 +230,15 @@ def test_evaluate_scores_held_out_patients(run, prepared, tmp_path, capsys):
     report = answer(capsys, "evaluate", run, prepared, "--out", tmp_path / "report", "--device", "cpu")
     assert report["patients"] == 1
     assert json.loads((tmp_path / "report" / "report.json").read_text()) == report
+
+
+def test_evaluate_takes_parts_and_says_which_it_cannot(run, prepared, tmp_path, capsys):
+    line = ["evaluate", str(run), str(prepared), "-o", str(tmp_path / "report"), "--device", "cpu"]
+    assert main.main([*line, "--parts", "fidelity, usefulness"]) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert re.match(r"slicebook: .*report: not all parts could be evaluated\. usefulness: ", last)
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert (report["fidelity"] is None, report["generation"], report["audit"]) == (False, None, None)
 
 
 def test_reconstruct_writes_a_volume_where_the_input_lay(run, volume, tmp_path, capsys):

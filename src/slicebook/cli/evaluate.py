@@ -1,5 +1,6 @@
 """The command that evaluates a model."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -58,7 +59,7 @@ def evaluate(
     seed: Seed = 42,
     as_json: Json = False,
 ) -> None:
-    """Evaluate a model on held-out patients: reconstruction, generation and memorization."""
+    """Evaluate a model on held-out patients. Measures reconstruction, generation and memorization."""
     from slicebook.data.dataset import PreparedData
     from slicebook.devices import choose_device
     from slicebook.evaluation.evaluate import evaluate as run_evaluation
@@ -83,11 +84,14 @@ def evaluate(
         progress=counter("sample"),
     )
     _finish(report, out, as_json)
-    reasons = "; ".join(
-        f"{part}: {report.left_out[part]}" for part in chosen or () if part in report.left_out
-    )
+    _refuse_left_out(report, out, chosen or ())
+
+
+def _refuse_left_out(report: "Evaluation", out: Path, parts: Sequence[str]) -> None:
+    """Raise if a part that was asked for could not be evaluated."""
+    reasons = [f"{part}: {report.left_out[part]}" for part in parts if part in report.left_out]
     if reasons:
-        raise DataError(f"{out}: not all parts could be evaluated. {reasons}")
+        raise DataError(f"{out}: not all parts could be evaluated. {'; '.join(reasons)}")
 
 
 def _finish(report: "Evaluation", out: Path, as_json: bool) -> None:

@@ -23,7 +23,7 @@ def compare(
     out: Annotated[Path | None, out_option("FILE.md", "Also write the table as Markdown.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Compare evaluations in one table, and warn where they are not comparable."""
+    """Compare evaluations in one table. Warns where they are not comparable."""
     from slicebook.reporting.comparison import compare_reports, write_comparison
 
     comparison = compare_reports(reports)
@@ -40,7 +40,7 @@ def card(
         Path | None, out_option("FILE.md", "Output file; REPORT/MODEL_CARD.md by default.")
     ] = None,
 ) -> None:
-    """Write the model card of an evaluation: the model, its intended use, and its scores."""
+    """Write the model card of an evaluation. It holds the model's intended use and scores."""
     from slicebook.reporting.model_card import write_card
 
     typer.echo(write_card(report, out))

@@ -56,7 +56,7 @@ def encode(
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Encode a volume into a token file, which holds all that decoding needs except the model."""
+    """Encode a volume into a token file. The file holds all that decoding needs except the model."""
     from slicebook.inference import reconstruct as inference
 
     summary = inference.encode(model, source, out, device=device, plane=plane)
@@ -83,7 +83,7 @@ def info(
     ],
     as_json: Json = False,
 ) -> None:
-    """Show the settings and origin of a model of any kind or of a prepared folder."""
+    """Show the settings and origin of a model. Also takes a prepared folder."""
     if (path / "dataset.json").is_file():
         from slicebook.data.dataset import PreparedData
 
@@ -102,7 +102,7 @@ def demo(
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Run the whole pipeline on phantom patients in about eight minutes. Resumable."""
+    """Run all steps on phantom patients. Takes eight minutes; the same command resumes."""
     from slicebook.cli.demo import run_demo
 
     chosen = read_recipe(recipe, [], seed)

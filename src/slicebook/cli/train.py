@@ -80,7 +80,7 @@ def train_masks(
     restart: Restart = False,
     as_json: Json = False,
 ) -> None:
-    """Train the tokenizer of label masks (settings labels.…). The same command resumes."""
+    """Train the tokenizer of label masks. Takes settings labels.…; the same command resumes."""
     from slicebook.training import generator
 
     summary = generator.train_masks(
@@ -110,7 +110,7 @@ def train_prior(
     restart: Restart = False,
     as_json: Json = False,
 ) -> None:
-    """Train a prior over the tokens of a tokenizer (settings prior.…). The same command resumes."""
+    """Train the prior over tokens. Takes settings prior.…; the same command resumes."""
     from slicebook.training import generator
 
     summary = generator.train_prior(
@@ -139,7 +139,7 @@ def train_decoder(
     restart: Restart = False,
     as_json: Json = False,
 ) -> None:
-    """Train the decoder for generation, after the prior (settings decoder.…). The same command resumes."""
+    """Train the decoder of a finished prior. Takes settings decoder.…; the same command resumes."""
     from slicebook.training import generator
 
     summary = generator.train_decoder(

@@ -182,7 +182,7 @@ def _write_set(
     _draw_sheets(folder.set, samples, kind)
     _write_lists(folder.set, samples, task)
     for name, text in texts.items():
-        (folder.set / name).write_text(text, encoding="utf-8")
+        write_text(folder.set / name, text)
     folder.finish()
     return sum(sample.bits_per_pixel for sample in samples) / count
 

@@ -232,13 +232,18 @@ def test_evaluate_scores_held_out_patients(run, prepared, tmp_path, capsys):
     assert json.loads((tmp_path / "report" / "report.json").read_text()) == report
 
 
-def test_evaluate_takes_parts_and_says_which_it_cannot(run, prepared, tmp_path, capsys):
-    line = ["evaluate", str(run), str(prepared), "-o", str(tmp_path / "report"), "--device", "cpu"]
-    assert main.main([*line, "--parts", "fidelity, usefulness"]) == 1
-    last = capsys.readouterr().err.splitlines()[-1]
-    assert re.match(r"slicebook: .*report: not all parts could be evaluated\. usefulness: ", last)
-    report = json.loads((tmp_path / "report" / "report.json").read_text())
-    assert (report["fidelity"] is None, report["generation"], report["audit"]) == (False, None, None)
+@pytest.mark.parametrize(
+    ("parts", "parsed"),
+    [(None, None), ("audit", ["audit"]), ("fidelity, generation", ["fidelity", "generation"])],
+)
+def test_evaluate_takes_parts_between_commas(parts, parsed, run, prepared, tmp_path, monkeypatch):
+    def refuse(*_, **how):
+        raise DataError(str(how["parts"]))
+
+    monkeypatch.setattr("slicebook.evaluation.evaluate.evaluate", refuse)
+    line = ["--debug", "evaluate", str(run), str(prepared), "-o", str(tmp_path / "report")]
+    with pytest.raises(DataError, match=f"^{re.escape(str(parsed))}$"):
+        main.main([*line, *(["--parts", parts] if parts else [])])
 
 
 def test_reconstruct_writes_a_volume_where_the_input_lay(run, volume, tmp_path, capsys):

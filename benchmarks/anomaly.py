@@ -27,7 +27,7 @@ from scipy.ndimage import binary_dilation, gaussian_filter
 
 from slicebook.data.dataset import PreparedData, SliceSet
 from slicebook.errors import ConfigError, DataError, SlicebookError
-from slicebook.inference.anomaly import AnomalyScores, heat, surprise
+from slicebook.inference.anomaly import AnomalyScores, anomaly_scores, heatmap
 from slicebook.inference.inpaint import fill
 from slicebook.metrics.statistics import AUROC_CONVENTION as CONVENTION
 from slicebook.metrics.statistics import auroc, summarise_one
@@ -168,7 +168,7 @@ def _map(
 ) -> AnomalyScores:
     positions = torch.tensor([slices.positions[index] for index in chosen])
     conditions = Conditions(positions, torch.full((len(chosen),), -1))
-    return surprise(loaded, torch.from_numpy(np.stack(images))[:, None], conditions, orders, SEED)
+    return anomaly_scores(loaded, torch.from_numpy(np.stack(images))[:, None], conditions, orders, SEED)
 
 
 def _judge(
@@ -203,7 +203,7 @@ def _panels(
 ) -> list[Any]:
     """Return changed slices with the place marked, each beside its map."""
     chosen = np.random.default_rng(SEED).permutation(len(images))[:SHOWN]
-    warm = heat(after.maps.numpy())
+    warm = heatmap(after.maps.numpy())
     panels = []
     for index in chosen:
         panels.append(contact_sheet.tinted(images[index], places[index].astype(np.uint8), slices.aspect))

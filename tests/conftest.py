@@ -92,7 +92,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     from slicebook.models.checkpoint import load_prior, save_prior
     from slicebook.phantom.simulator import write_hipmri
     from slicebook.recipes import load_recipe
-    from slicebook.training.generator import train_prior
+    from slicebook.training.generator import train_generator
     from slicebook.training.tokenizer import train_tokenizer
 
     folder = tmp_path_factory.mktemp("trained")
@@ -100,7 +100,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     write_hipmri(made.raw, patients=(4, 2, 1), weeks=1, slices=6, seed=1, shape=(64, 32))
     prepare(made.raw, made.data, options=PrepareOptions(class_regex=r"slice_([0-3])"))
     train_tokenizer(made.data, load_recipe("compact", SMALL), made.run, **HOW)
-    train_prior(made.run, **HOW)
+    train_generator(made.run, **HOW)
     loaded = load_prior(made.run)
     assert loaded.info.noise_model is not None
     noise_model = loaded.info.noise_model.model_copy(

@@ -23,7 +23,12 @@ if TYPE_CHECKING:
     from slicebook.models.checkpoint import LoadedPrior, LoadedTokenizer, load_prior, load_tokenizer
     from slicebook.models.tokenizer import Tokenizer
     from slicebook.recipes import load_recipe, recipe_names
-    from slicebook.training.generator import train_prior
+    from slicebook.training.generator import (
+        train_decoder,
+        train_generator,
+        train_masks,
+        train_prior,
+    )
     from slicebook.training.tokenizer import train_tokenizer
 
 __all__ = [
@@ -52,6 +57,9 @@ __all__ = [
     "read_nifti",
     "recipe_names",
     "reconstruct",
+    "train_decoder",
+    "train_generator",
+    "train_masks",
     "train_prior",
     "train_tokenizer",
     "write_nifti",
@@ -86,7 +94,12 @@ _HOMES = {
         "load_recipe",
         "recipe_names",
     ),
-    "training.generator": ("train_prior",),
+    "training.generator": (
+        "train_decoder",
+        "train_generator",
+        "train_masks",
+        "train_prior",
+    ),
     "training.tokenizer": ("train_tokenizer",),
 }
 

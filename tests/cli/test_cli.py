@@ -1,11 +1,13 @@
 """The command line: exit statuses, one line for an error, and the whole way from volumes to scores."""
 
 import json
+import re
 from functools import partial
 
 import nibabel as nib
 import numpy as np
 import pytest
+import typer.main
 
 from slicebook.cli import main
 from slicebook.errors import DataError
@@ -39,6 +41,7 @@ def prepared(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
     make = [
         "phantom",
+        "-o",
         str(folder / "raw"),
         "--patients",
         "2",
@@ -51,7 +54,7 @@ def prepared(tmp_path_factory):
         "64",
     ]
     assert main.main(make) == 0
-    assert main.main(["prepare", str(folder / "raw"), str(folder / "prepared")]) == 0
+    assert main.main(["prepare", str(folder / "raw"), "-o", str(folder / "prepared")]) == 0
     return folder / "prepared"
 
 
@@ -89,7 +92,15 @@ def test_the_version_is_that_of_the_package(capsys):
 
 
 @pytest.mark.parametrize(
-    "line", ["frobnicate", "prepare", "check a b", "evaluate m d", "phantom x --seed -1"]
+    "line",
+    [
+        "frobnicate",
+        "prepare",
+        "check a b",
+        "evaluate m d",
+        "phantom -o x --seed -1",
+        "decode m in.npz out.nii.gz",
+    ],
 )
 def test_a_line_that_is_no_command_ends_with_2(line, capsys):
     assert main.main(line.split()) == 2
@@ -100,22 +111,25 @@ def test_a_line_that_is_no_command_ends_with_2(line, capsys):
     "line",
     [
         "check nowhere",
-        "prepare nowhere out",
+        "prepare nowhere -o out",
         "train tokenizer nowhere",
         "train tokenizer nowhere --recipe grand",
         "train tokenizer nowhere training.epoch=3",
-        "reconstruct nowhere in.nii.gz out",
-        "encode nowhere in.nii.gz out.safetensors",
-        "decode nowhere in.safetensors out.nii.gz",
+        "reconstruct nowhere in.nii.gz -o out",
+        "encode nowhere in.nii.gz -o out.safetensors",
+        "decode nowhere in.safetensors -o out.nii.gz",
         "evaluate nowhere data --out out",
         "compare nowhere elsewhere",
         "compare nowhere",
         "card nowhere",
         "info nowhere",
         "train prior nowhere",
+        "train masks nowhere",
+        "train decoder nowhere",
+        "train generator nowhere",
         "generate nowhere --out out",
-        "inpaint nowhere in.nii.gz --mask mask.nii.gz --out out",
-        "anomaly nowhere in.nii.gz out",
+        "inpaint nowhere in.nii.gz mask.nii.gz -o out",
+        "anomaly nowhere in.nii.gz -o out",
     ],
 )
 def test_a_mistake_is_one_line_and_ends_with_1(line, tmp_path, monkeypatch, capsys):
@@ -138,16 +152,46 @@ def test_debug_shows_where_an_error_came_from(line, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "command",
     [
-        "reconstruct {} in.nii.gz out",
+        "reconstruct {} in.nii.gz -o out",
         "evaluate {} data --out out",
         "info {}",
         "train prior {}",
+        "train generator {}",
         "generate {} --out out",
     ],
 )
 def test_asked_before_any_training_a_command_says_what_to_run(command, tmp_path, capsys):
     assert main.main(command.format(tmp_path).split()) == 1
     assert "slicebook train tokenizer" in capsys.readouterr().err
+
+
+def commands(group, words=()):
+    """Each command, by its words."""
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from commands(command, (*words, name))
+        else:
+            yield " ".join((*words, name)), command
+
+
+def test_every_output_is_named_by_the_same_option():
+    outputs = {
+        name: [option.opts for option in command.params if option.name == "out"]
+        for name, command in commands(typer.main.get_command(main.app))
+    }
+    assert sorted(name for name, options in outputs.items() if not options) == ["check", "info"]
+    assert {tuple(opts) for options in outputs.values() for opts in options} == {("-o", "--out")}
+
+
+def test_trainings_take_the_same_options():
+    options = {
+        name.split()[1]: {option.name for option in command.params}
+        for name, command in commands(typer.main.get_command(main.app))
+        if name.startswith("train ")
+    }
+    assert list(options) == ["tokenizer", "masks", "prior", "decoder", "generator"]
+    shared = {"settings", "data", "out", "seed", "device", "precision", "restart", "as_json"}
+    assert set.intersection(*options.values()) == shared
 
 
 def test_check_prints_a_table_or_json(volume, capsys):
@@ -188,9 +232,23 @@ def test_evaluate_scores_held_out_patients(run, prepared, tmp_path, capsys):
     assert json.loads((tmp_path / "report" / "report.json").read_text()) == report
 
 
+@pytest.mark.parametrize(
+    ("parts", "parsed"),
+    [(None, None), ("audit", ["audit"]), ("fidelity, generation", ["fidelity", "generation"])],
+)
+def test_evaluate_takes_parts_between_commas(parts, parsed, run, prepared, tmp_path, monkeypatch):
+    def refuse(*_, **how):
+        raise DataError(str(how["parts"]))
+
+    monkeypatch.setattr("slicebook.evaluation.evaluate.evaluate", refuse)
+    line = ["--debug", "evaluate", str(run), str(prepared), "-o", str(tmp_path / "report")]
+    with pytest.raises(DataError, match=f"^{re.escape(str(parsed))}$"):
+        main.main([*line, *(["--parts", parts] if parts else [])])
+
+
 def test_reconstruct_writes_a_volume_where_the_input_lay(run, volume, tmp_path, capsys):
     out = tmp_path / "out"
-    answer(capsys, "reconstruct", run, volume, out, "--device", "cpu")
+    answer(capsys, "reconstruct", run, volume, "-o", out, "--device", "cpu")
     (written,) = out.glob("*.nii.gz")
     np.testing.assert_array_equal(nib.nifti1.load(written).affine, nib.nifti1.load(volume).affine)
     assert nib.nifti1.load(written).shape == nib.nifti1.load(volume).shape
@@ -200,9 +258,9 @@ def test_reconstruct_writes_a_volume_where_the_input_lay(run, volume, tmp_path, 
 def test_decoding_the_tokens_equals_reconstructing(run, volume, tmp_path, capsys):
     tokens, decoded, out = tmp_path / "tokens.safetensors", tmp_path / "decoded.nii.gz", tmp_path / "out"
     for command in (
-        ["encode", run, volume, tokens],
-        ["decode", run, tokens, decoded],
-        ["reconstruct", run, volume, out, "--no-pictures"],
+        ["encode", run, volume, "-o", tokens],
+        ["decode", run, tokens, "--out", decoded],
+        ["reconstruct", run, volume, "-o", out, "--no-pictures"],
     ):
         answer(capsys, *command, "--device", "cpu")
     (reconstructed,) = out.glob("*.nii.gz")
@@ -213,6 +271,9 @@ def test_decoding_the_tokens_equals_reconstructing(run, volume, tmp_path, capsys
 
 
 def test_training_a_prior_tells_how_it_went_and_again_goes_on(run, prepared, capsys):
+    assert main.main(["train", "prior", str(run), "--device", "cpu"]) == 1
+    assert f"slicebook train masks {run}; or give --no-masks" in capsys.readouterr().err
+    answer(capsys, "train", "masks", run, "--device", "cpu")
     line = ["train", "prior", run, "prior.training.epochs=3", "--device", "cpu"]
     first = answer(capsys, *line)
     assert (first["run"], first["epochs"]) == (str(run / "prior"), 3)
@@ -241,7 +302,7 @@ def test_inpaint_redraws_a_region_of_a_volume(trained, volume, tmp_path, capsys)
     region = np.zeros(image.shape, np.uint8)
     region[8:20, 6:14, 1] = 1
     nib.save(nib.Nifti1Image(region, image.affine), tmp_path / "region.nii.gz")
-    line = ["inpaint", trained.run, volume, "--mask", tmp_path / "region.nii.gz", "-n", 2]
+    line = ["inpaint", trained.run, volume, tmp_path / "region.nii.gz", "-n", 2]
     summary = answer(capsys, *line, "--out", tmp_path / "out", "--device", "cpu")
     assert (summary["samples"], summary["slices"], summary["pixels"]) == (2, 1, 96)
     assert sorted(path.name for path in (tmp_path / "out").glob("*.nii.gz")) == [
@@ -251,7 +312,7 @@ def test_inpaint_redraws_a_region_of_a_volume(trained, volume, tmp_path, capsys)
 
 
 def test_anomaly_maps_a_volume(trained, volume, tmp_path, capsys):
-    line = ["anomaly", trained.run, volume, tmp_path / "out", "--orders", 1, "--no-pictures"]
+    line = ["anomaly", trained.run, volume, "-o", tmp_path / "out", "--orders", 1, "--no-pictures"]
     summary = answer(capsys, *line, "--device", "cpu")
     assert (summary["volumes"], summary["slices"]) == (1, 3)
     assert nib.nifti1.load(tmp_path / "out" / "volume.nii.gz").shape == nib.nifti1.load(volume).shape

@@ -12,7 +12,7 @@ from matplotlib.image import imread
 from scipy.ndimage import gaussian_filter
 
 from slicebook.errors import CheckpointError, DataError
-from slicebook.inference.anomaly import _spread, anomaly, heat, surprise
+from slicebook.inference.anomaly import _spread, anomaly, anomaly_scores, heatmap
 from slicebook.inference.volumes import Stack
 from slicebook.io.nifti import read_nifti
 from slicebook.io.volume import from_slices
@@ -45,7 +45,7 @@ def lines_of(path):
 
 
 def test_a_map_sums_to_the_nats_of_its_slice(loaded, images):
-    found = surprise(loaded, images, Conditions.unknown(3), orders=2)
+    found = anomaly_scores(loaded, images, Conditions.unknown(3), orders=2)
     assert torch.allclose(found.maps.sum((1, 2)), found.nats, rtol=1e-5)
 
 
@@ -76,7 +76,7 @@ def test_a_map_leaves_the_padding_out(loaded):
 def test_nats_are_those_of_the_image_tokens_with_the_mask_unknown(loaded, images):
     layout, tokens = loaded.book.layout(SIZE), loaded.book.encode(images)
     wanted = likelihood(loaded.prior, layout, tokens, Conditions.unknown(3), orders=2, seed=4)
-    found = surprise(loaded, images, Conditions.unknown(3), orders=2, seed=4)
+    found = anomaly_scores(loaded, images, Conditions.unknown(3), orders=2, seed=4)
     assert torch.allclose(found.nats, wanted.nats[:, layout.starts[1] :].sum(1))
     assert found.spread.equal(wanted.spread)
     assert found.nats.min() > 0
@@ -85,7 +85,7 @@ def test_nats_are_those_of_the_image_tokens_with_the_mask_unknown(loaded, images
 def test_a_slice_is_judged_at_its_place_in_the_volume(loaded, images):
     def nats(position):
         conditions = Conditions(torch.full((3,), position), torch.full((3,), -1))
-        return surprise(loaded, images, conditions, orders=1).nats
+        return anomaly_scores(loaded, images, conditions, orders=1).nats
 
     assert not torch.allclose(nats(0.0), nats(1.0), atol=1e-3)
 
@@ -104,7 +104,7 @@ def test_the_map_of_a_volume_is_that_of_its_slices(judged, loaded):
     source, out, _ = judged
     stack = Stack.of(read_nifti(source))
     places = Conditions(torch.tensor([0.0, 0.5, 1.0]), torch.full((3,), -1))
-    wanted = surprise(loaded, torch.from_numpy(stack.slices)[:, None], places, orders=3)
+    wanted = anomaly_scores(loaded, torch.from_numpy(stack.slices)[:, None], places, orders=3)
     np.testing.assert_allclose(
         read_nifti(out / "scan.nii.gz").array, from_slices(wanted.maps.numpy(), stack.orientation), rtol=1e-5
     )
@@ -138,11 +138,11 @@ def test_heat_shows_the_peaks_and_leaves_the_most_of_a_map_alone():
     maps = np.zeros((1, 40, 50), dtype=np.float32)
     maps[0, :20] = np.linspace(0, 0.4, 50)
     maps[0, 30:33, 10:13] = 2.0
-    warm = heat(maps)
+    warm = heatmap(maps)
     assert warm.min() == 0
     assert (warm[0, 30:33, 10:13] == 1).all()
     assert 0.7 < (warm == 0).mean() < 0.9
-    assert not heat(np.ones((1, 4, 4), dtype=np.float32)).any()
+    assert not heatmap(np.ones((1, 4, 4), dtype=np.float32)).any()
 
 
 def test_pictures_may_be_left_out(judged, trained, tmp_path):

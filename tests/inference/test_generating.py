@@ -24,6 +24,7 @@ from slicebook.data.prepare import PrepareOptions, prepare
 from slicebook.errors import CheckpointError, ConfigError, DataError
 from slicebook.inference import generate as generating
 from slicebook.inference.generate import generate
+from slicebook.inference.sample_folder import SampleFolder
 from slicebook.inference.synthesis import decode_pages, draw, noise_levels, put_noise_back
 from slicebook.io.nifti import read_labels, read_nifti
 from slicebook.models.likelihood import likelihood
@@ -297,10 +298,10 @@ def grouped(trained, tmp_path_factory):
 STEPS = [
     (generating, "_write_samples", 2),
     (generating, "_draw_levels", 1),
-    (generating._Folder, "finish_group", 2),
+    (SampleFolder, "finish_group", 2),
     (generating, "_draw_sheets", 1),
     (generating, "_write_lists", 1),
-    (generating._Folder, "finish", 1),
+    (SampleFolder, "finish", 1),
     (shutil, "rmtree", 1),
 ]
 
@@ -485,7 +486,7 @@ def test_a_prior_without_classes_takes_none(loaded):
 
 def test_a_seed_that_stands_twice_is_refused(loaded):
     size = (loaded.info.slices[0].rows, loaded.info.slices[0].columns)
-    with pytest.raises(ConfigError, match="seed 3 stands twice: the same seed gives the same sample again"):
+    with pytest.raises(ConfigError, match="seed 3 is given twice and would give the same sample twice"):
         draw(loaded, size, [9, 3, 4, 3, 9], None, SamplingSettings())
 
 

@@ -315,7 +315,7 @@ def test_the_list_of_seams_tells_each_slice_of_each_drawing(drawn):
             {"affine": oblique() + np.eye(4, k=3)},
             "region.nii: lies elsewhere .*resample the mask onto the image",
         ),
-        ({"box": (slice(0, 0),) * 3}, "region.nii: is 0 everywhere, so there is nothing to redraw; mark"),
+        ({"box": (slice(0, 0),) * 3}, "region.nii: is 0 everywhere, so there is nothing to inpaint; mark"),
     ],
     ids=["shape", "place", "empty"],
 )
@@ -339,7 +339,7 @@ def test_a_drawing_never_takes_the_place_of_an_original(trained, files: tuple[Pa
     assert image.read_bytes() == before
 
 
-@pytest.mark.parametrize(("asked", "word"), [({"count": 0}, "0 drawings"), ({"seed": -1}, "seed -1")])
+@pytest.mark.parametrize(("asked", "word"), [({"count": 0}, "0 samples"), ({"seed": -1}, "seed -1")])
 def test_a_wish_out_of_range_is_refused(
     asked: dict[str, Any], word, trained, files: tuple[Path, Path], tmp_path
 ):

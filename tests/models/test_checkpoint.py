@@ -332,7 +332,7 @@ def test_a_prior_whose_weights_do_not_fit_is_refused(prior):
 
 def test_a_prior_is_no_tokenizer_and_a_tokenizer_no_prior(prior, model):
     refuse(prior, "holds a prior, wanted a tokenizer")
-    refuse_prior(model, "holds a tokenizer, wanted a prior; train one first: slicebook train prior ")
+    refuse_prior(model, "holds a tokenizer, wanted a prior; train one first: slicebook train generator ")
 
 
 def test_a_label_tokenizer_is_neither(trained):
@@ -356,8 +356,8 @@ def test_beside_a_prior_the_tokenizer_is_found_as_before(trained):
     [
         ("empty", "empty: holds no trained model yet; train one first: slicebook train tokenizer"),
         ("nowhere", "nowhere: does not exist; train one first: slicebook train tokenizer"),
-        (".", r"holds no prior yet; train one first: slicebook train prior .*\(or slicebook demo\)"),
-        ("run", "holds a tokenizer, wanted a prior; train one first: slicebook train prior .*run$"),
+        (".", r"holds no prior yet; train one first: slicebook train generator .*\(or slicebook demo\)"),
+        ("run", "holds a tokenizer, wanted a prior; train one first: slicebook train generator .*run$"),
     ],
 )
 def test_before_a_prior_is_trained_the_message_says_what_to_run(where, message, model):

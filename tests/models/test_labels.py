@@ -320,7 +320,7 @@ def test_a_label_that_the_recipe_lacks_is_named(data, tmp_path):
     "command",
     [
         ["evaluate", "RUN", "DATA", "--out", "OUT"],
-        ["reconstruct", "RUN", "DATA", "OUT"],
+        ["reconstruct", "RUN", "DATA", "-o", "OUT"],
     ],
 )
 def test_a_label_tokenizer_is_refused_where_slices_are_wanted(command, data, run, tmp_path, capsys):

@@ -5,6 +5,7 @@ import pickle
 import re
 import shutil
 from types import SimpleNamespace
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -141,86 +142,92 @@ def contents(folder):
 TRAIN = "train tokenizer prepared --out new --device cpu"
 CASES = [
     # volumes, on their way to a model
-    ("reconstruct model absent.nii new", "absent.nii: does not exist; give a NIfTI file"),
-    ("reconstruct model nan.nii new", "nan.nii: .*NaN.*nan_to_num"),
-    ("reconstruct model 4d.nii new", r"4d.nii: is 4D .*image\.slicer"),
-    ("reconstruct model rgb.nii new", "rgb.nii: holds RGB colour values.*convert"),
-    ("reconstruct model complex.nii new", "complex.nii: holds complex values.*convert"),
-    ("reconstruct model text.nii.gz new", "text.nii.gz: is not a NIfTI file"),
-    ("reconstruct model empty.nii new", "empty.nii: is not a NIfTI file"),
-    ("reconstruct model torn.nii.gz new", "torn.nii.gz: .*copy or download it again"),
-    ("reconstruct model short.nii new", "short.nii: ends after .*copy or download it again"),
-    ("reconstruct model small.nii new", "small: its slices of 8×8 pixels are too small"),
-    ("reconstruct model nothing new", "nothing: holds no NIfTI file and no DICOM series; give another"),
-    ("reconstruct model colour new", "no DICOM series .passed over: [0-9]+ colour"),
-    ("reconstruct model flat flat/new", "the originals lie here.*choose a folder outside flat"),
-    ("reconstruct model volume.nii.gz volume.nii.gz/new", "volume.nii.gz"),
-    ("encode model flat new.safetensors", "flat: holds 4 volumes, wanted one"),
-    ("encode model volume.nii.gz new.txt", r"new.txt: wanted a name that ends in \.safetensors"),
-    ("encode model 4d.nii new.safetensors", "4d.nii: is 4D"),
+    ("reconstruct model absent.nii -o new", "absent.nii: does not exist; give a NIfTI file"),
+    ("reconstruct model nan.nii -o new", "nan.nii: .*NaN.*nan_to_num"),
+    ("reconstruct model 4d.nii -o new", r"4d.nii: is 4D .*image\.slicer"),
+    ("reconstruct model rgb.nii -o new", "rgb.nii: holds RGB colour values.*convert"),
+    ("reconstruct model complex.nii -o new", "complex.nii: holds complex values.*convert"),
+    ("reconstruct model text.nii.gz -o new", "text.nii.gz: is not a NIfTI file"),
+    ("reconstruct model empty.nii -o new", "empty.nii: is not a NIfTI file"),
+    ("reconstruct model torn.nii.gz -o new", "torn.nii.gz: .*copy or download it again"),
+    ("reconstruct model short.nii -o new", "short.nii: ends after .*copy or download it again"),
+    ("reconstruct model small.nii -o new", "small: its slices of 8×8 pixels are too small"),
+    ("reconstruct model nothing -o new", "nothing: holds no NIfTI file and no DICOM series; give another"),
+    ("reconstruct model colour -o new", "no DICOM series .passed over: [0-9]+ colour"),
+    ("reconstruct model flat -o flat/new", "the originals lie here.*choose a folder outside flat"),
+    ("reconstruct model volume.nii.gz -o volume.nii.gz/new", "volume.nii.gz"),
+    ("encode model flat -o new.safetensors", "flat: holds 4 volumes, wanted one"),
+    ("encode model volume.nii.gz -o new.txt", r"new.txt: wanted a name that ends in \.safetensors"),
+    ("encode model 4d.nii -o new.safetensors", "4d.nii: is 4D"),
     # models
     (
-        "reconstruct nothing volume.nii.gz new",
+        "reconstruct nothing volume.nii.gz -o new",
         "nothing: holds no trained model yet; train one first: slicebook train",
     ),
-    ("encode nothing volume.nii.gz new.safetensors", "nothing: holds no trained model yet; train one first"),
-    ("decode nothing tokens.safetensors new.nii", "nothing: holds no trained model yet; train one first"),
+    (
+        "encode nothing volume.nii.gz -o new.safetensors",
+        "nothing: holds no trained model yet; train one first",
+    ),
+    ("decode nothing tokens.safetensors -o new.nii", "nothing: holds no trained model yet; train one first"),
     ("evaluate nothing prepared --out new", "nothing: holds no trained model yet; train one first"),
     ("info absent", "absent: does not exist; train one first"),
     ("info pickle.safetensors", "pickle.safetensors: is a PyTorch pickle"),
     ("info cut.safetensors", "cut.safetensors: is not a complete safetensors file.*copy it again"),
     ("info flipped.safetensors", "flipped.safetensors: .*damaged; copy it again"),
     ("info state.safetensors", "state.safetensors: holds a state, wanted a tokenizer"),
-    ("reconstruct model volume.nii.gz new --device cuda", "device cuda: .*use --device cpu"),
+    ("reconstruct model volume.nii.gz -o new --device cuda", "device cuda: .*use --device cpu"),
     (
-        "reconstruct model volume.nii.gz new --device gpu",
+        "reconstruct model volume.nii.gz -o new --device gpu",
         "device 'gpu' is not known; wanted one of auto, cpu",
     ),
     # tokens
-    ("decode model absent.safetensors new.nii", "absent.safetensors: .*slicebook encode"),
-    ("decode model text.safetensors new.nii", "text.safetensors: is not a complete token file"),
-    ("decode model cut-tokens.safetensors new.nii", "cut-tokens.safetensors: is not a complete token file"),
+    ("decode model absent.safetensors -o new.nii", "absent.safetensors: .*slicebook encode"),
+    ("decode model text.safetensors -o new.nii", "text.safetensors: is not a complete token file"),
     (
-        "decode model tokens.npz new.nii",
+        "decode model cut-tokens.safetensors -o new.nii",
+        "cut-tokens.safetensors: is not a complete token file",
+    ),
+    (
+        "decode model tokens.npz -o new.nii",
         "tokens.npz: is not a complete token file, wanted a safetensors file",
     ),
-    ("decode model other.safetensors new.nii", "other.safetensors: holds a tokenizer, wanted tokens"),
-    ("decode model lacking.safetensors new.nii", "lacking.safetensors: is not a complete token file"),
+    ("decode model other.safetensors -o new.nii", "other.safetensors: holds a tokenizer, wanted tokens"),
+    ("decode model lacking.safetensors -o new.nii", "lacking.safetensors: is not a complete token file"),
     (
-        "decode model beyond.safetensors new.nii",
+        "decode model beyond.safetensors -o new.nii",
         "beyond.safetensors: level 1: tokens from 16 to 16, wanted 0 to 15; encode",
     ),
     (
-        "decode model unfit.safetensors new.nii",
+        "decode model unfit.safetensors -o new.nii",
         "unfit.safetensors: token grids .* do not fit .*encode the volume again",
     ),
     (
-        "decode other.safetensors tokens.safetensors new.nii",
+        "decode other.safetensors tokens.safetensors -o new.nii",
         "tokens.safetensors: .*use the model that encoded them",
     ),
-    ("decode model tokens.safetensors new.png", r"new.png: wanted a name that ends in \.nii"),
+    ("decode model tokens.safetensors -o new.png", r"new.png: wanted a name that ends in \.nii"),
     # data sets
     ("check absent", "absent: not a folder"),
-    ("prepare absent new", "absent: not a folder"),
-    ("prepare nothing new", "nothing: .*no "),
-    ("prepare flat new", "flat: no --patient-regex for 4 of 4 volumes; files are named like p0.nii"),
-    ("prepare flat new --patient-regex case(.)", r"flat: --patient-regex .* fits no file"),
-    ("prepare flat new --patient-regex p.", "has 0 groups, wanted exactly one"),
-    ("prepare flat new --patient-regex p(", "--patient-regex"),
-    ("prepare flat new --patient-regex (p.) --mask _x", "flat: --mask '_x' finds no mask"),
-    ("prepare flat new --patient-regex (p.) --spacing -1", "spacing"),
+    ("prepare absent -o new", "absent: not a folder"),
+    ("prepare nothing -o new", "nothing: .*no "),
+    ("prepare flat -o new", "flat: no --patient-regex for 4 of 4 volumes; files are named like p0.nii"),
+    ("prepare flat -o new --patient-regex case(.)", r"flat: --patient-regex .* fits no file"),
+    ("prepare flat -o new --patient-regex p.", "has 0 groups, wanted exactly one"),
+    ("prepare flat -o new --patient-regex p(", "--patient-regex"),
+    ("prepare flat -o new --patient-regex (p.) --mask _x", "flat: --mask '_x' finds no mask"),
+    ("prepare flat -o new --patient-regex (p.) --spacing -1", "spacing"),
     (
-        "prepare flat occupied --patient-regex (p.)",
+        "prepare flat -o occupied --patient-regex (p.)",
         "occupied: exists and is not a prepared folder; choose a new or empty",
     ),
-    ("prepare masked new --patient-regex (p.) --mask _seg", r"p3\.nii.*p3_seg\.nii|p3_seg\.nii.*p3\.nii"),
-    ("prepare torn new --patient-regex (p.)", "2 of 6 files cannot be read, more than 5%.*p8.nii"),
-    ("prepare copied new --patient-regex (p.)", "p3.nii: the same voxels as .*p2.nii, of another patient"),
+    ("prepare masked -o new --patient-regex (p.) --mask _seg", r"p3\.nii.*p3_seg\.nii|p3_seg\.nii.*p3\.nii"),
+    ("prepare torn -o new --patient-regex (p.)", "2 of 6 files cannot be read, more than 5%.*p8.nii"),
+    ("prepare copied -o new --patient-regex (p.)", "p3.nii: the same voxels as .*p2.nii, of another patient"),
     (
-        "prepare leaky new",
+        "prepare leaky -o new",
         r"leaky: 1 patients are in two splits: case_004\S+ \(test, train, validation\); move",
     ),
-    ("phantom volume.nii.gz/new --slices 4 --size 16 32", "volume.nii.gz"),
+    ("phantom -o volume.nii.gz/new --slices 4 --size 16 32", "volume.nii.gz"),
     # trainings
     ("train tokenizer flat --out new", "flat: no dataset.json in it, .*slicebook prepare"),
     ("train tokenizer prepared-cut --out new", "images.f32: 100 bytes, wanted .*prepare the data again"),
@@ -248,11 +255,11 @@ CASES = [
     ("demo --out occupied", "occupied: exists and is no demo; choose another --out"),
     ("demo --out new --recipe grand", "recipe 'grand' not found"),
     # priors
-    ("reconstruct drawn/prior volume.nii.gz new", "holds a prior, wanted a tokenizer"),
+    ("reconstruct drawn/prior volume.nii.gz -o new", "holds a prior, wanted a tokenizer"),
     ("train prior drawn/prior", "holds a prior, wanted a tokenizer"),
     (
         "generate run --out new",
-        "holds a tokenizer, wanted a prior; train one first: slicebook train prior run",
+        "holds a tokenizer, wanted a prior; train one first: slicebook train generator run",
     ),
     ("generate drawn/prior/masks --out new", "holds a label tokenizer, wanted a prior"),
     ("generate state.safetensors --out new", "holds a state, wanted a prior"),
@@ -272,28 +279,28 @@ CASES = [
     ("generate drawn --out new --seed 99999999999999999999", "seed 9+: wanted a whole number from 0"),
     ("generate drawn --out new --device cuda", "device cuda: .*use --device cpu"),
     (
-        "inpaint drawn image.nii --mask short-region.nii --out new",
+        "inpaint drawn image.nii short-region.nii --out new",
         r"short-region.nii: its shape is \(16, 12, 2\), that of image.nii \(16, 12, 3\); draw the mask",
     ),
     (
-        "inpaint drawn image.nii --mask shifted-region.nii --out new",
+        "inpaint drawn image.nii shifted-region.nii --out new",
         "shifted-region.nii: lies elsewhere .* than image.nii .*; resample the mask onto the image",
     ),
     (
-        "inpaint drawn image.nii --mask empty-region.nii --out new",
-        "empty-region.nii: is 0 everywhere, so there is nothing to redraw; mark the region with 1",
+        "inpaint drawn image.nii empty-region.nii --out new",
+        "empty-region.nii: is 0 everywhere, so there is nothing to inpaint; mark the region with 1",
     ),
-    ("inpaint drawn image.nii --mask image.nii --out new", "image.nii: .*label"),
-    ("inpaint drawn image.nii --mask absent.nii --out new", "absent.nii"),
-    ("inpaint drawn flat --mask region.nii --out new", "flat: holds 4 volumes, wanted one; name one file"),
-    ("inpaint run image.nii --mask region.nii --out new", "holds a tokenizer, wanted a prior"),
-    ("anomaly drawn absent.nii new", "absent.nii: does not exist"),
-    ("anomaly drawn flat flat/new", "the originals lie here.*choose a folder outside flat"),
-    ("anomaly run image.nii new", "holds a tokenizer, wanted a prior"),
+    ("inpaint drawn image.nii image.nii --out new", "image.nii: .*label"),
+    ("inpaint drawn image.nii absent.nii --out new", "absent.nii"),
+    ("inpaint drawn flat region.nii --out new", "flat: holds 4 volumes, wanted one; name one file"),
+    ("inpaint run image.nii region.nii --out new", "holds a tokenizer, wanted a prior"),
+    ("anomaly drawn absent.nii -o new", "absent.nii: does not exist"),
+    ("anomaly drawn flat -o flat/new", "the originals lie here.*choose a folder outside flat"),
+    ("anomaly run image.nii -o new", "holds a tokenizer, wanted a prior"),
     ("train prior nothing", "nothing: holds no trained model yet; train one first"),
     (
         "train prior drawn training.epochs=3",
-        r"training\.epochs=3: .*trained already; wanted settings of prior, labels or decoder, such",
+        r"training\.epochs=3: is not a setting of this training; wanted settings of prior, such as prior\.",
     ),
     ("train prior drawn prior.training.epoch=3", "unknown setting 'prior.training.epoch'; did you mean"),
     ("train prior drawn --out occupied --no-masks", "occupied: exists and is no training"),
@@ -363,6 +370,6 @@ def test_check_lists_every_file_that_cannot_be_used_and_ends_with_1(here, monkey
 def test_one_unreadable_file_among_many_is_quarantined_and_named(here, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(here)
     (here / "spoiled" / "p7.nii").write_bytes(b"spoiled")
-    assert main.main(["prepare", "spoiled", str(tmp_path / "out"), "--patient-regex", "(p.)"]) == 0
+    assert main.main(["prepare", "spoiled", "-o", str(tmp_path / "out"), "--patient-regex", "(p.)"]) == 0
     assert "p7.nii" in capfd.readouterr().err
     assert "p7.nii" in (tmp_path / "out" / "quarantine.csv").read_text()

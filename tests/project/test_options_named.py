@@ -35,6 +35,11 @@ OTHERS = {
     *("--porcelain", "--untracked-files", "--show-toplevel"),  # git
     *("--force-reinstall", "--no-deps", "--disable-pip-version-check", "--no-build-isolation"),  # pip
     *("--no-index", "--find-links", "--quiet", "--wheel-dir", "--target"),
+    *("--cov", "--durations"),  # pytest
+    *("--annotate", "--message", "--sign", "--strict"),  # git tag, twine
+    *("--shm-size", "--ink", "--line", "--paper"),  # docker; colours of a page
+    *("--disable-gpu", "--disable-quic", "--disable-background-networking", "--no-first-run"),  # Chromium
+    *("--disable-component-update", "--disable-sync", "--no-sandbox"),
 }
 
 

@@ -299,7 +299,7 @@ def test_the_command_it_gives_is_one(missing, told, tmp_path, monkeypatch):
     program, *words = shlex.split(command)
     assert program == "slicebook"
     assert "-n 24" in command
-    assert ("--only" in command) == bool(missing)
+    assert ("--parts" in command) == bool(missing)
     assert main.main(words) == 1  # there is no MODEL, but no fault in the line
 
 

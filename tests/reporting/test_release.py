@@ -26,7 +26,7 @@ def cleared(variant):
 
 
 def share(trained, report, out, **how):
-    return generate(trained.run, out, count=2, clear=release_check(report), device="cpu", **how)
+    return generate(trained.run, out, count=2, release_check=release_check(report), device="cpu", **how)
 
 
 def test_a_clear_audit_goes_with_the_samples(trained, cleared, tmp_path):
@@ -98,10 +98,10 @@ def test_a_report_without_an_audit_clears_nothing(variant):
 
 def test_sharing_is_one_option_of_generate(trained, cleared, variant, tmp_path, capsys):
     line = ["generate", str(trained.run), "-n", "1", "--device", "cpu"]
-    assert main.main([*line, "--out", str(tmp_path / "yes"), "--share", str(cleared)]) == 0
+    assert main.main([*line, "--out", str(tmp_path / "yes"), "--require-audit", str(cleared)]) == 0
     assert (tmp_path / "yes" / "AUDIT.md").is_file()
     refused = variant("refused", audit__copies__valid=False, audit__copies__copies_found=False)
     capsys.readouterr()
-    assert main.main([*line, "--out", str(tmp_path / "no"), "--share", str(refused)]) == 1
+    assert main.main([*line, "--out", str(tmp_path / "no"), "--require-audit", str(refused)]) == 1
     assert "must not be shared" in capsys.readouterr().err
     assert not (tmp_path / "no").exists()

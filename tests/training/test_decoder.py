@@ -23,7 +23,7 @@ from slicebook.models.tokenizer import Tokenizer
 from slicebook.recipes import load_recipe, override
 from slicebook.training import decoder as decoding
 from slicebook.training.decoder import KIND, DecoderObjective, Discriminator, draw_samples, train_decoder
-from slicebook.training.generator import train_prior
+from slicebook.training.generator import train_generator
 from slicebook.training.progress import Display
 
 
@@ -384,7 +384,9 @@ def test_a_prior_draws_with_it(trained):
 
 
 def test_null_draws_with_the_tokenizers_own_decoder(trained, own, tmp_path):
-    train_prior(trained.run, ["decoder=null", "prior.training.epochs=1"], out=tmp_path, masks=False, **HOW)
+    train_generator(
+        trained.run, ["decoder=null", "prior.training.epochs=1"], out=tmp_path, masks=False, **HOW
+    )
     loaded = load_prior(tmp_path)
     assert hash_tensors(loaded.book.images.state_dict()) == hash_tensors(own[0].tokenizer.state_dict())
     assert loaded.info.decoder_provenance is None
@@ -457,9 +459,9 @@ def test_the_noise_that_is_put_back_is_what_the_last_drawings_lack(trained, own,
     shutil.copytree(trained.run, tmp_path / "run")
     settings = ["decoder.training.epochs=1", "decoder.training.learning_rate=0.01"]
     shutil.rmtree(tmp_path / "run" / "prior" / "decoder")
-    train_prior(tmp_path / "run", settings, **HOW)
+    train_generator(tmp_path / "run", settings, **HOW)
     rough = load_prior(tmp_path / "run").info.noise_model
-    train_prior(tmp_path / "run", ["decoder=null"], **HOW)
+    train_generator(tmp_path / "run", ["decoder=null"], **HOW)
     own_drawings = load_prior(tmp_path / "run").info.noise_model
     assert rough.spread == own_drawings.spread
     assert rough.drawn != own_drawings.drawn
@@ -469,7 +471,7 @@ def test_a_finished_prior_gets_another_decoder_and_stays(trained, tmp_path):
     shutil.copytree(trained.run, tmp_path / "run")
     run, before = tmp_path / "run", load_prior(trained.run)
     shutil.rmtree(run / "prior" / "decoder")
-    train_prior(run, ["decoder.training.epochs=1", "decoder.training.adversarial_weight=2"], **HOW)
+    train_generator(run, ["decoder.training.epochs=1", "decoder.training.adversarial_weight=2"], **HOW)
     after = load_prior(run)
     assert hash_tensors(after.prior.state_dict()) == hash_tensors(before.prior.state_dict())
     assert hash_tensors(after.book.masks.state_dict()) == hash_tensors(before.book.masks.state_dict())
@@ -478,7 +480,7 @@ def test_a_finished_prior_gets_another_decoder_and_stays(trained, tmp_path):
     assert after.info.decoder_provenance == new.info.provenance
     assert after.info.recipe.decoder.training.adversarial_weight == 2
     assert after.info.provenance == before.info.provenance
-    train_prior(run, ["decoder=null"], **HOW)
+    train_generator(run, ["decoder=null"], **HOW)
     faithful = load_tokenizer(run).tokenizer
     assert hash_tensors(load_prior(run).book.images.state_dict()) == hash_tensors(faithful.state_dict())
 
@@ -490,8 +492,13 @@ def test_the_mirror_alone_is_on_unless_said(own):
     ).decoder.training.augment
     for found in (settings, fresh):
         assert found.flip_probability == 0.3
-        others = (found.rotate_degrees, found.scale, found.shift, found.gamma, found.intensity_scale)
-        assert others == (0, 0, 0, 0, 0)
+        assert (found.rotate_degrees, found.scale, found.shift, found.gamma, found.intensity_scale) == (
+            0,
+            0,
+            0,
+            0,
+            0,
+        )
     assert load_recipe("generate", ["decoder.training.augment=null"]).decoder.training.augment is None
 
 
@@ -531,7 +538,7 @@ def test_the_decoder_of_another_prior_is_refused(own, trained, tmp_path):
     prior = load_prior(trained.run)
     with torch.no_grad():
         next(prior.prior.parameters()).add_(1)
-    with pytest.raises(ConfigError, match=r"another prior; use another --out, or remove it"):
+    with pytest.raises(ConfigError, match=r"another prior; use another --out, or --restart"):
         train_decoder(loaded, prior, data, recipe, tmp_path / "decoder", **HOW)
 
 

@@ -45,9 +45,9 @@ def founding():
 def house(tmp_path_factory):
     """A folder with phantom slices in HipMRI's layout, and the same prepared."""
     folder = tmp_path_factory.mktemp("founding")
-    make = f"phantom {folder}/raw --patients 2 1 1 --slices 10 --size 32 64"
+    make = f"phantom -o {folder}/raw --patients 2 1 1 --slices 10 --size 32 64"
     assert main.main(make.split()) == 0
-    assert main.main(["prepare", f"{folder}/raw", f"{folder}/prepared"]) == 0
+    assert main.main(["prepare", f"{folder}/raw", "-o", f"{folder}/prepared"]) == 0
     return folder
 
 
@@ -177,7 +177,9 @@ def test_8_prediction_writes_pairs_with_an_ssim_each_and_their_mean(run, tmp_pat
     nib.save(nib.Nifti1Image(draw, np.diag([1.0, 1, 3, 1])), tmp_path / "volume.nii.gz")
     out = tmp_path / "made" / "if" / "missing"
     assert (
-        main.main(["reconstruct", str(run), str(tmp_path / "volume.nii.gz"), str(out), "--device", "cpu"])
+        main.main(
+            ["reconstruct", str(run), str(tmp_path / "volume.nii.gz"), "-o", str(out), "--device", "cpu"]
+        )
         == 0
     )
     assert len(list((out / "volume").glob("*.png"))) == 3
@@ -188,7 +190,7 @@ def test_8_prediction_writes_pairs_with_an_ssim_each_and_their_mean(run, tmp_pat
 
 
 def test_8_asked_for_before_any_training_it_says_so_plainly(tmp_path, capsys):
-    assert main.main(["reconstruct", str(tmp_path), "volume.nii.gz", str(tmp_path / "out")]) == 1
+    assert main.main(["reconstruct", str(tmp_path), "volume.nii.gz", "-o", str(tmp_path / "out")]) == 1
     said = capsys.readouterr().err
     assert "holds no trained model yet; train one first: slicebook train tokenizer DATA" in said
     assert list(tmp_path.iterdir()) == []

@@ -19,7 +19,7 @@ from slicebook.models.sampling import SamplingSettings, sample
 from slicebook.models.transformer import Conditions
 from slicebook.recipes import load_recipe
 from slicebook.training import trainer
-from slicebook.training.generator import train_prior
+from slicebook.training.generator import train_generator
 from slicebook.training.tokenizer import train_tokenizer
 from slicebook.training.trainer import Trainer
 
@@ -41,13 +41,13 @@ class NoFloat64(TorchDispatchMode):
 def train_all(trained, out, **how):
     """Train a tokenizer, and over it masks, prior and decoder, for an epoch each."""
     train_tokenizer(trained.data, load_recipe("compact", ONE_EPOCH), out, **(HOW | how))
-    train_prior(out, **(HOW | how))
+    train_generator(out, **(HOW | how))
 
 
 @pytest.fixture
 def unrefused(monkeypatch):
     """Trained so shortly, a tokenizer uses few codes."""
-    monkeypatch.setattr("slicebook.training.generator._refuse_unused", lambda *_: None)
+    monkeypatch.setattr("slicebook.training.generator.refuse_unused_codes", lambda *_: None)
 
 
 @pytest.mark.filterwarnings(*HARMLESS)

@@ -24,8 +24,10 @@ from slicebook.models.sequence_book import JointTokenizer
 from slicebook.models.transformer import Conditions
 from slicebook.recipes import load_recipe
 from slicebook.training import generator
-from slicebook.training.generator import TOKENS_NAME, train_prior
+from slicebook.training.generator import train_decoder, train_generator, train_masks, train_prior
 from slicebook.training.prior import PriorObjective, corrupt_tokens, drop_conditions, drop_masks
+from slicebook.training.run import SUBFOLDERS
+from slicebook.training.token_cache import TOKENS_NAME
 from slicebook.training.token_dataset import TokenBatch, encode_slices
 from slicebook.training.tokenizer import train_tokenizer
 from slicebook.training.trainer import Progress
@@ -298,10 +300,10 @@ def test_a_training_goes_on_where_it_stopped_bit_for_bit(again, trained, monkeyp
 
     monkeypatch.setattr(PriorObjective, "training_step", stopped)
     with pytest.raises(KeyboardInterrupt):
-        train_prior(again, **HOW)
+        train_generator(again, **HOW)
     assert load_prior(again).info.provenance.epoch == 2
     monkeypatch.setattr(PriorObjective, "training_step", whole)
-    assert train_prior(again, **HOW).epochs == 4
+    assert train_generator(again, **HOW).prior.epochs == 4
     found, wanted = load_prior(again), load_prior(trained.run)
     assert found.info.weights_sha256 == wanted.info.weights_sha256
 
@@ -374,7 +376,7 @@ def test_masks_are_not_added_to_a_prior_that_was_begun_without(again, monkeypatc
     train_prior(again, ["prior.training.epochs=1"], out=again / "plain", masks=False, **HOW)
     monkeypatch.setattr(generator, "train_labels", lambda *_, **__: pytest.fail("trained masks"))
     with pytest.raises(ConfigError, match="plain: was begun without masks, and would go on with them"):
-        train_prior(again, ["prior.training.epochs=1"], out=again / "plain", **HOW)
+        train_generator(again, ["prior.training.epochs=1"], out=again / "plain", **HOW)
     assert not (again / "plain" / "masks").exists()
 
 
@@ -387,15 +389,13 @@ def test_data_with_other_classes_do_not_go_on_with_a_prior(again, trained, tmp_p
     prepare(trained.raw, tmp_path / "plain")
     monkeypatch.setattr(generator, "train_labels", lambda *_, **__: pytest.fail("trained masks"))
     with pytest.raises(ConfigError, match="was begun with classes 0, 1, 2, 3, and the data have none"):
-        train_prior(again, data=tmp_path / "plain", **HOW)
+        train_generator(again, data=tmp_path / "plain", **HOW)
 
 
 @pytest.mark.parametrize("setting", ["training.epochs=3", "tokenizer.width=32", "name=x", "priors.dropout=0"])
 def test_settings_of_the_tokenizer_are_refused(setting, trained, tmp_path):
-    with pytest.raises(
-        ConfigError, match=r"wanted settings of prior, labels or decoder, such as prior\.training"
-    ):
-        train_prior(trained.run, [setting], out=tmp_path / "new", **HOW)
+    with pytest.raises(ConfigError, match="wanted settings of labels or prior or decoder, such as decoder"):
+        train_generator(trained.run, [setting], out=tmp_path / "new", **HOW)
     assert not (tmp_path / "new").exists()
 
 
@@ -451,3 +451,121 @@ def test_a_tokenizer_that_uses_few_codes_is_refused(again, tmp_path):
 def test_without_a_tokenizer_there_is_nothing_to_train_on(tmp_path):
     with pytest.raises(CheckpointError, match="slicebook train tokenizer"):
         train_prior(tmp_path, **HOW)
+
+
+# --- The parts one by one
+
+
+def files_of(run):
+    """Each file of a run itself, and when it was written."""
+    return {path.name: path.stat().st_mtime_ns for path in run.iterdir() if path.is_file()}
+
+
+def test_the_parts_one_by_one_are_what_the_generator_trains(again, trained):
+    shutil.rmtree(again / "prior")
+    train_masks(again, **HOW)
+    train_prior(again, **HOW)
+    summary = train_decoder(again, **HOW)
+    assert summary.run == again / "prior" / "decoder"
+    assert load_prior(again).info.weights_sha256 == load_prior(trained.run).info.weights_sha256
+    assert load_prior(again).info.recipe == load_prior(trained.run).info.recipe
+
+
+@pytest.mark.parametrize(
+    ("part", "setting"),
+    [(train_masks, "prior.dropout=0"), (train_prior, "decoder.samples=1"), (train_decoder, "labels.x=1")],
+)
+def test_a_part_takes_its_own_settings_alone(part, setting, trained, tmp_path):
+    with pytest.raises(
+        ConfigError, match=f"{setting}: is not a setting of this training; wanted settings of"
+    ):
+        part(trained.run, [setting], out=tmp_path / "new", **HOW)
+
+
+def test_a_prior_over_masks_needs_them_trained(trained, tmp_path):
+    out = tmp_path / "new"
+    command = f"slicebook train masks {trained.run} --out {out}; or give --no-masks"
+    with pytest.raises(ConfigError, match=f"masks: holds no finished mask tokenizer; train it .*: {command}"):
+        train_prior(trained.run, out=out, **HOW)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("unfinished", [False, True])
+def test_a_decoder_needs_a_finished_prior(unfinished, again):
+    state = load_state(again / "prior" / STATE_NAME)
+    (again / "prior" / STATE_NAME).unlink()
+    if unfinished:
+        reached = state.progress["reached"] | {"finished": False}
+        save_state(
+            again / "prior" / STATE_NAME, type(state)(state.tensors, state.progress | {"reached": reached})
+        )
+    with pytest.raises(ConfigError, match=f"holds no finished prior; .*slicebook train prior {again}$"):
+        train_decoder(again, **HOW)
+
+
+def test_a_seed_is_that_of_the_part(again, tmp_path):
+    train_prior(again, ["prior.training.epochs=1"], out=tmp_path / "new", masks=False, seed=9, **HOW)
+    recipe = load_prior(tmp_path / "new").info.recipe
+    assert (recipe.prior.training.seed, recipe.labels.training.seed, recipe.training.seed) == (9, 42, 42)
+
+
+def test_a_restart_trains_a_part_anew_and_leaves_the_others(again):
+    settings = ["prior.training.epochs=1", "prior.training.num_views=1"]
+    before = {name: files_of(again / "prior" / name) for name in ("masks", "decoder")}
+    with pytest.raises(ConfigError, match="or --restart"):
+        train_prior(again, settings, **HOW)
+    assert train_prior(again, settings, restart=True, **HOW).epochs == 1
+    assert {name: files_of(again / "prior" / name) for name in before} == before
+    assert load_prior(again).info.decoder_provenance is None
+    with pytest.raises(ConfigError, match=r"decoder: .*of another prior; use another --out, or --restart"):
+        train_decoder(again, **HOW)
+    train_decoder(again, ["decoder.training.epochs=1"], restart=True, **HOW)
+    assert load_prior(again).info.decoder_provenance.epoch == 1
+
+
+def test_a_restarted_tokenizer_leaves_its_prior(again, trained):
+    before = files_of(again / "prior")
+    recipe = load_recipe("compact", [*SMALL, "training.epochs=1"])
+    assert train_tokenizer(trained.data, recipe, again, restart=True, **HOW).epochs == 1
+    assert files_of(again / "prior") == before
+
+
+@pytest.mark.parametrize("strange", ["notes.txt", "report/", "masks"])
+def test_a_restart_deletes_nothing_beside_what_no_training_wrote(strange, again):
+    prior = again / "prior"
+    if strange in SUBFOLDERS:
+        shutil.rmtree(prior / strange)
+    if strange.endswith("/"):
+        (prior / strange).mkdir()
+    else:
+        (prior / strange).write_text("mine")
+    before = files_of(prior)
+    with pytest.raises(ConfigError, match=f"{strange.strip('/')}: was not written by a training, so nothing"):
+        train_prior(again, masks=False, restart=True, **HOW)
+    assert files_of(prior) == before
+
+
+def test_a_restart_that_will_be_refused_deletes_nothing(again):
+    before = files_of(again / "prior")
+    shutil.rmtree(again / "prior" / "masks")
+    with pytest.raises(ConfigError, match="holds no finished mask tokenizer"):
+        train_prior(again, restart=True, **HOW)
+    assert files_of(again / "prior") == before
+
+
+def test_the_generator_checks_its_last_part_before_it_trains_the_first(again, monkeypatch):
+    shutil.rmtree(again / "prior" / "masks")
+    begun_prior = again / "prior"
+    for name in (MODEL_NAME, STATE_NAME, "metrics.csv", "curves.png"):
+        (begun_prior / name).unlink()
+    monkeypatch.setattr(generator, "train_labels", lambda *_, **__: pytest.fail("trained masks"))
+    with pytest.raises(ConfigError, match=r"decoder: was begun with other settings \(decoder\.samples"):
+        train_generator(again, ["decoder.samples=99"], **HOW)
+
+
+def test_a_restarted_generator_trains_every_part(again):
+    before = {name: files_of(again / "prior" / name)[STATE_NAME] for name in (".", "masks", "decoder")}
+    settings = [f"{group}.training.epochs=1" for group in ("labels", "prior", "decoder")]
+    summary = train_generator(again, settings, restart=True, **HOW)
+    assert (summary.masks.epochs, summary.prior.epochs, summary.decoder.epochs) == (1, 1, 1)
+    assert all(files_of(again / "prior" / name)[STATE_NAME] != before[name] for name in before)

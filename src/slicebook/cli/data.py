@@ -1,4 +1,4 @@
-"""Commands of data: phantoms, and what is looked at and split before training."""
+"""Commands for data: phantom, check, prepare."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -15,27 +15,29 @@ from slicebook.cli.options import (
     Seed,
     Series,
     counter,
+    out_option,
     say,
     show,
 )
 
 
 def phantom(
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="New folder.")],
+    out: Annotated[Path, out_option("DIR", "New folder for the data set.")],
     layout: Annotated[
-        Literal["hipmri2d", "volumes"], typer.Option(help="Slices in the HipMRI folders, or whole volumes.")
+        Literal["hipmri2d", "volumes"], typer.Option(help="Slices in HipMRI folders, or whole volumes.")
     ] = "hipmri2d",
     patients: Annotated[
-        tuple[int, int, int], typer.Option(metavar="TRAIN VALIDATION TEST", help="How many of each.")
+        tuple[int, int, int],
+        typer.Option(metavar="TRAIN VALIDATION TEST", help="Number of patients per split."),
     ] = (6, 2, 2),
-    weeks: Annotated[int, typer.Option(min=1, help="Volumes a patient.")] = 1,
-    slices: Annotated[int, typer.Option(min=4, help="Slices a volume.")] = 60,
+    weeks: Annotated[int, typer.Option(min=1, help="Volumes per patient.")] = 1,
+    slices: Annotated[int, typer.Option(min=4, help="Slices per volume.")] = 60,
     size: Annotated[
-        tuple[int, int], typer.Option(metavar="ROWS COLUMNS", help="Pixels of a slice, as displayed.")
+        tuple[int, int], typer.Option(metavar="ROWS COLUMNS", help="Slice size in pixels, as displayed.")
     ] = (128, 256),
     seed: Seed = 42,
 ) -> None:
-    """Write a data set of procedural pelvises. No patient is in it."""
+    """Write a data set of synthetic pelvis MRI with label masks. It contains no patient data."""
     from slicebook.phantom import simulator as pelvis
 
     rows, columns = size
@@ -60,7 +62,7 @@ def check(
     series: Series = None,
     as_json: Json = False,
 ) -> None:
-    """Report on a folder of volumes. Exits with 1 when a file cannot be read or used."""
+    """Report on a folder of volumes. Exits with status 1 if a file cannot be read or used."""
     from slicebook.data import check as checking
     from slicebook.data.layouts.sources import SourceOptions
 
@@ -74,28 +76,27 @@ def check(
 
 def prepare(
     data: Data,
-    out: Annotated[
-        Path, typer.Argument(metavar="OUT", help="Folder to write, for training and evaluation to read.")
-    ],
+    out: Annotated[Path, out_option("DIR", "New folder for the prepared slices.")],
     layout: Layout = None,
     plane: Plane = None,
     patient_regex: PatientRegex = None,
     mask: Mask = None,
     series: Series = None,
-    spacing: Annotated[float | None, typer.Option(help="Resample in-plane to this many mm.")] = None,
+    spacing: Annotated[float | None, typer.Option(help="Resample in-plane to this pixel size in mm.")] = None,
     size: Annotated[
-        tuple[int, int] | None, typer.Option(metavar="ROWS COLUMNS", help="Crop or pad centrally to this.")
+        tuple[int, int] | None,
+        typer.Option(metavar="ROWS COLUMNS", help="Crop or pad centrally to this size."),
     ] = None,
     fractions: Annotated[
         tuple[float, float, float] | None,
         typer.Option(
             metavar="TRAIN VALIDATION TEST",
-            help="Shares of the patients; the layout's own split when not given, else 0.7 0.15 0.15.",
+            help="Fractions of the patients; by default the layout's own split, else 0.7 0.15 0.15.",
         ),
     ] = None,
     class_regex: Annotated[
         str | None,
-        typer.Option(help="Searched in each path; its one group is the class, a condition to generate by."),
+        typer.Option(help="Regular expression searched in each path; its one group is the class."),
     ] = None,
     seed: Seed = 42,
     as_json: Json = False,
@@ -122,7 +123,7 @@ def prepare(
         say(f"left out: {line}")
     header = ("", "patients", "volumes", "slices", "blank")
     counts = [
-        (split, one.patients, one.volumes, one.slices, one.blank)
-        for split, one in summary.info.counts.items()
+        (split, count.patients, count.volumes, count.slices, count.blank)
+        for split, count in summary.info.counts.items()
     ]
     show(summary, [header, *counts], as_json)

@@ -1,4 +1,4 @@
-"""The whole in one command: phantom patients, prepared, trained on, reconstructed, scored, and generated."""
+"""The demo: phantom data, preparation, training, reconstruction, generation and evaluation."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ from slicebook.io.atomic import replacing_folder, write_text
 from slicebook.io.nifti import write_nifti
 from slicebook.phantom import simulator
 from slicebook.reporting.html import PAGE_NAME, write_page
-from slicebook.training.generator import train_prior
+from slicebook.training.generator import GeneratorSummary, train_generator
 from slicebook.training.tokenizer import TrainingSummary, train_tokenizer
 from slicebook.version import __version__
 
 PATIENTS = (20, 4, 6)  # in train, validation and test
-SLICES = 20  # a patient
+SLICES = 20  # per patient
 SAMPLES = 64
 SHAPE = (128, 64)  # pixels left-right and front-back: half the resolution of the HipMRI study
 
 
 @dataclass(frozen=True)
 class DemoSummary:
-    """What the demo made, and how long it took this time."""
+    """What the demo wrote, and how long this call took."""
 
     folder: Path
     training: TrainingSummary
     reconstruction: ReconstructSummary
-    prior: TrainingSummary
+    generator: GeneratorSummary
     generation: GenerateSummary
     evaluation: Evaluation
     seconds: float
@@ -49,18 +49,18 @@ class DemoSummary:
 def run_demo(
     out: str | Path, recipe: Recipe, *, device: str = "auto", say: Callable[[str], None] = print
 ) -> DemoSummary:
-    """Run every step on phantom patients, from their volumes to scores on those never trained on.
+    """Run every step on phantom patients, from volumes to scores on held-out patients.
 
-    Run again, it goes on where it stopped: what is whole is kept.
+    An interrupted demo resumes with the same call; finished steps are kept.
 
     Args:
-        out: A new or empty folder, or that of a demo with the same recipe.
-        recipe: What to train; its seed is that of the phantom too.
+        out: New or empty folder, or that of a demo with the same recipe.
+        recipe: Settings of all models; its seed is used for the phantom too.
         device: auto, cpu, cuda or mps.
-        say: Called with one line a step.
+        say: Called with one line per step.
 
     Raises:
-        DataError: `out` holds something else, or a demo of other settings.
+        DataError: `out` holds something else, or a demo with other settings.
     """
     began = time.perf_counter()
     out, seed = Path(out), recipe.training.seed
@@ -77,10 +77,10 @@ def run_demo(
     training = train_tokenizer(prepared, recipe, run, device=device)
     say(f"4/7 reconstruct  {held_out} → {out / 'reconstruction'}")
     reconstruction = reconstruct(run, held_out, out / "reconstruction", device=device)
-    say(f"5/7 prior        with masks and decoder → {run / 'prior'}")
-    prior = train_prior(run, data=prepared, device=device)
+    say(f"5/7 generator    masks, prior, decoder → {run / 'prior'}")
+    generator = train_generator(run, data=prepared, device=device)
     say(f"6/7 generate     {SAMPLES} slices with masks → {out / 'generated'}")
-    for name in ("generated", "generated.partial"):  # perhaps of a prior that was trained anew since
+    for name in ("generated", "generated.partial"):  # may be from a prior that was since retrained
         shutil.rmtree(out / name, ignore_errors=True)
     generation = generate(run, out / "generated", count=SAMPLES, seed=seed, device=device)
     say(f"7/7 evaluate     {PATIENTS[2]} test patients → {out / 'evaluation' / PAGE_NAME}")
@@ -90,11 +90,11 @@ def run_demo(
     write_page(out / "evaluation")
     write_text(out / "table.txt", text.table(evaluation.table()) + "\n")
     seconds = time.perf_counter() - began
-    return DemoSummary(out, training, reconstruction, prior, generation, evaluation, seconds)
+    return DemoSummary(out, training, reconstruction, generator, generation, evaluation, seconds)
 
 
 def _claim(out: Path, recipe: Recipe) -> None:
-    """Mark a folder as this demo's, or make sure that it is."""
+    """Create the file that marks a folder as this demo's, or check it."""
     mark = out / "demo.json"
     settings = {"slicebook_version": __version__, "recipe": recipe.model_dump(mode="json")}
     if mark.is_file():
@@ -107,7 +107,7 @@ def _claim(out: Path, recipe: Recipe) -> None:
 
 
 def _make_patients(data: Path, held_out: Path, seed: int) -> None:
-    """Write the data set, and the first test patient once more as a whole volume."""
+    """Write the data set, and the first test patient as a volume too."""
     if not data.is_dir():
         with replacing_folder(data) as partial:
             simulator.write_hipmri(partial, patients=PATIENTS, weeks=1, slices=SLICES, seed=seed, shape=SHAPE)

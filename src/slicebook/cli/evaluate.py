@@ -1,7 +1,8 @@
-"""Commands that judge a model."""
+"""The command that evaluates a model."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -11,62 +12,67 @@ from slicebook.cli.options import (
     Guidance,
     Json,
     Model,
+    Noise,
     Prepared,
     Seed,
     Temperature,
     TopP,
     counter,
+    out_option,
     say,
     show,
 )
 from slicebook.errors import ConfigError, DataError
 
+if TYPE_CHECKING:
+    from slicebook.evaluation.report import Evaluation
+
 
 def evaluate(
     model: Model,
     data: Prepared,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the report, tables and pictures.")],
-    only: Annotated[
-        list[str] | None,
+    out: Annotated[Path, out_option("DIR", "Folder for the report, tables and figures.")],
+    parts: Annotated[
+        str | None,
         typer.Option(
-            help="fidelity, generation, audit or usefulness, repeated for more; all that the model allows, "
-            "when not given."
+            help="Comma-separated parts: fidelity, generation, audit, usefulness; by default all that the "
+            "model supports."
         ),
     ] = None,
     split: Annotated[
-        Literal["train", "validation", "test"], typer.Option(help="Validation selects; test is used once.")
+        Literal["train", "validation", "test"], typer.Option(help="Split to evaluate on.")
     ] = "test",
     codecs: Annotated[
         bool | None,
-        typer.Option(help="JPEG 2000 and JPEG XL beside it; where they are installed, when not given."),
+        typer.Option(help="Compare with JPEG 2000 and JPEG XL; by default where they are installed."),
     ] = None,
     samples: Annotated[
-        int | None, typer.Option("-n", min=2, help="Samples; about as many as real slices, when not given.")
+        int | None,
+        typer.Option("-n", min=2, help="Number of samples; by default about as many as real slices."),
     ] = None,
     temperature: Temperature = 0.9,
     fine_temperature: FineTemperature = 0.8,
     top_p: TopP = 0.95,
     guidance: Guidance = 0.0,
-    noise: Annotated[bool, typer.Option(help="Put noise like the training set's back.")] = True,
+    noise: Noise = True,
     device: Device = "auto",
     seed: Seed = 42,
     as_json: Json = False,
 ) -> None:
-    """Judge a model on patients it never saw: is it faithful, does it generate, does it copy?"""
+    """Evaluate a model on held-out patients. Measures reconstruction, generation and memorization."""
     from slicebook.data.dataset import PreparedData
     from slicebook.devices import choose_device
-    from slicebook.evaluation.evaluate import evaluate as judge
+    from slicebook.evaluation.evaluate import evaluate as run_evaluation
     from slicebook.models.checkpoint import find_model
     from slicebook.models.sampling import SamplingSettings
-    from slicebook.reporting.html import write_page
-    from slicebook.reporting.model_card import CARD_NAME, write_card
 
-    find_model(model)  # what is missing first is said first
-    report = judge(
+    find_model(model)  # a missing model is reported before missing data
+    chosen = None if parts is None else [part.strip() for part in parts.split(",")]
+    report = run_evaluation(
         model,
         PreparedData.open(data),
         out,
-        parts=only,
+        parts=chosen,
         split=split,
         codecs=codecs,
         samples=samples,
@@ -77,8 +83,24 @@ def evaluate(
         say=say,
         progress=counter("sample"),
     )
+    _finish(report, out, as_json)
+    _refuse_left_out(report, out, chosen or ())
+
+
+def _refuse_left_out(report: "Evaluation", out: Path, parts: Sequence[str]) -> None:
+    """Raise if a part that was asked for could not be evaluated."""
+    reasons = [f"{part}: {report.left_out[part]}" for part in parts if part in report.left_out]
+    if reasons:
+        raise DataError(f"{out}: not all parts could be evaluated. {'; '.join(reasons)}")
+
+
+def _finish(report: "Evaluation", out: Path, as_json: bool) -> None:
+    """Write the page, update an existing card, and print the scores."""
+    from slicebook.reporting.html import write_page
+    from slicebook.reporting.model_card import CARD_NAME, write_card
+
     page = write_page(out)
-    if (out / CARD_NAME).is_file():  # of an earlier evaluation: nothing old stands beside a new report
+    if (out / CARD_NAME).is_file():  # of an earlier evaluation, so it is out of date
         try:
             write_card(out)
         except ConfigError as error:
@@ -87,7 +109,3 @@ def evaluate(
         say(f"warning: {warning}")
     say(f"page: {page}")
     show(report, report.table(), as_json)
-    missing = [part for part in only or () if part in report.left_out]
-    if missing:
-        reasons = "; ".join(f"{part}: {report.left_out[part]}" for part in missing)
-        raise DataError(f"{out}: not all could be judged. {reasons}")

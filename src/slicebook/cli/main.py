@@ -1,4 +1,4 @@
-"""The command line: which commands there are, and how one ends."""
+"""The command line: its commands, errors and exit statuses."""
 
 import sys
 import warnings
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from slicebook.cli import data, evaluate, prior, report, tokenizer
+from slicebook.cli import data, evaluate, prior, report, tokenizer, train
 from slicebook.cli.options import say
 from slicebook.errors import SlicebookError
 from slicebook.version import __version__
@@ -20,8 +20,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
     epilog="Research software, not a medical device.",
 )
-train = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
-app.add_typer(train, name="train", help="Train a model on a prepared folder.")
+app.add_typer(train.app, name="train", help="Train a tokenizer, or the parts of a generator.")
 
 for command in (
     tokenizer.demo,
@@ -40,19 +39,17 @@ for command in (
     tokenizer.info,
 ):
     app.command()(command)
-train.command("tokenizer")(tokenizer.train_tokenizer)
-train.command("prior")(prior.train_prior)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status.
 
     Args:
-        arguments: What stands after `slicebook` on the line; that of this process by default.
+        arguments: Words after `slicebook`; those of this process by default.
 
     Returns:
-        0 when all went well; 1 when there is something for the user to mend, said in one line on stderr; 2
-        for a line that is no command. A bug ends in a traceback, and with `--debug` so does everything else.
+        0 on success; 1 for an error that the user can fix, printed as one line on stderr; 2 for wrong usage.
+        A bug ends in a traceback; with `--debug` every error does.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
@@ -70,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
-    """Say a warning as the rest is said, without the line of our source it came from."""
+    """Print a warning as one line, without the source line that raised it."""
     say(f"warning: {message}")
 
 
@@ -88,4 +85,4 @@ def slicebook(
     ] = None,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of any error.")] = False,
 ) -> None:
-    """Learn a book of codes for medical image slices, and say how good it is."""
+    """Hierarchical VQ-VAE tokenizer and autoregressive prior for 2D medical image slices."""

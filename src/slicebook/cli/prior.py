@@ -1,4 +1,4 @@
-"""Commands of a prior: train it, draw with it, ask it."""
+"""Commands that use a prior: generate, inpaint, anomaly."""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,75 +11,55 @@ from slicebook.cli.options import (
     FineTemperature,
     Guidance,
     Json,
+    Noise,
     Plane,
-    Precision,
     PriorModel,
     Seed,
     Source,
     Temperature,
     TopP,
     counter,
+    out_option,
     say,
     show,
 )
 
 
-def train_prior(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a tokenizer's run, or of a demo.")],
-    settings: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="KEY=VALUE", help="Over the recipe's: labels.…, prior.… and decoder.… alone."),
-    ] = None,
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="RUN/prior by default.")] = None,
-    data: Annotated[
-        Path | None, typer.Option(metavar="DATA", help="The prepared folder, when it was moved.")
-    ] = None,
-    masks: Annotated[bool, typer.Option(help="Learn the label masks too, where there are any.")] = True,
-    device: Device = "auto",
-    precision: Precision = "auto",
-    as_json: Json = False,
-) -> None:
-    """Train what generates: the masks' tokenizer, a prior, a decoder. Run again, it goes on."""
-    from slicebook.training import generator
-
-    summary = generator.train_prior(
-        run, settings or [], out=out, data=data, masks=masks, device=device, precision=precision
-    )
-    show(summary, text.to_rows(summary), as_json)
-
-
 def generate(
     model: PriorModel,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="New folder for the data set.")],
-    count: Annotated[int, typer.Option("-n", min=1, help="Samples.")] = 64,
-    seed: Annotated[int, typer.Option(min=0, help="Of sample 0; sample i is drawn from seed + i.")] = 0,
+    out: Annotated[Path, out_option("DIR", "New folder for the data set.")],
+    count: Annotated[int, typer.Option("-n", min=1, help="Number of samples.")] = 64,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of sample 0; sample i has seed + i.")] = 0,
     position: Annotated[
-        float | None, typer.Option(help="Place in the volume, 0 to 1; any, when not given.")
+        float | None, typer.Option(help="Position in the volume, 0 to 1; random by default.")
     ] = None,
     group: Annotated[
-        str | None, typer.Option("--class", help="One of the manifest's classes; any, when not given.")
+        str | None, typer.Option("--class", help="Class of the samples; unspecified by default.")
     ] = None,
-    conditional: Annotated[bool, typer.Option(help="Tell the prior anything at all.")] = True,
+    unconditional: Annotated[
+        bool, typer.Option("--unconditional", help="Sample without position and class conditions.")
+    ] = False,
     size: Annotated[
-        tuple[int, int] | None, typer.Option(metavar="ROWS COLUMNS", help="The usual one when not given.")
+        tuple[int, int] | None,
+        typer.Option(metavar="ROWS COLUMNS", help="Slice size; the most frequent by default."),
     ] = None,
     temperature: Temperature = 0.9,
     fine_temperature: FineTemperature = 0.8,
     top_p: TopP = 0.95,
     guidance: Guidance = 0.0,
-    noise: Annotated[bool, typer.Option(help="Put noise like the training set's back.")] = True,
-    share: Annotated[
+    noise: Noise = True,
+    require_audit: Annotated[
         Path | None,
         typer.Option(
             metavar="REPORT",
-            help="Folder of an evaluation. Refuses unless its audit of this model is valid and found no "
-            "copies; its summary goes beside the samples.",
+            help="Folder of an evaluation; generate only if its audit of this model is valid and found no "
+            "copies, and put the audit summary beside the samples.",
         ),
     ] = None,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Draw new slices with their masks, as a data set of its own."""
+    """Generate synthetic slices with their masks as a data set."""
     from slicebook.inference import generate as generating
     from slicebook.models.sampling import SamplingSettings
     from slicebook.reporting.release import release_check
@@ -91,26 +71,28 @@ def generate(
         seed=seed,
         position=position,
         group=group,
-        conditional=conditional,
+        conditional=not unconditional,
         size=size,
         settings=SamplingSettings(temperature, fine_temperature, top_p, guidance),
         noise=noise,
-        clear=None if share is None else release_check(share),
+        release_check=None if require_audit is None else release_check(require_audit),
         device=device,
         progress=counter("sample"),
     )
-    if share is None:
-        say("not audited here: a sample may copy a patient; to share samples, audit first (--share REPORT)")
+    if require_audit is None:
+        say("not audited: a sample may copy a patient; before sharing samples use --require-audit REPORT")
     show(summary, text.to_rows(summary), as_json)
 
 
 def inpaint(
     model: PriorModel,
-    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="NIfTI or DICOM volume, or one slice.")],
-    mask: Annotated[Path, typer.Option(metavar="MASK", help="NIfTI on the same grid; 0 outside the region.")],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the redrawn volumes.")],
-    count: Annotated[int, typer.Option("-n", min=1, help="Drawings of the region.")] = 1,
-    seed: Annotated[int, typer.Option(min=0, help="Of drawing 0; drawing i hangs on seed + i.")] = 0,
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="NIfTI or DICOM volume, or a single slice.")],
+    mask: Annotated[
+        Path, typer.Argument(metavar="MASK", help="NIfTI mask on the same grid, 0 outside the region.")
+    ],
+    out: Annotated[Path, out_option("DIR", "Folder for the inpainted volumes.")],
+    count: Annotated[int, typer.Option("-n", min=1, help="Number of samples of the region.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of sample 0; sample i has seed + i.")] = 0,
     temperature: Temperature = 0.9,
     fine_temperature: FineTemperature = 0.8,
     top_p: TopP = 0.95,
@@ -119,7 +101,7 @@ def inpaint(
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Redraw a region of a volume, as noisy as the rest. Every pixel outside it stays as it was."""
+    """Inpaint a region of a volume. Pixels outside the region are not changed."""
     from slicebook.inference import inpaint as inpainting
     from slicebook.models.sampling import SamplingSettings
 
@@ -141,15 +123,15 @@ def inpaint(
 def anomaly(
     model: PriorModel,
     source: Source,
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the maps, tables and pictures.")],
-    orders: Annotated[int, typer.Option(min=1, help="Orders of drawing to average over.")] = 8,
+    out: Annotated[Path, out_option("DIR", "Folder for the maps, tables and pictures.")],
+    orders: Annotated[int, typer.Option(min=1, help="Number of token orders to average over.")] = 8,
     seed: Seed = 0,
     plane: Plane = None,
-    pictures: Annotated[bool, typer.Option(help="Write slice | map as PNG.")] = True,
+    pictures: Annotated[bool, typer.Option(help="Write slice and map side by side as PNG.")] = True,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Map how unlikely each part of a volume is under a prior."""
+    """Map how unlikely each part of a volume is under the prior."""
     from slicebook.inference import anomaly as anomalies
 
     summary = anomalies.anomaly(

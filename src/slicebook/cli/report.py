@@ -1,14 +1,14 @@
-"""Commands that turn evaluations into documents."""
+"""Commands that write documents from evaluations."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from slicebook.cli.options import Json, say, show
+from slicebook.cli.options import Json, out_option, say, show
 
 Report = Annotated[
-    Path, typer.Argument(metavar="REPORT", help="Folder that `slicebook evaluate` wrote, or its report.json.")
+    Path, typer.Argument(metavar="REPORT", help="Folder written by `slicebook evaluate`, or its report.json.")
 ]
 
 
@@ -17,15 +17,13 @@ def compare(
         list[Path],
         typer.Argument(
             metavar="REPORT",
-            help="Folders that `slicebook evaluate` wrote, or their report.json; two or more.",
+            help="Two or more folders written by `slicebook evaluate`, or their report.json.",
         ),
     ],
-    out: Annotated[
-        Path | None, typer.Option(metavar="FILE.md", help="Also write the table as Markdown.")
-    ] = None,
+    out: Annotated[Path | None, out_option("FILE.md", "Also write the table as Markdown.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Put several evaluations in one table, and warn where they are not comparable."""
+    """Compare evaluations in one table. Warns where they are not comparable."""
     from slicebook.reporting.comparison import compare_reports, write_comparison
 
     comparison = compare_reports(reports)
@@ -39,11 +37,10 @@ def compare(
 def card(
     report: Report,
     out: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE.md", help="Output file; REPORT/MODEL_CARD.md by default."),
+        Path | None, out_option("FILE.md", "Output file; REPORT/MODEL_CARD.md by default.")
     ] = None,
 ) -> None:
-    """Write the model card of an evaluation: the model, its intended use, and its scores."""
+    """Write the model card of an evaluation. It holds the model's intended use and scores."""
     from slicebook.reporting.model_card import write_card
 
     typer.echo(write_card(report, out))

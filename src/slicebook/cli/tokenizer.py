@@ -1,4 +1,4 @@
-"""Commands of a tokenizer: train it, use it, judge it."""
+"""Commands that use a tokenizer, show a model, or run the demo."""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,58 +11,28 @@ from slicebook.cli.options import (
     Json,
     Model,
     Plane,
-    Precision,
-    Prepared,
     Recipe,
     Source,
     TrainingSeed,
-    Workers,
+    out_option,
     read_recipe,
     say,
     show,
 )
 
 
-def train_tokenizer(
-    data: Prepared,
-    settings: Annotated[
-        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Settings over the recipe's.")
-    ] = None,
-    recipe: Recipe = "compact",
-    out: Annotated[
-        Path | None, typer.Option(metavar="RUN", help="Run folder; runs/RECIPE by default.")
-    ] = None,
-    seed: TrainingSeed = None,
-    device: Device = "auto",
-    precision: Precision = "auto",
-    workers: Workers = 0,
-    as_json: Json = False,
-) -> None:
-    """Train a tokenizer. Run again, it goes on where it stopped."""
-    from slicebook.training import tokenizer
-
-    chosen = read_recipe(recipe, settings or [], seed)
-    summary = tokenizer.train_tokenizer(
-        data,
-        chosen,
-        out or Path("runs") / chosen.name,
-        device=device,
-        precision=precision,
-        workers=workers,
-    )
-    show(summary, text.to_rows(summary), as_json)
-
-
 def reconstruct(
     model: Model,
     source: Source,
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the NIfTI and the picture pairs.")],
+    out: Annotated[Path, out_option("DIR", "Folder for the volumes, scores and pictures.")],
     plane: Plane = None,
-    pictures: Annotated[bool, typer.Option(help="Write original | reconstruction as PNG.")] = True,
+    pictures: Annotated[
+        bool, typer.Option(help="Write original and reconstruction side by side as PNG.")
+    ] = True,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Send a volume through a model. Its geometry and intensity scale are kept."""
+    """Reconstruct volumes with a tokenizer. Geometry and intensity scale are kept."""
     from slicebook.inference import reconstruct as inference
 
     summary = inference.reconstruct(model, source, out, device=device, pictures=pictures, plane=plane)
@@ -81,12 +51,12 @@ def reconstruct(
 def encode(
     model: Model,
     source: Source,
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Token file to write, .safetensors.")],
+    out: Annotated[Path, out_option("FILE.safetensors", "Token file to write.")],
     plane: Plane = None,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Write the tokens of a volume. The file holds all that decoding needs but the model."""
+    """Encode a volume into a token file. The file holds all that decoding needs except the model."""
     from slicebook.inference import reconstruct as inference
 
     summary = inference.encode(model, source, out, device=device, plane=plane)
@@ -95,12 +65,12 @@ def encode(
 
 def decode(
     model: Model,
-    source: Annotated[Path, typer.Argument(metavar="IN", help="Token file that `slicebook encode` wrote.")],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Volume to write, .nii.gz.")],
+    source: Annotated[Path, typer.Argument(metavar="IN", help="Token file written by `slicebook encode`.")],
+    out: Annotated[Path, out_option("FILE.nii.gz", "Volume to write.")],
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Write the volume that a token file stands for."""
+    """Decode a token file into a volume."""
     from slicebook.inference import reconstruct as inference
 
     summary = inference.decode(model, source, out, device=device)
@@ -108,34 +78,34 @@ def decode(
 
 
 def info(
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="A model, run, demo or prepared folder.")],
+    path: Annotated[
+        Path, typer.Argument(metavar="PATH", help="Model file, or a run, demo or prepared folder.")
+    ],
     as_json: Json = False,
 ) -> None:
-    """Show what a model file of any kind, or a prepared folder, is and is made of."""
+    """Show the settings and origin of a model. Also takes a prepared folder."""
     if (path / "dataset.json").is_file():
         from slicebook.data.dataset import PreparedData
 
-        found: object = PreparedData.open(path).info
+        model: object = PreparedData.open(path).info
     else:
         from slicebook.models.checkpoint import read_info
 
-        found = read_info(path)
-    show(found, text.to_rows(found), as_json)
+        model = read_info(path)
+    show(model, text.to_rows(model), as_json)
 
 
 def demo(
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for all it makes.")] = Path(
-        "slicebook-demo"
-    ),
+    out: Annotated[Path, out_option("DIR", "Folder for all outputs.")] = Path("slicebook-demo"),
     recipe: Recipe = "demo",
     seed: TrainingSeed = None,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Show it all on phantom patients, in eight minutes. Run again, it goes on where it stopped."""
+    """Run all steps on phantom patients. Takes eight minutes; the same command resumes."""
     from slicebook.cli.demo import run_demo
 
     chosen = read_recipe(recipe, [], seed)
     summary = run_demo(out, chosen, device=device, say=say)
     show(summary, summary.evaluation.table(), as_json)
-    say(f"{summary.seconds:.0f} seconds; all of it is in {out}. See slicebook info {out}")
+    say(f"{summary.seconds:.0f} seconds; results are in {out}. See slicebook info {out}")

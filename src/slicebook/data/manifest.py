@@ -133,7 +133,8 @@ def read_info(folder: Path) -> DatasetInfo:
     path = folder / "dataset.json"
     if not path.is_file():
         raise DataError(
-            f"{folder}: no dataset.json in it, so not a prepared folder; run: slicebook prepare DATA {folder}"
+            f"{folder}: no dataset.json in it, so not a prepared folder; run: slicebook prepare DATA "
+            f"-o {folder}"
         )
     try:
         info = DatasetInfo.model_validate_json(path.read_bytes())

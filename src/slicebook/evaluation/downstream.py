@@ -131,7 +131,7 @@ class Segmenter(nn.Module):
         except ModuleNotFoundError as error:
             raise ConfigError(
                 "usefulness: MONAI is not installed, wanted for the segmenter that learns from samples; "
-                "run: pip install 'slicebook[usefulness]', or judge other parts (--only)"
+                "run: pip install 'slicebook[usefulness]', or evaluate other parts (--parts)"
             ) from error
         self.network = UNet(
             spatial_dims=2,

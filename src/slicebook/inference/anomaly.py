@@ -1,4 +1,4 @@
-"""Where a slice surprises the prior: nats a pixel as a map, its sum and its peak."""
+"""Anomaly maps: where a slice is unlikely under the prior, in nats per pixel."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from slicebook.models.sequence import Layout
 from slicebook.models.transformer import Conditions
 from slicebook.visualization import contact_sheet
 
-COLDEST, HOTTEST = 0.8, 0.998  # quantiles of a volume's map between which heat is drawn: most of it is none
+COLDEST, HOTTEST = 0.8, 0.998  # quantiles of a volume's map that a heatmap shows as 0 and as 1
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class AnomalySummary:
     volumes: int
     slices: int
     bits_per_pixel: float
-    """Of the slices' tokens under the prior; the mean. Also their entropy-coded rate."""
+    """Mean over slices, of their tokens under the prior. Also the entropy-coded rate of the tokens."""
 
 
 def anomaly(
@@ -52,20 +52,20 @@ def anomaly(
 ) -> AnomalySummary:
     """Map how unlikely each part of a slice is under a prior.
 
-    `out` receives for each volume `<name>.nii.gz` (nats a pixel, in the volume's geometry), `<name>.csv`
-    (of each slice its nats and their spread over orders, bits a pixel, and the map's peak) and
-    `<name>/slice-000.png`. A small lesion moves the peak, where it drowns in the nats of all the slice.
+    `out` receives for each volume `<name>.nii.gz` (nats per pixel, in the volume's geometry), `<name>.csv`
+    (per slice its nats, their standard deviation over orders, bits per pixel, and the map's peak) and
+    `<name>/slice-000.png`. A small lesion changes the peak more than the sum over the slice.
 
     Args:
         model: A prior's file, or the folder of a run or demo that holds one.
         source: A NIfTI or DICOM file, or a folder of either.
         out: Folder, made if missing.
-        orders: Of drawing, to average over.
-        seed: Of the orders.
-        plane: Slices to take of a NIfTI volume; as acquired by default.
+        orders: Number of random token orders to average over.
+        seed: Seed of the orders.
+        plane: Slice orientation of a NIfTI volume; the acquired one by default.
         pictures: Whether to write the PNG.
         device: auto, cpu, cuda or mps.
-        progress: Called with slices done and all slices of a volume.
+        progress: Called with the number of slices done and of all slices of a volume.
 
     Raises:
         CheckpointError: There is no trained prior.
@@ -79,20 +79,17 @@ def anomaly(
         name, volume = listed.name, listed.read()
         stack = Stack.of(volume, plane)
         conditions = positions(list(range(len(stack.slices))), len(stack.slices))
-        found = surprise(loaded, torch.from_numpy(stack.slices)[:, None], conditions, orders, seed, progress)
+        scores = anomaly_scores(
+            loaded, torch.from_numpy(stack.slices)[:, None], conditions, orders, seed, progress
+        )
         folder.mkdir(parents=True, exist_ok=True)
-        maps = found.maps.numpy()
-        stack.write_values(folder / f"{name}.nii.gz", maps, "Slicebook: nats a pixel")
+        maps = scores.maps.numpy()
+        stack.write_values(folder / f"{name}.nii.gz", maps, "Slicebook: nats per pixel")
         pixels = stack.size[0] * stack.size[1]
-        bits = (found.nats / math.log(2) / pixels).tolist()
-        _write_scores(folder / f"{name}.csv", found, bits)
+        bits = (scores.nats / math.log(2) / pixels).tolist()
+        _write_scores(folder / f"{name}.csv", scores, bits)
         if pictures:
-            for index, (image, warm) in enumerate(zip(stack.slices, heat(maps), strict=True)):
-                panels = [
-                    contact_sheet.gray(image, stack.aspect),
-                    contact_sheet.hot(image, warm, stack.aspect),
-                ]
-                contact_sheet.write_sheet(panels, folder / name / f"slice-{index:03}.png", columns=2)
+            _write_pictures(folder / name, stack, maps)
         rates += bits
         volumes += 1
     return AnomalySummary(folder, volumes, len(rates), sum(rates) / len(rates))
@@ -100,12 +97,12 @@ def anomaly(
 
 @dataclass(frozen=True)
 class AnomalyScores:
-    """Of some slices.
+    """How unlikely slices are.
 
     Attributes:
-        maps: Nats a pixel.
-        nats: Of each slice; the mean over orders.
-        spread: Standard deviation over orders of the same.
+        maps: Nats per pixel.
+        nats: Sum over each slice; the mean over orders.
+        spread: Standard deviation of the same over orders.
     """
 
     maps: Float[Tensor, "b h w"]
@@ -113,7 +110,7 @@ class AnomalyScores:
     spread: Float[Tensor, " b"]
 
 
-def surprise(
+def anomaly_scores(
     loaded: LoadedPrior,
     images: Float[Tensor, "b 1 h w"],
     conditions: Conditions,
@@ -121,10 +118,10 @@ def surprise(
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> AnomalyScores:
-    """Return how unlikely slices in [-1, 1] are, where and in all. Their masks count as unknown.
+    """Return how unlikely slices in [-1, 1] are, per pixel and in total. Their masks count as unknown.
 
-    A token's nats are spread evenly over its pixels, the levels added, and the steps between the finest
-    tokens smoothed. What falls on the padding of a slice is not shown.
+    A token's nats are spread evenly over its pixels, summed over levels, and smoothed over the size of the
+    finest tokens. Padding is cut off.
     """
     device = next(loaded.prior.parameters()).device
     size = (images.shape[-2], images.shape[-1])
@@ -132,46 +129,52 @@ def surprise(
     maps, nats, spread = [], [], []
     for rows in torch.split(torch.arange(len(images)), 32):
         tokens = loaded.book.encode(images[rows].to(device))
-        found = likelihood(loaded.prior, layout, tokens, conditions[rows], orders=orders, seed=seed)
-        maps.append(_spread(layout, found.nats, loaded, size))
-        nats.append(found.nats.sum(1))
-        spread.append(found.spread)
+        scores = likelihood(loaded.prior, layout, tokens, conditions[rows], orders=orders, seed=seed)
+        maps.append(_spread(layout, scores.nats, loaded, size))
+        nats.append(scores.nats.sum(1))
+        spread.append(scores.spread)
         if progress:
             progress(int(rows[-1]) + 1, len(images))
     return AnomalyScores(torch.cat(maps), torch.cat(nats), torch.cat(spread))
 
 
-def heat(maps: Float32[np.ndarray, "b h w"]) -> Float32[np.ndarray, "b h w"]:
-    """Scale maps for a picture: 0 for the most of them, 1 for their peaks."""
+def heatmap(maps: Float32[np.ndarray, "b h w"]) -> Float32[np.ndarray, "b h w"]:
+    """Scale maps for a picture: 0 for most pixels, 1 for the peaks."""
     low, high = np.quantile(maps, [COLDEST, HOTTEST])
-    warm: Float32[np.ndarray, "b h w"] = ((maps - low) / max(high - low, 1e-9)).clip(0, 1)
-    return warm.astype(np.float32)
+    scaled: Float32[np.ndarray, "b h w"] = ((maps - low) / max(high - low, 1e-9)).clip(0, 1)
+    return scaled.astype(np.float32)
 
 
 def _spread(
     layout: Layout, nats: Float[Tensor, "b n"], loaded: LoadedPrior, size: tuple[int, int]
 ) -> Float[Tensor, "b h w"]:
     finest = layout.stages[-1]
-    wide = (finest.rows * finest.stride, finest.columns * finest.stride)
-    found = torch.zeros(len(nats), 1, *wide)
+    padded = (finest.rows * finest.stride, finest.columns * finest.stride)
+    maps = torch.zeros(len(nats), 1, *padded)
     for index, stage in enumerate(layout.stages):
         if stage.kind == "image":
             grid = nats[:, layout.part(index)].view(-1, 1, stage.rows, stage.columns) / stage.stride**2
-            found += grid.repeat_interleave(stage.stride, 2).repeat_interleave(stage.stride, 3)
+            maps += grid.repeat_interleave(stage.stride, 2).repeat_interleave(stage.stride, 3)
     sigma = finest.stride / 2
-    found = torch.from_numpy(gaussian_filter(found.numpy(), (0, 0, sigma, sigma), mode="reflect"))
-    return loaded.book.images.unpad(found, size)[:, 0]
+    maps = torch.from_numpy(gaussian_filter(maps.numpy(), (0, 0, sigma, sigma), mode="reflect"))
+    return loaded.book.images.unpad(maps, size)[:, 0]
 
 
-def _write_scores(path: Path, found: AnomalyScores, bits: list[float]) -> None:
+def _write_scores(path: Path, scores: AnomalyScores, bits: list[float]) -> None:
     columns = {
-        "nats": found.nats.tolist(),
-        "spread": found.spread.tolist(),
+        "nats": scores.nats.tolist(),
+        "spread": scores.spread.tolist(),
         "bits_per_pixel": bits,
-        "peak": found.maps.amax((1, 2)).tolist(),
+        "peak": scores.maps.amax((1, 2)).tolist(),
     }
     rows = [
         {"slice": index, **{name: f"{values[index]:.6g}" for name, values in columns.items()}}
         for index in range(len(bits))
     ]
     write_csv(path, rows)
+
+
+def _write_pictures(folder: Path, stack: Stack, maps: Float32[np.ndarray, "b h w"]) -> None:
+    for index, (image, heat) in enumerate(zip(stack.slices, heatmap(maps), strict=True)):
+        panels = [contact_sheet.gray(image, stack.aspect), contact_sheet.hot(image, heat, stack.aspect)]
+        contact_sheet.write_sheet(panels, folder / f"slice-{index:03}.png", columns=2)

@@ -1,4 +1,4 @@
-"""Redraw a region of a slice: its tokens are drawn to fit the others, its pixels blended inside it alone."""
+"""Inpaint a region of slices: its tokens are resampled given all others, its pixels blended inside it."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ from slicebook.models.sequence import Layout
 from slicebook.models.transformer import Conditions
 from slicebook.visualization import contact_sheet
 
-FEATHER = 3.0  # pixels inside the region over which its drawing fades in
+FEATHER = 3.0  # pixels inside the region over which the generated image fades in
 AFFINE_TOLERANCE = 1e-3  # mm
-UNSEEN = 1e-3  # weight below which a pixel's surroundings are too far to be heard
+UNSEEN = 1e-3  # filter weight below which the surroundings of a pixel are too far away
 
 
 @dataclass(frozen=True)
 class Seam:
-    """How well one redrawn slice fits at the edge of its region.
+    """How well one inpainted slice fits at the edge of the region.
 
     Attributes:
-        sample: Number of the drawing.
-        slice: In the volume, in display order.
-        seed: From which the tokens were drawn.
-        pixels: Redrawn.
+        sample: Number of the sample.
+        slice: Index in the volume, in display order.
+        seed: Seed of its tokens.
+        pixels: Number of inpainted pixels.
         jump: Mean absolute difference across the edge of the region, on [-1, 1].
         usual: The same between neighbours just outside the region.
     """
@@ -63,7 +63,7 @@ class InpaintSummary:
     slices: int
     pixels: int
     seam: float
-    """Mean jump across the edge over the usual one: 1 is no seam at all."""
+    """Mean jump across the edge divided by the usual one; 1 means that there is no visible seam."""
 
 
 def inpaint(
@@ -79,66 +79,66 @@ def inpaint(
     device: str = "auto",
     progress: Callable[[int, int], None] | None = None,
 ) -> InpaintSummary:
-    """Redraw where a mask is not 0. Every pixel outside keeps its value, bit for bit.
+    """Inpaint where a mask is not 0. Every pixel outside keeps its exact value.
 
-    The region is filled from around it before it is encoded, so no token has seen what is replaced. Tokens
-    of the finest level that touch the region are drawn anew, and coarser ones that lie in it by half. Where
-    the tokenizer was taught to leave noise out, the drawing gets noise as strong as that outside.
+    The region is filled smoothly from around it before encoding, so no token depends on what is replaced.
+    Tokens of the finest level that touch the region are resampled, and coarser ones at least half inside it.
+    Where the tokenizer was trained to leave noise out, the region gets noise as strong as that outside.
 
     `out` receives `sample-00.nii.gz`, `sample-00/slice-000.png` (before | region | after) and `seams.csv`.
 
     Args:
         model: A prior's file, or the folder of a run or demo that holds one.
         image: A NIfTI or DICOM volume, or one slice.
-        mask: NIfTI of the same shape and place, 0 outside the region.
+        mask: NIfTI of the same shape and affine, 0 outside the region.
         out: Folder, made if missing.
-        count: Drawings of the region; drawing i hangs on seed + i.
-        seed: Of the first.
-        settings: How boldly tokens are drawn.
-        plane: Slices to take of a NIfTI volume; as acquired by default.
+        count: Number of samples; sample i has seed + i.
+        seed: Seed of the first sample.
+        settings: Sampling temperature, top-p and guidance.
+        plane: Slice orientation of a NIfTI volume; the acquired one by default.
         device: auto, cpu, cuda or mps.
-        progress: Called with slices drawn and all slices.
+        progress: Called with the number of slices done and of all slices.
 
     Raises:
         CheckpointError: There is no trained prior.
         ConfigError: A setting out of range.
-        DataError: The image is no single volume, or the mask is of another shape or place, or empty.
+        DataError: The image is not a single volume, or the mask has another shape or affine, or is empty.
     """
     if count < 1:
-        raise ConfigError(f"{count} drawings: wanted 1 or more")
+        raise ConfigError(f"{count} samples: wanted 1 or more")
     check_seeds(seed, count)
     loaded, folder = load_prior(model, choose_device(device)), Path(out)
     spare_originals(Path(image), folder)
     stack = Stack.of(read_single(image, plane), plane)
-    task = _ask(loaded, stack, _read_region(mask, image, stack))
+    task = _make_task(loaded, stack, _read_region(mask, image, stack))
     folder.mkdir(parents=True, exist_ok=True)
     seams: list[Seam] = []
     for number in range(count):
         seeds = [slice_seed(seed + number, index) for index in task.chosen]
-        after = _redraw(loaded, task, seeds, settings or SamplingSettings(), progress)
+        after = _inpaint_once(loaded, task, seeds, settings or SamplingSettings(), progress)
         seams += [
-            _seam(number, index, one, after[index], task.region[index])
-            for index, one in zip(task.chosen, seeds, strict=True)
+            _seam(number, index, token_seed, after[index], task.region[index])
+            for index, token_seed in zip(task.chosen, seeds, strict=True)
         ]
         _write(folder, number, stack, task.region, after, task.chosen)
-    write_csv(folder / "seams.csv", [asdict(one) for one in seams])
-    ratio = sum(one.jump for one in seams) / max(sum(one.usual for one in seams), 1e-9)
+    write_csv(folder / "seams.csv", [asdict(seam) for seam in seams])
+    ratio = sum(seam.jump for seam in seams) / max(sum(seam.usual for seam in seams), 1e-9)
     return InpaintSummary(folder, count, len(task.chosen), int(task.region.sum()), ratio)
 
 
 @dataclass(frozen=True)
 class _Task:
-    """What is to be redrawn.
+    """What is inpainted.
 
     Attributes:
         stack: The volume.
-        region: Where it is replaced.
-        chosen: Slices that the region touches, by their index in the stack.
-        filled: These slices, the region filled from around it.
-        tokens: Of the filled slices, one sequence each.
-        keep: Which of the tokens stay as they are.
+        region: Pixels to replace.
+        chosen: Indices of the slices that contain such pixels.
+        filled: These slices with the region filled from around it.
+        tokens: Tokens of the filled slices, one sequence per slice.
+        keep: Which tokens are kept.
         conditions: Positions of the slices.
-        noise: Level of the noise of each slice outside the region.
+        noise: Noise level of each slice outside the region.
     """
 
     stack: Stack
@@ -151,8 +151,8 @@ class _Task:
     noise: list[float]
 
 
-def _ask(loaded: LoadedPrior, stack: Stack, region: Bool[np.ndarray, "slices h w"]) -> _Task:
-    """Fill the region, encode the slices that it touches, and choose the tokens to draw."""
+def _make_task(loaded: LoadedPrior, stack: Stack, region: Bool[np.ndarray, "slices h w"]) -> _Task:
+    """Fill the region, encode the slices that it touches, and choose the tokens to resample."""
     device = next(loaded.prior.parameters()).device
     chosen = [index for index in range(len(region)) if region[index].any()]
     filled = np.stack([fill(stack.slices[index], region[index]) for index in chosen])
@@ -163,14 +163,14 @@ def _ask(loaded: LoadedPrior, stack: Stack, region: Bool[np.ndarray, "slices h w
     return _Task(stack, region, chosen, filled, tokens, ~anew, positions(chosen, len(stack.slices)), noise)
 
 
-def _redraw(
+def _inpaint_once(
     loaded: LoadedPrior,
     task: _Task,
     seeds: list[int],
     settings: SamplingSettings,
     progress: Callable[[int, int], None] | None,
 ) -> Float32[np.ndarray, "slices h w"]:
-    """Return all slices of the volume, the region drawn anew."""
+    """Return all slices of the volume, with one sample of the region."""
     stack = task.stack
     drawn = sample(
         loaded.prior,
@@ -190,13 +190,13 @@ def _redraw(
 
 
 def fill(image: Float32[np.ndarray, "h w"], region: Bool[np.ndarray, "h w"]) -> Float32[np.ndarray, "h w"]:
-    """Fill a region smoothly from around it, from its edge inwards; a slice without any outside becomes 0."""
-    known, found = (~region).astype(np.float64), np.where(region, 0.0, image)
+    """Fill a region smoothly from its edge inwards; a slice without pixels outside becomes 0."""
+    known, masked = (~region).astype(np.float64), np.where(region, 0.0, image)
     sigma = 1.0
-    values, missing = found.copy(), region.copy()
+    values, missing = masked.copy(), region.copy()
     while missing.any() and known.any():
         weight = gaussian_filter(known, sigma)
-        spread = gaussian_filter(found, sigma) / np.maximum(weight, UNSEEN)
+        spread = gaussian_filter(masked, sigma) / np.maximum(weight, UNSEEN)
         reached = missing & (weight > UNSEEN)
         values[reached] = spread[reached]
         missing &= ~reached
@@ -210,39 +210,39 @@ def blend(
     drawn: Float32[np.ndarray, "h w"],
     region: Bool[np.ndarray, "h w"],
 ) -> Float32[np.ndarray, "h w"]:
-    """Put a drawing into a region, fading in from its edge; outside, the original as it is."""
+    """Blend a generated image into a region from its edge inwards; the original stays outside."""
     share = np.clip((distance_transform_edt(region) - 0.5) / FEATHER, 0, 1).astype(np.float32)
     return np.where(region, share * drawn + (1 - share) * filled, original)
 
 
 def slice_seed(seed: int, index: int) -> int:
-    """Return the seed of one slice of a drawing: a stream of its own for each pair."""
+    """Return the seed of one slice of a sample, independent for each pair."""
     return int(np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def redrawn_tokens(layout: Layout, region: Float[Tensor, "b 1 _ _"]) -> Bool[Tensor, "b n"]:
-    """Return which tokens to draw anew for a region: of the image alone, those of a mask stay as they are.
+    """Return which image tokens to resample for a region; mask tokens are kept.
 
     Args:
-        layout: Of the tokens.
-        region: 1 where pixels are to be replaced, as `Tokenizer.enter` hands it to the network.
+        layout: Layout of the token sequences.
+        region: 1 where pixels are replaced, as `Tokenizer.enter` hands it to the network.
     """
-    found = []
+    resampled = []
     for stage in layout.stages:
         if stage.kind == "mask":
-            found.append(torch.zeros(len(region), len(stage), dtype=torch.bool))
+            resampled.append(torch.zeros(len(region), len(stage), dtype=torch.bool))
             continue
         share = functional.avg_pool2d(region, stage.stride).flatten(1)
-        found.append(share > 0 if stage.level == 0 else share >= 0.5)
-    return torch.cat(found, 1)
+        resampled.append(share > 0 if stage.level == 0 else share >= 0.5)
+    return torch.cat(resampled, 1)
 
 
 def positions(chosen: list[int], slices: int) -> Conditions:
-    """Return where slices stand in a volume; unknown for a single slice."""
-    found = Conditions.unknown(len(chosen))
+    """Return the positions of slices in a volume as conditions; unknown for a single slice."""
+    unknown = Conditions.unknown(len(chosen))
     if slices == 1:
-        return found
-    return Conditions(torch.tensor(chosen, dtype=torch.float32) / (slices - 1), found.group)
+        return unknown
+    return Conditions(torch.tensor(chosen, dtype=torch.float32) / (slices - 1), unknown.group)
 
 
 def _read_region(mask: str | Path, image: str | Path, stack: Stack) -> Bool[np.ndarray, "n h w"]:
@@ -259,7 +259,7 @@ def _read_region(mask: str | Path, image: str | Path, stack: Stack) -> Bool[np.n
         )
     region: Bool[np.ndarray, "n h w"] = np.ascontiguousarray(to_slices(labels.array, stack.orientation)) > 0
     if not region.any():
-        raise DataError(f"{mask}: is 0 everywhere, so there is nothing to redraw; mark the region with 1")
+        raise DataError(f"{mask}: is 0 everywhere, so there is nothing to inpaint; mark the region with 1")
     return region
 
 

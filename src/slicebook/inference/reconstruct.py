@@ -1,7 +1,7 @@
-"""Whole volumes through a trained tokenizer: reconstruct, encode, decode. What CLI, Python and demo call.
+"""Reconstruct, encode and decode whole volumes with a trained tokenizer.
 
-Volumes are taken at their native pixels, each mapped to [-1, 1] by its own percentiles; what comes back has
-their geometry and intensity.
+Volumes keep their pixel grid; each is mapped to [-1, 1] by its own percentiles. Outputs have the geometry and
+intensity scale of the input.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ BATCH = 16
 
 @dataclass(frozen=True)
 class VolumeScores:
-    """How one volume fared. SSIM is that of record on [0, 1] of the clipped original."""
+    """Scores of one volume. SSIM is computed on [0, 1], against the clipped original."""
 
     name: str
     output: Path
@@ -42,9 +42,9 @@ class VolumeScores:
     psnr_whole: float
     bits_per_pixel: float
     clipped_share: float
-    """Voxels beyond the percentiles, whose intensity no token can carry."""
+    """Fraction of voxels outside the percentiles, whose intensity is clipped."""
     clipping_mae: float
-    """Mean absolute error that clipping alone made, in the volume's intensity units."""
+    """Mean absolute error due to clipping alone, in the volume's intensity units."""
 
 
 @dataclass(frozen=True)
@@ -78,10 +78,10 @@ def reconstruct(
     pictures: bool = True,
     plane: Plane | None = None,
 ) -> ReconstructSummary:
-    """Send volumes through a model; write each with its own geometry and intensity, and what it scored.
+    """Reconstruct volumes; write each with its own geometry and intensity scale, and its scores.
 
-    `out` receives `<name>.nii.gz`, `<name>.csv` (scores a slice) and `<name>/slice-000.png` (original |
-    reconstruction). A NIfTI keeps its name; DICOM series, whose names may tell who it is, are numbered.
+    `out` receives `<name>.nii.gz`, `<name>.csv` (scores per slice) and `<name>/slice-000.png` (original |
+    reconstruction). A NIfTI keeps its name; DICOM series, whose names may identify a patient, are numbered.
 
     Args:
         model: A model file, or the folder of a run or of a demo.
@@ -89,17 +89,18 @@ def reconstruct(
         out: Folder, made if missing.
         device: auto, cpu, cuda or mps.
         pictures: Whether to write the PNG pairs.
-        plane: Slices to take of a NIfTI volume; of DICOM, the series to take. As acquired by default.
+        plane: Slice orientation of a NIfTI volume, or of the DICOM series to use; the acquired one by
+            default.
 
     Raises:
         CheckpointError: There is no trained model.
-        DataError: A volume cannot be read, nothing is there, or `out` lies where the originals are.
+        DataError: A volume cannot be read, there is none, or `out` lies where the originals are.
         ShapeError: A slice is smaller than the window of SSIM.
     """
     loaded = load_tokenizer(model, choose_device(device))
     folder = Path(out)
     spare_originals(Path(source), folder)
-    found: list[VolumeScores] = []
+    volumes: list[VolumeScores] = []
     for listed in list_volumes(source, plane):
         name, stack = listed.name, Stack.of(listed.read(), plane)
         _check_sides(name, stack.size)
@@ -109,12 +110,12 @@ def reconstruct(
         folder.mkdir(parents=True, exist_ok=True)
         output = folder / f"{name}.nii.gz"
         stack.write(output, drawn, "Slicebook reconstruction")
-        found.append(_score(name, output, stack, drawn, loaded.tokenizer))
+        volumes.append(_score(name, output, stack, drawn, loaded.tokenizer))
         if pictures:
             _write_pairs(folder / name, stack, drawn)
-    total = sum(scored.slices for scored in found)
+    total = sum(volume.slices for volume in volumes)
     return ReconstructSummary(
-        folder, tuple(found), sum(scored.ssim_whole * scored.slices for scored in found) / total
+        folder, tuple(volumes), sum(volume.ssim_whole * volume.slices for volume in volumes) / total
     )
 
 
@@ -155,12 +156,12 @@ def encode(
 
 
 def decode(model: str | Path, source: str | Path, out: str | Path, *, device: str = "auto") -> TokenSummary:
-    """Write the volume that a token file stands for, with its geometry and intensity.
+    """Decode a token file into a volume with its geometry and intensity scale.
 
     Raises:
         CheckpointError: There is no trained model, or another one wrote the tokens.
         DataError: The token file is damaged, or `out` cannot be written.
-        ShapeError: The tokens do not fit the slices they are said to stand for.
+        ShapeError: The tokens do not fit the size of the slices.
     """
     loaded = load_tokenizer(model, choose_device(device))
     tokens = TokenFile.read(source)

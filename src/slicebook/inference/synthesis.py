@@ -89,9 +89,9 @@ def draw(
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Int64[Tensor, "b n"], Conditions]:
     """Return one token sequence per seed, and the conditions that it was drawn under."""
-    repeated = {one for one in seeds if seeds.count(one) > 1} if len(set(seeds)) < len(seeds) else set()
+    repeated = {seed for seed in seeds if seeds.count(seed) > 1} if len(set(seeds)) < len(seeds) else set()
     if repeated:
-        raise ConfigError(f"seed {min(repeated)} stands twice: the same seed gives the same sample again")
+        raise ConfigError(f"seed {min(repeated)} is given twice and would give the same sample twice")
     check_class(loaded, group)
     conditions = Conditions.unknown(len(seeds))
     if positions is not None:
@@ -107,7 +107,7 @@ def draw(
 def decode_pages(
     loaded: LoadedPrior, tokens: Int64[Tensor, "b n"], size: tuple[int, int], *, levels: int | None = None
 ) -> DecodedSlices:
-    """Decode tokens batch by batch, onto the CPU; a page is the same alone or among others."""
+    """Decode tokens batch by batch, onto the CPU; a slice does not depend on the others."""
     device, count = next(loaded.prior.parameters()).device, len(tokens)
     # Always as many rows, as in sampling: a batch of another size may round otherwise.
     tokens = torch.cat([tokens, tokens[-1:].expand(-count % GROUP, -1)])

@@ -192,7 +192,7 @@ def _load(path: Path, kind: str, record: type[Info]) -> tuple[dict[str, Tensor],
         found = raw.get("kind", "file of another program")
         # In the folder of a tokenizer's run, its own file is what is found until there is a prior.
         early = (found, kind) == ("tokenizer", "prior")
-        first = f"; train one first: slicebook train prior {path.parent}" if early else ""
+        first = f"; train one first: slicebook train generator {path.parent}" if early else ""
         raise CheckpointError(f"{path}: holds a {found}, wanted a {kind}{first}")
     try:
         info = record.model_validate(raw)
@@ -256,7 +256,7 @@ def find_prior(where: Path) -> Path:
         return found
     find_model(where)  # without a tokenizer, that comes first
     raise CheckpointError(
-        f"{where}: holds no prior yet; train one first: slicebook train prior {where} (or slicebook demo)"
+        f"{where}: holds no prior yet; train one first: slicebook train generator {where} (or slicebook demo)"
     )
 
 

@@ -108,7 +108,7 @@ def _command(report: Evaluation) -> str:
         words.append("--noise" if drawing.noise else "--no-noise")
     parts = [part for part in PARTS if getattr(report, part)]
     if len(parts) < len(PARTS):
-        words += [f"--only {part}" for part in parts]
+        words.append(f"--parts {','.join(parts)}")
     if report.fidelity:
         words.append("--codecs" if report.fidelity.codecs else "--no-codecs")
     return " ".join(words)

@@ -11,7 +11,7 @@ from slicebook.errors import ConfigError, DataError
 from slicebook.evaluation.generation import SamplingInfo
 from slicebook.evaluation.memorization import MemorizationResult
 from slicebook.evaluation.report import Evaluation, read_report
-from slicebook.inference.generate import Asked, Clear
+from slicebook.inference.generate import ReleaseCheck, SamplingRequest
 from slicebook.models.checkpoint import LoadedPrior
 from slicebook.reporting.tables import estimate
 
@@ -19,7 +19,7 @@ AUDIT_NAME, WORDS_NAME = "audit.json", "AUDIT.md"
 MAX_COPIES = 0.05  # upper bound on the fraction of copies; the fraction that the positive control plants
 
 
-def release_check(report: str | Path) -> Clear:
+def release_check(report: str | Path) -> ReleaseCheck:
     """Return a check for `generate` that lets samples be shared only under an audit of their model.
 
     The check raises, before anything is sampled, unless the audit is of this model's weights and these
@@ -37,17 +37,17 @@ def release_check(report: str | Path) -> Clear:
     if audit is None or drawing is None:
         raise DataError(
             f"{path}: contains no audit{_reason(evaluation)}; evaluate again: slicebook evaluate MODEL DATA "
-            "--out DIR --only audit"
+            "--out DIR --parts audit"
         )
 
-    def check(loaded: LoadedPrior, asked: Asked) -> dict[str, str]:
+    def check(loaded: LoadedPrior, request: SamplingRequest) -> dict[str, str]:
         audited = (evaluation.provenance["prior"] or {}).get("weights_sha256", "")
         if audited != loaded.info.weights_sha256:
             raise DataError(
                 f"{path}: is an audit of model {audited[:12]}, and {loaded.path} is "
                 f"{loaded.info.weights_sha256[:12]}; evaluate this model"
             )
-        _check_settings(path, drawing, asked)
+        _check_settings(path, drawing, request)
         if audit.copies.copies_found or not audit.copies.valid:
             raise DataError(f"{path}: its samples must not be shared. {audit.copies.verdict}")
         if audit.copies.at_most > MAX_COPIES:
@@ -68,15 +68,15 @@ def _reason(evaluation: Evaluation) -> str:
     return f" ({reason})" if reason else ""
 
 
-def _check_settings(path: Path, drawing: SamplingInfo, asked: Asked) -> None:
+def _check_settings(path: Path, drawing: SamplingInfo, request: SamplingRequest) -> None:
     """Refuse samples of other settings than those audited: the rate of copies depends on them."""
     requested = {
-        **asdict(asked.settings),
-        "size": f"{asked.size[0]}×{asked.size[1]}",
-        "noise": asked.noise,
-        "class": asked.group or "any",
-        "conditional": asked.conditional,
-        "position": "any" if asked.position is None else asked.position,
+        **asdict(request.settings),
+        "size": f"{request.size[0]}×{request.size[1]}",
+        "noise": request.noise,
+        "class": request.group or "any",
+        "conditional": request.conditional,
+        "position": "any" if request.position is None else request.position,
     }
     audited = {
         **drawing.settings,

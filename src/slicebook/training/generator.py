@@ -1,39 +1,76 @@
-"""Train what generates, over a trained tokenizer: the tokenizer of masks, the prior, and its decoder."""
+"""Train the parts of a generator over a trained tokenizer: mask tokenizer, prior and decoder.
+
+All parts share one folder, `RUN/prior` by default: the prior lies in it, the mask tokenizer in its subfolder
+`masks`, the decoder in `decoder`. Each part can be trained by itself; `train_generator` trains them in turn.
+"""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from lightning_fabric import Fabric
-from torch import Tensor
-
 from slicebook.config import Recipe
-from slicebook.data.dataset import PreparedData, SliceSet
-from slicebook.data.manifest import slice_kinds
+from slicebook.data.dataset import PreparedData
 from slicebook.devices import launch
 from slicebook.errors import ConfigError
-from slicebook.io.atomic import write_text
-from slicebook.io.tensors import STATE_NAME, State, hash_tensors, load_kept, load_state, save_state
-from slicebook.models.checkpoint import LoadedTokenizer, PriorInfo, load_prior, load_tokenizer, save_prior
-from slicebook.models.noise import NoiseModel, fit_noise_model
-from slicebook.models.prior import Prior
-from slicebook.models.quantizer import usage_of
+from slicebook.io.tensors import STATE_NAME, hash_tensors, load_state
+from slicebook.models.checkpoint import LoadedTokenizer, load_prior, load_tokenizer, save_prior
 from slicebook.models.sequence_book import JointTokenizer
 from slicebook.recipes import override
-from slicebook.training.decoder import KIND, Samples, read_samples, train_decoder
-from slicebook.training.prior import PriorObjective
-from slicebook.training.progress import Display
-from slicebook.training.run import hold_run, open_run
-from slicebook.training.token_dataset import TokenBatches, TokenSet, encode_slices
-from slicebook.training.tokenizer import LOW_USAGE, TrainingSummary, summarise_run, train_labels
-from slicebook.training.trainer import Progress, Trainer, provenance
+from slicebook.training import decoder as decoders
+from slicebook.training.fit_prior import PriorRun, fit_noise, fit_prior, refuse_unused_codes
+from slicebook.training.run import check_run_files, hold_run, open_run, restart_run
+from slicebook.training.tokenizer import TrainingSummary, summarise_run, train_labels
+from slicebook.training.trainer import Progress
 
-TOKENS_NAME = "tokens.safetensors"
-JUDGED = 512  # training slices, about, that tell which codes are used, and the noise
+PARTS = {"masks": "labels", "prior": "prior", "decoder": "decoder"}
+"""Each part of a generator and its group of settings, in the order of training."""
+
+
+@dataclass(frozen=True)
+class GeneratorSummary:
+    """How the trainings of a generator's parts ended; None where a part is not used."""
+
+    masks: TrainingSummary | None
+    prior: TrainingSummary
+    decoder: TrainingSummary | None
+
+
+def train_masks(
+    run: str | Path,
+    settings: Sequence[str] = (),
+    *,
+    out: str | Path | None = None,
+    data: str | Path | None = None,
+    seed: int | None = None,
+    restart: bool = False,
+    device: str = "auto",
+    precision: str = "auto",
+    workers: int = 0,
+    progress: bool = True,
+) -> TrainingSummary:
+    """Train the tokenizer of label masks in `out`/masks, or resume its training.
+
+    Args:
+        run: As all that follow, see `train_prior`.
+        settings: `key=value` of the group `labels`.
+        out: Folder of the generator.
+        data: The prepared folder.
+        seed: Replaces labels.training.seed.
+        restart: Whether to delete the files of an earlier training of the masks first.
+        device: Device.
+        precision: Precision.
+        workers: Number of data loading processes.
+        progress: Whether to show the progress.
+
+    Raises:
+        DataError: The data have no masks.
+        ConfigError: `out`/masks holds a training with other settings, or something else.
+    """
+    job = _open(["masks"], run, settings, out, data, seed, device, precision, workers, progress)
+    return _train_masks(job, restart)
 
 
 def train_prior(
@@ -42,169 +79,208 @@ def train_prior(
     *,
     out: str | Path | None = None,
     data: str | Path | None = None,
+    seed: int | None = None,
     masks: bool = True,
+    restart: bool = False,
     device: str = "auto",
     precision: str = "auto",
     progress: bool = True,
 ) -> TrainingSummary:
-    """Train a prior over the tokens of a trained tokenizer, or go on with the training that `out` holds.
+    """Train a prior over the tokens of a trained tokenizer, or resume its training.
 
-    Where the data have label masks, a tokenizer of masks comes first (`out`/masks): the prior then draws
-    both. The tokens of all slices are made once and kept beside (`out`/tokens.safetensors). Last, a copy of
-    the tokenizer's decoder learns to draw crisply, the finished prior's samples too (`out`/decoder).
+    Where the data have label masks, the prior models them too, by the mask tokenizer in `out`/masks. All
+    slices are encoded once, into `out`/tokens.safetensors.
 
     Args:
         run: Folder of the tokenizer's training, or of a demo.
-        settings: `key=value` over the run's recipe; its groups `prior`, `labels` and `decoder` alone.
-        out: Folder of this training; `run`/prior by default.
-        data: The prepared folder, where it is no longer where the tokenizer's training found it.
-        masks: Whether to learn the masks too, where there are any.
+        settings: `key=value` of the group `prior`, applied to the run's recipe.
+        out: Folder of the generator; `run`/prior by default.
+        data: The prepared folder, if it has been moved since the tokenizer's training.
+        seed: Replaces prior.training.seed.
+        masks: Whether to model masks, if the data have them.
+        restart: Whether to delete the files of an earlier training of the prior first.
         device: `auto`, `cpu`, `cuda` or `mps`. Under `torchrun` or SLURM all processes train together.
         precision: As in `train_tokenizer`.
-        progress: Show the progress.
+        progress: Whether to show the progress.
 
     Raises:
         CheckpointError: `run` holds no trained tokenizer.
-        DataError: The prepared folder is not there.
-        ConfigError: Other data than the tokenizer's; a level that uses under a quarter of its codes; `out`
-            holds a training with other settings; or the loss became NaN or infinite.
+        DataError: The prepared folder does not exist.
+        ConfigError: The data are not the tokenizer's; a level uses under a quarter of its codes; the mask
+            tokenizer is not trained; `out` holds a training with other settings; or the loss is not finite.
     """
-    tokenizer = load_tokenizer(run)
-    folder = Path(out) if out is not None else tokenizer.path.parent / "prior"
-    recipe = _chosen(tokenizer.info.recipe, settings)
-    opened = find_data(tokenizer, data)
-    with hold_run(folder):
-        return _train(tokenizer, folder, recipe, opened, masks, device, precision, progress)
+    job = _open(["prior"], run, settings, out, data, seed, device, precision, 0, progress)
+    return _train_prior(job, masks, restart)
 
 
-def _train(
-    tokenizer: LoadedTokenizer,
-    folder: Path,
-    recipe: Recipe,
-    opened: PreparedData,
-    masks: bool,
+def train_decoder(
+    run: str | Path,
+    settings: Sequence[str] = (),
+    *,
+    out: str | Path | None = None,
+    data: str | Path | None = None,
+    seed: int | None = None,
+    restart: bool = False,
+    device: str = "auto",
+    precision: str = "auto",
+    progress: bool = True,
+) -> TrainingSummary:
+    """Train the decoder of a finished prior in `out`/decoder, or resume; then put it into the prior's file.
+
+    Args:
+        run: As all that follow, see `train_prior`.
+        settings: `key=value` of the group `decoder`.
+        out: Folder of the generator.
+        data: The prepared folder.
+        seed: Replaces decoder.training.seed.
+        restart: Whether to delete the files of an earlier training of the decoder first.
+        device: Device.
+        precision: Precision.
+        progress: Whether to show the progress.
+
+    Raises:
+        ConfigError: The prior is not trained to its end; the recipe's `decoder` is null; or `out`/decoder
+            holds a training with other settings, of another prior, or something else.
+    """
+    job = _open(["decoder"], run, settings, out, data, seed, device, precision, 0, progress)
+    return _train_decoder(job, restart)
+
+
+def train_generator(
+    run: str | Path,
+    settings: Sequence[str] = (),
+    *,
+    out: str | Path | None = None,
+    data: str | Path | None = None,
+    seed: int | None = None,
+    masks: bool = True,
+    restart: bool = False,
+    device: str = "auto",
+    precision: str = "auto",
+    workers: int = 0,
+    progress: bool = True,
+) -> GeneratorSummary:
+    """Train mask tokenizer, prior and decoder in turn, or resume; all is checked before the first starts.
+
+    With `decoder=null` the tokenizer's own decoder is put into the prior's file.
+
+    Args:
+        run: As all that follow, see `train_prior`.
+        settings: `key=value` of the groups `labels`, `prior` and `decoder`.
+        out: Folder of the generator.
+        data: The prepared folder.
+        seed: Replaces the training seed of each part.
+        masks: Whether to train and model masks, if the data have them.
+        restart: Whether to delete the files of earlier trainings of these parts first.
+        device: Device.
+        precision: Precision.
+        workers: Number of processes that load masks.
+        progress: Whether to show the progress.
+
+    Raises:
+        CheckpointError, DataError, ConfigError: As in the three functions.
+    """
+    job = _open(list(PARTS), run, settings, out, data, seed, device, precision, workers, progress)
+    masks = masks and job.has_masks
+    folders = [job.folder, *([job.masks] if masks else []), *([job.decoder] if job.recipe.decoder else [])]
+    _check_all(job, folders, masks, restart)
+    if restart:
+        for folder in folders:
+            restart_run(folder, launch(device, precision))
+    mask_summary = _train_masks(job) if masks else None
+    prior_summary = _train_prior(job, masks)
+    if job.recipe.decoder is None:
+        _install_decoder(job, job.tokenizer)
+        return GeneratorSummary(mask_summary, prior_summary, None)
+    return GeneratorSummary(mask_summary, prior_summary, _train_decoder(job))
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What the parts of one generator share.
+
+    Attributes:
+        run: The path that the user gave, for messages.
+        tokenizer: Trained.
+        data: What the tokenizer was trained on.
+        recipe: The tokenizer's, with the settings of this training applied.
+        folder: Of the generator.
+        is_default: Whether that is where the other commands look for it.
+    """
+
+    run: Path
+    tokenizer: LoadedTokenizer
+    data: PreparedData
+    recipe: Recipe
+    folder: Path
+    is_default: bool
+    device: str
+    precision: str
+    workers: int
+    progress: bool
+
+    @property
+    def masks(self) -> Path:
+        return self.folder / "masks"
+
+    @property
+    def decoder(self) -> Path:
+        return self.folder / "decoder"
+
+    @property
+    def has_masks(self) -> bool:
+        return any(record.label_offset >= 0 for record in self.data.split("train").records)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {"device": self.device, "precision": self.precision, "progress": self.progress}
+
+    def command(self, part: str) -> str:
+        """Return the command that trains a part."""
+        return f"slicebook train {part} {self.run}{'' if self.is_default else f' --out {self.folder}'}"
+
+    def prior_run(self, masks: bool) -> PriorRun:
+        """Return what identifies the training of a prior, without the mask tokenizer."""
+        return PriorRun(self.tokenizer, self.data, self.recipe, self.folder, masks)
+
+
+def _open(
+    parts: Sequence[str],
+    run: str | Path,
+    settings: Sequence[str],
+    out: str | Path | None,
+    data: str | Path | None,
+    seed: int | None,
     device: str,
     precision: str,
+    workers: int,
     progress: bool,
-) -> TrainingSummary:
-    train, validation = opened.split("train"), opened.split("validation")
-    config = recipe.prior.training
-    identity: dict[str, Any] = {
-        "recipe": recipe.model_dump(mode="json", include={"prior"}),
-        "split_hash": opened.split_hash,
-        "book": [hash_tensors(tokenizer.tokenizer.token_state())],
-    }
-    classes = tuple(sorted({record.group for record in train.records if record.group}))
-    identity["classes"] = list(classes)
-    masks = masks and any(record.label_offset >= 0 for record in train.records)
-    _refuse_other_parts(folder, open_run(folder, identity), masks, classes)  # before anything is trained
-    _refuse_unused(tokenizer, train)
-    labelled = None
-    if masks:
-        train_labels(
-            opened.folder, recipe, folder / "masks", device=device, precision=precision, progress=progress
-        )
-        labelled = load_tokenizer(folder / "masks", kind="label tokenizer")
-        identity["book"].append(labelled.info.weights_sha256)
-    state = open_run(folder, identity)
-    fabric = launch(device, precision)
-    fabric.seed_everything(config.seed, verbose=False)
-    book = JointTokenizer(
-        tokenizer.tokenizer.to(fabric.device), labelled.tokenizer.to(fabric.device) if labelled else None
-    )
-    noise_model = _grain(tokenizer, train)
-    display = Display(folder, shown=progress and fabric.is_global_zero)
-    if fabric.is_global_zero and state is None:
-        write_text(folder / "config.yaml", recipe.to_yaml())
-    with fabric.rank_zero_first():
-        learned, judged = _tokens(folder, book, train, validation, recipe, classes, identity, fabric, display)
-    batches = TokenBatches(
-        learned,
-        config.batch_size,
-        shuffle=True,
-        seed=config.seed,
-        rank=fabric.global_rank,
-        world_size=fabric.world_size,
+) -> _Job:
+    """Load the tokenizer, apply the settings, and open the data."""
+    tokenizer = load_tokenizer(run)
+    recipe = _apply(tokenizer.info.recipe, settings, [PARTS[part] for part in parts], seed)
+    if parts == ["decoder"] and recipe.decoder is None:
+        raise ConfigError(f"recipe {recipe.name}: decoder is null, wanted settings for it")
+    default = tokenizer.path.parent / "prior"
+    folder = default if out is None else Path(out)
+    opened = find_data(tokenizer, data)
+    return _Job(
+        Path(run), tokenizer, opened, recipe, folder, folder == default, device, precision, workers, progress
     )
 
-    def keep(path: Path, prior: Prior, progress: Progress, scores: Mapping[str, float]) -> None:
-        info = PriorInfo(
-            schema_version=tokenizer.info.schema_version,
-            kind="prior",
-            recipe=recipe,
-            masks=labelled.info.recipe if labelled else None,
-            slices=slice_kinds(train.records),
-            classes=classes,
-            noise_model=noise_model,
-            tokenizer_provenance=tokenizer.info.provenance,
-            provenance=provenance(opened, train, fabric.device, progress, scores),
-            weights_sha256="",
-        )
-        save_prior(path, prior, book, info)
 
-    objective = PriorObjective(Prior(recipe.prior, book.codebooks, len(classes)), config, fabric, keep)
-    fit = Trainer(objective, config, folder, identity, fabric)
-    with display:
-        outcome = fit(batches, TokenBatches(judged, config.batch_size), state, display)
-    fabric.barrier()  # its file is whole
-    drawing = tokenizer
-    if recipe.decoder is not None:
-        drawing = train_decoder(
-            tokenizer,
-            load_prior(folder, fabric.device),
-            opened,
-            recipe,
-            folder / "decoder",
-            device=device,
-            precision=precision,
-            progress=progress,
-        )
-    if fabric.is_global_zero:
-        _set_decoder(folder, drawing, recipe, train)
-    fabric.barrier()
-    return summarise_run(folder, outcome)
-
-
-def _refuse_other_parts(folder: Path, state: State | None, masks: bool, classes: Sequence[str]) -> None:
-    """Refuse to go on with a prior of other networks: with masks and without, or of other classes."""
-    if state is None:
-        return
-    had_masks = len(state.progress["book"]) > 1  # hashes of the tokenizer of slices, and of that of masks
-    if had_masks != masks:
-        before, now = ("with", "without") if had_masks else ("without", "with")
-        raise ConfigError(
-            f"{folder}: was begun {before} masks, and would go on {now} them; use data and --no-masks as "
-            "before, or another --out"
-        )
-    known = state.progress.get("classes", list(classes))
-    if known != list(classes):
-        raise ConfigError(
-            f"{folder}: was begun with classes {', '.join(known) or 'none'}, and the data have "
-            f"{', '.join(classes) or 'none'}; give --data prepared "
-            "with the same --class-regex, or another --out"
-        )
-
-
-def _set_decoder(folder: Path, drawing: LoadedTokenizer, recipe: Recipe, train: SliceSet) -> None:
-    """Put a decoder into the file of a finished prior, and the noise that its drawings lack."""
-    kept = load_prior(folder)
-    if hash_tensors(kept.book.images.state_dict()) == hash_tensors(drawing.tokenizer.state_dict()):
-        return
-    made = drawing.info.provenance if drawing.info.kind == KIND else None
-    noise_model = _grain(drawing, train, read_samples(kept, folder / "decoder") if made else None)
-    update = {"recipe": recipe, "noise_model": noise_model, "decoder_provenance": made}
-    book = JointTokenizer(drawing.tokenizer, kept.book.masks)
-    save_prior(kept.path, kept.prior, book, kept.info.model_copy(update=update))
-
-
-def _chosen(recipe: Recipe, settings: Sequence[str]) -> Recipe:
+def _apply(recipe: Recipe, settings: Sequence[str], groups: Sequence[str], seed: int | None) -> Recipe:
     for setting in settings:
-        if setting.split(".")[0].partition("=")[0] not in ("prior", "labels", "decoder"):
+        if setting.split(".")[0].partition("=")[0] not in groups:
             raise ConfigError(
-                f"{setting}: the tokenizer is trained already; wanted settings of prior, labels or "
-                "decoder, such as prior.training.max_minutes=30"
+                f"{setting}: is not a setting of this training; wanted settings of {' or '.join(groups)}, "
+                f"such as {groups[-1]}.training.max_minutes=30"
             )
-    return override(recipe, settings)
+    recipe = override(recipe, settings)
+    if seed is None:
+        return recipe
+    used = [group for group in groups if getattr(recipe, group) is not None]
+    return override(recipe, [f"{group}.training.seed={seed}" for group in used])
 
 
 def find_data(tokenizer: LoadedTokenizer, data: str | Path | None) -> PreparedData:
@@ -227,108 +303,94 @@ def find_data(tokenizer: LoadedTokenizer, data: str | Path | None) -> PreparedDa
     return opened
 
 
-def _tokens(
-    folder: Path,
-    book: JointTokenizer,
-    train: SliceSet,
-    validation: SliceSet,
-    recipe: Recipe,
-    classes: Sequence[str],
-    identity: Mapping[str, object],
-    fabric: Fabric,
-    display: Display,
-) -> tuple[list[TokenSet], list[TokenSet]]:
-    """Encode both splits, or read what was encoded before."""
-    config = recipe.prior.training
-    made_from = {
-        "book": identity["book"],
-        "split_hash": identity["split_hash"],
-        "sizes": [
-            hash_tensors({"offsets": torch.tensor([r.offset for r in s.records])})
-            for s in (train, validation)
-        ],
-        "views": [config.num_views, config.shift, config.seed],
-    }
-    path = folder / TOKENS_NAME
-    kept = _kept(path, made_from)
-    found = []
-    for name, slices, views in (("train", train, config.num_views), ("validation", validation, 1)):
-        if kept is None:
-            display.say(f"{len(slices)} {name} slices, {views} forms of each, to tokens")
-        sets = encode_slices(
-            book,
-            slices,
-            views=views,
-            shift=config.shift,
-            seed=config.seed,
-            device=fabric.device,
-            classes=classes,
-            known=None if kept is None else kept[name],
-        )
-        found.append(sets)
-    if kept is None and fabric.is_global_zero:
-        tensors = {
-            f"{name}.{index}": one.tokens
-            for name, sets in zip(("train", "validation"), found, strict=True)
-            for index, one in enumerate(sets)
-        }
-        save_state(path, State(tensors, made_from))
-    return found[0], found[1]
+def _check_all(job: _Job, folders: Sequence[Path], masks: bool, restart: bool) -> None:
+    """Refuse what one of the parts would refuse later."""
+    if restart:
+        for folder in folders:
+            check_run_files(folder)
+    else:
+        split = {"split_hash": job.data.split_hash}
+        job.prior_run(masks).check_resumable()
+        if masks:
+            recipe = job.recipe.for_labels(job.data.info.label_values)
+            settings = recipe.model_dump(mode="json", include={"tokenizer", "training"})
+            open_run(job.masks, split | {"recipe": settings})
+        if job.recipe.decoder is not None:
+            settings = job.recipe.model_dump(mode="json", include={"decoder"})
+            book = [job.tokenizer.info.weights_sha256]
+            open_run(job.decoder, split | {"recipe": settings, "book": book})
+    refuse_unused_codes(job.tokenizer, job.data.split("train"))
 
 
-def _kept(path: Path, made_from: Mapping[str, object]) -> dict[str, list[torch.Tensor]] | None:
-    tensors = load_kept(path, made_from)
-    if tensors is None:
-        return None
-    found: dict[str, dict[int, torch.Tensor]] = defaultdict(dict)
-    for key, tensor in tensors.items():
-        name, _, index = key.partition(".")
-        found[name][int(index)] = tensor
-    return {name: [sets[index] for index in sorted(sets)] for name, sets in found.items()}
+def _train_masks(job: _Job, restart: bool = False) -> TrainingSummary:
+    for split in ("train", "validation"):
+        job.data.split(split, labelled=True)  # raises where the data have no masks
+    if restart:
+        restart_run(job.masks, launch(job.device, job.precision))
+    return train_labels(job.data.folder, job.recipe, job.masks, workers=job.workers, **job.options)
 
 
-def _refuse_unused(tokenizer: LoadedTokenizer, train: SliceSet) -> None:
-    """Refuse a tokenizer of whose codes hardly any are used: its tokens say nothing that could be learned."""
-    some = _some(train)
-    sets = encode_slices(JointTokenizer(tokenizer.tokenizer), some)
-    for level, size in enumerate(tokenizer.info.recipe.tokenizer.codebook_sizes):
-        count = torch.zeros(size)
-        for one in sets:
-            index = len(one.layout.stages) - 1 - level
-            tokens = one.tokens[:, 0, one.layout.part(index)].flatten().long()
-            count += torch.bincount(tokens, minlength=size)
-        used = usage_of(count).utilization
-        if used < LOW_USAGE:
+def _train_prior(job: _Job, masks: bool, restart: bool = False) -> TrainingSummary:
+    masks = masks and job.has_masks
+    prior_run = job.prior_run(masks)
+    if restart:
+        check_run_files(job.folder)
+    else:
+        prior_run.check_resumable()
+    refuse_unused_codes(job.tokenizer, prior_run.train)
+    if masks:
+        state = _progress(job.masks)
+        if state is None or not state.finished:
             raise ConfigError(
-                f"{tokenizer.path}: level {level} uses {used:.0%} of its {size} codes, too few to learn "
-                f"from (wanted {LOW_USAGE:.0%}); train the tokenizer with a smaller "
-                f"tokenizer.codebook_sizes[{level}], or longer"
+                f"{job.masks}: holds no finished mask tokenizer; train it first: {job.command('masks')}; or "
+                "give --no-masks"
             )
+        mask_tokenizer = load_tokenizer(job.masks, kind="label tokenizer")
+        labels = mask_tokenizer.info.recipe.labels
+        recipe = job.recipe.model_copy(update={"labels": labels})
+        prior_run = replace(prior_run, masks=mask_tokenizer, recipe=recipe)
+    if restart:
+        restart_run(job.folder, launch(job.device, job.precision))
+    with hold_run(job.folder):
+        progress = fit_prior(prior_run, job.device, job.precision, job.progress)
+    return summarise_run(job.folder, progress)
 
 
-def _some(slices: SliceSet) -> SliceSet:
-    return SliceSet(slices.folder, slices.records[:: max(1, len(slices) // JUDGED)])
+def _train_decoder(job: _Job, restart: bool = False) -> TrainingSummary:
+    state = _progress(job.folder)
+    if state is None or not state.finished:
+        raise ConfigError(f"{job.folder}: holds no finished prior; train it first: {job.command('prior')}")
+    if restart:
+        restart_run(job.decoder, launch(job.device, job.precision))
+    fabric = launch(job.device, job.precision)
+    prior = load_prior(job.folder, fabric.device)
+    trained = decoders.train_decoder(job.tokenizer, prior, job.data, job.recipe, job.decoder, **job.options)
+    if fabric.is_global_zero:
+        _install_decoder(job, trained)
+    fabric.barrier()
+    progress = _progress(job.decoder)
+    assert progress is not None
+    return summarise_run(job.decoder, progress)
 
 
-def _grain(tokenizer: LoadedTokenizer, train: SliceSet, samples: Samples | None = None) -> NoiseModel | None:
-    """Measure the noise that the tokenizer was taught to leave out, and what it draws of samples."""
-    strength = tokenizer.info.recipe.training.loss.denoise_strength
-    if not strength:
+def _progress(run: Path) -> Progress | None:
+    """Return how far a training got; None where there is none."""
+    if not (run / STATE_NAME).is_file():
         return None
-    some, whole = _some(train), tokenizer.tokenizer
-    device = next(whole.parameters()).device
+    return Progress(**load_state(run / STATE_NAME).progress["reached"])
 
-    def pairs() -> Iterator[tuple[Tensor, Tensor]]:
-        for index in range(len(some)):
-            image = some[index][None]
-            yield image, draw(whole.encode(image.to(device)), (image.shape[-2], image.shape[-1]))
 
-    def draw(tokens: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
-        return whole.decode([grid.to(device) for grid in tokens], size).clamp(-1, 1).cpu()
-
-    def drawings(samples: Samples) -> Iterator[Tensor]:
-        for size, grids in samples.items():
-            for index in range(len(grids[0])):
-                yield draw([grid[index : index + 1] for grid in grids], size)
-
-    return fit_noise_model(pairs(), strength, None if samples is None else drawings(samples))
+def _install_decoder(job: _Job, source: LoadedTokenizer) -> None:
+    """Put a decoder into the file of a finished prior, with the noise model of its images."""
+    loaded = load_prior(job.folder)
+    if hash_tensors(loaded.book.images.state_dict()) == hash_tensors(source.tokenizer.state_dict()):
+        return
+    made = source.info.provenance if source.info.kind == decoders.KIND else None
+    samples = decoders.read_samples(loaded, job.decoder) if made else None
+    update = {
+        "recipe": loaded.info.recipe.model_copy(update={"decoder": job.recipe.decoder}),
+        "noise_model": fit_noise(source, job.data.split("train"), samples),
+        "decoder_provenance": made,
+    }
+    book = JointTokenizer(source.tokenizer, loaded.book.masks)
+    save_prior(loaded.path, loaded.prior, book, loaded.info.model_copy(update=update))

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
+from lightning_fabric import Fabric
 from torch import Tensor
 
 from slicebook.config import Recipe, TrainingConfig, validate
@@ -29,9 +30,12 @@ from slicebook.visualization import figures
 
 # What a training leaves that was killed before its first validation, files in the making included.
 BEGUN = re.compile(
-    r"\.lock|config\.yaml|masks|(tokens|samples)\.safetensors|batch\.png|events\.out\..*"
+    r"\.lock|config\.yaml|prior|masks|decoder|(tokens|samples)\.safetensors|batch\.png|events\.out\..*"
     r"|\.(config|batch|model|state|metrics|curves|tokens|samples)\..*"
 )
+# What any training leaves, and the subfolders in which trainings over it lie.
+WRITTEN = re.compile(BEGUN.pattern + r"|(model|state)\.safetensors|metrics\.csv|curves\.png")
+SUBFOLDERS = ("prior", "masks", "decoder")
 TOKENS_PER_CODE = 20
 
 try:
@@ -95,6 +99,33 @@ def _lock(path: Path) -> int | None:
     return handle
 
 
+def check_run_files(run: Path) -> None:
+    """Refuse to delete the training in a folder that also holds something else."""
+    items = sorted(run.iterdir()) if run.is_dir() else [run] if run.exists() else []
+    for item in items:
+        if not WRITTEN.fullmatch(item.name) or item.is_dir() != (item.name in SUBFOLDERS):
+            raise ConfigError(
+                f"{item}: was not written by a training, so nothing is deleted; move it away, or use another "
+                "--out"
+            )
+
+
+def restart_run(run: Path, fabric: Fabric) -> None:
+    """Delete the files of a training, so that it starts anew; subfolders stay.
+
+    Raises:
+        ConfigError: The folder holds something else too, or another training writes there.
+    """
+    check_run_files(run)
+    fabric.barrier()  # all processes have looked before rank 0 deletes
+    if run.is_dir() and fabric.is_global_zero:
+        with hold_run(run):
+            for item in run.iterdir():
+                if item.is_file() and item.name != ".lock":
+                    item.unlink()
+    fabric.barrier()
+
+
 def open_run(run: Path, identity: Mapping[str, Any]) -> State | None:
     """Return the state to go on from, or None for a new run.
 
@@ -110,12 +141,14 @@ def open_run(run: Path, identity: Mapping[str, Any]) -> State | None:
     if (run / STATE_NAME).exists():
         state = load_state(run / STATE_NAME)
         if state.progress["split_hash"] != identity["split_hash"]:
-            raise ConfigError(f"{run}: was trained on other data or another split; use another --out")
+            raise ConfigError(
+                f"{run}: was trained on other data or another split; use another --out, or --restart"
+            )
         known = identity.get("book", [])
         if state.progress.get("book", [])[: len(known)] != known:
             raise ConfigError(
                 f"{run}: was trained on the tokens of another tokenizer, or of another prior; use another "
-                "--out, or remove it"
+                "--out, or --restart"
             )
         # Read anew, so that settings which that version did not know have their defaults.
         before = validate(Recipe, state.progress["recipe"], str(run)).model_dump(mode="json")
@@ -123,7 +156,7 @@ def open_run(run: Path, identity: Mapping[str, Any]) -> State | None:
         if different:
             raise ConfigError(
                 f"{run}: was begun with other settings ({'; '.join(different)}); use another --out, or "
-                "remove it"
+                "--restart"
             )
         return state
     if run.exists() and (not run.is_dir() or any(not BEGUN.fullmatch(item.name) for item in run.iterdir())):

@@ -28,7 +28,7 @@ from slicebook.models.losses import compare, loss
 from slicebook.models.masks import one_hot
 from slicebook.models.tokenizer import Tokenizer, draw_dropped_levels
 from slicebook.training.progress import Display
-from slicebook.training.run import begin_run, hold_run, open_run
+from slicebook.training.run import begin_run, hold_run, open_run, restart_run
 from slicebook.training.trainer import Progress, Trainer, draw_for, provenance
 
 LOW_USAGE = 0.25
@@ -231,6 +231,7 @@ def train_tokenizer(
     device: str = "auto",
     precision: str = "auto",
     workers: int = 0,
+    restart: bool = False,
     progress: bool = True,
 ) -> TrainingSummary:
     """Train a tokenizer on a prepared folder, or go on with the training that `out` holds.
@@ -243,13 +244,19 @@ def train_tokenizer(
         precision: `auto` measures on a CPU, once per run, whether the model's steps are faster in float32 or
             in `bf16-mixed`; on a GPU it is `bf16-mixed` where bf16 is native, else `32-true`.
         workers: Processes that read slices ahead.
+        restart: Whether to delete the files of an earlier training in `out` first.
         progress: Show the progress.
 
     Raises:
         DataError: The folder is not prepared, or a loading process died.
         ConfigError: `out` holds a training with other settings or data, or the loss became NaN or infinite.
     """
-    return _train(PreparedData.open(data), recipe, Path(out), device, precision, workers, progress)
+    opened = PreparedData.open(data)
+    if restart:
+        for name in ("train", "validation"):
+            opened.split(name)  # an empty one is refused before anything is deleted
+        restart_run(Path(out), launch(device, precision))
+    return _train(opened, recipe, Path(out), device, precision, workers, progress)
 
 
 def train_labels(

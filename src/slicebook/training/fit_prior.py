@@ -1,0 +1,218 @@
+"""One training of a prior: what identifies it, its data, its files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+
+from slicebook.config import Recipe
+from slicebook.data.dataset import PreparedData, SliceSet
+from slicebook.data.manifest import slice_kinds
+from slicebook.devices import launch
+from slicebook.errors import ConfigError
+from slicebook.io.atomic import write_text
+from slicebook.io.tensors import hash_tensors
+from slicebook.models.checkpoint import LoadedTokenizer, PriorInfo, save_prior
+from slicebook.models.noise import NoiseModel, fit_noise_model
+from slicebook.models.prior import Prior
+from slicebook.models.quantizer import usage_of
+from slicebook.models.sequence_book import JointTokenizer
+from slicebook.training.decoder import Samples
+from slicebook.training.prior import PriorObjective
+from slicebook.training.progress import Display
+from slicebook.training.run import open_run
+from slicebook.training.token_cache import load_or_encode
+from slicebook.training.token_dataset import TokenBatches, encode_slices
+from slicebook.training.tokenizer import LOW_USAGE
+from slicebook.training.trainer import Progress, Trainer, provenance
+
+PROBE_SLICES = 512  # training slices, about, from which code usage and noise are measured
+
+
+@dataclass(frozen=True)
+class PriorRun:
+    """One training of a prior.
+
+    Attributes:
+        tokenizer: Trained tokenizer of slices.
+        data: What it was trained on.
+        recipe: Settings; the group `prior` is used.
+        folder: Receives the files of the training.
+        with_masks: Whether the prior models masks too.
+        masks: Their trained tokenizer, once loaded.
+    """
+
+    tokenizer: LoadedTokenizer
+    data: PreparedData
+    recipe: Recipe
+    folder: Path
+    with_masks: bool
+    masks: LoadedTokenizer | None = None
+
+    @property
+    def train(self) -> SliceSet:
+        """Training slices."""
+        return self.data.split("train")
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names of the training slices, sorted."""
+        return tuple(sorted({record.group for record in self.train.records if record.group}))
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a resumed training must share, as `open_run` takes it."""
+        return {
+            "recipe": self.recipe.model_dump(mode="json", include={"prior"}),
+            "split_hash": self.data.split_hash,
+            "book": [
+                hash_tensors(self.tokenizer.tokenizer.token_state()),
+                *([self.masks.info.weights_sha256] if self.masks else []),
+            ],
+            "classes": list(self.classes),
+        }
+
+    def check_resumable(self) -> None:
+        """Refuse a folder with a training of other settings, data, masks or classes."""
+        state = open_run(self.folder, self.identity)
+        if state is None:
+            return
+        had_masks = len(state.progress["book"]) > 1  # hashes of the slice and of the mask tokenizer
+        if had_masks != self.with_masks:
+            before, now = ("with", "without") if had_masks else ("without", "with")
+            raise ConfigError(
+                f"{self.folder}: was begun {before} masks, and would go on {now} them; use data and "
+                "--no-masks as before, --restart, or another --out"
+            )
+        known = state.progress.get("classes", list(self.classes))
+        if known != list(self.classes):
+            raise ConfigError(
+                f"{self.folder}: was begun with classes {', '.join(known) or 'none'}, and the data have "
+                f"{', '.join(self.classes) or 'none'}; give --data prepared with the same --class-regex, "
+                "--restart, or another --out"
+            )
+
+
+def fit_prior(run: PriorRun, device: str, precision: str, progress: bool) -> Progress:
+    """Train a prior, or resume its training."""
+    state = open_run(run.folder, run.identity)
+    fabric = launch(device, precision)
+    config = run.recipe.prior.training
+    fabric.seed_everything(config.seed, verbose=False)
+    book = JointTokenizer(
+        run.tokenizer.tokenizer.to(fabric.device),
+        run.masks.tokenizer.to(fabric.device) if run.masks else None,
+    )
+    display = Display(run.folder, shown=progress and fabric.is_global_zero)
+    if fabric.is_global_zero and state is None:
+        write_text(run.folder / "config.yaml", run.recipe.to_yaml())
+    splits = {"train": run.train, "validation": run.data.split("validation")}
+    with fabric.rank_zero_first():
+        tokens = load_or_encode(
+            run.folder,
+            book,
+            splits,
+            config,
+            run.classes,
+            run.identity,
+            display,
+            device=fabric.device,
+            write=fabric.is_global_zero,
+        )
+    batches = TokenBatches(
+        tokens["train"],
+        config.batch_size,
+        shuffle=True,
+        seed=config.seed,
+        rank=fabric.global_rank,
+        world_size=fabric.world_size,
+    )
+    objective = _objective(run, book, fabric)
+    trainer = Trainer(objective, config, run.folder, run.identity, fabric)
+    with display:
+        reached = trainer(batches, TokenBatches(tokens["validation"], config.batch_size), state, display)
+    fabric.barrier()  # until rank 0 has written the model file
+    return reached
+
+
+def _objective(run: PriorRun, book: JointTokenizer, fabric: Fabric) -> PriorObjective:
+    """Return the training step of a new prior, which also writes the model file."""
+    noise_model = fit_noise(run.tokenizer, run.train)
+
+    def save(path: Path, prior: Prior, reached: Progress, scores: Mapping[str, float]) -> None:
+        info = PriorInfo(
+            schema_version=run.tokenizer.info.schema_version,
+            kind="prior",
+            recipe=run.recipe,
+            masks=run.masks.info.recipe if run.masks else None,
+            slices=slice_kinds(run.train.records),
+            classes=run.classes,
+            noise_model=noise_model,
+            tokenizer_provenance=run.tokenizer.info.provenance,
+            provenance=provenance(run.data, run.train, fabric.device, reached, scores),
+            weights_sha256="",
+        )
+        save_prior(path, prior, book, info)
+
+    prior = Prior(run.recipe.prior, book.codebooks, len(run.classes))
+    return PriorObjective(prior, run.recipe.prior.training, fabric, save)
+
+
+def refuse_unused_codes(tokenizer: LoadedTokenizer, train: SliceSet) -> None:
+    """Refuse a tokenizer of which a level uses under a quarter of its codes."""
+    token_sets = encode_slices(JointTokenizer(tokenizer.tokenizer), _subset(train))
+    for level, size in enumerate(tokenizer.info.recipe.tokenizer.codebook_sizes):
+        count = torch.zeros(size)
+        for token_set in token_sets:
+            index = len(token_set.layout.stages) - 1 - level
+            tokens = token_set.tokens[:, 0, token_set.layout.part(index)].flatten().long()
+            count += torch.bincount(tokens, minlength=size)
+        used = usage_of(count).utilization
+        if used < LOW_USAGE:
+            raise ConfigError(
+                f"{tokenizer.path}: level {level} uses {used:.0%} of its {size} codes, too few to learn "
+                f"from (wanted {LOW_USAGE:.0%}); train the tokenizer with a smaller "
+                f"tokenizer.codebook_sizes[{level}], or longer"
+            )
+
+
+def _subset(slices: SliceSet) -> SliceSet:
+    return SliceSet(slices.folder, slices.records[:: max(1, len(slices) // PROBE_SLICES)])
+
+
+def fit_noise(
+    tokenizer: LoadedTokenizer, train: SliceSet, samples: Samples | None = None
+) -> NoiseModel | None:
+    """Measure the noise that a tokenizer was trained to leave out; None where it keeps noise.
+
+    Args:
+        tokenizer: With the decoder that generation uses.
+        train: Training slices.
+        samples: Token grids sampled from the prior, where they look different from reconstructions.
+    """
+    strength = tokenizer.info.recipe.training.loss.denoise_strength
+    if not strength:
+        return None
+    subset, model = _subset(train), tokenizer.tokenizer
+    device = next(model.parameters()).device
+
+    def decode(tokens: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+        return model.decode([grid.to(device) for grid in tokens], size).clamp(-1, 1).cpu()
+
+    def pairs() -> Iterator[tuple[Tensor, Tensor]]:
+        for index in range(len(subset)):
+            image = subset[index][None]
+            yield image, decode(model.encode(image.to(device)), (image.shape[-2], image.shape[-1]))
+
+    def decoded(samples: Samples) -> Iterator[Tensor]:
+        for size, grids in samples.items():
+            for index in range(len(grids[0])):
+                yield decode([grid[index : index + 1] for grid in grids], size)
+
+    return fit_noise_model(pairs(), strength, None if samples is None else decoded(samples))

@@ -1,0 +1,93 @@
+"""The tokens of all slices of a training, encoded once and kept in its folder."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from slicebook.config import PriorTrainingConfig
+from slicebook.data.dataset import SliceSet
+from slicebook.io.tensors import State, hash_tensors, load_kept, save_state
+from slicebook.models.sequence_book import JointTokenizer
+from slicebook.training.progress import Display
+from slicebook.training.token_dataset import TokenSet, encode_slices
+
+TOKENS_NAME = "tokens.safetensors"
+
+
+def load_or_encode(
+    folder: Path,
+    book: JointTokenizer,
+    splits: Mapping[str, SliceSet],
+    config: PriorTrainingConfig,
+    classes: Sequence[str],
+    identity: Mapping[str, Any],
+    display: Display,
+    *,
+    device: torch.device,
+    write: bool,
+) -> dict[str, list[TokenSet]]:
+    """Read the tokens that `folder` keeps, or encode the slices and keep their tokens there.
+
+    Args:
+        folder: Folder of the training.
+        book: The tokenizers.
+        splits: Slices of `train`, encoded in `config.num_views` forms, and of `validation`, in one.
+        config: Settings of the views.
+        classes: Names of the classes, in the order of their numbers.
+        identity: `book` and `split_hash`: what the tokens depend on besides.
+        display: Receives a line per split that is encoded.
+        device: Device of the tokenizers.
+        write: Whether this process writes the file.
+    """
+    made_from = {
+        "book": identity["book"],
+        "split_hash": identity["split_hash"],
+        "sizes": [
+            hash_tensors({"offsets": torch.tensor([record.offset for record in slices.records])})
+            for slices in splits.values()
+        ],
+        "views": [config.num_views, config.shift, config.seed],
+    }
+    path = folder / TOKENS_NAME
+    kept = _read(path, made_from)
+    encoded: dict[str, list[TokenSet]] = {}
+    for split, slices in splits.items():
+        views = config.num_views if split == "train" else 1
+        if kept is None:
+            display.say(f"encoding {len(slices)} {split} slices, {views} views of each")
+        encoded[split] = encode_slices(
+            book,
+            slices,
+            views=views,
+            shift=config.shift,
+            seed=config.seed,
+            device=device,
+            classes=classes,
+            known=None if kept is None else kept[split],
+        )
+    if kept is None and write:
+        tensors = {
+            f"{split}.{index}": token_set.tokens
+            for split, token_sets in encoded.items()
+            for index, token_set in enumerate(token_sets)
+        }
+        save_state(path, State(tensors, made_from))
+    return encoded
+
+
+def _read(path: Path, made_from: Mapping[str, Any]) -> dict[str, list[Tensor]] | None:
+    """Return the tokens of each split, one tensor per slice size; None unless made from the same."""
+    tensors = load_kept(path, made_from)
+    if tensors is None:
+        return None
+    by_split: dict[str, dict[int, Tensor]] = defaultdict(dict)
+    for key, tensor in tensors.items():
+        split, _, index = key.partition(".")
+        by_split[split][int(index)] = tensor
+    return {split: [sizes[index] for index in sorted(sizes)] for split, sizes in by_split.items()}

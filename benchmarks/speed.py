@@ -105,9 +105,9 @@ def generation(seconds: float) -> dict[str, Any]:
     """
     recipe = load_recipe("compact")
     labels = recipe.for_labels(range(LABELS)).tokenizer
-    book = JointTokenizer(Tokenizer(recipe.tokenizer).eval(), Tokenizer(labels).eval())
-    layout = book.layout(SLICE)
-    prior = Prior(recipe.prior, book.codebooks).eval()
+    joint_tokenizer = JointTokenizer(Tokenizer(recipe.tokenizer).eval(), Tokenizer(labels).eval())
+    layout = joint_tokenizer.layout(SLICE)
+    prior = Prior(recipe.prior, joint_tokenizer.codebooks).eval()
     parameters = sum(parameter.numel() for parameter in prior.parameters())
     conditions = Conditions(torch.linspace(0, 1, BATCH), torch.full((BATCH,), -1))
     count, codes = layout.starts[-1], max(stage.size for stage in layout.stages)
@@ -116,7 +116,7 @@ def generation(seconds: float) -> dict[str, Any]:
         sample(prior, layout, range(BATCH), conditions)
 
     def decode() -> None:
-        book.decode(torch.zeros(BATCH, count, dtype=torch.int64), SLICE)
+        joint_tokenizer.decode(torch.zeros(BATCH, count, dtype=torch.int64), SLICE)
 
     peers, missing = _build(SAMPLERS, parameters, codes, count, recipe.prior.coarse.width)
     lengths = [round(1 + share * (count - 1)) for share in PREFIXES]

@@ -107,7 +107,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
         update={"drawn": (0.0,) * len(loaded.info.noise_model.drawn)}
     )
     save_prior(
-        loaded.path, loaded.prior, loaded.book, loaded.info.model_copy(update={"noise_model": noise_model})
+        loaded.path,
+        loaded.prior,
+        loaded.tokenizer,
+        loaded.info.model_copy(update={"noise_model": noise_model}),
     )
     return made
 

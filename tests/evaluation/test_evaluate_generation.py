@@ -45,7 +45,7 @@ def test_how_samples_were_drawn_is_told(loaded, data):
     assert (drawing.samples, drawing.rows, drawing.columns, drawing.first_seed) == (2, *SIZE, FIRST_SAMPLE)
     assert drawing.settings == dataclasses.asdict(settings)
     assert (drawing.noise, drawing.noise_put_back) == (False, 0)
-    assert sum(drawing.tokens.values()) == sum(len(stage) for stage in loaded.book.layout(SIZE).stages)
+    assert sum(drawing.tokens.values()) == sum(len(stage) for stage in loaded.tokenizer.layout(SIZE).stages)
     assert side.masks.shape == (2, *SIZE)
     noisy, told = draw_samples(loaded, data, 2, settings=settings)
     assert told.noise_put_back > 0

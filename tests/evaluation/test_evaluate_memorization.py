@@ -131,7 +131,7 @@ def test_bits_are_the_priors_likelihood_of_slices_it_never_saw(of_copies, loaded
     found, _ = of_copies
     bits = []
     for split in ("validation", "test"):
-        (tokens,) = encode_slices(loaded.book, of_size(data, split, SIZE), classes=loaded.info.classes)
+        (tokens,) = encode_slices(loaded.tokenizer, of_size(data, split, SIZE), classes=loaded.info.classes)
         nats = likelihood(loaded.prior, tokens.layout, tokens.tokens[:, 0].long(), tokens.conditions).nats
         bits += (nats.sum(1) / math.log(2) / (SIZE[0] * SIZE[1])).tolist()
     assert found.coded.mean_of_slices == pytest.approx(np.mean(bits), rel=1e-5)

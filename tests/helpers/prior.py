@@ -42,5 +42,5 @@ def rows(count, seed=0):
 
 
 @torch.no_grad()
-def nats(prior, tokens, order, conditions=None, heard=None):
-    return prior(LAYOUT, tokens, order, conditions or Conditions.unknown(len(tokens)), heard)
+def nats(prior, tokens, order, conditions=None, input_tokens=None):
+    return prior(LAYOUT, tokens, order, conditions or Conditions.unknown(len(tokens)), input_tokens)

@@ -50,7 +50,7 @@ def test_a_map_sums_to_the_nats_of_its_slice(loaded, images):
 
 
 def test_a_map_spreads_each_token_over_its_pixels_adds_the_levels_and_smooths(loaded):
-    layout = loaded.book.layout(SIZE)  # of the image 2×3 tokens of 16 pixels and 4×6 of 8
+    layout = loaded.tokenizer.layout(SIZE)  # of the image 2×3 tokens of 16 pixels and 4×6 of 8
     nats = torch.zeros(1, layout.starts[-1])
     nats[0, layout.starts[1] + 4] = 256.0
     nats[0, layout.starts[2] + 6 * 2 + 3] = 128.0
@@ -63,7 +63,7 @@ def test_a_map_spreads_each_token_over_its_pixels_adds_the_levels_and_smooths(lo
 
 def test_a_map_leaves_the_padding_out(loaded):
     size = (30, 48)  # padded by a row above and one below
-    layout = loaded.book.layout(size)
+    layout = loaded.tokenizer.layout(size)
     nats = torch.zeros(1, layout.starts[-1])
     nats[0, layout.starts[2]] = 64.0
     found = _spread(layout, nats, loaded, size)
@@ -74,7 +74,7 @@ def test_a_map_leaves_the_padding_out(loaded):
 
 
 def test_nats_are_those_of_the_image_tokens_with_the_mask_unknown(loaded, images):
-    layout, tokens = loaded.book.layout(SIZE), loaded.book.encode(images)
+    layout, tokens = loaded.tokenizer.layout(SIZE), loaded.tokenizer.encode(images)
     wanted = likelihood(loaded.prior, layout, tokens, Conditions.unknown(3), orders=2, seed=4)
     found = anomaly_scores(loaded, images, Conditions.unknown(3), orders=2, seed=4)
     assert torch.allclose(found.nats, wanted.nats[:, layout.starts[1] :].sum(1))

@@ -135,7 +135,7 @@ def test_the_list_tells_seed_condition_and_likelihood_of_each_sample(made, loade
     assert len(set(positions)) == 3
     assert all(0 <= position <= 1 for position in positions)
     tokens, conditions = draw(loaded, size, [5, 6, 7], positions, SamplingSettings())
-    found = likelihood(loaded.prior, loaded.book.layout(size), tokens, conditions)
+    found = likelihood(loaded.prior, loaded.tokenizer.layout(size), tokens, conditions)
     nats = found.nats.sum(1).tolist()
     assert [-float(line["log_likelihood"]) for line in lines] == pytest.approx(nats, rel=1e-4)
     assert [float(line["spread"]) for line in lines] == pytest.approx(found.spread.tolist(), abs=1e-3)
@@ -253,7 +253,7 @@ def test_a_class_may_be_asked_for(trained, tmp_path, loaded):
 
 def test_pages_of_some_levels_hear_no_finer_tokens(loaded):
     size = (loaded.info.slices[0].rows, loaded.info.slices[0].columns)
-    layout = loaded.book.layout(size)
+    layout = loaded.tokenizer.layout(size)
     tokens, _ = draw(loaded, size, [1, 2], None, SamplingSettings())
     other = tokens.clone()
     other[:, layout.starts[-2] :] = (other[:, layout.starts[-2] :] + 1) % 16

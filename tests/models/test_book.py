@@ -46,12 +46,12 @@ def test_a_row_holds_the_grids_of_both_tokenizers(book, images, masks):
     fine, coarse = book.images.encode(images)
     (mask,) = book.masks.encode(one_hot(masks, VALUES))
     for index, grid in enumerate((mask, coarse, fine)):
-        assert row[:, layout.part(index)].equal(grid.flatten(1))
+        assert row[:, layout.slice_of(index)].equal(grid.flatten(1))
 
 
 def test_without_a_mask_its_tokens_are_unknown_and_the_others_the_same(book, images, masks):
     layout, row = book.layout(SIZE), book.encode(images)
-    assert (row[:, layout.part(0)] == 5).all()
+    assert (row[:, layout.slice_of(0)] == 5).all()
     assert row[:, 12:].equal(book.encode(images, masks)[:, 12:])
 
 

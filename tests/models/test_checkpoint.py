@@ -286,11 +286,11 @@ def refuse_prior(path, message):
 def test_a_prior_comes_back_bit_for_bit_with_its_book_and_settings(prior, tmp_path):
     first = load_prior(prior)
     other = tmp_path / "new" / "other.safetensors"
-    save_prior(other, first.prior, first.book, first.info.model_copy(update={"weights_sha256": ""}))
+    save_prior(other, first.prior, first.tokenizer, first.info.model_copy(update={"weights_sha256": ""}))
     again = load_prior(other)
     assert again.info == first.info
     assert again.path == other
-    for part in (lambda one: one.prior, lambda one: one.book.images, lambda one: one.book.masks):
+    for part in (lambda one: one.prior, lambda one: one.tokenizer.images, lambda one: one.tokenizer.masks):
         found, wanted = part(again), part(first)
         assert hash_tensors(found.state_dict()) == hash_tensors(wanted.state_dict())
         assert not found.training
@@ -298,12 +298,12 @@ def test_a_prior_comes_back_bit_for_bit_with_its_book_and_settings(prior, tmp_pa
 
 def test_a_prior_of_slices_alone_comes_back_without_masks(prior, tmp_path):
     first = load_prior(prior)
-    book = JointTokenizer(first.book.images)
+    book = JointTokenizer(first.tokenizer.images)
     bare = Prior(first.info.recipe.prior, book.codebooks, len(first.info.classes))
     other = tmp_path / "other.safetensors"
     save_prior(other, bare, book, first.info.model_copy(update={"masks": None}))
     found = load_prior(other)
-    assert found.book.masks is None
+    assert found.tokenizer.masks is None
     assert hash_tensors(found.prior.state_dict()) == hash_tensors(bare.state_dict())
 
 
@@ -373,7 +373,7 @@ def test_a_save_of_a_prior_that_fails_leaves_the_old_one(prior, monkeypatch):
 
     monkeypatch.setattr("slicebook.io.tensors.save_file", full)
     with pytest.raises(DataError, match="No space left on device"):
-        save_prior(prior, loaded.prior, loaded.book, loaded.info)
+        save_prior(prior, loaded.prior, loaded.tokenizer, loaded.info)
     assert prior.read_bytes() == before
 
 

@@ -63,5 +63,5 @@ def test_conditions_belong_to_their_rows():
 
 def test_unknown_tokens_cost_nothing():
     tokens = rows(1)
-    tokens[:, LAYOUT.part(0)] = SIZES[0]
-    assert (judged(tokens).nats[:, LAYOUT.part(0)] == 0).all()
+    tokens[:, LAYOUT.slice_of(0)] = SIZES[0]
+    assert (judged(tokens).nats[:, LAYOUT.slice_of(0)] == 0).all()

@@ -33,7 +33,7 @@ def test_orders_go_stage_by_stage_and_known_tokens_come_first():
     known[:, [5, 9]] = True
     found = draw_orders(LAYOUT, 6, torch.Generator().manual_seed(0), known)
     for index in range(3):
-        part = found[:, LAYOUT.part(index)]
+        part = found[:, LAYOUT.slice_of(index)]
         assert (part.sort(1).values == torch.arange(*LAYOUT.starts[index : index + 2])).all()
     assert (found[:, 4:6].sort(1).values == torch.tensor([5, 9])).all()
     assert len({tuple(order.tolist()) for order in found}) > 3
@@ -92,20 +92,22 @@ def test_conditions_are_heard_and_may_be_unknown():
 
 def test_an_unknown_token_costs_nothing_and_tells_nothing():
     prior, tokens, order = tiny(), rows(1), orders(1)
-    tokens[:, LAYOUT.part(0)] = SIZES[0]
+    tokens[:, LAYOUT.slice_of(0)] = SIZES[0]
     found = nats(prior, tokens, order)
-    assert (found[:, LAYOUT.part(0)] == 0).all()
+    assert (found[:, LAYOUT.slice_of(0)] == 0).all()
     assert (found[:, 2:] > 0).all()
 
 
 def test_what_is_heard_wrongly_is_still_asked_rightly():
     prior, tokens, order = tiny(), rows(1), orders(1)
-    heard = tokens.clone()
+    input_tokens = tokens.clone()
     last = int(order[0, -1])
-    heard[0, last] = (heard[0, last] + 1) % SIZES[2]
-    assert torch.equal(nats(prior, tokens, order, heard=heard), nats(prior, tokens, order))
-    heard[0, int(order[0, 0])] = (heard[0, int(order[0, 0])] + 1) % SIZES[0]
-    assert not torch.allclose(nats(prior, tokens, order, heard=heard), nats(prior, tokens, order), atol=1e-5)
+    input_tokens[0, last] = (input_tokens[0, last] + 1) % SIZES[2]
+    assert torch.equal(nats(prior, tokens, order, input_tokens=input_tokens), nats(prior, tokens, order))
+    input_tokens[0, int(order[0, 0])] = (input_tokens[0, int(order[0, 0])] + 1) % SIZES[0]
+    assert not torch.allclose(
+        nats(prior, tokens, order, input_tokens=input_tokens), nats(prior, tokens, order), atol=1e-5
+    )
 
 
 def test_slices_of_a_batch_do_not_touch_each_other():
@@ -130,7 +132,9 @@ def test_an_untrained_prior_finds_every_code_equally_likely():
     prior = Prior(PriorConfig(), [torch.randn(k, 3) for k in SIZES]).eval()
     found = nats(prior, rows(1), orders(1))
     for index, size in enumerate(SIZES):
-        assert found[0, LAYOUT.part(index)].tolist() == pytest.approx([math.log(size)] * len(STAGES[index]))
+        assert found[0, LAYOUT.slice_of(index)].tolist() == pytest.approx(
+            [math.log(size)] * len(STAGES[index])
+        )
 
 
 def test_a_prior_learns_rows_by_heart_in_any_order():

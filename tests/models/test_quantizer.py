@@ -26,11 +26,11 @@ def vectors_of(n, d, seed=0):
 def codebook(codes, counts=None, **config):
     """A codebook at these codes, each as if hit `counts` times a step."""
     codes = torch.as_tensor(codes, dtype=torch.float32)
-    book = Quantizer(len(codes), codes.shape[1], QuantizerConfig(**config))
+    quantizer = Quantizer(len(codes), codes.shape[1], QuantizerConfig(**config))
     counts = torch.ones(len(codes)) if counts is None else torch.as_tensor(counts, dtype=torch.float32)
-    book.ema_embed_sum.copy_(codes * counts[:, None])
-    book.ema_cluster_size.copy_(counts)
-    return book
+    quantizer.ema_embed_sum.copy_(codes * counts[:, None])
+    quantizer.ema_cluster_size.copy_(counts)
+    return quantizer
 
 
 # --- Definitions
@@ -69,56 +69,63 @@ def test_distances_are_made_a_block_at_a_time():
 def test_codes_are_told_apart_in_float32_whatever_autocast_says():
     # In bfloat16, 1000 and 1001 are one number.
     codes = torch.tensor([[1000.0], [1001.0]])
-    book = codebook(codes).train()
+    quantizer = codebook(codes).train()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert nearest_code(torch.tensor([[1001.0], [1000.0]]), codes).tolist() == [1, 0]
-        found = book(torch.tensor([[1001.0], [1000.0]]))
+        found = quantizer(torch.tensor([[1001.0], [1000.0]]))
     assert found.tokens.tolist() == [1, 0]
-    assert book.ema_embed_sum.dtype == book.ema_cluster_size.dtype == book.codes.dtype == torch.float32
-    torch.testing.assert_close(book.codes, codes, rtol=1e-5, atol=0)
+    assert (
+        quantizer.ema_embed_sum.dtype
+        == quantizer.ema_cluster_size.dtype
+        == quantizer.codes.dtype
+        == torch.float32
+    )
+    torch.testing.assert_close(quantizer.codes, codes, rtol=1e-5, atol=0)
 
 
 def test_latents_in_half_precision_teach_in_float32():
-    book = codebook([[0.0], [10.0]]).train()
-    found = book(torch.tensor([[9.0]], dtype=torch.bfloat16))
+    quantizer = codebook([[0.0], [10.0]]).train()
+    found = quantizer(torch.tensor([[9.0]], dtype=torch.bfloat16))
     assert found.vectors.dtype == torch.bfloat16
-    torch.testing.assert_close(book.ema_embed_sum[1], torch.tensor([10 * 0.99 + 9 * 0.01]))
+    torch.testing.assert_close(quantizer.ema_embed_sum[1], torch.tensor([10 * 0.99 + 9 * 0.01]))
 
 
 def test_codes_are_sums_over_laplace_smoothed_counts():
-    book = codebook([[2.0], [5.0]], counts=[3.0, 0.0], epsilon=0.5)
-    book.ema_embed_sum.copy_(torch.tensor([[6.0], [1.0]]))
+    quantizer = codebook([[2.0], [5.0]], counts=[3.0, 0.0], epsilon=0.5)
+    quantizer.ema_embed_sum.copy_(torch.tensor([[6.0], [1.0]]))
     # (count + ε) · n / (n + K·ε), with n = 3, K = 2, ε = 1/2
-    torch.testing.assert_close(book.codes, torch.tensor([[6 / (3.5 * 3 / 4)], [1 / (0.5 * 3 / 4)]]))
+    torch.testing.assert_close(quantizer.codes, torch.tensor([[6 / (3.5 * 3 / 4)], [1 / (0.5 * 3 / 4)]]))
 
 
 def test_a_step_moves_sums_and_counts_by_the_average_of_appendix_a1():
-    book = codebook([[0.0, 0.0], [10.0, 10.0]], counts=[2.0, 4.0], decay=0.9).train()
-    book(torch.tensor([[1.0, 0.0], [9.0, 9.0], [11.0, 12.0]]))
-    torch.testing.assert_close(book.ema_cluster_size, torch.tensor([0.9 * 2 + 0.1 * 1, 0.9 * 4 + 0.1 * 2]))
+    quantizer = codebook([[0.0, 0.0], [10.0, 10.0]], counts=[2.0, 4.0], decay=0.9).train()
+    quantizer(torch.tensor([[1.0, 0.0], [9.0, 9.0], [11.0, 12.0]]))
     torch.testing.assert_close(
-        book.ema_embed_sum, torch.tensor([[0.1 * 1, 0.0], [0.9 * 40 + 0.1 * 20, 0.9 * 40 + 0.1 * 21]])
+        quantizer.ema_cluster_size, torch.tensor([0.9 * 2 + 0.1 * 1, 0.9 * 4 + 0.1 * 2])
+    )
+    torch.testing.assert_close(
+        quantizer.ema_embed_sum, torch.tensor([[0.1 * 1, 0.0], [0.9 * 40 + 0.1 * 20, 0.9 * 40 + 0.1 * 21]])
     )
 
 
 def test_the_commitment_is_the_mean_squared_distance_to_the_code():
-    book = codebook([[0.0, 0.0], [4.0, 4.0]], epsilon=1e-12)
-    found = book.eval()(torch.tensor([[1.0, 0.0], [4.0, 2.0]]))
+    quantizer = codebook([[0.0, 0.0], [4.0, 4.0]], epsilon=1e-12)
+    found = quantizer.eval()(torch.tensor([[1.0, 0.0], [4.0, 2.0]]))
     torch.testing.assert_close(found.commitment, torch.tensor((1 + 0 + 0 + 4) / 4))
 
 
 def test_the_gradient_passes_straight_through_and_the_value_is_the_code():
-    book = codebook([[0.0, 0.0], [4.0, 4.0]], epsilon=1e-12).eval()
+    quantizer = codebook([[0.0, 0.0], [4.0, 4.0]], epsilon=1e-12).eval()
     vectors = torch.tensor([[1.0, 0.5], [3.0, 5.0]], requires_grad=True)
-    found = book(vectors)
+    found = quantizer(vectors)
     torch.testing.assert_close(found.vectors, torch.tensor([[0.0, 0.0], [4.0, 4.0]]))
     (found.vectors * torch.tensor([[1.0, 2.0], [3.0, 4.0]])).sum().backward()
     assert vectors.grad.tolist() == [[1.0, 2.0], [3.0, 4.0]]
 
 
 def test_tokens_are_looked_up_in_any_shape():
-    book = codebook([[1.0, 2.0], [3.0, 4.0]], epsilon=1e-12)
-    found = book.dequantize(torch.tensor([[[1, 0]], [[0, 0]]]))
+    quantizer = codebook([[1.0, 2.0], [3.0, 4.0]], epsilon=1e-12)
+    found = quantizer.dequantize(torch.tensor([[[1, 0]], [[0, 0]]]))
     torch.testing.assert_close(found, torch.tensor([[[[3.0, 4], [1, 2]]], [[[1, 2], [1, 2]]]]))
 
 
@@ -127,10 +134,10 @@ def test_the_mean_code_weighs_codes_by_their_use():
 
 
 def test_evaluation_changes_nothing():
-    book = Quantizer(8, 4).eval()
-    before = {name: value.clone() for name, value in book.named_buffers()}
-    book(vectors_of(50, 4), reset_dead_codes=True)
-    assert all(value.equal(before[name]) for name, value in book.named_buffers())
+    quantizer = Quantizer(8, 4).eval()
+    before = {name: value.clone() for name, value in quantizer.named_buffers()}
+    quantizer(vectors_of(50, 4), reset_dead_codes=True)
+    assert all(value.equal(before[name]) for name, value in quantizer.named_buffers())
 
 
 def test_a_codebook_has_nothing_for_the_optimiser():
@@ -166,12 +173,15 @@ def test_kmeans_of_fewer_vectors_than_means_gives_finite_distinct_means():
 
 def test_the_start_puts_the_codes_at_the_means_with_counts_that_sum_as_one_a_code():
     vectors = torch.cat([vectors_of(90, 2) * 0.1, vectors_of(10, 2) * 0.1 + 10])
-    book = Quantizer(2, 2)
-    book.init_from_kmeans(vectors, torch.Generator().manual_seed(0))
-    order = book.ema_cluster_size.argsort()
-    torch.testing.assert_close(book.ema_cluster_size[order], torch.tensor([0.2, 1.8]))
+    quantizer = Quantizer(2, 2)
+    quantizer.init_from_kmeans(vectors, torch.Generator().manual_seed(0))
+    order = quantizer.ema_cluster_size.argsort()
+    torch.testing.assert_close(quantizer.ema_cluster_size[order], torch.tensor([0.2, 1.8]))
     torch.testing.assert_close(
-        book.codes[order], torch.stack([vectors[90:].mean(0), vectors[:90].mean(0)]), rtol=1e-3, atol=1e-3
+        quantizer.codes[order],
+        torch.stack([vectors[90:].mean(0), vectors[:90].mean(0)]),
+        rtol=1e-3,
+        atol=1e-3,
     )
 
 
@@ -187,14 +197,14 @@ def test_usage_and_perplexity_by_hand():
 
 
 def test_usage_counts_training_tokens_until_it_is_told_to_forget():
-    book = codebook([[0.0], [4.0]])
-    book.train()(torch.tensor([[0.1], [0.2]]))
-    book.train()(torch.tensor([[4.0]]))
-    book.eval()(torch.tensor([[4.0]]))
-    assert book.code_hits.tolist() == [2.0, 1.0]
-    assert book.usage().utilization == 1.0
-    book.reset_usage()
-    assert book.usage().utilization == 0.0
+    quantizer = codebook([[0.0], [4.0]])
+    quantizer.train()(torch.tensor([[0.1], [0.2]]))
+    quantizer.train()(torch.tensor([[4.0]]))
+    quantizer.eval()(torch.tensor([[4.0]]))
+    assert quantizer.code_hits.tolist() == [2.0, 1.0]
+    assert quantizer.usage().utilization == 1.0
+    quantizer.reset_usage()
+    assert quantizer.usage().utilization == 0.0
 
 
 # --- Causes of death
@@ -203,54 +213,56 @@ def test_usage_counts_training_tokens_until_it_is_told_to_forget():
 @pytest.mark.parametrize("steps", [1, 200, 20_000])
 def test_an_unused_code_keeps_a_finite_norm_and_stays_reachable(steps):
     # Cause: counts that start at 0 beside sums that start at the codes; norms jump to 8·10⁵ after a step.
-    book = Quantizer(16, 4).train()
-    start = book.codes.norm(dim=1).max()
+    quantizer = Quantizer(16, 4).train()
+    start = quantizer.codes.norm(dim=1).max()
     for _ in range(min(steps, 200)):
-        book(torch.zeros(8, 4))
-    book.ema_embed_sum.mul_(0.99 ** (steps - min(steps, 200)))  # what as many steps more do to unused codes,
-    book.ema_cluster_size.mul_(0.99 ** (steps - min(steps, 200)))  # underflow included
-    book.ema_cluster_size[0] = 8.0
-    assert book.codes.isfinite().all()
-    assert book.codes.norm(dim=1).max() <= 1.01 * start
+        quantizer(torch.zeros(8, 4))
+    quantizer.ema_embed_sum.mul_(
+        0.99 ** (steps - min(steps, 200))
+    )  # what as many steps more do to unused codes,
+    quantizer.ema_cluster_size.mul_(0.99 ** (steps - min(steps, 200)))  # underflow included
+    quantizer.ema_cluster_size[0] = 8.0
+    assert quantizer.codes.isfinite().all()
+    assert quantizer.codes.norm(dim=1).max() <= 1.01 * start
     for code in range(16) if steps < 1000 else ():
-        assert nearest_code(book.codes[code : code + 1], book.codes).item() == code
+        assert nearest_code(quantizer.codes[code : code + 1], quantizer.codes).item() == code
 
 
 def test_a_dead_code_comes_alive_and_is_not_put_back_by_the_next_updates():
     # Cause: revival writes codes that the running averages of the same or the next call write back.
     torch.manual_seed(0)
-    book = codebook([[0.0], [1000.0]], counts=[8.0, 0.01], reset_below=0.03).train()
+    quantizer = codebook([[0.0], [1000.0]], counts=[8.0, 0.01], reset_below=0.03).train()
     data = torch.tensor([[-1.0], [1.0]] * 4)
-    book(data, reset_dead_codes=True)
-    revived = book.codes[1].item()
+    quantizer(data, reset_dead_codes=True)
+    revived = quantizer.codes[1].item()
     assert abs(revived) == pytest.approx(1, abs=0.01)
-    book.reset_usage()
+    quantizer.reset_usage()
     for _ in range(5):
-        book(data)
-    assert book.codes[1].item() == pytest.approx(revived, abs=0.05)
-    assert book.code_hits[1] == 5 * 4
+        quantizer(data)
+    assert quantizer.codes[1].item() == pytest.approx(revived, abs=0.05)
+    assert quantizer.code_hits[1] == 5 * 4
 
 
 def test_only_dead_codes_are_revived():
-    book = codebook([[0.0], [5.0], [9.0]], counts=[1.0, 1.0, 0.01]).train()
-    before = book.codes
-    book(torch.tensor([[0.0], [5.0]]), reset_dead_codes=True)
-    torch.testing.assert_close(book.codes[:2], before[:2], rtol=1e-4, atol=0)
-    assert book.codes[2].item() in (pytest.approx(0, abs=0.01), pytest.approx(5, abs=0.01))
+    quantizer = codebook([[0.0], [5.0], [9.0]], counts=[1.0, 1.0, 0.01]).train()
+    before = quantizer.codes
+    quantizer(torch.tensor([[0.0], [5.0]]), reset_dead_codes=True)
+    torch.testing.assert_close(quantizer.codes[:2], before[:2], rtol=1e-4, atol=0)
+    assert quantizer.codes[2].item() in (pytest.approx(0, abs=0.01), pytest.approx(5, abs=0.01))
 
 
 def test_nothing_is_revived_unless_asked():
-    book = codebook([[0.0], [1000.0]], counts=[8.0, 1e-6]).train()
-    book(torch.zeros(4, 1))
-    assert book.codes[1].item() > 50
+    quantizer = codebook([[0.0], [1000.0]], counts=[8.0, 1e-6]).train()
+    quantizer(torch.zeros(4, 1))
+    assert quantizer.codes[1].item() > 50
 
 
 def test_whoever_moves_a_code_moves_its_sum_and_its_count():
-    book = codebook([[0.0], [1000.0]], counts=[8.0, 0.0], decay=0.5).train()
-    book(torch.full((4, 1), 2.0), reset_dead_codes=True)
+    quantizer = codebook([[0.0], [1000.0]], counts=[8.0, 0.0], decay=0.5).train()
+    quantizer(torch.full((4, 1), 2.0), reset_dead_codes=True)
     # After the update the first count is 0.5·8 + 0.5·4 = 6; the revived code takes the mean count, 3.
-    assert book.ema_cluster_size.tolist() == [6.0, 3.0]
-    assert book.ema_embed_sum.tolist() == [[4.0], [6.0]]
+    assert quantizer.ema_cluster_size.tolist() == [6.0, 3.0]
+    assert quantizer.ema_embed_sum.tolist() == [[4.0], [6.0]]
 
 
 @pytest.mark.parametrize("architecture", ["ladder", "vqvae2"])
@@ -276,37 +288,41 @@ def test_the_commitment_of_every_level_pulls_on_the_encoder(architecture):
 
 def test_the_commitment_acts_on_the_encoder_and_not_on_the_code():
     # Cause: β on the wrong term. The gradient is β·2·(vector - code) / elements, at the vectors alone.
-    book = codebook([[1.0, 0.0]], epsilon=1e-12).train()
+    quantizer = codebook([[1.0, 0.0]], epsilon=1e-12).train()
     vectors = torch.tensor([[3.0, 1.0]], requires_grad=True)
-    drawn = Reconstruction(torch.zeros(1, 1, 16, 16), (), book(vectors).commitment)
+    drawn = Reconstruction(torch.zeros(1, 1, 16, 16), (), quantizer(vectors).commitment)
     loss(drawn, torch.zeros(1, 1, 16, 16), LossConfig(commitment=0.25)).total.backward()
     torch.testing.assert_close(vectors.grad, 0.25 * torch.tensor([[2.0, 1.0]]))
-    assert not any(buffer.requires_grad for buffer in book.buffers())
+    assert not any(buffer.requires_grad for buffer in quantizer.buffers())
 
 
 def test_all_that_a_codebook_learned_is_saved():
     # Cause: "needs initialising" is not saved, and resuming starts the codebook anew.
-    book = Quantizer(8, 4).train()
-    book.init_from_kmeans(vectors_of(100, 4), torch.Generator().manual_seed(0))
-    book(vectors_of(50, 4), reset_dead_codes=True)
+    quantizer = Quantizer(8, 4).train()
+    quantizer.init_from_kmeans(vectors_of(100, 4), torch.Generator().manual_seed(0))
+    quantizer(vectors_of(50, 4), reset_dead_codes=True)
     again = Quantizer(8, 4).train()
-    again.load_state_dict(book.state_dict())
-    for copy in (book, again):
+    again.load_state_dict(quantizer.state_dict())
+    for copy in (quantizer, again):
         torch.manual_seed(1)
         copy(vectors_of(50, 4, seed=2), reset_dead_codes=True)
-    assert again.codes.equal(book.codes)
-    assert set(book.state_dict()) == {"ema_embed_sum", "ema_cluster_size"}
+    assert again.codes.equal(quantizer.codes)
+    assert set(quantizer.state_dict()) == {"ema_embed_sum", "ema_cluster_size"}
 
 
 def _learn_apart(rank, folder):
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     torch.manual_seed(rank)  # the ranks start, see and draw different things
-    book = Quantizer(16, 4, QuantizerConfig(decay=0.5)).train()
-    book.init_from_kmeans(torch.randn(64, 4) + rank, torch.Generator().manual_seed(rank))
-    states = [book.ema_embed_sum.clone()]
+    quantizer = Quantizer(16, 4, QuantizerConfig(decay=0.5)).train()
+    quantizer.init_from_kmeans(torch.randn(64, 4) + rank, torch.Generator().manual_seed(rank))
+    states = [quantizer.ema_embed_sum.clone()]
     for step in range(6):
-        book(torch.randn(4, 4) + rank, reset_dead_codes=step % 2 == 1)
-        states += [book.ema_embed_sum.clone(), book.ema_cluster_size.clone(), book.code_hits.clone()]
+        quantizer(torch.randn(4, 4) + rank, reset_dead_codes=step % 2 == 1)
+        states += [
+            quantizer.ema_embed_sum.clone(),
+            quantizer.ema_cluster_size.clone(),
+            quantizer.code_hits.clone(),
+        ]
     save_file({f"{i:02}": state for i, state in enumerate(states)}, f"{folder}/{rank}.safetensors")
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
@@ -388,14 +404,14 @@ class NoWaiting(TorchDispatchMode):
 
 
 def test_no_operation_of_a_training_step_waits_for_the_device():
-    book = Quantizer(32, 4).train()
+    quantizer = Quantizer(32, 4).train()
     vectors = vectors_of(100, 4).requires_grad_(True)
     with NoWaiting():
-        found = book(vectors, reset_dead_codes=True)
+        found = quantizer(vectors, reset_dead_codes=True)
         (found.vectors.sum() + found.commitment).backward()
-        book.dequantize(found.tokens)
+        quantizer.dequantize(found.tokens)
     with NoWaiting(), pytest.raises(AssertionError, match="_local_scalar_dense"):
-        book.usage()
+        quantizer.usage()
 
 
 @pytest.mark.parametrize("k", [256, 1024, 1000])

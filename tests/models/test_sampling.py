@@ -32,7 +32,7 @@ def test_a_sample_does_not_depend_on_its_batch():
 def test_tokens_are_codes_of_their_stage():
     found = drawn(range(8))
     for index, size in enumerate(SIZES):
-        part = found[:, LAYOUT.part(index)]
+        part = found[:, LAYOUT.slice_of(index)]
         assert part.min() >= 0
         assert part.max() < size
 

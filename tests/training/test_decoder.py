@@ -379,7 +379,7 @@ def test_the_founding_architecture_is_trained_too(own, tmp_path, monkeypatch):
 
 def test_a_prior_draws_with_it(trained):
     loaded, drawn = load_prior(trained.run), load_tokenizer(trained.run / "prior" / "decoder", kind=KIND)
-    assert hash_tensors(loaded.book.images.state_dict()) == hash_tensors(drawn.tokenizer.state_dict())
+    assert hash_tensors(loaded.tokenizer.images.state_dict()) == hash_tensors(drawn.tokenizer.state_dict())
     assert loaded.info.decoder_provenance == drawn.info.provenance
 
 
@@ -388,7 +388,7 @@ def test_null_draws_with_the_tokenizers_own_decoder(trained, own, tmp_path):
         trained.run, ["decoder=null", "prior.training.epochs=1"], out=tmp_path, masks=False, **HOW
     )
     loaded = load_prior(tmp_path)
-    assert hash_tensors(loaded.book.images.state_dict()) == hash_tensors(own[0].tokenizer.state_dict())
+    assert hash_tensors(loaded.tokenizer.images.state_dict()) == hash_tensors(own[0].tokenizer.state_dict())
     assert loaded.info.decoder_provenance is None
     assert not (tmp_path / "decoder").exists()
 
@@ -474,15 +474,17 @@ def test_a_finished_prior_gets_another_decoder_and_stays(trained, tmp_path):
     train_generator(run, ["decoder.training.epochs=1", "decoder.training.adversarial_weight=2"], **HOW)
     after = load_prior(run)
     assert hash_tensors(after.prior.state_dict()) == hash_tensors(before.prior.state_dict())
-    assert hash_tensors(after.book.masks.state_dict()) == hash_tensors(before.book.masks.state_dict())
+    assert hash_tensors(after.tokenizer.masks.state_dict()) == hash_tensors(
+        before.tokenizer.masks.state_dict()
+    )
     new = load_tokenizer(run / "prior" / "decoder", kind=KIND)
-    assert hash_tensors(after.book.images.state_dict()) == hash_tensors(new.tokenizer.state_dict())
+    assert hash_tensors(after.tokenizer.images.state_dict()) == hash_tensors(new.tokenizer.state_dict())
     assert after.info.decoder_provenance == new.info.provenance
     assert after.info.recipe.decoder.training.adversarial_weight == 2
     assert after.info.provenance == before.info.provenance
     train_generator(run, ["decoder=null"], **HOW)
     faithful = load_tokenizer(run).tokenizer
-    assert hash_tensors(load_prior(run).book.images.state_dict()) == hash_tensors(faithful.state_dict())
+    assert hash_tensors(load_prior(run).tokenizer.images.state_dict()) == hash_tensors(faithful.state_dict())
 
 
 def test_the_mirror_alone_is_on_unless_said(own):

@@ -74,10 +74,10 @@ def test_no_training_step_makes_a_tensor_of_float64(trained, unrefused, tmp_path
 
 def test_drawing_makes_no_tensor_of_float64(trained):
     loaded = load_prior(trained.run)
-    layout = loaded.book.layout((32, 64))
+    layout = loaded.tokenizer.layout((32, 64))
     with NoFloat64():
         tokens = sample(loaded.prior, layout, [1], Conditions.unknown(1), SamplingSettings(guidance=1.0))
-        loaded.book.decode(tokens, (32, 64))
+        loaded.tokenizer.decode(tokens, (32, 64))
 
 
 @pytest.fixture(scope="module")

@@ -47,7 +47,7 @@ def test_without_corruption_all_is_heard_rightly():
 def test_the_share_misheard_differs_by_slice_up_to_twice_the_setting():
     tokens = torch.zeros(4000, COUNT, dtype=torch.int64)
     wrong = (corrupt_tokens(LAYOUT, tokens, 0.2, draw()) != 0).float()
-    last = wrong[:, LAYOUT.part(2)]  # one in five codes is the right one by chance
+    last = wrong[:, LAYOUT.slice_of(2)]  # one in five codes is the right one by chance
     assert float(last.mean()) == pytest.approx(0.2 * 4 / 5, abs=0.01)
     # Of shares uniform in [0, 0.4], and of eight tokens drawn with each; one share for all would give 0.017.
     wanted = 0.8**2 * 0.4**2 / 12 + (0.16 - 0.8**2 * 0.4**2 / 3) / 8
@@ -57,19 +57,19 @@ def test_the_share_misheard_differs_by_slice_up_to_twice_the_setting():
 
 def test_misheard_tokens_are_codes_of_their_stage_all_alike():
     tokens = rows(1).repeat(3000, 1)
-    heard = corrupt_tokens(LAYOUT, tokens, 0.5, draw())
+    input_tokens = corrupt_tokens(LAYOUT, tokens, 0.5, draw())
     for index, size in enumerate(SIZES):
-        part = LAYOUT.part(index)
-        others = heard[:, part][heard[:, part] != tokens[:, part]]
+        part = LAYOUT.slice_of(index)
+        others = input_tokens[:, part][input_tokens[:, part] != tokens[:, part]]
         assert others.min() >= 0
         assert others.max() < size
-        assert set(heard[:, part.start].tolist()) == set(range(size))
+        assert set(input_tokens[:, part.start].tolist()) == set(range(size))
 
 
 def test_what_is_unknown_is_not_misheard():
     tokens = rows(200)
-    tokens[:, LAYOUT.part(0)] = SIZES[0]
-    assert (corrupt_tokens(LAYOUT, tokens, 0.5, draw())[:, LAYOUT.part(0)] == SIZES[0]).all()
+    tokens[:, LAYOUT.slice_of(0)] = SIZES[0]
+    assert (corrupt_tokens(LAYOUT, tokens, 0.5, draw())[:, LAYOUT.slice_of(0)] == SIZES[0]).all()
 
 
 def test_all_conditions_of_a_slice_are_withheld_together():
@@ -84,7 +84,7 @@ def test_all_conditions_of_a_slice_are_withheld_together():
 def test_all_mask_tokens_of_a_slice_are_withheld_together_and_no_others():
     tokens = rows(2000)
     found = drop_masks(LAYOUT, tokens, 0.3, draw())
-    hidden = found[:, LAYOUT.part(0)] == SIZES[0]
+    hidden = found[:, LAYOUT.slice_of(0)] == SIZES[0]
     assert (hidden == hidden[:, :1]).all()
     assert float(hidden.float().mean()) == pytest.approx(0.3, abs=0.04)
     assert found[~hidden[:, 0]].equal(tokens[~hidden[:, 0]])
@@ -134,9 +134,9 @@ def test_the_loss_weighs_both_trunks_alike():
 def test_nats_of_a_stage_are_those_of_its_known_tokens():
     made, one = objective(), batch()
     made.module.eval()
-    one.tokens[2:, LAYOUT.part(0)] = SIZES[0]
+    one.tokens[2:, LAYOUT.slice_of(0)] = SIZES[0]
     found = made.training_step(one, 0, 0.0)["nats_mask_0"]
-    one.tokens[:2, LAYOUT.part(0)] = SIZES[0]
+    one.tokens[:2, LAYOUT.slice_of(0)] = SIZES[0]
     assert float(found) > 0.5
     assert float(made.training_step(one, 0, 0.0)["nats_mask_0"]) == 0
 
@@ -272,7 +272,7 @@ def test_a_prior_tells_where_it_and_its_tokenizer_come_from(trained):
 
 
 def test_a_prior_holds_the_tokenizers_it_was_trained_over(trained):
-    book = load_prior(trained.run).book
+    book = load_prior(trained.run).tokenizer
     masks = load_tokenizer(trained.run / "prior" / "masks", kind="label tokenizer").tokenizer
     images = load_tokenizer(trained.run / "prior" / "decoder", kind="decoder of generation").tokenizer
     for found, own in ((book.images, images), (book.masks, masks)):
@@ -326,7 +326,7 @@ def tokens_of(run):
 
 def test_tokens_hold_every_form_of_the_training_and_one_of_the_validation(trained):
     tokens, data = tokens_of(trained.run).tensors, PreparedData.open(trained.data)
-    book = load_prior(trained.run).book
+    book = load_prior(trained.run).tokenizer
     split_views: tuple[tuple[Split, int], ...] = (("train", 3), ("validation", 1))
     for name, views in split_views:
         sets = encode_slices(book, data.split(name), views=views, shift=2, seed=42)
@@ -357,7 +357,7 @@ def test_tokens_of_other_settings_are_made_anew(again):
 def test_without_masks_a_prior_draws_slices_alone(again):
     train_prior(again, ["prior.training.epochs=1"], out=again / "plain", masks=False, **HOW)
     loaded = load_prior(again / "plain")
-    assert loaded.book.masks is None
+    assert loaded.tokenizer.masks is None
     assert loaded.info.masks is None
     assert not (again / "plain" / "masks").exists()
 
@@ -366,7 +366,7 @@ def test_data_without_masks_need_no_word_about_them(tmp_path):
     data = prepared_folder(tmp_path / "data")
     train_tokenizer(data, load_recipe("compact", SMALL), tmp_path / "run", **HOW)
     train_prior(tmp_path / "run", ["prior.training.epochs=1"], **HOW)
-    assert load_prior(tmp_path / "run").book.masks is None
+    assert load_prior(tmp_path / "run").tokenizer.masks is None
 
 
 # --- What is refused

@@ -107,11 +107,11 @@ def test_the_seed_draws_the_moves(book, slices):
 
 def test_a_slice_without_a_mask_has_unknown_mask_tokens(book, slices):
     (found,) = encode_slices(book, slices, views=2, shift=1)
-    mask = found.tokens[..., found.layout.part(0)]
+    mask = found.tokens[..., found.layout.slice_of(0)]
     unknown = (mask == 5).all(-1).all(-1)
     assert unknown.nonzero()[:, 0].tolist() == list(UNMASKED)
     assert (mask[~unknown] < 5).all()
-    assert (found.tokens[..., found.layout.part(1)] < 6).all()
+    assert (found.tokens[..., found.layout.slice_of(1)] < 6).all()
 
 
 def test_a_book_without_masks_reads_none(book, slices, monkeypatch):

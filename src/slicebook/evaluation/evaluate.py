@@ -335,7 +335,7 @@ def _mismatch(tokenizer: LoadedTokenizer | None, prior: LoadedPrior | None) -> t
     """Return a warning where the samples are of another tokenizer than the reconstructions."""
     if tokenizer is None or prior is None:
         return ()
-    ours, theirs = tokenizer.tokenizer.token_state(), prior.book.images.token_state()
+    ours, theirs = tokenizer.tokenizer.token_state(), prior.tokenizer.images.token_state()
     if hash_tensors(ours) == hash_tensors(theirs):
         return ()
     return (

@@ -250,7 +250,7 @@ def draw_samples(
         noise=noise,
         noise_put_back=float(np.mean(slices.noise)),
         seconds_a_slice=seconds / (-(-count // GROUP) * GROUP),
-        tokens={stage.name: len(stage) for stage in loaded.book.layout(size).stages},
+        tokens={stage.name: len(stage) for stage in loaded.tokenizer.layout(size).stages},
         parameters=sum(parameter.numel() for parameter in loaded.prior.parameters()),
     )
 
@@ -262,7 +262,7 @@ def redraw(
     kind = loaded.info.slices[0]
     size = (kind.rows, kind.columns)
     device = next(loaded.prior.parameters()).device
-    (sets,) = encode_slices(loaded.book, of_size(data, split, size), device=device)
+    (sets,) = encode_slices(loaded.tokenizer, of_size(data, split, size), device=device)
     tokens = sets.tokens[:, 0].long()
     return render(loaded, tokens, size, range(len(tokens)), noise).images
 

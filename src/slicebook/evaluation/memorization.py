@@ -164,7 +164,7 @@ def _again(
     device = next(loaded.prior.parameters()).device
     size = (images.shape[1], images.shape[2])
     parts = torch.split(torch.from_numpy(2 * images[:, None] - 1), BATCH)
-    tokens = torch.cat([loaded.book.encode(part.to(device)).cpu() for part in parts])
+    tokens = torch.cat([loaded.tokenizer.encode(part.to(device)).cpu() for part in parts])
     return unit(render(loaded, tokens, size, range(len(tokens)), noise).images)
 
 
@@ -195,7 +195,7 @@ def _likelihoods(
 def _log_likelihood(loaded: LoadedPrior, slices: SliceSet) -> Float64[np.ndarray, " n"]:
     """Return that of each slice's own tokens, its mask's among them, in nats."""
     device = next(loaded.prior.parameters()).device
-    (tokens,) = encode_slices(loaded.book, slices, device=device, classes=loaded.info.classes)
+    (tokens,) = encode_slices(loaded.tokenizer, slices, device=device, classes=loaded.info.classes)
     found = likelihood(loaded.prior, tokens.layout, tokens.tokens[:, 0].long(), tokens.conditions)
     return np.asarray(-found.nats.sum(1).double().numpy())
 

@@ -20,7 +20,7 @@ from slicebook.io.atomic import write_csv
 from slicebook.io.volume import Plane
 from slicebook.models.checkpoint import LoadedPrior, load_prior
 from slicebook.models.likelihood import likelihood
-from slicebook.models.sequence import Layout
+from slicebook.models.sequence import SequenceLayout
 from slicebook.models.transformer import Conditions
 from slicebook.visualization import contact_sheet
 
@@ -125,10 +125,10 @@ def anomaly_scores(
     """
     device = next(loaded.prior.parameters()).device
     size = (images.shape[-2], images.shape[-1])
-    layout = loaded.book.layout(size)
+    layout = loaded.tokenizer.layout(size)
     maps, nats, spread = [], [], []
     for rows in torch.split(torch.arange(len(images)), 32):
-        tokens = loaded.book.encode(images[rows].to(device))
+        tokens = loaded.tokenizer.encode(images[rows].to(device))
         scores = likelihood(loaded.prior, layout, tokens, conditions[rows], orders=orders, seed=seed)
         maps.append(_spread(layout, scores.nats, loaded, size))
         nats.append(scores.nats.sum(1))
@@ -146,18 +146,18 @@ def heatmap(maps: Float32[np.ndarray, "b h w"]) -> Float32[np.ndarray, "b h w"]:
 
 
 def _spread(
-    layout: Layout, nats: Float[Tensor, "b n"], loaded: LoadedPrior, size: tuple[int, int]
+    layout: SequenceLayout, nats: Float[Tensor, "b n"], loaded: LoadedPrior, size: tuple[int, int]
 ) -> Float[Tensor, "b h w"]:
     finest = layout.stages[-1]
     padded = (finest.rows * finest.stride, finest.columns * finest.stride)
     maps = torch.zeros(len(nats), 1, *padded)
     for index, stage in enumerate(layout.stages):
         if stage.kind == "image":
-            grid = nats[:, layout.part(index)].view(-1, 1, stage.rows, stage.columns) / stage.stride**2
+            grid = nats[:, layout.slice_of(index)].view(-1, 1, stage.rows, stage.columns) / stage.stride**2
             maps += grid.repeat_interleave(stage.stride, 2).repeat_interleave(stage.stride, 3)
     sigma = finest.stride / 2
     maps = torch.from_numpy(gaussian_filter(maps.numpy(), (0, 0, sigma, sigma), mode="reflect"))
-    return loaded.book.images.unpad(maps, size)[:, 0]
+    return loaded.tokenizer.images.unpad(maps, size)[:, 0]
 
 
 def _write_scores(path: Path, scores: AnomalyScores, bits: list[float]) -> None:

@@ -130,7 +130,7 @@ def generate(
     folder.refuse_full()
     texts = release_check(loaded, request) if release_check else {}
     bits = _write_set(task, folder, texts, progress)
-    return GenerateSummary(Path(out), count, request.size, loaded.book.masks is not None, bits)
+    return GenerateSummary(Path(out), count, request.size, loaded.tokenizer.masks is not None, bits)
 
 
 @dataclass(frozen=True)
@@ -207,7 +207,7 @@ def _draw_group(task: _Task, first: int) -> tuple[list[Sample], RenderedSlices, 
     if request.conditional:
         positions = [_position(seed) if request.position is None else request.position for seed in seeds]
     tokens, conditions = draw(loaded, request.size, seeds, positions, request.settings, group=request.group)
-    scores = likelihood(loaded.prior, loaded.book.layout(request.size), tokens, conditions)
+    scores = likelihood(loaded.prior, loaded.tokenizer.layout(request.size), tokens, conditions)
     nats = scores.nats.sum(1)
     slices = render(loaded, tokens, request.size, seeds, request.noise)
     samples = [
@@ -274,7 +274,7 @@ def _draw_levels(
     first = tokens[:LEVELS_SHOWN]
     partials = [
         decode_pages(loaded, first, (kind.rows, kind.columns), levels=levels).images[:, 0]
-        for levels in range(1, loaded.book.images.levels + 1)
+        for levels in range(1, loaded.tokenizer.images.levels + 1)
     ]
     figures.levels(
         list(slices.images[: len(first), 0].numpy()),

@@ -24,7 +24,7 @@ from slicebook.io.volume import Plane, from_slices, to_slices
 from slicebook.models.checkpoint import LoadedPrior, load_prior
 from slicebook.models.noise import noise_level
 from slicebook.models.sampling import SamplingSettings, sample
-from slicebook.models.sequence import Layout
+from slicebook.models.sequence import SequenceLayout
 from slicebook.models.transformer import Conditions
 from slicebook.visualization import contact_sheet
 
@@ -157,8 +157,8 @@ def _make_task(loaded: LoadedPrior, stack: Stack, region: Bool[np.ndarray, "slic
     chosen = [index for index in range(len(region)) if region[index].any()]
     filled = np.stack([fill(stack.slices[index], region[index]) for index in chosen])
     images, inside = torch.from_numpy(filled)[:, None], torch.from_numpy(region[chosen])[:, None]
-    tokens = torch.cat([loaded.book.encode(part.to(device)).cpu() for part in torch.split(images, 32)])
-    anew = redrawn_tokens(loaded.book.layout(stack.size), loaded.book.images.pad(inside.float()))
+    tokens = torch.cat([loaded.tokenizer.encode(part.to(device)).cpu() for part in torch.split(images, 32)])
+    anew = redrawn_tokens(loaded.tokenizer.layout(stack.size), loaded.tokenizer.images.pad(inside.float()))
     noise = noise_level(images, ~inside).tolist()
     return _Task(stack, region, chosen, filled, tokens, ~anew, positions(chosen, len(stack.slices)), noise)
 
@@ -174,7 +174,7 @@ def _inpaint_once(
     stack = task.stack
     drawn = sample(
         loaded.prior,
-        loaded.book.layout(stack.size),
+        loaded.tokenizer.layout(stack.size),
         seeds,
         task.conditions,
         settings,
@@ -220,7 +220,7 @@ def slice_seed(seed: int, index: int) -> int:
     return int(np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
-def redrawn_tokens(layout: Layout, region: Float[Tensor, "b 1 _ _"]) -> Bool[Tensor, "b n"]:
+def redrawn_tokens(layout: SequenceLayout, region: Float[Tensor, "b 1 _ _"]) -> Bool[Tensor, "b n"]:
     """Return which image tokens to resample for a region; mask tokens are kept.
 
     Args:

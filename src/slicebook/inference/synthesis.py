@@ -100,7 +100,9 @@ def draw(
         conditions = Conditions(
             conditions.position, torch.full((len(seeds),), loaded.info.classes.index(group))
         )
-    tokens = sample(loaded.prior, loaded.book.layout(size), seeds, conditions, settings, progress=progress)
+    tokens = sample(
+        loaded.prior, loaded.tokenizer.layout(size), seeds, conditions, settings, progress=progress
+    )
     return tokens, conditions
 
 
@@ -111,7 +113,9 @@ def decode_pages(
     device, count = next(loaded.prior.parameters()).device, len(tokens)
     # Always as many rows, as in sampling: a batch of another size may round otherwise.
     tokens = torch.cat([tokens, tokens[-1:].expand(-count % GROUP, -1)])
-    pages = [loaded.book.decode(part.to(device), size, levels=levels) for part in torch.split(tokens, GROUP)]
+    pages = [
+        loaded.tokenizer.decode(part.to(device), size, levels=levels) for part in torch.split(tokens, GROUP)
+    ]
     masks = [page.masks.cpu() for page in pages if page.masks is not None]
     images = torch.cat([page.images.cpu() for page in pages])
     return DecodedSlices(images[:count], torch.cat(masks)[:count] if masks else None)

@@ -86,7 +86,7 @@ class LoadedPrior:
     """A prior read from disk with its tokenizers, in evaluation mode."""
 
     prior: Prior
-    book: JointTokenizer
+    tokenizer: JointTokenizer
     info: PriorInfo
     path: Path
 
@@ -139,11 +139,11 @@ def read_info(where: str | Path) -> ModelInfo | PriorInfo:
     return _load(path, kind if kind and kind in get_args(Kind) else "tokenizer", ModelInfo)[1]
 
 
-def save_prior(path: Path, prior: Prior, book: JointTokenizer, info: PriorInfo) -> None:
+def save_prior(path: Path, prior: Prior, joint_tokenizer: JointTokenizer, info: PriorInfo) -> None:
     """Write a prior with its tokenizers; the hash of the weights in `info` is filled in here."""
-    parts: dict[str, nn.Module] = {"prior": prior, "images": book.images}
-    if book.masks is not None:
-        parts["masks"] = book.masks
+    parts: dict[str, nn.Module] = {"prior": prior, "images": joint_tokenizer.images}
+    if joint_tokenizer.masks is not None:
+        parts["masks"] = joint_tokenizer.masks
     tensors = {
         f"{part}.{name}": tensor
         for part, module in parts.items()
@@ -172,10 +172,10 @@ def load_prior(where: str | Path, device: str | torch.device = "cpu") -> LoadedP
         masks = Tokenizer(info.masks.tokenizer)
         _fill(masks, parts["masks"], path)
         masks = masks.eval().to(device)
-    book = JointTokenizer(images.eval().to(device), masks)
-    prior = Prior(info.recipe.prior, book.codebooks, len(info.classes))
+    joint_tokenizer = JointTokenizer(images.eval().to(device), masks)
+    prior = Prior(info.recipe.prior, joint_tokenizer.codebooks, len(info.classes))
     _fill(prior, parts["prior"], path)
-    return LoadedPrior(prior.eval().to(device), book, info, path)
+    return LoadedPrior(prior.eval().to(device), joint_tokenizer, info, path)
 
 
 def _load(path: Path, kind: str, record: type[Info]) -> tuple[dict[str, Tensor], Info]:

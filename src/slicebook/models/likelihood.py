@@ -9,7 +9,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from slicebook.models.prior import Prior
-from slicebook.models.sequence import Layout, draw_orders
+from slicebook.models.sequence import SequenceLayout, draw_orders
 from slicebook.models.transformer import Conditions
 
 BATCH = 16
@@ -31,7 +31,7 @@ class Likelihood:
 @torch.no_grad()
 def likelihood(
     prior: Prior,
-    layout: Layout,
+    layout: SequenceLayout,
     tokens: Int64[Tensor, "b n"],
     conditions: Conditions,
     *,

@@ -1,15 +1,15 @@
-"""The prior: how likely one token is, given those already drawn. Coarse to fine, in any order within a level.
+"""The prior: an autoregressive model of the tokens of a slice, coarse to fine, in any order within a grid.
 
-Grids are taken one after another, masks before images, coarse before fine: the stages. Within a stage the
-tokens come in any order (σ-GPT, Pannatier et al. 2024, https://arxiv.org/abs/2404.09562), so one network
-draws, fills gaps, and gives an exact likelihood for each order. A step knows the place it is asked about, the
-drawn tokens around that place and those of coarser stages over it; attention over all earlier tokens does
-the rest. One step of a trunk, which draws token t of its sequence:
+The grids are predicted one after another: the mask's before the image's, coarse before fine. Within a grid the
+tokens come in a random order (sigma-GPT, Pannatier et al. 2024, https://arxiv.org/abs/2404.09562). One network
+therefore samples, inpaints, and gives the exact likelihood of a slice for each order. Each step is given the
+position of the token that it predicts, the known tokens in a window around that position and around its parents
+in the coarser grids, and attends to all earlier steps. One step of a transformer, which predicts token t:
 
-    content of token t-1 ──┐
-    window around place t ─┼─ + ─▶ blocks ─▶ norm ─▶ head ─▶ logits over the codes of token t
-    conditions ────────────┘         ▲
-                            keys and values of steps 0 … t-1
+    embedding of token t-1 ──────┐
+    windows around position t ───┼─ + ─▶ blocks ─▶ norm ─▶ head ─▶ logits over the codes of token t
+    embedding of the conditions ─┘         ▲
+                               keys and values of steps 0 … t-1
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from slicebook.config import PriorConfig
-from slicebook.models.sequence import Layout, stage_windows
+from slicebook.models.sequence import SequenceLayout, stage_windows
 from slicebook.models.transformer import Conditions, PriorTransformer
 
 
@@ -40,7 +40,7 @@ class Prior(nn.Module):
     ) -> None:
         super().__init__()
         last = len(codebooks) - 1
-        # The finest stage has nearly all the tokens and is mostly local: its own trunk can be small.
+        # The finest stage has nearly all the tokens and is mostly local: its own transformer can be small.
         transformers = [PriorTransformer(config, config.fine, last, codebooks, groups)]
         if last:
             transformers.insert(0, PriorTransformer(config, config.coarse, 0, codebooks[:last], groups))
@@ -53,31 +53,31 @@ class Prior(nn.Module):
 
     def forward(
         self,
-        layout: Layout,
+        layout: SequenceLayout,
         tokens: Int64[Tensor, "b n"],
         orders: Int64[Tensor, "b n"],
         conditions: Conditions,
-        heard: Int64[Tensor, "b n"] | None = None,
+        input_tokens: Int64[Tensor, "b n"] | None = None,
     ) -> Float[Tensor, "b n"]:
         """Return the negative log-likelihood of each token, in nats, in the order of the layout.
 
-        A token that is unknown (it equals its stage's size) costs nothing and reads as such.
+        An unknown token (it equals the codebook size of its grid) costs nothing and is read as unknown.
 
         Args:
-            layout: Of the tokens.
-            tokens: Every stage's grid, flattened and joined.
-            orders: In which they are drawn: from `draw_orders`.
-            conditions: What is known of each slice.
-            heard: What the network is told of the tokens, when that differs from what they are.
+            layout: Where the tokens of each grid lie in the sequence.
+            tokens: All grids, flattened and joined, in the order of the layout.
+            orders: The order in which each slice's tokens are predicted, from `draw_orders`.
+            conditions: Position in the volume and class of each slice; NaN and -1 where unknown.
+            input_tokens: The tokens that the network sees, if they differ from those it predicts.
         """
-        heard, layout = tokens if heard is None else heard, layout.to(tokens.device)
+        input_tokens, layout = tokens if input_tokens is None else input_tokens, layout.to(tokens.device)
         ranks = orders.argsort(1)
         losses = torch.zeros(tokens.shape, device=tokens.device)
         for transformer in self.transformers:
             begin = layout.starts[transformer.first]
-            features = self._read(transformer, layout, heard, orders, ranks, conditions)
-            for stage in transformer.own:
-                part = layout.part(stage)
+            features = self._read(transformer, layout, input_tokens, orders, ranks, conditions)
+            for stage in transformer.stages:
+                part = layout.slice_of(stage)
                 logits = transformer.logits(stage, features[:, part.start - begin : part.stop - begin])
                 wanted = tokens.gather(1, orders[:, part])
                 found = functional.cross_entropy(
@@ -92,34 +92,38 @@ class Prior(nn.Module):
     def _read(
         self,
         transformer: PriorTransformer,
-        layout: Layout,
-        heard: Tensor,
+        layout: SequenceLayout,
+        input_tokens: Tensor,
         orders: Tensor,
         ranks: Tensor,
         conditions: Conditions,
     ) -> Tensor:
-        """Return the features of a trunk's own steps."""
-        begin, end = layout.starts[transformer.first], layout.starts[transformer.own[-1] + 1]
+        """Return the features of the steps that a transformer predicts: [b, end - begin, width]."""
+        begin, end = layout.starts[transformer.first], layout.starts[transformer.stages[-1] + 1]
         places, centres = layout.places, layout.centres
-        contents, questions = [], []
-        for stage in range(transformer.own[-1] + 1):
-            order = orders[:, layout.part(stage)]
-            contents.append(transformer.content(stage, heard.gather(1, order), places[order]))
-        for stage in transformer.own:
-            part = layout.part(stage)
+        embeddings, queries = [], []
+        for stage in range(transformer.stages[-1] + 1):
+            order = orders[:, layout.slice_of(stage)]
+            embeddings.append(
+                transformer.token_embedding(stage, input_tokens.gather(1, order), places[order])
+            )
+        for stage in transformer.stages:
+            part = layout.slice_of(stage)
             order = orders[:, part]
-            windows = stage_windows(layout, stage, heard, ranks, order - part.start)
-            questions.append(transformer.question(stage, windows, places[order]))
-        told = torch.cat(contents, 1)  # [b, end, width]: content of all tokens up to the trunk's last
-        nothing = transformer.stage.weight[-1].expand(len(heard), 1, -1).to(told)
-        # A step holds what was drawn before it; the first of a trunk's own holds nothing.
-        # Both sums [b, end - begin, width]: one step per token of the trunk's own stages.
-        steps = torch.cat([nothing, told[:, begin : end - 1]], 1) + torch.cat(questions, 1)
-        # [b, end, width]: the content of earlier stages, then the trunk's own steps
-        x = torch.cat([told[:, :begin], steps], 1) + transformer.known(conditions)[:, None]
-        sequence = centres[orders[:, :end]]  # [b, end, 2]: the place that each step asks about
-        # [b, end, 2]: the place of the content that each step holds, one behind; the first has its own
-        held = torch.cat(
+            windows = stage_windows(layout, stage, input_tokens, ranks, order - part.start)
+            queries.append(transformer.query_embedding(stage, windows, places[order]))
+        context = torch.cat(
+            embeddings, 1
+        )  # [b, end, width]: embeddings of all tokens up to the transformer's last
+        nothing = transformer.stage.weight[-1].expand(len(input_tokens), 1, -1).to(context)
+        # A step gets the token before it; the first step of a transformer gets none.
+        # Both sums [b, end - begin, width]: one step per token that it predicts.
+        steps = torch.cat([nothing, context[:, begin : end - 1]], 1) + torch.cat(queries, 1)
+        # [b, end, width]: tokens of earlier grids, then the transformer's own steps
+        x = torch.cat([context[:, :begin], steps], 1) + transformer.condition_embedding(conditions)[:, None]
+        sequence = centres[orders[:, :end]]  # [b, end, 2]: the position that each step predicts
+        # [b, end, 2]: the position of the token that each step gets, one behind; the first has its own
+        previous = torch.cat(
             [sequence[:, :begin], sequence[:, begin : begin + 1], sequence[:, begin : end - 1]], 1
         )
-        return transformer.attend(x, sequence, held)[:, begin:]
+        return transformer.forward_blocks(x, sequence, previous)[:, begin:]

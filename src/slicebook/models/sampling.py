@@ -1,4 +1,4 @@
-"""Draw token grids from a prior. One generator a sample: sample 17 is the same alone or among others."""
+"""Sample token grids from a prior. Each sample has its own generator, so it does not depend on its batch."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor
 
 from slicebook.errors import ConfigError
 from slicebook.models.prior import Prior
-from slicebook.models.sequence import Layout, draw_orders, stage_windows
-from slicebook.models.transformer import Cache, Conditions, PriorTransformer
+from slicebook.models.sequence import SequenceLayout, draw_orders, stage_windows
+from slicebook.models.transformer import Conditions, KVCache, PriorTransformer
 
 # A matrix product of another height may round otherwise, and one token that falls otherwise changes all after
 # it. So the network always sees this many rows, whatever the batch; the last group is filled up.
@@ -21,13 +21,15 @@ GROUP = 16
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """How boldly tokens are drawn.
+    """Sampling temperature, top-p and guidance.
 
     Attributes:
-        temperature: Of the coarser stages; below 1 prefers likely codes.
-        fine_temperature: Of the finest stage.
-        top_p: Draw among the likeliest codes that together hold this share (Holtzman et al. 2020).
-        guidance: Push away from what is likely without the conditions (Ho & Salimans 2022, eq. 6); 0 is off.
+        temperature: Temperature of all grids but the finest; below 1 prefers likely codes.
+        fine_temperature: Temperature of the finest grid.
+        top_p: Nucleus sampling: sample from the most likely codes with this total probability (Holtzman et al.
+            2020, https://arxiv.org/abs/1904.09751).
+        guidance: Classifier-free guidance weight (Ho & Salimans 2022, eq. 6, https://arxiv.org/abs/2207.12598);
+            0 is off.
     """
 
     temperature: float = 0.9
@@ -48,7 +50,7 @@ class SamplingSettings:
 @torch.no_grad()
 def sample(
     prior: Prior,
-    layout: Layout,
+    layout: SequenceLayout,
     seeds: Sequence[int],
     conditions: Conditions,
     settings: SamplingSettings | None = None,
@@ -57,20 +59,20 @@ def sample(
     keep: Bool[Tensor, "b n"] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Int64[Tensor, "b n"]:
-    """Draw the tokens of one slice a seed, stage by stage.
+    """Sample the tokens of one slice per seed, grid by grid.
 
     Args:
         prior: In evaluation mode.
         layout: Of the slices.
-        seeds: One a sample: all that is random in a sample hangs on its own.
-        conditions: One a sample.
-        settings: How boldly.
-        given: Tokens to start from.
-        keep: Which of the given tokens to keep; the others are drawn to fit them.
-        progress: Called with samples done and all samples.
+        seeds: One per sample; a sample depends on its own seed alone.
+        conditions: One per sample.
+        settings: Temperature, top-p and guidance.
+        given: Known tokens, for inpainting.
+        keep: Which of the given tokens to keep; the others are sampled conditioned on them.
+        progress: Called with the number of finished samples and of all samples.
 
     Returns:
-        Tokens in the layout's order, one row a seed.
+        Tokens in the order of the layout, one row per seed.
     """
     settings = settings or SamplingSettings()
     device = next(prior.parameters()).device
@@ -96,12 +98,12 @@ def sample(
 
 
 class _Group:
-    """Samples that are drawn together."""
+    """Samples of one batch."""
 
     def __init__(
         self,
         prior: Prior,
-        layout: Layout,
+        layout: SequenceLayout,
         seeds: Sequence[int],
         conditions: Conditions,
         settings: SamplingSettings,
@@ -139,38 +141,40 @@ class _Group:
 
     def _draw_trunk(self, transformer: PriorTransformer) -> None:
         layout, orders = self.layout, self.orders
-        begin, end = layout.starts[transformer.first], layout.starts[transformer.own[-1] + 1]
-        known = transformer.known(self.conditions)[:, None]
+        begin, end = layout.starts[transformer.first], layout.starts[transformer.stages[-1] + 1]
+        condition = transformer.condition_embedding(self.conditions)[:, None]
         count = len(orders) * self.copies
-        caches = [Cache(count, transformer.width, end, like=known) for _ in transformer.blocks]
+        caches = [KVCache(count, transformer.width, end, like=condition) for _ in transformer.blocks]
         if begin:
-            told = torch.cat(  # [copies * b, begin, width]: content of all earlier stages
+            context = torch.cat(  # [copies * b, begin, width]: content of all earlier stages
                 [
-                    self._content(transformer, stage, orders[:, layout.part(stage)])
+                    self._content(transformer, stage, orders[:, layout.slice_of(stage)])
                     for stage in range(transformer.first)
                 ],
                 1,
             )
             centres = self._twice(self.centres[orders[:, :begin]])
-            transformer.attend(told + known, centres, centres, caches)
-        held = transformer.stage.weight[-1].expand(count, 1, -1)
+            transformer.forward_blocks(context + condition, centres, centres, caches)
+        previous = transformer.stage.weight[-1].expand(count, 1, -1)
         before: Tensor | None = None
-        for stage in transformer.own:
-            part = layout.part(stage)
+        for stage in transformer.stages:
+            part = layout.slice_of(stage)
             for step in range(part.start, part.stop):
                 place = orders[:, step : step + 1]
-                asked = self._twice(self.centres[place])
+                query_centres = self._twice(self.centres[place])
                 windows = stage_windows(layout, stage, self.tokens, None, place - part.start)
-                question = transformer.question(
+                query = transformer.query_embedding(
                     stage, [self._twice(w) for w in windows], self._twice(self.places[place])
                 )
-                told_where = asked if before is None else self._twice(self.centres[before])
-                x = transformer.attend(held + question + known, asked, told_where, caches)
+                key_centres = query_centres if before is None else self._twice(self.centres[before])
+                x = transformer.forward_blocks(
+                    previous + query + condition, query_centres, key_centres, caches
+                )
                 self._choose(transformer.logits(stage, x)[:, 0], place, stage)
-                held, before = self._content(transformer, stage, place), place
+                previous, before = self._content(transformer, stage, place), place
 
     def _content(self, transformer: PriorTransformer, stage: int, places: Tensor) -> Tensor:
-        return transformer.content(
+        return transformer.token_embedding(
             stage, self._twice(self.tokens.gather(1, places)), self._twice(self.places[places])
         )
 
@@ -178,7 +182,7 @@ class _Group:
         return values.repeat(self.copies, *[1] * (values.ndim - 1)) if self.copies == 2 else values
 
     def _choose(self, logits: Float[Tensor, "copies k"], place: Int64[Tensor, "b 1"], stage: int) -> None:
-        """Draw one token a sample and put it in its place."""
+        """Sample one token per sample and store it."""
         if self.copies == 2:
             informed, blind = logits.log_softmax(-1).chunk(2)
             logits = informed + self.settings.guidance * (informed - blind)
@@ -191,10 +195,10 @@ class _Group:
 
 
 def _pick(logits: Float[Tensor, "b k"], draws: Float[Tensor, "b 1"], top_p: float) -> Int64[Tensor, "b 1"]:
-    """Return the code at which the cumulated probability, likeliest first, passes each draw."""
+    """Sample by the inverse of the cumulative distribution, most likely codes first, cut at `top_p`."""
     probability, codes = logits.float().softmax(-1).sort(dim=-1, descending=True, stable=True)
     total = probability.cumsum(-1)
     # Of the likeliest codes that reach top_p, the one that crosses it still belongs.
-    held = torch.where(total - probability < top_p, probability, 0.0).cumsum(-1)
-    index = torch.searchsorted(held, draws * held[:, -1:], right=True)
+    previous = torch.where(total - probability < top_p, probability, 0.0).cumsum(-1)
+    index = torch.searchsorted(previous, draws * previous[:, -1:], right=True)
     return codes.gather(1, index.clamp(max=codes.shape[1] - 1))

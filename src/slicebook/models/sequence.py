@@ -1,4 +1,4 @@
-"""Where the tokens of a slice lie: grids drawn one after another, their places, neighbours and orders."""
+"""The token sequence of a slice: grids in the order of prediction, positions, neighbours, random orders."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class TokenGrid:
     """One grid of tokens.
 
     Attributes:
-        kind: mask or image.
-        level: Of its tokenizer, 0 the finest.
-        rows, columns: Of the grid.
-        stride: Pixels along a side of one token.
-        size: Codes to choose from.
+        kind: Whether the grid belongs to the mask or to the image.
+        level: Level of its tokenizer, 0 is the finest.
+        rows, columns: Size of the grid.
+        stride: Side of one token in pixels.
+        size: Codebook size. The value `size` itself stands for an unknown token.
     """
 
     kind: Literal["mask", "image"]
@@ -44,16 +44,16 @@ class TokenGrid:
 
 
 @dataclass(frozen=True)
-class Layout:
-    """Where the tokens of one size of slice lie, as tables for indexing.
+class SequenceLayout:
+    """Index tables for the token sequence of slices of one size.
 
     Attributes:
-        stages: In the order they are drawn.
-        starts: First token of each stage, and the number of all tokens.
-        centres: Of each token, row and column in pixels.
+        stages: The grids, in the order of prediction.
+        starts: Index of the first token of each grid, then the number of all tokens.
+        centres: Centre of each token, row and column in pixels.
         places: The same as fractions of the slice.
-        around: For each stage, its tokens × window: places in the same stage, len(stage) for outside.
-        above: For each stage, and each stage before it, the same in that earlier stage.
+        around: For each grid, per token the indices of its neighbours in the same grid; len(grid) if outside.
+        above: For each grid and each coarser one, the same for the window around the parent.
     """
 
     stages: tuple[TokenGrid, ...]
@@ -63,18 +63,18 @@ class Layout:
     around: tuple[Int64[Tensor, "_ _"], ...]
     above: tuple[tuple[Int64[Tensor, "_ _"], ...], ...]
 
-    def part(self, stage: int) -> slice:
-        """Where a stage's tokens lie among all."""
+    def slice_of(self, stage: int) -> slice:
+        """Return where the tokens of a grid are in the sequence."""
         return slice(self.starts[stage], self.starts[stage + 1])
 
-    def to(self, device: torch.device) -> Layout:
+    def to(self, device: torch.device) -> SequenceLayout:
         """Return the layout with its tables on a device; they are copied there once per layout."""
         return self if self.centres.device == device else _copy_to(self.stages, device)
 
 
 @lru_cache(maxsize=32)
-def sequence_layout(stages: tuple[TokenGrid, ...]) -> Layout:
-    """Make the tables of a sequence of stages."""
+def sequence_layout(stages: tuple[TokenGrid, ...]) -> SequenceLayout:
+    """Make the tables of a sequence of grids."""
     starts, centres, places = [0], [], []
     for stage in stages:
         starts.append(starts[-1] + len(stage))
@@ -86,11 +86,11 @@ def sequence_layout(stages: tuple[TokenGrid, ...]) -> Layout:
         tuple(_window(stage, coarser, PARENT_RADIUS) for coarser in stages[:index])
         for index, stage in enumerate(stages)
     )
-    return Layout(stages, tuple(starts), torch.cat(centres), torch.cat(places), around, above)
+    return SequenceLayout(stages, tuple(starts), torch.cat(centres), torch.cat(places), around, above)
 
 
 @lru_cache(maxsize=32)
-def _copy_to(stages: tuple[TokenGrid, ...], device: torch.device) -> Layout:
+def _copy_to(stages: tuple[TokenGrid, ...], device: torch.device) -> SequenceLayout:
     with torch.inference_mode(False):  # kept for trainings too
         layout = sequence_layout(stages)
         return replace(
@@ -107,7 +107,7 @@ def _axes(stage: TokenGrid) -> tuple[Tensor, ...]:
 
 
 def _window(stage: TokenGrid, of: TokenGrid, radius: int) -> Int64[Tensor, "_ _"]:
-    """For each place of a stage, the places of another around the one that covers it."""
+    """For each token of a grid, the indices in another grid of the window around its parent."""
     row, column = ((axis.flatten() * stage.stride + stage.stride // 2) // of.stride for axis in _axes(stage))
     steps = torch.arange(-radius, radius + 1)
     down, right = (axis.flatten() for axis in torch.meshgrid(steps, steps, indexing="ij"))
@@ -120,36 +120,37 @@ def _window(stage: TokenGrid, of: TokenGrid, radius: int) -> Int64[Tensor, "_ _"
 
 
 def draw_orders(
-    layout: Layout, count: int, generator: torch.Generator, known: Bool[Tensor, "b n"] | None = None
+    layout: SequenceLayout, count: int, generator: torch.Generator, known: Bool[Tensor, "b n"] | None = None
 ) -> Int64[Tensor, "b n"]:
-    """Draw an order of all tokens for each slice: stage by stage, at random within, the known ones first."""
+    """Draw an order of prediction per slice: grid by grid, random within a grid, known tokens first."""
     keys = torch.rand(count, layout.starts[-1], generator=generator)
     if known is not None:
         keys = keys - known.to(keys)
     for index in range(len(layout.stages)):
-        keys[:, layout.part(index)] += 3 * index
+        keys[:, layout.slice_of(index)] += 3 * index
     return keys.argsort(1)
 
 
 def stage_windows(
-    layout: Layout,
+    layout: SequenceLayout,
     stage: int,
-    heard: Int64[Tensor, "b n"],
+    input_tokens: Int64[Tensor, "b n"],
     ranks: Int64[Tensor, "b n"] | None,
     order: Int64[Tensor, "b m"],
 ) -> list[Int64[Tensor, "b m _"]]:
-    """Return the tokens around and above places of a stage; what is not drawn yet reads as 'unknown'.
+    """Return the neighbours and parents of tokens of a grid; tokens not known yet are `unknown`.
 
     Args:
-        layout: Of the tokens, on their device.
-        stage: Of the places.
-        heard: All tokens, flattened and joined. Without ranks, those to come must read 'unknown' already.
-        ranks: When each token is drawn.
-        order: Places in the stage, in the order wanted.
+        layout: Layout of the tokens, on their device.
+        stage: Index of the grid.
+        input_tokens: All tokens, flattened and joined. Without ranks, future tokens must be unknown
+            already.
+        ranks: The step at which each token is predicted.
+        order: Indices in the grid, in the order of prediction.
     """
-    own = layout.part(stage)
+    own = layout.slice_of(stage)
     table = layout.around[stage][order]
-    grid = functional.pad(heard[:, own], (0, 1), value=layout.stages[stage].size)
+    grid = functional.pad(input_tokens[:, own], (0, 1), value=layout.stages[stage].size)
     windows = [_pick(grid, table)]
     if ranks is not None:
         when = functional.pad(ranks[:, own], (0, 1), value=layout.starts[-1])
@@ -157,7 +158,9 @@ def stage_windows(
         windows[0] = windows[0].masked_fill(later, layout.stages[stage].size)
     for coarser in range(stage):
         table = layout.above[stage][coarser][order]
-        grid = functional.pad(heard[:, layout.part(coarser)], (0, 1), value=layout.stages[coarser].size)
+        grid = functional.pad(
+            input_tokens[:, layout.slice_of(coarser)], (0, 1), value=layout.stages[coarser].size
+        )
         windows.append(_pick(grid, table))
     return windows
 

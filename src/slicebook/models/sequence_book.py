@@ -1,7 +1,6 @@
-"""A book: the tokenizer of the slices and, where there are masks, that of the masks, as one row of tokens.
+"""The image tokenizer and, if there are masks, the mask tokenizer, as one token sequence.
 
-The prior knows nothing else of a slice than this row: mask tokens first, then the slice's, each coarse to
-fine.
+The prior models this sequence: mask tokens first, then image tokens, each coarse to fine.
 """
 
 from __future__ import annotations
@@ -15,13 +14,13 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from slicebook.models.masks import labels_from, one_hot
-from slicebook.models.sequence import Layout, TokenGrid, sequence_layout
+from slicebook.models.sequence import SequenceLayout, TokenGrid, sequence_layout
 from slicebook.models.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
 class DecodedSlices:
-    """What a row of tokens stands for.
+    """Decoded images and masks.
 
     Attributes:
         images: In [-1, 1].
@@ -34,11 +33,11 @@ class DecodedSlices:
 
 @dataclass(frozen=True)
 class JointTokenizer:
-    """Tokenizers in evaluation mode, on one device.
+    """An image tokenizer and a mask tokenizer, in evaluation mode, on one device.
 
     Attributes:
-        images: Of the slices.
-        masks: Of their masks, if any.
+        images: Tokenizer of the images.
+        masks: Tokenizer of the label masks, if any.
     """
 
     images: Tokenizer
@@ -46,15 +45,15 @@ class JointTokenizer:
 
     @property
     def codebooks(self) -> list[Float[Tensor, "_ _"]]:
-        """The codes of each stage, in the order of the row."""
+        """The codebook of each grid, in the order of the sequence."""
         return [
             tokenizer.codebook(level).codes.detach()
             for _, tokenizer in self._parts()
             for level in reversed(range(tokenizer.levels))
         ]
 
-    def layout(self, size: tuple[int, int]) -> Layout:
-        """Where the tokens of a slice of `size` pixels lie in the row."""
+    def layout(self, size: tuple[int, int]) -> SequenceLayout:
+        """Return the layout of the token sequence of a slice of `size` pixels."""
         stages: list[TokenGrid] = []
         for kind, tokenizer in self._parts():
             config, grids = tokenizer.config, tokenizer.grids(size)
@@ -66,7 +65,7 @@ class JointTokenizer:
     def encode(
         self, images: Float[Tensor, "b 1 h w"], masks: UInt8[Tensor, "b h w"] | None = None
     ) -> Int64[Tensor, "b n"]:
-        """Return rows of tokens; without masks their tokens are unknown."""
+        """Return token sequences; without masks, the mask tokens are unknown."""
         grids = self.images.encode(images)[::-1]
         if self.masks is not None and masks is not None:
             grids = self.masks.encode(one_hot(masks, self.masks.config.label_values))[::-1] + grids
@@ -83,7 +82,7 @@ class JointTokenizer:
     def decode(
         self, tokens: Int64[Tensor, "b n"], size: tuple[int, int], *, levels: int | None = None
     ) -> DecodedSlices:
-        """Draw slices and masks of `size` pixels; of the slices only so many coarsest levels, if said."""
+        """Decode images and masks of `size` pixels; images from the `levels` coarsest levels only, if given."""
         grids = self.grids(tokens, size)
         images = self.images.decode(grids["image"], size, levels=levels).clamp(-1, 1)
         masks = None
@@ -97,11 +96,11 @@ class JointTokenizer:
     def grids(
         self, tokens: Int64[Tensor, "b n"], size: tuple[int, int]
     ) -> dict[Literal["mask", "image"], list[Int64[Tensor, "b _ _"]]]:
-        """Return the token grids of rows, as their tokenizers take them: finest first."""
+        """Return the token grids of sequences, as the tokenizers take them: finest first."""
         layout = self.layout(size)
         grids: dict[Literal["mask", "image"], list[Tensor]] = {"mask": [], "image": []}
         for index, stage in enumerate(layout.stages):
-            grid = tokens[:, layout.part(index)].reshape(-1, stage.rows, stage.columns)
+            grid = tokens[:, layout.slice_of(index)].reshape(-1, stage.rows, stage.columns)
             grids[stage.kind].insert(0, grid)
         return grids
 

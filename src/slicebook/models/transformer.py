@@ -1,4 +1,4 @@
-"""The transformer of the prior: positions, attention, key-value cache, blocks."""
+"""The transformer of the prior: conditions, rotary positions, attention, key-value cache, blocks."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from slicebook.models.sequence import NEIGHBOUR_RADIUS, PARENT_RADIUS
 HEAD_DIM = 64
 
 
-FEW = 1024  # steps up to which all pairs of them are held at once
+MAX_DENSE_ATTENTION = 1024  # steps up to which all pairs of them are held at once
 
 
-WAVES = 6  # octaves in which a place in the slice, or a slice in its volume, is told
+NUM_FREQUENCIES = 6  # octaves in which a place in the slice, or a slice in its volume, is told
 
 
 NEAREST_WAVE, FARTHEST_WAVE = 4.0, 512.0  # pixels a radian of the rotary positions
@@ -28,11 +28,11 @@ NEAREST_WAVE, FARTHEST_WAVE = 4.0, 512.0  # pixels a radian of the rotary positi
 
 @dataclass(frozen=True)
 class Conditions:
-    """What is known of each slice; NaN and -1 stand for unknown.
+    """Conditions of each slice; NaN and -1 mean unknown.
 
     Attributes:
-        position: In the volume, 0 for the first slice and 1 for the last.
-        group: Index of its class.
+        position: Position in the volume, 0 for the first slice and 1 for the last.
+        group: Index of the class.
     """
 
     position: Float[Tensor, " b"]
@@ -47,18 +47,18 @@ class Conditions:
 
     @classmethod
     def unknown(cls, count: int) -> Conditions:
-        """Nothing is known of any slice."""
+        """Return unknown conditions for `count` slices."""
         return cls(torch.full((count,), math.nan), torch.full((count,), -1))
 
 
 def _waves(values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape waves"]:
-    """Sines and cosines of numbers in [0, 1], from half a turn up by octaves."""
-    angles = values[..., None] * math.pi * 2.0 ** torch.arange(WAVES, device=values.device)
+    """Fourier features of numbers in [0, 1]: sines and cosines of half a turn and its octaves."""
+    angles = values[..., None] * math.pi * 2.0 ** torch.arange(NUM_FREQUENCIES, device=values.device)
     return torch.cat([angles.sin(), angles.cos()], -1)
 
 
 def _rotation(centres: Float[Tensor, "b n 2"]) -> Complex[Tensor, "b 1 n half"]:
-    """Rotary angles of places as unit complex numbers: half of a head for rows, half for columns."""
+    """Rotary embedding of 2D positions as unit complex numbers: half of a head for rows, half for columns."""
     count = HEAD_DIM // 4
     octaves = torch.linspace(math.log(NEAREST_WAVE), math.log(FARTHEST_WAVE), count, device=centres.device)
     angles = (centres[..., None] / octaves.exp()).flatten(-2)[:, None]
@@ -72,12 +72,17 @@ def _rotate(x: Float[Tensor, "b heads n dim"], by: Complex[Tensor, "b 1 n half"]
 
 
 def _attention(queries: Tensor, keys: Tensor, values: Tensor, *, causal: bool) -> Tensor:
-    """Attend to all keys, or if causal to those up to a query's own.
+    """Scaled dot-product attention, causal if asked for.
 
     On a CPU in half precision the fused kernel's backward pass takes twice the time of two plain products.
     """
     steps = queries.shape[2]
-    plain = causal and steps <= FEW and queries.device.type == "cpu" and queries.dtype != torch.float32
+    plain = (
+        causal
+        and steps <= MAX_DENSE_ATTENTION
+        and queries.device.type == "cpu"
+        and queries.dtype != torch.float32
+    )
     if not plain:
         return functional.scaled_dot_product_attention(queries, keys, values, is_causal=causal)
     later = torch.full((steps, steps), -math.inf, dtype=queries.dtype).triu(1)
@@ -85,8 +90,8 @@ def _attention(queries: Tensor, keys: Tensor, values: Tensor, *, causal: bool) -
     return weights @ values
 
 
-class Cache:
-    """Keys and values of the steps so far, for one block."""
+class KVCache:
+    """Keys and values of all previous steps, for one block."""
 
     def __init__(self, count: int, width: int, steps: int, *, like: Tensor) -> None:
         self.keys = like.new_zeros(count, width // HEAD_DIM, steps, HEAD_DIM)
@@ -94,7 +99,7 @@ class Cache:
         self.filled = 0
 
     def add(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Append, and return all."""
+        """Append keys and values, and return all of them."""
         end = self.filled + keys.shape[2]
         self.keys[:, :, self.filled : end] = keys
         self.values[:, :, self.filled : end] = values
@@ -103,15 +108,15 @@ class Cache:
 
 
 class _Block(nn.Module):
-    """Pre-norm transformer block; a step attends to itself and to those before it."""
+    """Pre-norm transformer block with causal attention."""
 
     def __init__(self, width: int, dropout: float) -> None:
         super().__init__()
         self.heads = width // HEAD_DIM
-        self.before_attention = nn.LayerNorm(width)
-        self.mix = nn.Linear(width, 3 * width)
-        self.merge = nn.Linear(width, width)
-        self.think = nn.Sequential(
+        self.norm1 = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+        self.mlp = nn.Sequential(
             nn.LayerNorm(width),
             nn.Linear(width, 4 * width),
             nn.GELU(),
@@ -119,19 +124,19 @@ class _Block(nn.Module):
             nn.Dropout(dropout),
         )
 
-    def forward(self, x: Tensor, asked: Tensor, told: Tensor, cache: Cache | None) -> Tensor:
-        mixed = self.mix(self.before_attention(x)).view(*x.shape[:2], 3, self.heads, HEAD_DIM)
-        queries, keys, values = mixed.permute(2, 0, 3, 1, 4)
-        queries, keys = _rotate(queries, asked), _rotate(keys, told)
+    def forward(self, x: Tensor, query_centres: Tensor, key_centres: Tensor, cache: KVCache | None) -> Tensor:
+        qkv = self.qkv(self.norm1(x)).view(*x.shape[:2], 3, self.heads, HEAD_DIM)
+        queries, keys, values = qkv.permute(2, 0, 3, 1, 4)
+        queries, keys = _rotate(queries, query_centres), _rotate(keys, key_centres)
         causal = x.shape[1] > 1
         if cache is not None:
             assert cache.filled == 0 or not causal
             keys, values = cache.add(keys, values)
         # No dropout in here: it would take the fused attention away.
-        found = _attention(queries, keys, values, causal=causal)
-        x = x + self.merge(found.transpose(1, 2).flatten(2))
-        thought: Tensor = self.think(x)
-        return x + thought
+        attended = _attention(queries, keys, values, causal=causal)
+        x = x + self.proj(attended.transpose(1, 2).flatten(2))
+        update: Tensor = self.mlp(x)
+        return x + update
 
 
 class PriorTransformer(nn.Module):
@@ -153,75 +158,84 @@ class PriorTransformer(nn.Module):
         width, dim = config.width, prior.embedding
         self.first = first
         self.width = width
-        self.own = range(first, len(codebooks))
+        self.stages = range(first, len(codebooks))
         self.tokens = nn.ModuleList(_embedding(codes, dim) for codes in codebooks)
         self.contents = nn.ModuleList(nn.Linear(dim, width) for _ in codebooks)
         around, above = (2 * NEIGHBOUR_RADIUS + 1) ** 2 - 1, (2 * PARENT_RADIUS + 1) ** 2
-        self.windows = nn.ModuleList(nn.Linear(dim * (around + above * stage), width) for stage in self.own)
+        self.windows = nn.ModuleList(
+            nn.Linear(dim * (around + above * stage), width) for stage in self.stages
+        )
         self.stage = nn.Embedding(len(codebooks) + 1, width)  # the last one: nothing drawn yet
-        self.places = nn.Linear(4 * WAVES, 2 * width)  # one half for the content, one for the question
+        self.places = nn.Linear(
+            4 * NUM_FREQUENCIES, 2 * width
+        )  # one half for the content, one for the question
         self.blocks = nn.ModuleList(_Block(width, prior.dropout) for _ in range(config.layers))
         self.norm = nn.LayerNorm(width)
-        self.heads = nn.ModuleList(nn.Linear(width, len(codebooks[stage])) for stage in self.own)
-        self.position = nn.Linear(2 * WAVES, width)
+        self.heads = nn.ModuleList(nn.Linear(width, len(codebooks[stage])) for stage in self.stages)
+        self.position = nn.Linear(2 * NUM_FREQUENCIES, width)
         self.unknown_position = nn.Parameter(torch.zeros(width))
         self.group = nn.Embedding(groups + 1, width)
         self.dropout = nn.Dropout(prior.dropout)
         for name, parameter in self.named_parameters():
-            if name.endswith(("merge.weight", "think.3.weight")):
+            if name.endswith(("proj.weight", "mlp.3.weight")):
                 nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * config.layers))
             elif name.startswith("heads."):
                 nn.init.zeros_(parameter)  # every code is equally likely at first
 
-    def known(self, conditions: Conditions) -> Float[Tensor, "b width"]:
-        """What is known of each slice."""
+    def condition_embedding(self, conditions: Conditions) -> Float[Tensor, "b width"]:
+        """Embed the conditions of each slice."""
         missing = conditions.position.isnan()
         position = self.position(_waves(conditions.position.nan_to_num()))
         position = torch.where(missing[:, None], self.unknown_position.to(position), position)
         group: Tensor = self.group(conditions.group + 1)
         return position + group
 
-    def content(self, stage: int, tokens: Int64[Tensor, "b n"], places: Float[Tensor, "b n 2"]) -> Tensor:
-        """What drawn tokens say, and where they stand."""
+    def token_embedding(
+        self, stage: int, tokens: Int64[Tensor, "b n"], places: Float[Tensor, "b n 2"]
+    ) -> Tensor:
+        """Embed known tokens with their positions."""
         where = self.places(_waves(places).flatten(-2)).chunk(2, -1)[0]
         said: Tensor = self.contents[stage](self.tokens[stage](tokens)) + where + self.stage.weight[stage]
         return said
 
-    def question(
+    def query_embedding(
         self, stage: int, windows: Sequence[Int64[Tensor, "b n _"]], places: Float[Tensor, "b n 2"]
     ) -> Tensor:
-        """What is asked: a place, with the tokens drawn around it (first), then those above it, by stage."""
+        """Embed the position to predict, with the tokens in the window around it and around its parents.
+
+        `windows` holds the neighbours in the same grid first, then the parents in each coarser grid.
+        """
         around, *above = windows
         seen = [self.tokens[stage](around)] + [
             self.tokens[coarser](window) for coarser, window in enumerate(above)
         ]
         where = self.places(_waves(places).flatten(-2)).chunk(2, -1)[1]
         local = self.windows[stage - self.first](torch.cat([part.flatten(2) for part in seen], -1))
-        asked: Tensor = local + where + self.stage.weight[stage]
-        return asked
+        query_centres: Tensor = local + where + self.stage.weight[stage]
+        return query_centres
 
-    def attend(
+    def forward_blocks(
         self,
         x: Float[Tensor, "b n width"],
-        asked: Float[Tensor, "b n 2"],
-        told: Float[Tensor, "b n 2"],
-        caches: Sequence[Cache] | None = None,
+        query_centres: Float[Tensor, "b n 2"],
+        key_centres: Float[Tensor, "b n 2"],
+        caches: Sequence[KVCache] | None = None,
     ) -> Float[Tensor, "b n width"]:
         """Run the blocks over steps, given the centres (in pixels) of what each asks and of what it holds."""
-        x, asked, told = self.dropout(x), _rotation(asked), _rotation(told)
+        x, query_centres, key_centres = self.dropout(x), _rotation(query_centres), _rotation(key_centres)
         for index, block in enumerate(self.blocks):
-            x = block(x, asked, told, caches[index] if caches else None)
+            x = block(x, query_centres, key_centres, caches[index] if caches else None)
         normed: Tensor = self.norm(x)
         return normed
 
     def logits(self, stage: int, x: Float[Tensor, "b n width"]) -> Float[Tensor, "b n k"]:
-        """Unnormalised log-probability of each code."""
-        found: Tensor = self.heads[stage - self.first](x)
-        return found
+        """Return the logits of each code."""
+        attended: Tensor = self.heads[stage - self.first](x)
+        return attended
 
 
 def _embedding(codes: Float[Tensor, "k d"], dim: int) -> nn.Embedding:
-    """A learned vector a code, begun at the code itself: like codes are alike. The last says 'unknown'."""
+    """A learned embedding per code, initialised from the code itself. The last row is the unknown token."""
     table = nn.Embedding(len(codes) + 1, dim)
     scaled = (codes - codes.mean(0)) / codes.std().clamp(min=1e-6)
     with torch.no_grad():

@@ -265,7 +265,7 @@ def draw_samples(
             alike = [r for r in train.records if (r.rows, r.columns) == (kind.rows, kind.columns)]
             chosen = np.random.default_rng(FIRST_SEED).integers(0, len(alike), share)
             conditions = conditions_of([alike[index] for index in chosen], loaded.info.classes)
-            layout = loaded.book.layout((kind.rows, kind.columns))
+            layout = loaded.tokenizer.layout((kind.rows, kind.columns))
             seeds = [FIRST_SEED + index for index in range(share)]
             rows[f"{kind.rows}x{kind.columns}"] = sample(loaded.prior, layout, seeds, conditions)
         save_state(path, State(rows, made_from))
@@ -279,7 +279,7 @@ def read_samples(loaded: LoadedPrior, folder: Path) -> Samples:
 
 def _grids(loaded: LoadedPrior, rows: Mapping[str, Tensor]) -> Samples:
     sizes = [(kind.rows, kind.columns) for kind in loaded.info.slices]
-    return {size: loaded.book.grids(rows[f"{size[0]}x{size[1]}"], size)["image"] for size in sizes}
+    return {size: loaded.tokenizer.grids(rows[f"{size[0]}x{size[1]}"], size)["image"] for size in sizes}
 
 
 def train_decoder(

@@ -105,7 +105,7 @@ def fit_prior(run: PriorRun, device: str, precision: str, progress: bool) -> Pro
     fabric = launch(device, precision)
     config = run.recipe.prior.training
     fabric.seed_everything(config.seed, verbose=False)
-    book = JointTokenizer(
+    joint_tokenizer = JointTokenizer(
         run.tokenizer.tokenizer.to(fabric.device),
         run.masks.tokenizer.to(fabric.device) if run.masks else None,
     )
@@ -116,7 +116,7 @@ def fit_prior(run: PriorRun, device: str, precision: str, progress: bool) -> Pro
     with fabric.rank_zero_first():
         tokens = load_or_encode(
             run.folder,
-            book,
+            joint_tokenizer,
             splits,
             config,
             run.classes,
@@ -133,7 +133,7 @@ def fit_prior(run: PriorRun, device: str, precision: str, progress: bool) -> Pro
         rank=fabric.global_rank,
         world_size=fabric.world_size,
     )
-    objective = _objective(run, book, fabric)
+    objective = _objective(run, joint_tokenizer, fabric)
     trainer = Trainer(objective, config, run.folder, run.identity, fabric)
     with display:
         reached = trainer(batches, TokenBatches(tokens["validation"], config.batch_size), state, display)
@@ -141,7 +141,7 @@ def fit_prior(run: PriorRun, device: str, precision: str, progress: bool) -> Pro
     return reached
 
 
-def _objective(run: PriorRun, book: JointTokenizer, fabric: Fabric) -> PriorObjective:
+def _objective(run: PriorRun, joint_tokenizer: JointTokenizer, fabric: Fabric) -> PriorObjective:
     """Return the training step of a new prior, which also writes the model file."""
     noise_model = fit_noise(run.tokenizer, run.train)
 
@@ -158,9 +158,9 @@ def _objective(run: PriorRun, book: JointTokenizer, fabric: Fabric) -> PriorObje
             provenance=provenance(run.data, run.train, fabric.device, reached, scores),
             weights_sha256="",
         )
-        save_prior(path, prior, book, info)
+        save_prior(path, prior, joint_tokenizer, info)
 
-    prior = Prior(run.recipe.prior, book.codebooks, len(run.classes))
+    prior = Prior(run.recipe.prior, joint_tokenizer.codebooks, len(run.classes))
     return PriorObjective(prior, run.recipe.prior.training, fabric, save)
 
 
@@ -171,7 +171,7 @@ def refuse_unused_codes(tokenizer: LoadedTokenizer, train: SliceSet) -> None:
         count = torch.zeros(size)
         for token_set in token_sets:
             index = len(token_set.layout.stages) - 1 - level
-            tokens = token_set.tokens[:, 0, token_set.layout.part(index)].flatten().long()
+            tokens = token_set.tokens[:, 0, token_set.layout.slice_of(index)].flatten().long()
             count += torch.bincount(tokens, minlength=size)
         used = usage_of(count).utilization
         if used < LOW_USAGE:

@@ -317,8 +317,8 @@ def _check_all(job: _Job, folders: Sequence[Path], masks: bool, restart: bool) -
             open_run(job.masks, split | {"recipe": settings})
         if job.recipe.decoder is not None:
             settings = job.recipe.model_dump(mode="json", include={"decoder"})
-            book = [job.tokenizer.info.weights_sha256]
-            open_run(job.decoder, split | {"recipe": settings, "book": book})
+            joint_tokenizer = [job.tokenizer.info.weights_sha256]
+            open_run(job.decoder, split | {"recipe": settings, "book": joint_tokenizer})
     refuse_unused_codes(job.tokenizer, job.data.split("train"))
 
 
@@ -383,7 +383,7 @@ def _progress(run: Path) -> Progress | None:
 def _install_decoder(job: _Job, source: LoadedTokenizer) -> None:
     """Put a decoder into the file of a finished prior, with the noise model of its images."""
     loaded = load_prior(job.folder)
-    if hash_tensors(loaded.book.images.state_dict()) == hash_tensors(source.tokenizer.state_dict()):
+    if hash_tensors(loaded.tokenizer.images.state_dict()) == hash_tensors(source.tokenizer.state_dict()):
         return
     made = source.info.provenance if source.info.kind == decoders.KIND else None
     samples = decoders.read_samples(loaded, job.decoder) if made else None
@@ -392,5 +392,5 @@ def _install_decoder(job: _Job, source: LoadedTokenizer) -> None:
         "noise_model": fit_noise(source, job.data.split("train"), samples),
         "decoder_provenance": made,
     }
-    book = JointTokenizer(source.tokenizer, loaded.book.masks)
-    save_prior(loaded.path, loaded.prior, book, loaded.info.model_copy(update=update))
+    joint_tokenizer = JointTokenizer(source.tokenizer, loaded.tokenizer.masks)
+    save_prior(loaded.path, loaded.prior, joint_tokenizer, loaded.info.model_copy(update=update))

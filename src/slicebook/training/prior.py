@@ -1,4 +1,4 @@
-"""What the loop trains when it trains a prior: the likelihood of token rows, in random orders."""
+"""The objective of a prior: the likelihood of token sequences in random orders."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from torch import Tensor, nn
 
 from slicebook.config import PriorTrainingConfig
 from slicebook.models.prior import Prior
-from slicebook.models.sequence import Layout, draw_orders
+from slicebook.models.sequence import SequenceLayout, draw_orders
 from slicebook.models.transformer import Conditions
 from slicebook.training.token_dataset import TokenBatch
 from slicebook.training.trainer import Progress, draw_for, update_average
 
 
 class EMAModel(nn.Module):
-    """A prior that learns, and the running average of its weights that is judged and kept."""
+    """A prior and the exponential moving average of its weights, which is validated and saved."""
 
     def __init__(self, prior: Prior) -> None:
         super().__init__()
@@ -30,12 +30,12 @@ class EMAModel(nn.Module):
         self.average = copy.deepcopy(prior).requires_grad_(False)
 
     def forward(self, ask: Callable[[nn.Module], Tensor], averaged: bool) -> Tensor:
-        """Ask one of the two; as a function, since Fabric would make positions among arguments bf16."""
+        """Call one of the two. As a function, because Fabric would cast position arguments to bf16."""
         return ask(self.average if averaged else self.learner)
 
 
 class PriorObjective:
-    """A prior's training step: draw an order, mishear a few tokens, ask for each in turn.
+    """The training step of a prior: draw an order, replace a few input tokens at random, predict each token.
 
     Args:
         prior: Untrained.
@@ -60,24 +60,24 @@ class PriorObjective:
         self.keep = keep
 
     def groups(self) -> list[dict[str, Any]]:
-        """Return the learner's parameters."""
+        """Return the trained parameters."""
         return [{"params": list(self.pair.learner.parameters()), "lr_scale": 1.0}]
 
     def setup(self, batches: Iterable[TokenBatch]) -> None:
         """Nothing to prepare."""
 
     def training_step(self, batch: TokenBatch, step: int, fraction: float) -> dict[str, Tensor]:
-        """Return the loss, and the nats a token of each stage."""
+        """Return the loss, and nats/token of each grid."""
         update_average(self.pair.average, self.pair.learner, self.config.ema, step)
         draw = draw_for(self.config.seed, step, self.fabric.global_rank)
         device = batch.tokens.device
         orders = draw_orders(batch.layout, len(batch), draw).to(device)
         tokens = drop_masks(batch.layout, batch.tokens, self.config.mask_dropout, draw)
-        heard = corrupt_tokens(batch.layout, tokens, self.config.token_corruption, draw)
+        input_tokens = corrupt_tokens(batch.layout, tokens, self.config.token_corruption, draw)
         conditions = drop_conditions(batch.conditions, self.config.condition_dropout, draw)
 
         def ask(prior: nn.Module) -> Tensor:
-            found: Tensor = prior(batch.layout, tokens, orders, conditions, heard)
+            found: Tensor = prior(batch.layout, tokens, orders, conditions, input_tokens)
             return found
 
         losses = self.module(ask, averaged=False)
@@ -87,7 +87,7 @@ class PriorObjective:
         return {"loss": coarse + losses[:, first:].mean(), **_by_stage(batch.layout, losses.detach())}
 
     def validation_step(self, batch: TokenBatch) -> dict[str, Tensor]:
-        """Return the averaged weights' log-likelihood (nats a token), bits a pixel, and nats by stage."""
+        """Return the log-likelihood of the averaged weights (nats/token), bits per pixel, and nats by grid."""
         draw = torch.Generator().manual_seed(self.config.seed + int(batch.indices[0]))
         orders = draw_orders(batch.layout, len(batch), draw).to(batch.tokens.device)
 
@@ -114,14 +114,17 @@ class PriorObjective:
         return {}
 
     def save(self, path: Path, progress: Progress, scores: Mapping[str, float]) -> None:
-        """Write the averaged weights, with the book."""
+        """Write the averaged weights, with the tokenizers."""
         self.keep(path, self.pair.average, progress, scores)
 
 
 def corrupt_tokens(
-    layout: Layout, tokens: Int64[Tensor, "b n"], share: float, generator: torch.Generator
+    layout: SequenceLayout, tokens: Int64[Tensor, "b n"], share: float, generator: torch.Generator
 ) -> Int64[Tensor, "b n"]:
-    """Replace tokens by others: of each slice a part that is uniform up to twice the share."""
+    """Replace a random fraction of the tokens by random codes, which reduces exposure bias.
+
+    The fraction of each slice is uniform between 0 and twice `share`.
+    """
     part = 2 * share * torch.rand(len(tokens), 1, generator=generator)
     wrong = torch.rand(tokens.shape, generator=generator) < part
     sizes = torch.cat([torch.full((len(stage),), stage.size) for stage in layout.stages])
@@ -132,7 +135,7 @@ def corrupt_tokens(
 
 
 def drop_conditions(conditions: Conditions, share: float, generator: torch.Generator) -> Conditions:
-    """Make the conditions of some slices unknown, all of a slice at once."""
+    """Set all conditions of a random fraction of the slices to unknown."""
     hidden = (torch.rand(len(conditions.position), generator=generator) < share).to(conditions.group.device)
     return Conditions(
         conditions.position.masked_fill(hidden, math.nan), conditions.group.masked_fill(hidden, -1)
@@ -140,28 +143,28 @@ def drop_conditions(conditions: Conditions, share: float, generator: torch.Gener
 
 
 def drop_masks(
-    layout: Layout, tokens: Int64[Tensor, "b n"], share: float, generator: torch.Generator
+    layout: SequenceLayout, tokens: Int64[Tensor, "b n"], share: float, generator: torch.Generator
 ) -> Int64[Tensor, "b n"]:
-    """Make the mask tokens of some slices unknown, all of a slice at once."""
+    """Set all mask tokens of a random fraction of the slices to unknown."""
     hidden = (torch.rand(len(tokens), 1, generator=generator) < share).to(tokens.device)
     tokens = tokens.clone()
     for index, stage in enumerate(layout.stages):
         if stage.kind == "mask":
-            tokens[:, layout.part(index)].masked_fill_(hidden, stage.size)
+            tokens[:, layout.slice_of(index)].masked_fill_(hidden, stage.size)
     return tokens
 
 
-def _by_stage(layout: Layout, losses: Float[Tensor, "b n"]) -> dict[str, Tensor]:
-    """Mean nats a token of each stage; unknown tokens, which cost exactly nothing, do not count."""
+def _by_stage(layout: SequenceLayout, losses: Float[Tensor, "b n"]) -> dict[str, Tensor]:
+    """Mean nats/token of each grid, without unknown tokens, whose loss is exactly 0."""
     found = {}
     for index, stage in enumerate(layout.stages):
-        part = losses[:, layout.part(index)]
+        part = losses[:, layout.slice_of(index)]
         found[f"nats_{stage.name}"] = part.sum() / (part != 0).sum().clamp(min=1)
     return found
 
 
-def _images_from(layout: Layout) -> int:
-    """First token of the slice itself, after those of its mask."""
+def _images_from(layout: SequenceLayout) -> int:
+    """Index of the first image token, after those of the mask."""
     return next(
         start for stage, start in zip(layout.stages, layout.starts, strict=False) if stage.kind == "image"
     )

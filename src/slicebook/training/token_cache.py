@@ -22,7 +22,7 @@ TOKENS_NAME = "tokens.safetensors"
 
 def load_or_encode(
     folder: Path,
-    book: JointTokenizer,
+    joint_tokenizer: JointTokenizer,
     splits: Mapping[str, SliceSet],
     config: PriorTrainingConfig,
     classes: Sequence[str],
@@ -36,7 +36,7 @@ def load_or_encode(
 
     Args:
         folder: Folder of the training.
-        book: The tokenizers.
+        joint_tokenizer: The tokenizers.
         splits: Slices of `train`, encoded in `config.num_views` forms, and of `validation`, in one.
         config: Settings of the views.
         classes: Names of the classes, in the order of their numbers.
@@ -62,7 +62,7 @@ def load_or_encode(
         if kept is None:
             display.say(f"encoding {len(slices)} {split} slices, {views} views of each")
         encoded[split] = encode_slices(
-            book,
+            joint_tokenizer,
             slices,
             views=views,
             shift=config.shift,

@@ -17,7 +17,7 @@ from torch.nn import functional
 from slicebook.data.dataset import SliceSet
 from slicebook.data.loader import BatchOrder
 from slicebook.data.manifest import SliceRecord
-from slicebook.models.sequence import Layout
+from slicebook.models.sequence import SequenceLayout
 from slicebook.models.sequence_book import JointTokenizer
 from slicebook.models.transformer import Conditions
 
@@ -35,7 +35,7 @@ class TokenBatch:
         indices: Where the slices stand in their set.
     """
 
-    layout: Layout
+    layout: SequenceLayout
     tokens: Int64[Tensor, "b n"]
     conditions: Conditions
     indices: Int64[Tensor, " b"]
@@ -61,7 +61,7 @@ class TokenSet:
     """
 
     size: tuple[int, int]
-    layout: Layout
+    layout: SequenceLayout
     tokens: Int32[Tensor, "slices forms n"]
     conditions: Conditions
     indices: Int64[Tensor, " slices"]
@@ -72,7 +72,7 @@ class TokenSet:
 
 @torch.no_grad()
 def encode_slices(
-    book: JointTokenizer,
+    joint_tokenizer: JointTokenizer,
     slices: SliceSet,
     *,
     views: int = 1,
@@ -89,7 +89,7 @@ def encode_slices(
     mirrored. The slice is changed, not its tokens, for a token grid moved by less than a token is another.
 
     Args:
-        book: What encodes.
+        joint_tokenizer: What encodes.
         slices: What is encoded; masks with them where the book has masks.
         views: Forms of each slice, the slice as it is among them.
         shift: Pixels by which a form is moved, at most, along each axis.
@@ -105,18 +105,18 @@ def encode_slices(
     found: list[TokenSet] = []
     done = 0
     for number, (size, indices) in enumerate(sizes.items()):
-        layout = book.layout(size)
+        layout = joint_tokenizer.layout(size)
         rows: list[Tensor] = []
         for start in range(0, len(indices) if known is None else 0, BATCH):
             part = indices[start : start + BATCH]
             images = torch.stack([slices[index] for index in part])
-            masks, masked = _masks(book, slices, part)
+            masks, masked = _masks(joint_tokenizer, slices, part)
             forms = []
             for view in range(views):
                 draw = np.random.default_rng([seed, part[0], view])
                 steps = draw.integers(-shift, shift + 1, (len(part), 2)) * (view > 0)
                 change = _Change(view % 2 == 1, steps, shift)
-                tokens = book.encode(
+                tokens = joint_tokenizer.encode(
                     change(images).to(device), None if masks is None else change(masks)[:, 0].to(device)
                 )
                 forms.append(_forget(tokens.cpu(), layout, masked))
@@ -163,23 +163,23 @@ class _Change:
 
 
 def _masks(
-    book: JointTokenizer, slices: SliceSet, part: list[int]
+    joint_tokenizer: JointTokenizer, slices: SliceSet, part: list[int]
 ) -> tuple[UInt8[Tensor, "b 1 h w"] | None, Bool[Tensor, " b"]]:
     """Masks of some slices, blank where there are none, and which have one."""
     masked = torch.tensor([slices.records[index].label_offset >= 0 for index in part])
-    if book.masks is None:
+    if joint_tokenizer.masks is None:
         return None, masked
     shape = (slices.records[part[0]].rows, slices.records[part[0]].columns)
-    blank = torch.full(shape, book.masks.config.label_values[0], dtype=torch.uint8)
+    blank = torch.full(shape, joint_tokenizer.masks.config.label_values[0], dtype=torch.uint8)
     found = [slices.labels(i) if there else blank for i, there in zip(part, masked.tolist(), strict=True)]
     return torch.stack(found)[:, None], masked
 
 
-def _forget(tokens: Int64[Tensor, "b n"], layout: Layout, masked: Bool[Tensor, " b"]) -> Tensor:
+def _forget(tokens: Int64[Tensor, "b n"], layout: SequenceLayout, masked: Bool[Tensor, " b"]) -> Tensor:
     """Make the mask tokens of slices without a mask unknown."""
     for index, stage in enumerate(layout.stages):
         if stage.kind == "mask":
-            tokens[~masked, layout.part(index)] = stage.size
+            tokens[~masked, layout.slice_of(index)] = stage.size
     return tokens
 
 

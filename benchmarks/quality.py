@@ -143,7 +143,7 @@ def founding(run: Path, data: PreparedData) -> dict[str, Any]:
     recipe, wanted = loaded.info.recipe, load_recipe("comp3710")
     if recipe.tokenizer != wanted.tokenizer or recipe.training != wanted.training:
         raise ConfigError(f"{run}: was trained with other settings than those of recipe comp3710")
-    reached = load_state(run / STATE_NAME).progress["reached"]
+    reached = load_state(run / STATE_NAME).progress["progress"]
     if reached["epoch"] != wanted.training.epochs:
         raise ConfigError(
             f"{run}: stands at epoch {reached['epoch']} of {wanted.training.epochs}; go on with it"

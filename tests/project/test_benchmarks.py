@@ -180,7 +180,7 @@ def test_the_founding_claim_is_scored_on_test_patients(scripts, measured, tmp_pa
     script = scripts["quality"]
     run = shutil.copytree(measured / "work" / "compact", tmp_path / "run")
     trained = script.load_tokenizer(run).info.recipe
-    epochs = script.load_state(run / "state.safetensors").progress["reached"]["epoch"]
+    epochs = script.load_state(run / "state.safetensors").progress["progress"]["epoch"]
     finished = trained.model_copy(update={"training": trained.training.model_copy(update={"epochs": epochs})})
     kept = script.load_tokenizer
     monkeypatch.setattr(script, "load_recipe", lambda _: finished)

@@ -495,7 +495,7 @@ def test_a_decoder_needs_a_finished_prior(unfinished, again):
     state = load_state(again / "prior" / STATE_NAME)
     (again / "prior" / STATE_NAME).unlink()
     if unfinished:
-        reached = state.progress["reached"] | {"finished": False}
+        reached = state.progress["progress"] | {"finished": False}
         save_state(
             again / "prior" / STATE_NAME, type(state)(state.tensors, state.progress | {"reached": reached})
         )

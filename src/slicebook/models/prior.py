@@ -1,10 +1,12 @@
 """The prior: an autoregressive model of the tokens of a slice, coarse to fine, in any order within a grid.
 
-The grids are predicted one after another: the mask's before the image's, coarse before fine. Within a grid the
-tokens come in a random order (sigma-GPT, Pannatier et al. 2024, https://arxiv.org/abs/2404.09562). One network
-therefore samples, inpaints, and gives the exact likelihood of a slice for each order. Each step is given the
-position of the token that it predicts, the known tokens in a window around that position and around its parents
-in the coarser grids, and attends to all earlier steps. One step of a transformer, which predicts token t:
+The grids are predicted one after another: the mask's before the image's, coarse before fine. Within a
+grid the tokens come in a random order (sigma-GPT, Pannatier et al. 2024,
+https://arxiv.org/abs/2404.09562). One network therefore samples, inpaints, and gives the exact likelihood
+of a slice for each order. Each step is given the position of the token that it predicts, the known tokens
+in a window around that position and around its parents in the coarser grids, and attends to all earlier
+steps.
+One step of a transformer, which predicts token t:
 
     embedding of token t-1 ──────┐
     windows around position t ───┼─ + ─▶ blocks ─▶ norm ─▶ head ─▶ logits over the codes of token t

@@ -26,8 +26,8 @@ class SamplingSettings:
     Attributes:
         temperature: Temperature of all grids but the finest; below 1 prefers likely codes.
         fine_temperature: Temperature of the finest grid.
-        top_p: Nucleus sampling: sample from the most likely codes with this total probability (Holtzman et al.
-            2020, https://arxiv.org/abs/1904.09751).
+        top_p: Nucleus sampling: sample from the most likely codes with this total probability (Holtzman et
+            al. 2020, https://arxiv.org/abs/1904.09751).
         guidance: Classifier-free guidance weight (Ho & Salimans 2022, eq. 6, https://arxiv.org/abs/2207.12598);
             0 is off.
     """

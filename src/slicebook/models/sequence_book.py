@@ -82,7 +82,7 @@ class JointTokenizer:
     def decode(
         self, tokens: Int64[Tensor, "b n"], size: tuple[int, int], *, levels: int | None = None
     ) -> DecodedSlices:
-        """Decode images and masks of `size` pixels; images from the `levels` coarsest levels only, if given."""
+        """Decode images and masks of `size` pixels; images from the `levels` coarsest levels only."""
         grids = self.grids(tokens, size)
         images = self.images.decode(grids["image"], size, levels=levels).clamp(-1, 1)
         masks = None

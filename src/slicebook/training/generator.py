@@ -377,7 +377,7 @@ def _progress(run: Path) -> Progress | None:
     """Return how far a training got; None where there is none."""
     if not (run / STATE_NAME).is_file():
         return None
-    return Progress(**load_state(run / STATE_NAME).progress["reached"])
+    return Progress(**load_state(run / STATE_NAME).progress["progress"])
 
 
 def _install_decoder(job: _Job, source: LoadedTokenizer) -> None:

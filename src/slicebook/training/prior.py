@@ -87,7 +87,7 @@ class PriorObjective:
         return {"loss": coarse + losses[:, first:].mean(), **_by_stage(batch.layout, losses.detach())}
 
     def validation_step(self, batch: TokenBatch) -> dict[str, Tensor]:
-        """Return the log-likelihood of the averaged weights (nats/token), bits per pixel, and nats by grid."""
+        """Return log-likelihood of the averaged weights (nats/token), bits per pixel, nats by grid."""
         draw = torch.Generator().manual_seed(self.config.seed + int(batch.indices[0]))
         orders = draw_orders(batch.layout, len(batch), draw).to(batch.tokens.device)
 

@@ -497,7 +497,7 @@ def test_a_decoder_needs_a_finished_prior(unfinished, again):
     if unfinished:
         reached = state.progress["progress"] | {"finished": False}
         save_state(
-            again / "prior" / STATE_NAME, type(state)(state.tensors, state.progress | {"reached": reached})
+            again / "prior" / STATE_NAME, type(state)(state.tensors, state.progress | {"progress": reached})
         )
     with pytest.raises(ConfigError, match=f"holds no finished prior; .*slicebook train prior {again}$"):
         train_decoder(again, **HOW)

@@ -15,8 +15,8 @@ from slicebook.evaluation.generation import (
     redraw,
 )
 from slicebook.evaluation.slices import of_size, read_slices, unit
-from slicebook.metrics import texture
 from slicebook.metrics.distribution import compare
+from slicebook.metrics.features import texture
 from slicebook.models.sampling import SamplingSettings
 
 SIZE = (32, 64)

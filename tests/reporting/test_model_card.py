@@ -79,7 +79,7 @@ def test_samples_stand_beside_real_patients_and_the_tokenizer_alone(told):
     section = part(
         told(
             generation__features__texture__samples__kernel_distance=beside,
-            generation__features__texture__tokenizer_alone__kernel_distance=beside | {"generated": 0.25},
+            generation__features__texture__tokenizer_only__kernel_distance=beside | {"generated": 0.25},
         ),
         "Does it generate?",
     )

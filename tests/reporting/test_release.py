@@ -35,7 +35,7 @@ def test_a_clear_audit_goes_with_the_samples(trained, cleared, tmp_path):
     report = read_report(cleared)
     assert found["model_sha256"] == load_prior(trained.run).info.weights_sha256
     assert found["copies"]["verdict"] == report.audit.copies.verdict
-    assert found["drawing"]["samples"] == 24
+    assert found["sampling"]["samples"] == 24
     words = (tmp_path / "out" / "AUDIT.md").read_text()
     assert report.audit.copies.verdict in words
     assert found["model_sha256"] in words
@@ -77,7 +77,7 @@ def test_the_audit_of_another_model_clears_nothing(trained, variant, tmp_path):
     ("how", "named"),
     [
         ({"settings": SamplingSettings(temperature=0.5)}, "temperature 0.9 audited, 0.5 requested"),
-        ({"noise_model": False}, "grain True audited, False requested"),
+        ({"noise_model": False}, "noise True audited, False requested"),
         ({"group": "0"}, "class any audited, 0 requested"),
         ({"conditional": False}, "conditional True audited, False requested"),
         ({"position": 0.5}, "position any audited, 0.5 requested"),
@@ -91,7 +91,7 @@ def test_samples_drawn_in_another_way_were_not_audited(trained, cleared, tmp_pat
 
 
 def test_a_report_without_an_audit_clears_nothing(variant):
-    change = {"audit": None, "left_out": {"audit": "too few patients"}}
+    change = {"audit": None, "skipped": {"audit": "too few patients"}}
     with pytest.raises(DataError, match=r"contains no audit \(too few patients\); evaluate again"):
         release_check(variant("report", **change))
 

@@ -489,7 +489,13 @@ def test_the_mirror_alone_is_on_unless_said(own):
     ).decoder.training.augment
     for found in (settings, fresh):
         assert found.flip_probability == 0.3
-        assert (found.rotate_degrees, found.scale, found.shift, found.gamma, found.intensity_scale) == (0, 0, 0, 0, 0)
+        assert (found.rotate_degrees, found.scale, found.shift, found.gamma, found.intensity_scale) == (
+            0,
+            0,
+            0,
+            0,
+            0,
+        )
     assert load_recipe("generate", ["decoder.training.augment=null"]).decoder.training.augment is None
 
 

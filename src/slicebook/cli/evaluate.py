@@ -87,7 +87,7 @@ def evaluate(
         say(f"warning: {warning}")
     say(f"page: {page}")
     show(report, report.table(), as_json)
-    missing = [part for part in only or () if part in report.left_out]
+    missing = [part for part in only or () if part in report.skipped]
     if missing:
-        reasons = "; ".join(f"{part}: {report.left_out[part]}" for part in missing)
+        reasons = "; ".join(f"{part}: {report.skipped[part]}" for part in missing)
         raise DataError(f"{out}: not all could be judged. {reasons}")

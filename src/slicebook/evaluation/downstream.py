@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from slicebook.errors import ConfigError, DataError
 from slicebook.evaluation.slices import SliceCollection
-from slicebook.metrics import anatomy as masks
+from slicebook.metrics.anatomy import dice
 from slicebook.metrics.statistics import Summary
 from slicebook.models.masks import labels_from
 from slicebook.records import Record
@@ -99,7 +99,7 @@ def evaluate_downstream(
 def _taught(
     pairs: int, drawn: list[UInt8[np.ndarray, "h w"]], real: SliceCollection, values: Sequence[int], seed: int
 ) -> SegmenterResult:
-    scores = masks.dice(drawn, real.label_maps(), real.patients, list(values)[1:], seed=seed)
+    scores = dice(drawn, real.label_maps(), real.patients, list(values)[1:], seed=seed)
     means = [one.mean_of_patients for one in scores.values() if one.mean_of_patients is not None]
     return SegmenterResult(
         pairs=pairs,

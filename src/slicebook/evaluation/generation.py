@@ -21,8 +21,7 @@ from slicebook.data.splits import Split
 from slicebook.evaluation.features import Descriptor, descriptors
 from slicebook.evaluation.slices import SliceCollection, check_trained_on, of_size, unit
 from slicebook.inference.synthesis import draw, render
-from slicebook.metrics import anatomy as masks
-from slicebook.metrics.anatomy import Spacing
+from slicebook.metrics.anatomy import PassRate, Spacing, anatomy_rules, learn_reference, pass_rate
 from slicebook.metrics.distribution import Comparison, compare
 from slicebook.metrics.diversity import Diversity, compare_diversity
 from slicebook.metrics.spectra import Curves, compare_intensities, compare_spectra
@@ -48,25 +47,13 @@ class SamplingInfo(Record):
     """Sample i was drawn from this seed + i."""
     noise: bool
     """Whether noise was to be put back, as `generate` does unless told not to."""
-    noise_put_back: float
+    noise_level: float
     """Mean level, on [-1, 1]."""
-    seconds_a_slice: float
+    seconds_per_slice: float
     """At groups of 16, without decoding."""
     tokens: dict[str, int]
     """Of each grid of a slice."""
     parameters: int
-
-
-class Anatomy(Record):
-    """How many masks meet the rules of anatomy, whose ranges are the training set's."""
-
-    generated: float
-    generated_interval: tuple[float, float] | None
-    real: float
-    real_interval: tuple[float, float] | None
-    ratio: float | None
-    by_rule: dict[str, tuple[float | None, float | None]]
-    rules: dict[str, str]
 
 
 class Features(Record):
@@ -74,7 +61,7 @@ class Features(Record):
 
     convention: str
     samples: Comparison
-    tokenizer_alone: Comparison
+    tokenizer_only: Comparison
     """One half of the held-out patients, drawn anew from their own tokens, beside the other half."""
 
 
@@ -87,7 +74,7 @@ class Measure(Record):
         generated, real: Of samples, and of real patients among each other.
         interval: Of `generated`, 95 %, by patient.
         real_range: 5th and 95th percentile over draws of patients; of MS-SSIM its interval by patient.
-        tokenizer_alone: Of held-out slices drawn anew from their own tokens.
+        tokenizer_only: Of held-out slices drawn anew from their own tokens.
         convention: What it is.
     """
 
@@ -97,7 +84,7 @@ class Measure(Record):
     interval: tuple[float, float] | None
     real: float
     real_range: tuple[float, float] | None
-    tokenizer_alone: float | None
+    tokenizer_only: float | None
     convention: str
 
 
@@ -111,14 +98,14 @@ class GenerationResult(Record):
     diversity: Diversity
     spectrum: Curves
     intensity: Curves
-    anatomy: Anatomy | None
+    anatomy: PassRate | None
     """None without masks of an axial pelvis."""
 
     def measures(self) -> tuple[Measure, ...]:
         """Return every measure that has one of real patients beside it."""
         found = []
         for name, features in self.features.items():
-            alone = vars(features.tokenizer_alone)
+            alone = vars(features.tokenizer_only)
             for measure, one in vars(features.samples).items():
                 if isinstance(one, RelativeMeasure):
                     title = TITLES.get(measure, measure.replace("_", " "))
@@ -134,7 +121,7 @@ class GenerationResult(Record):
                 interval=many.generated_interval,
                 real=many.real,
                 real_range=many.real_interval,
-                tokenizer_alone=None,
+                tokenizer_only=None,
                 convention=many.convention,
             )
         )
@@ -179,7 +166,7 @@ def evaluate_generation(
         features[kind.name] = Features(
             convention=kind.convention,
             samples=compare(samples, theirs, real.patients, seed=seed, one_unit=kind.one_unit),
-            tokenizer_alone=compare(
+            tokenizer_only=compare(
                 redrawn, theirs, real.patients, seed=seed, one_unit=kind.one_unit, paired=True
             ),
         )
@@ -188,7 +175,7 @@ def evaluate_generation(
     pelvis = (data.info.label_values, data.info.plane) == (PELVIS, "axial")
     if ours.masks is not None and real.masks is not None and pelvis:
         train = of_size(data, "train", (ours.images.shape[-2], ours.images.shape[-1]))
-        anatomy = judge_anatomy(ours, real, train, seed=seed)
+        anatomy = measure_anatomy(ours, real, train, seed=seed)
     return GenerationResult(
         held_out_patients=len(set(real.patients)),
         held_out_slices=len(real),
@@ -248,8 +235,8 @@ def draw_samples(
         settings=asdict(settings),
         first_seed=FIRST_SAMPLE,
         noise=noise,
-        noise_put_back=float(np.mean(slices.noise)),
-        seconds_a_slice=seconds / (-(-count // GROUP) * GROUP),
+        noise_level=float(np.mean(slices.noise)),
+        seconds_per_slice=seconds / (-(-count // GROUP) * GROUP),
         tokens={stage.name: len(stage) for stage in loaded.book.layout(size).stages},
         parameters=sum(parameter.numel() for parameter in loaded.prior.parameters()),
     )
@@ -267,32 +254,22 @@ def redraw(
     return render(loaded, tokens, size, range(len(tokens)), noise).images
 
 
-def judge_anatomy(ours: SliceCollection, real: SliceCollection, train: SliceSet, *, seed: int) -> Anatomy:
-    """Return how many masks meet the rules, beside held-out ones; the rules' ranges are the training's."""
-    reference = masks.learn_reference(
+def measure_anatomy(
+    samples: SliceCollection, real: SliceCollection, train: SliceSet, *, seed: int
+) -> PassRate:
+    """Return the share of masks that meet the anatomy rules, whose ranges come from the training set."""
+    reference = learn_reference(
         [train.labels(row).numpy() for row in range(len(train))],
         [(record.row_mm, record.column_mm) for record in train.records],
     )
-    verdicts = [
+    generated_rules, real_rules = (
         [
-            masks.anatomy_rules(one, mm, reference)
-            for one, mm in zip(side.label_maps(), side.spacings, strict=True)
+            anatomy_rules(labels, spacing, reference)
+            for labels, spacing in zip(slices.label_maps(), slices.spacings, strict=True)
         ]
-        for side in (ours, real)
-    ]
-    rate = masks.pass_rate(verdicts[0], verdicts[1], real.patients, seed=seed)
-    ends = [
-        None if one is None else (one.low, one.high) for one in (rate.generated_interval, rate.real_interval)
-    ]
-    return Anatomy(
-        generated=rate.generated,
-        generated_interval=ends[0],
-        real=rate.real,
-        real_interval=ends[1],
-        ratio=rate.ratio,
-        by_rule=dict(rate.by_rule),
-        rules=dict(masks.RULES),
+        for slices in (samples, real)
     )
+    return pass_rate(generated_rules, real_rules, real.patients, seed=seed)
 
 
 def _measure(name: str, features: str, one: RelativeMeasure, alone: float | None) -> Measure:
@@ -303,7 +280,7 @@ def _measure(name: str, features: str, one: RelativeMeasure, alone: float | None
         interval=one.interval,
         real=one.real,
         real_range=one.real_range,
-        tokenizer_alone=alone,
+        tokenizer_only=alone,
         convention=one.convention,
     )
 

@@ -25,8 +25,9 @@ from slicebook.evaluation.slices import BATCH, SliceCollection, in_batches, of_s
 from slicebook.inference.synthesis import render
 from slicebook.io.atomic import write_csv
 from slicebook.io.tensors import State, hash_tensors, load_kept, save_state
+from slicebook.metrics.audit_baseline import MIN_PATIENTS
 from slicebook.metrics.membership import Membership, membership
-from slicebook.metrics.memorization import FEWEST_PATIENTS, Audit, Pair, audit
+from slicebook.metrics.memorization import Audit, Pair, audit
 from slicebook.metrics.nearest import CORRELATION, describe, move, nearest_by_correlation
 from slicebook.metrics.statistics import Rate, summarise_rate
 from slicebook.models.checkpoint import LoadedPrior
@@ -40,7 +41,7 @@ SOURCES = 0.05  # of the samples: as many training slices are copied for the con
 DRAWN = 6  # closest pairs
 STAND_INS = 540  # training slices, at most, where held-out patients are few
 MEMBERS = 120  # slices of each group whose likelihood is asked
-CODED = (
+PRIOR_BITS = (
     "Bits of a held-out slice's tokens, and of its mask's, were they coded by the prior's likelihood (the "
     "mean over 4 orders), over the native pixels"
 )
@@ -55,7 +56,7 @@ class MemorizationResult(Record):
         of_other_sizes: Training slices that were not, for samples of this size cannot be compared with them.
         copies: The verdict and what it rests on: the correlation of images, shifted and mirrored.
         membership: How well likelihoods tell training slices from held-out ones.
-        coded: What the held-out slices among them cost.
+        prior_bits_per_pixel: What the held-out slices among them cost.
     """
 
     baseline: str
@@ -64,7 +65,7 @@ class MemorizationResult(Record):
     of_other_sizes: int
     copies: Audit
     membership: Membership
-    coded: Rate
+    prior_bits_per_pixel: Rate
 
 
 def evaluate_memorization(
@@ -109,7 +110,7 @@ def evaluate_memorization(
     again = partial(_again, loaded, noise=noise)
     found = audit(samples, held_out, whose, sources, places.tolist(), search, again, seed=seed)
     say("likelihoods of training slices and of held-out ones")
-    member, coded = _likelihoods(loaded, data, size, seed)
+    member, prior_bits = _likelihoods(loaded, data, size, seed)
     if out is not None:
         _draw_closest(found.closest, samples, train, out / "closest.png")
         write_csv(out / "closest.csv", [_row(pair, ours, train) for pair in found.closest])
@@ -120,7 +121,7 @@ def evaluate_memorization(
         of_other_sizes=len(data.split("train")) - len(train),
         copies=found,
         membership=member,
-        coded=coded,
+        prior_bits_per_pixel=prior_bits,
     )
 
 
@@ -143,10 +144,10 @@ def _held_out(
         )
     patients, trained = ({record.patient for record in some} for some in (records, train.records))
     words = f"{len(records)} slices of {len(patients)} patients that were never trained on"
-    if len(patients) < FEWEST_PATIENTS and len(trained) > 2:  # without its own, two are left to compare
+    if len(patients) < MIN_PATIENTS and len(trained) > 2:  # without its own, two are left to compare
         chosen = np.sort(np.random.default_rng(seed).permutation(len(train))[:STAND_INS])
         words += (
-            f", and, these being fewer than {FEWEST_PATIENTS}, {len(chosen)} training slices, each without "
+            f", and, these being fewer than {MIN_PATIENTS}, {len(chosen)} training slices, each without "
             "its own patient"
         )
         records += [train.records[at] for at in chosen]
@@ -189,7 +190,7 @@ def _likelihoods(
         groups.append((_log_likelihood(loaded, slices), [record.patient for record in slices.records]))
     (inside, whose), (outside, others) = groups
     bits = (-outside / np.log(2) / (size[0] * size[1])).tolist()
-    return membership(inside, whose, outside, others, seed=seed), summarise_rate(CODED, bits)
+    return membership(inside, whose, outside, others, seed=seed), summarise_rate(PRIOR_BITS, bits)
 
 
 def _log_likelihood(loaded: LoadedPrior, slices: SliceSet) -> Float64[np.ndarray, " n"]:
@@ -214,7 +215,7 @@ def _draw_closest(
         [2 * nearest - 1 for _, nearest in pairs],
         path,
         names=[f"sample {pair.sample}" for pair in closest[:DRAWN]],
-        titles=[f"nearest · next patient {pair.times_farther:.2f}×" for pair in closest[:DRAWN]],
+        titles=[f"nearest · next patient {pair.distance_ratio:.2f}×" for pair in closest[:DRAWN]],
         aspect=[record.row_mm / record.column_mm for record in records],
         caption="Samples most like one training patient and no other, beside that training slice, "
         "moved onto them.",
@@ -230,7 +231,7 @@ def _row(pair: Pair, ours: SliceCollection, train: SliceSet) -> dict[str, Any]:
         "volume": record.volume,
         "slice": record.slice,
         "distance": pair.distance,
-        "times_farther": pair.times_farther,
+        "distance_ratio": pair.distance_ratio,
         "mirror": int(pair.mirror),
         "down": pair.shift[0],
         "right": pair.shift[1],

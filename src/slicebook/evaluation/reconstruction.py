@@ -20,7 +20,7 @@ from torch import Tensor
 from slicebook.data.dataset import SliceSet
 from slicebook.data.loader import SliceBatches
 from slicebook.data.manifest import SliceRecord
-from slicebook.evaluation.slices import unit
+from slicebook.evaluation.rate_distortion import RateDistortion, decode_prefixes, measure_rate_distortion
 from slicebook.io.atomic import write_csv
 from slicebook.metrics import codecs as codec_metrics
 from slicebook.metrics.image_quality import CONVENTIONS, HEADLINE, Scores, difference, scores, summarise
@@ -49,113 +49,6 @@ class CodecReport(Record):
     slices_over_budget: int
     scores: dict[str, Summary]
     advantage: dict[str, Summary]
-
-
-FACTORS = (0.5, 1, 2, 4)  # of the tokenizer's bits, which the codecs are given
-MOST_SLICES = 18
-SHOWN = (HEADLINE, "ssim_whole", "psnr_whole")
-
-CONVENTION = (
-    "Mean of patients over some slices, spread evenly over the split. The tokenizer decodes its coarsest "
-    "level, its two coarsest, … all, finer ones at their mean code, at those levels' bits alone; the codecs "
-    f"are given {', '.join(f'{factor:g}' for factor in FACTORS)} times the bits of all levels, and stand at "
-    "what they spent"
-)
-
-
-class RatePoint(Record):
-    """What some bits buy.
-
-    Attributes:
-        bits_per_pixel: Mean of slices.
-        scores: Mean of patients, by name; None where no slice has one.
-    """
-
-    bits_per_pixel: float
-    scores: dict[str, float | None]
-
-
-class RateDistortion(Record):
-    """Curves of scores over bits.
-
-    Attributes:
-        convention: How they were measured.
-        slices: How many.
-        curves: From few bits to many, by what spent them.
-    """
-
-    convention: str
-    slices: int
-    curves: dict[str, tuple[RatePoint, ...]]
-
-
-def measure_rate_distortion(tokenizer: Tokenizer, slices: SliceSet, *, codecs: bool) -> RateDistortion:
-    """Score prefixes of the levels, and the codecs at several rates, on the same few slices.
-
-    Args:
-        tokenizer: In evaluation mode.
-        slices: Of one split; some of them are used.
-        codecs: Whether to code with JPEG 2000 and JPEG XL (extra `codecs`).
-
-    Raises:
-        ConfigError: `codecs` is asked for and imagecodecs is not installed.
-    """
-    count = min(MOST_SLICES, len(slices))
-    places = np.linspace(0, len(slices) - 1, count).round().astype(int).tolist()
-    trials: dict[tuple[str, int], list[tuple[float, Mapping[str, float | None]]]] = {}
-    quality: dict[tuple[str, float], float] = {}
-    for place in places:
-        image, original = slices[place], unit(slices[place][None])[0]
-        size = (original.shape[0], original.shape[1])
-        for level, copy in enumerate(decode_prefixes(tokenizer, image), 1):
-            bits = tokenizer.bits(size, levels=level)
-            _add(trials, ("tokenizer", level), bits, original, unit(copy[None])[0])
-        for name, codec in codec_metrics.CODECS.items() if codecs else ():
-            for step, factor in enumerate(FACTORS):
-                start = quality.get((name, factor), 0.4)
-                coded = codec_metrics.code(codec, original, factor * tokenizer.bits(size), start=start)
-                quality[name, factor] = coded.quality  # neighbours need about the same
-                _add(trials, (codec.title, step), coded.bits, original, coded.image)
-    patients = [slices.records[place].patient for place in places]
-    curves: dict[str, list[RatePoint]] = {}
-    for (title, _), found in trials.items():
-        means = {name: patient_means([one[name] for _, one in found], patients) for name in SHOWN}
-        curves.setdefault(title, []).append(
-            RatePoint(
-                bits_per_pixel=float(np.mean([bits for bits, _ in found])),
-                scores={
-                    name: float(np.mean(list(of.values()))) if of else None for name, of in means.items()
-                },
-            )
-        )
-    return RateDistortion(
-        convention=CONVENTION,
-        slices=count,
-        curves={title: tuple(points) for title, points in curves.items()},
-    )
-
-
-def decode_prefixes(
-    tokenizer: Tokenizer, image: Float[torch.Tensor, "1 h w"]
-) -> list[Float[torch.Tensor, "1 h w"]]:
-    """Return a slice decoded from its coarsest level, from its two coarsest, … from all."""
-    device = next(tokenizer.parameters()).device
-    size = (image.shape[-2], image.shape[-1])
-    with torch.inference_mode():
-        tokens = tokenizer.encode(image[None].to(device))
-        counts = range(1, tokenizer.levels + 1)
-        return [tokenizer.decode(tokens, size, levels=count)[0].float().cpu() for count in counts]
-
-
-def _add(
-    trials: dict[tuple[str, int], list[tuple[float, Mapping[str, float | None]]]],
-    key: tuple[str, int],
-    bits: float,
-    original: Float[np.ndarray, "h w"],
-    copy: Float[np.ndarray, "h w"],
-) -> None:
-    found = scores(original, copy, volume_max=1.0).named()
-    trials.setdefault(key, []).append((bits / original.size, {name: found[name] for name in SHOWN}))
 
 
 class ReconstructionResult(Record):

@@ -58,17 +58,17 @@ PARTS = ("fidelity", "generation", "audit", "usefulness")
 class Evaluation(Record):
     """All that `slicebook evaluate` found; the content of `report.json`.
 
-    Parts that were not asked for are None, and so are those that could not be judged: `left_out` says why.
+    Parts that were not asked for are None, and so are those that could not be judged: `skipped` says why.
     """
 
-    schema_version: Literal[3] = 3
+    schema_version: Literal[4] = 4
     split: Split
     patients: int
     slices: int
-    blank_slices_left_out: int
+    blank_slices_skipped: int
     warnings: tuple[str, ...]
-    left_out: dict[str, str]
-    drawing: SamplingInfo | None = None
+    skipped: dict[str, str]
+    sampling: SamplingInfo | None = None
     """How the samples that were judged were drawn."""
     fidelity: ReconstructionResult | None = None
     generation: GenerationResult | None = None
@@ -164,7 +164,7 @@ def _is_report(path: Path) -> bool:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return isinstance(content, dict) and {"schema_version", "left_out", "provenance"} <= content.keys()
+    return isinstance(content, dict) and {"schema_version", "skipped", "provenance"} <= content.keys()
 
 
 # Of each model: where it lies from the folder of its tokenizer or prior, and what is worth seeing of it.

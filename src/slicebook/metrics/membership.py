@@ -7,8 +7,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from slicebook.errors import DataError
-from slicebook.metrics.statistics import AUROC_CONVENTION as CONVENTION
-from slicebook.metrics.statistics import auroc, expanded_tail
+from slicebook.metrics.statistics import AUROC_CONVENTION, auroc, expanded_tail
 
 _RESAMPLES = 10_000
 
@@ -79,7 +78,7 @@ def membership(
         draws = ((weights[0] @ won) * weights[1]).sum(axis=1) / (pairs[0] * pairs[1])
         tail = expanded_tail(min(won.shape), 0.95)
         interval = tuple(np.quantile(draws, [tail, 1 - tail]).tolist())
-    return Membership(CONVENTION, _auc(training, held_out), interval, len(inside), len(outside))
+    return Membership(AUROC_CONVENTION, _auc(training, held_out), interval, len(inside), len(outside))
 
 
 def _by_patient(

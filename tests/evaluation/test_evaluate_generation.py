@@ -12,7 +12,7 @@ from slicebook.evaluation.generation import (
     draw_samples,
     evaluate_generation,
     measure_anatomy,
-    redraw,
+    reconstruct_split,
 )
 from slicebook.evaluation.slices import of_size, read_slices, unit
 from slicebook.metrics.distribution import compare
@@ -86,7 +86,7 @@ def test_noise_is_not_near(loaded, data, real, kinds):
 
 def test_the_tokenizer_alone_is_measured_on_other_patients_than_it_stands_beside(loaded, data, real, kinds):
     found = evaluate_generation(loaded, data, "validation", real, real, seed=1, kinds=kinds)
-    again = redraw(loaded, data, "validation")
+    again = reconstruct_split(loaded, data, "validation")
     described = [texture.texture_features(unit(images)) for images in (again, real.images)]
     wanted = compare(*described, real.patients, seed=1, paired=True)
     assert found.features["texture"].tokenizer_only == wanted

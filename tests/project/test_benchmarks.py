@@ -37,7 +37,11 @@ def scripts():
     """The scripts by name, imported as Python does when it runs one of them; no picture is drawn."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(ROOT / "benchmarks")
-        for place in ("pictures.batch", "pictures.curves", "judging.reconstruction._draw"):
+        for place in (
+            "visualization.figures.batch",
+            "visualization.figures.curves",
+            "evaluation.reconstruction._draw",
+        ):
             patch.setattr(f"slicebook.{place}", lambda *_, **__: None)
         import anomaly
         import audit
@@ -211,7 +215,7 @@ def generated(scripts, measured):
     ]
     settings += ["decoder.samples=8", "decoder.discriminator_width=8", "decoder.training.epochs=1"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("slicebook.training.tokenizer.LOW_USAGE", 0)
+        patch.setattr("slicebook.training.generator.LOW_USAGE", 0)
         train_prior(measured / "work" / "compact", settings, device="cpu", progress=False)
     assert draw_samples(scripts, measured) == 0
     return result(measured, "generation-small")

@@ -86,6 +86,14 @@ def test_samples_stand_beside_real_patients_and_the_tokenizer_alone(told):
     assert "| texture: kernel distance | 0.3 [0.1, 0.5] | 0.75 | [0.5, 0.9] | 0.25 |" in section
 
 
+@pytest.mark.parametrize(
+    ("noise", "sentence"),
+    [(True, "and added noise of mean level 0.031 on [-1, 1]."), (False, "and no added noise.")],
+)
+def test_the_card_says_whether_noise_was_added(told, noise, sentence):
+    assert sentence in part(told(sampling__noise=noise, sampling__noise_level=0.031), "Does it generate?")
+
+
 def test_what_the_segmenter_learnt_stands_by_label(told):
     section = part(told(usefulness__generated__mean=0.5, usefulness__training_set__mean=0.8), "Is it useful?")
     assert "| mean | 0.5 | 0.8 |" in section

@@ -15,7 +15,7 @@ from slicebook.reporting.release import release_check
 CLEAR = {
     "audit__copies__valid": True,
     "audit__copies__copies_found": False,
-    "audit__copies__at_most": 0.03,
+    "audit__copies__max_copy_share": 0.03,
 }
 
 
@@ -43,7 +43,7 @@ def test_a_clear_audit_goes_with_the_samples(trained, cleared, tmp_path):
 
 
 def test_few_audited_samples_clear_nothing(trained, variant, tmp_path):
-    report = variant("report", **CLEAR | {"audit__copies__at_most": 0.0501})
+    report = variant("report", **CLEAR | {"audit__copies__max_copy_share": 0.0501})
     with pytest.raises(DataError, match=r"bound the fraction of copies at 5.0%.*evaluate more samples"):
         share(trained, report, tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -77,7 +77,7 @@ def test_the_audit_of_another_model_clears_nothing(trained, variant, tmp_path):
     ("how", "named"),
     [
         ({"settings": SamplingSettings(temperature=0.5)}, "temperature 0.9 audited, 0.5 requested"),
-        ({"noise_model": False}, "noise True audited, False requested"),
+        ({"noise": False}, "noise True audited, False requested"),
         ({"group": "0"}, "class any audited, 0 requested"),
         ({"conditional": False}, "conditional True audited, False requested"),
         ({"position": 0.5}, "position any audited, 0.5 requested"),

@@ -69,7 +69,7 @@ class ReconstructionResult(Record):
         columns += [(c.title, c.bits_per_pixel, c.scores) for c in (self.codecs or {}).values()]
         rows = [("mean of patients", *(title for title, _, _ in columns))]
         rows.append(("bits_per_pixel", *(f"{rate.mean_of_slices:.3f}" for _, rate, _ in columns)))
-        rows += [(name, *(found[name].in_words() for _, _, found in columns)) for name in self.scores]
+        rows += [(name, *(summaries[name].in_words() for _, _, summaries in columns)) for name in self.scores]
         return tuple(rows)
 
 
@@ -131,19 +131,19 @@ def evaluate_reconstruction(
     tokenizer = tokenizer.to(device).eval()
     use = [torch.zeros(k, dtype=torch.int64) for k in tokenizer.config.codebook_sizes]
     scored = sorted(
-        _score(tokenizer, slices, use, torch.device(device), batch_size, codecs), key=lambda one: one.index
+        _score(tokenizer, slices, use, torch.device(device), batch_size, codecs), key=lambda item: item.index
     )
-    patients = [one.record.patient for one in scored]
+    patients = [item.record.patient for item in scored]
     through = {name: _codec_report(name, scored, library, seed) for name, library in libraries.items()}
-    found = ReconstructionResult(
+    result = ReconstructionResult(
         headline=HEADLINE,
         images="Prepared slices before any padding, on [0, 1] = (x + 1) / 2, so after the clipping of "
         "intensities beyond their volume's percentiles; reconstructions clipped to [0, 1].",
         averaging=f"{AVERAGING}; seed {seed}.",
-        scores=summarise([one.scores for one in scored], patients, seed),
+        scores=summarise([item.scores for item in scored], patients, seed),
         bits_per_pixel=summarise_rate(
             "tokens × log2 K, summed over levels, over the native pixels of the slice",
-            [one.bits / one.pixels for one in scored],
+            [item.bits / item.pixels for item in scored],
         ),
         levels=tuple(level_use(level, counts) for level, counts in enumerate(use)),
         codecs=through or None,
@@ -153,7 +153,7 @@ def evaluate_reconstruction(
     _draw(tokenizer, slices, scored, out)
     write_csv(out / "slices.csv", _slice_rows(scored))
     write_csv(out / "patients.csv", _patient_rows(scored))
-    return found
+    return result
 
 
 def _score(
@@ -180,8 +180,8 @@ def _score(
             for name, start in quality.items():
                 coded = codec_metrics.code(codec_metrics.CODECS[name], original, bits, start=start)
                 quality[name] = coded.quality  # neighbours need about the same
-                found = scores(original, coded.image, volume_max=brightest[record.volume])
-                through[name] = _CodecSlice(coded, found.named())
+                codec_scores = scores(original, coded.image, volume_max=brightest[record.volume])
+                through[name] = _CodecSlice(coded, codec_scores.named())
             own = scores(original, _unit(copy), volume_max=brightest[record.volume])
             yield _ScoredSlice(index, record, bits, own.named(), through)
 
@@ -201,9 +201,9 @@ def _volume_maxima(slices: SliceSet) -> dict[str, float]:
 
 def _codec_report(name: str, scored: Sequence[_ScoredSlice], library: str, seed: int) -> CodecReport:
     codec = codec_metrics.CODECS[name]
-    passed = [one.codecs[name] for one in scored]
-    patients = [one.record.patient for one in scored]
-    gains = [difference(one.scores, one.codecs[name].scores) for one in scored]
+    passed = [item.codecs[name] for item in scored]
+    patients = [item.record.patient for item in scored]
+    gains = [difference(item.scores, item.codecs[name].scores) for item in scored]
     return CodecReport(
         title=codec.title,
         settings=codec.settings,
@@ -211,18 +211,18 @@ def _codec_report(name: str, scored: Sequence[_ScoredSlice], library: str, seed:
         bits_per_pixel=summarise_rate(
             "bits of the codestream, less those of a blank slice's (its headers), over the native pixels; at "
             f"most {codec_metrics.LIMIT:.2f} times the tokenizer's bits, slice by slice, where the codec can",
-            [one.coded.bits / whole.pixels for one, whole in zip(passed, scored, strict=True)],
+            [item.coded.bits / whole.pixels for item, whole in zip(passed, scored, strict=True)],
         ),
-        header_bits_subtracted=float(np.mean([one.coded.header_bits for one in passed])),
-        slices_over_budget=sum(not one.coded.within_budget for one in passed),
-        scores=summarise([one.scores for one in passed], patients, seed),
+        header_bits_subtracted=float(np.mean([item.coded.header_bits for item in passed])),
+        slices_over_budget=sum(not item.coded.within_budget for item in passed),
+        scores=summarise([item.scores for item in passed], patients, seed),
         advantage=summarise(gains, patients, seed),
     )
 
 
 def _draw(tokenizer: Tokenizer, slices: SliceSet, scored: Sequence[_ScoredSlice], out: Path) -> None:
     """Draw the worst slices, slices from worst to best, and what each level adds to some of them."""
-    ranked = sorted(scored, key=lambda one: one.rank)
+    ranked = sorted(scored, key=lambda item: item.rank)
     places = dict.fromkeys(round(share * (len(ranked) - 1)) for share in (0, 0.25, 0.5, 0.75, 1))
     spread = [ranked[place] for place in places]
     for name, chosen, caption in (
@@ -242,16 +242,16 @@ def _draw(tokenizer: Tokenizer, slices: SliceSet, scored: Sequence[_ScoredSlice]
             "What each level adds, coarsest first: orange brighter, blue darker.",
         ),
     ):
-        originals = [slices[one.index] for one in chosen]
+        originals = [slices[item.index] for item in chosen]
         decoded = [decode_prefixes(tokenizer, image) for image in originals]
         partials = [[copy[0] for copy in level] for level in zip(*decoded, strict=True)]
-        aspect = [one.record.row_mm / one.record.column_mm for one in chosen]
+        aspect = [item.record.row_mm / item.record.column_mm for item in chosen]
         shown, path = [image[0] for image in originals], out / name
         if name == "levels.png":
             figures.levels(shown, partials, path, aspect=aspect, caption=caption)
             continue
-        who = [f"{one.record.patient} · slice {one.record.slice}" for one in chosen]
-        titles = [f"SSIM {one.rank:.3f}" for one in chosen]
+        who = [f"{item.record.patient} · slice {item.record.slice}" for item in chosen]
+        titles = [f"SSIM {item.rank:.3f}" for item in chosen]
         figures.pairs(shown, partials[-1], path, names=who, titles=titles, aspect=aspect, caption=caption)
 
 
@@ -259,38 +259,38 @@ def _worst(ranked: Sequence[_ScoredSlice], count: int) -> list[_ScoredSlice]:
     """Return slices from bad to good, in rounds of one a patient: neighbours look alike."""
     met: Counter[str] = Counter()
     rounds = []
-    for place, one in enumerate(ranked):
-        rounds.append((met[one.record.patient], place))
-        met[one.record.patient] += 1
+    for place, item in enumerate(ranked):
+        rounds.append((met[item.record.patient], place))
+        met[item.record.patient] += 1
     return [ranked[place] for _, place in sorted(rounds)[:count]]
 
 
 def _slice_rows(scored: Sequence[_ScoredSlice]) -> list[dict[str, Any]]:
     rows = []
-    for one in sorted(scored, key=lambda each: each.record.index):
-        record = one.record
+    for item in sorted(scored, key=lambda each: each.record.index):
+        record = item.record
         row: dict[str, Any] = {
             "patient": record.patient,
             "volume": record.volume,
             "slice": record.slice,
             "rows": record.rows,
             "columns": record.columns,
-            "bits": one.bits,
-            "bits_per_pixel": one.bits / one.pixels,
-            **one.scores,
+            "bits": item.bits,
+            "bits_per_pixel": item.bits / item.pixels,
+            **item.scores,
         }
-        for name, passed in one.codecs.items():
+        for name, passed in item.codecs.items():
             row[f"{name}_bits"] = passed.coded.bits
-            row[f"{name}_bits_per_pixel"] = passed.coded.bits / one.pixels
+            row[f"{name}_bits_per_pixel"] = passed.coded.bits / item.pixels
             row |= {f"{name}_{score}": value for score, value in passed.scores.items()}
         rows.append(row)
     return rows
 
 
 def _patient_rows(scored: Sequence[_ScoredSlice]) -> list[dict[str, Any]]:
-    patients = [one.record.patient for one in scored]
+    patients = [item.record.patient for item in scored]
     slices = Counter(patients)
-    means = {name: patient_means([one.scores[name] for one in scored], patients) for name in CONVENTIONS}
+    means = {name: patient_means([item.scores[name] for item in scored], patients) for name in CONVENTIONS}
     return [
         {"patient": patient, "slices": slices[patient]}
         | {name: of.get(patient) for name, of in means.items()}

@@ -18,9 +18,9 @@ class Membership:
 
     Attributes:
         convention: What the area is.
-        auc: 0.5 where they tell nothing.
+        auc: 0.5 where likelihoods carry no information.
         interval: Bootstrap over the patients of both groups, expanded for the smaller group's number
-            (`reconstruction.expanded_tail`); None with fewer than two in one.
+            (`statistics.expanded_tail`); None with fewer than two in one.
         training_patients, held_out_patients: How many.
     """
 
@@ -90,6 +90,6 @@ def _by_patient(
 
 
 def _auc(inside: Float64[np.ndarray, " n"], outside: Float64[np.ndarray, " m"]) -> float:
-    found = auroc(np.concatenate([inside, outside]), np.arange(len(inside) + len(outside)) < len(inside))
-    assert found is not None, "neither group is empty"
-    return found
+    area = auroc(np.concatenate([inside, outside]), np.arange(len(inside) + len(outside)) < len(inside))
+    assert area is not None, "neither group is empty"
+    return area

@@ -31,9 +31,10 @@ MIN_DETECTED = 0.5  # of the planted copies: a test that misses more is no test
 MIN_SAMPLES = 100  # so that five copies are planted
 CLOSEST = 12  # pairs kept, to be drawn
 GAP = (
-    "Gap: how many times farther the nearest training slice of any other patient is than the nearest of "
-    "all. Threshold: what a share of held-out slices would exceed, the half above their median continued as "
-    f"an exponential of its log; upper end of the {CONFIDENCE:.0%} bootstrap interval over held-out patients"
+    "Gap: distance to the nearest training slice of any other patient over the distance to the nearest "
+    "training slice. Threshold: the gap that a share of held-out slices would exceed, by an exponential fit "
+    f"to the log of the half above their median; upper end of the {CONFIDENCE:.0%} bootstrap interval over "
+    "held-out patients"
 )
 
 Search = Callable[[Images, Sequence[str] | None], Nearest]
@@ -94,8 +95,8 @@ class Control:
         nearer: Of the mixed set.
         detected: Share of the planted copies that lie beyond the first threshold.
         source_found: Share whose nearest training slice is the one they were made of.
-        found: Whether the planted copies alone are enough for the test, and at least half of them seen; so
-            it is no help that the other samples are copies too.
+        found: Whether the planted copies alone pass the test's count and at least half of them are detected,
+            so that copies among the other samples do not make a control valid.
     """
 
     share: float
@@ -232,11 +233,11 @@ def _tests(baseline: Baseline, gaps: Float64[np.ndarray, " _"], n: int) -> tuple
     """Return both tests of some gaps, as of n samples."""
     allowed = FALSE_ALARMS / 2
     needed = 1 + int(binom.isf(allowed, n, RARE))
-    found = []
+    tests = []
     for share, count in ((RARE, needed), (min(RARE, allowed / n), 1)):
         threshold = baseline.threshold(share)
-        found.append(GapTest(GAP, share, float(np.exp(threshold)), int((gaps > threshold).sum()), count))
-    return tuple(found)
+        tests.append(GapTest(GAP, share, float(np.exp(threshold)), int((gaps > threshold).sum()), count))
+    return tuple(tests)
 
 
 def _control(
@@ -297,24 +298,24 @@ def _verdict(reason: str, control: Control, tests: Sequence[GapTest], n: int) ->
         f"{any_one.distance_ratio:.2f} times (counts from {any_one.needed})"
     )
     if any(test.found for test in tests):
-        found = f"Copies of training slices found: {counts}."
+        finding = f"Copies of training slices found: {counts}."
     else:
-        found = f"No copies of training slices found: {counts}."
+        finding = f"No copies of training slices found: {counts}."
     if reason:
-        return f"INVALID: {reason}. {found}"
-    return f"Valid: {control.detected:.0%} of {control.planted} planted copies were detected. {found}"
+        return f"INVALID: {reason}. {finding}"
+    return f"Valid: {control.detected:.0%} of {control.planted} planted copies were detected. {finding}"
 
 
-def _closest(found: Nearest) -> tuple[Pair, ...]:
-    gaps = found.gap
+def _closest(nearest: Nearest) -> tuple[Pair, ...]:
+    gaps = nearest.gap
     return tuple(
         Pair(
             sample=int(at),
-            training=int(found.index[at]),
-            distance=float(found.distance[at]),
+            training=int(nearest.index[at]),
+            distance=float(nearest.distance[at]),
             distance_ratio=float(np.exp(gaps[at])),
-            mirror=bool(found.mirror[at]),
-            shift=(int(found.shift[at, 0]), int(found.shift[at, 1])),
+            mirror=bool(nearest.mirror[at]),
+            shift=(int(nearest.shift[at, 0]), int(nearest.shift[at, 1])),
         )
         for at in np.argsort(-gaps, kind="stable")[:CLOSEST]
     )

@@ -66,17 +66,15 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate a model on one split and write the results into a folder, report.json last.
 
-    A part with too little data is skipped, with the reason, and the others are evaluated. The files of an
-    earlier evaluation in the folder are replaced only when this one is complete.
+    Parts with too little data are skipped, with a reason. An earlier report is replaced by a complete one.
 
     Args:
-        model: Folder of a run or demo, or a model file. A tokenizer alone allows only `fidelity`; a prior's
-            own file allows everything else.
+        model: Folder or file. A tokenizer allows only `fidelity`; a prior's own file everything else.
         data: The prepared folder that the model was trained on.
-        out: Output folder; created if missing.
+        out: Output folder.
         parts: Parts to evaluate, from `PARTS`; by default all that the model allows.
         split: The split to evaluate on. Test patients are meant to be used once.
-        codecs: Encode the same slices with JPEG 2000 and JPEG XL (extra `codecs`); by default if installed.
+        codecs: Compare with JPEG 2000 and JPEG XL (extra `codecs`); by default if installed.
         samples: Number of samples; by default the number of real slices, between 100 and 540.
         settings: Sampling temperature, top-p and guidance.
         noise: Whether to add noise to samples, as `generate` does.
@@ -87,10 +85,9 @@ def evaluate(
         progress: Called with the samples done and the total.
 
     Raises:
-        CheckpointError: There is no trained model, or none for a requested part.
-        DataError: The split has no slice, or too few for any part.
-        ConfigError: A part is unknown, a requested library is not installed, or the data differ from the
-            prior's training data.
+        CheckpointError: There is no model for a requested part.
+        DataError: The split has too few slices for any part.
+        ConfigError: A part is unknown, a library is missing, or the data are not the prior's.
     """
     _check_parts(parts)
     device, slices = torch.device(device), data.split(split)

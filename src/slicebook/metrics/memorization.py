@@ -155,30 +155,24 @@ def audit(
     """Test samples for copies of training slices, and the test itself with planted copies.
 
     The gap of a slice is the log of the distance to the nearest slice of any other training patient over the
-    distance to the nearest training slice. A copy has a large gap. Gaps are exponential where neighbours lie
-    at random, at any density (Facco et al. 2017, Sci Rep 7:12140), so `fit_baseline` extrapolates their tail
-    from held-out slices. Copies are reported where more samples than chance allows exceed the gap of 1 real
-    slice in 500, or any sample exceeds what 1 set of samples in 40 without copies would.
-
-    The test assumes that samples which are not copies have gaps like those of held-out slices. A factor
-    common to all distances cancels. A generator that mixes patients lowers the gaps, which hides weak copies;
-    one that favours some patients without copying raises them and may be flagged. Copies altered by more than
-    mirroring, shifts and the tokenizer may be missed: the controls do not cover them.
+    distance to the nearest training slice. Gaps are exponential where neighbours lie at random (Facco et al.
+    2017, Sci Rep 7:12140), so `fit_baseline` extrapolates their tail. Copies are found where more samples
+    than chance allows exceed the gap of 1 real slice in 500, or any exceeds that of 1 clean set in 40.
+    A generator that mixes patients has lower gaps, which hides weak copies; one that favours some patients
+    has higher ones.
 
     Args:
         samples: Generated slices, independent of each other.
-        held_out: Real slices, prepared as the training slices were. Training slices may be among them: the
-            search leaves out their own patient.
+        held_out: Real slices, possibly training slices too: the search leaves out their own patient.
         held_out_patients: Patient of each held-out slice.
-        sources: Training slices to make copies of; at least a twentieth as many as samples.
-        sources_at: Index of each source in the training set.
-        search: For instance `partial(nearest_by_correlation, training=..., training_patients=...)`.
+        sources: Training slices to copy; at least a twentieth as many as samples.
+        sources_at: Index of each in the training set.
+        search: Such as `nearest_by_correlation` with the training set bound.
         reconstruct: Slices through the tokenizer that decoded the samples.
         seed: Seed of the generator.
 
     Raises:
-        DataError: There is no sample, one held-out patient, too few sources, or no spread of gaps.
-        ShapeError: The tokenizer changes the size of slices.
+        DataError: There are no samples, too few patients or sources, or no spread of gaps.
     """
     _check_inputs(samples, held_out, held_out_patients, sources, sources_at)
     generator = np.random.default_rng(seed)

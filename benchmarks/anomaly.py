@@ -29,8 +29,7 @@ from slicebook.data.dataset import PreparedData, SliceSet
 from slicebook.errors import ConfigError, DataError, SlicebookError
 from slicebook.inference.anomaly import AnomalyScores, anomaly_scores, heatmap
 from slicebook.inference.inpaint import fill
-from slicebook.metrics.statistics import AUROC_CONVENTION as CONVENTION
-from slicebook.metrics.statistics import auroc, summarise_one
+from slicebook.metrics.statistics import AUROC_CONVENTION, auroc, summarise_one
 from slicebook.models.checkpoint import LoadedPrior, load_prior
 from slicebook.models.noise import noise_level
 from slicebook.models.transformer import Conditions
@@ -93,7 +92,7 @@ def measure(
         panels += _panels(slices, images, places, after)
     contact_sheet.write_sheet(panels, sheets_to / "anomaly.png", columns=2 * SHOWN)
     return {
-        "convention": CONVENTION,
+        "convention": AUROC_CONVENTION,
         "slices": len(slices.images),
         "patients": len(set(slices.patients)),
         "orders": orders,

@@ -25,8 +25,7 @@ import torch
 
 from slicebook.data.dataset import PreparedData
 from slicebook.errors import DataError, SlicebookError
-from slicebook.metrics import memorization
-from slicebook.metrics import nearest as neighbours
+from slicebook.metrics import memorization, nearest
 from slicebook.metrics.memorization import audit
 from slicebook.metrics.nearest import Nearest, describe, nearest_by_correlation, plant
 from slicebook.models.checkpoint import load_tokenizer
@@ -86,8 +85,8 @@ def measure(
         "training": {"slices": len(train), "patients": len(set(whose))},
         "fresh": {"patients": patients, "held_out": third, "slices_of_the_others": EACH},
         "search": {
-            "convention": neighbours.CORRELATION,
-            "cpu_seconds_a_slice": seconds / len(images),
+            "convention": nearest.CORRELATION,
+            "cpu_seconds_per_slice": seconds / len(images),
             "copies": len(planted.images),
             "source_found": float((found.index[table.copies] == planted.sources).mean()),
             "mirror_found": float((found.mirror[table.copies] == planted.mirror).mean()),

@@ -148,7 +148,7 @@ def measure_demo(folder: Path, *, threads: int, tries: int) -> dict[str, Any]:
             words = ["evaluate", folder / "run", data, "--out", out]
             cost = alone(["-m", "slicebook", *map(str, words)], threads)
             report = json.loads((out / "report.json").read_text(encoding="utf-8"))
-        counts = {"samples": report["drawing"]["samples"], "slices": report["slices"]}
+        counts = {"samples": report["sampling"]["samples"], "slices": report["slices"]}
         found.append(counts | cost | {"parts": report["seconds"]})
     return _quickest(found)
 

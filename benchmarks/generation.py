@@ -23,7 +23,7 @@ import torch
 
 from slicebook.data.dataset import PreparedData
 from slicebook.errors import SlicebookError
-from slicebook.evaluation import downstream as segmenter
+from slicebook.evaluation import downstream
 from slicebook.evaluation.downstream import evaluate_downstream
 from slicebook.evaluation.evaluate import STEPS
 from slicebook.evaluation.generation import draw_samples, evaluate_generation
@@ -62,12 +62,12 @@ def measure(
     _draw_sheets(ours, real, kind.row_mm / kind.column_mm, sheets_to)
     likeness = evaluate_generation(loaded, data, "test", ours, real, noise=noise, seed=SEED, say=_say)
     found: dict[str, Any] = {
-        "drawing": drawing.model_dump(mode="json"),
+        "sampling": drawing.model_dump(mode="json"),
         "generation": likeness.model_dump(mode="json"),
         "usefulness": None,
     }
     if ours.masks is not None and real.masks is not None:
-        train = read_slices(data, "train", size, most=steps * segmenter.BATCH, seed=SEED)
+        train = read_slices(data, "train", size, most=steps * downstream.BATCH, seed=SEED)
         values = data.info.label_values
         taught = evaluate_downstream(ours, train, real, values, steps=steps, seed=SEED, say=_say)
         found["usefulness"] = taught.model_dump(mode="json")

@@ -44,7 +44,7 @@ def generation(results: Results) -> str:
         ("likeness of two samples, MS-SSIM (of two patients)", _alike, "generation", "diversity"),
         ("masks that meet the rules of anatomy, samples of real ones'", _rules, "generation", "anatomy"),
         ("Dice of a segmenter taught by samples, of one taught by patients", _dice, "usefulness"),
-        ("seconds a slice to sample", "{:.2f}".format, "drawing", "seconds_a_slice"),
+        ("seconds a slice to sample", "{:.2f}".format, "sampling", "seconds_per_slice"),
     ]
     made = "".join(f"\n{one['title']}: {_made(one)} {where(one)}" for one in found)
     return _columns({one["title"]: one for one in found}, rows) + made
@@ -59,19 +59,19 @@ def likeness(results: Results) -> str:
     for title, name in ((KERNEL, "kernel_distance"), ("Fréchet distance", "frechet_distance")):
         by_kind += [
             (f"{title}, samples ({REAL})", _distance, "samples", name),
-            (f"{title}, tokens of the real slices drawn anew", _alone, "tokenizer_alone", name),
+            (f"{title}, tokens of the real slices drawn anew", _alone, "tokenizer_only", name),
             (f"{title}, real patients, median", _rounded, "samples", name, "real"),
         ]
     for name in ("coverage", "density", "precision", "recall"):
         by_kind.append((f"{name}, samples of real patients'", _share, "samples", name))
     by_kind += [
-        ("coverage, tokens of the real slices drawn anew", _share, "tokenizer_alone", "coverage"),
-        ("share of the test slices that all samples cover", _summary, "samples", "covered"),
+        ("coverage, tokens of the real slices drawn anew", _share, "tokenizer_only", "coverage"),
+        ("share of the test slices that all samples cover", _summary, "samples", "coverage_by_patient"),
     ]
     rest: list[Row] = [
         (f"spectra apart, dB, samples ({REAL})", _distance, "generation", "spectrum", "distance"),
         (f"intensities apart, samples ({REAL})", _distance, "generation", "intensity", "distance"),
-        ("noise put back, on [-1, 1], mean", "{:.3f}".format, "drawing", "noise_put_back"),
+        ("noise put back, on [-1, 1], mean", "{:.3f}".format, "sampling", "noise_level"),
     ]
     taught = [one["usefulness"]["generated"]["labels"] for one in found if one["usefulness"]]
     rest += [
@@ -197,7 +197,7 @@ def _at(found: Any, keys: Iterable[str]) -> Any:
 
 
 def _made(one: Any) -> str:
-    drawing, judged, decoder = one["drawing"], one["generation"], one["decoder_seconds"]
+    drawing, judged, decoder = one["sampling"], one["generation"], one["decoder_seconds"]
     return (
         f"{drawing['samples']} samples of {drawing['rows']}×{drawing['columns']} beside "
         f"{judged['held_out_slices']} slices of {judged['held_out_patients']} test patients; tokenizer "

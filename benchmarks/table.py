@@ -39,6 +39,30 @@ METRICS = {
     "hfen_whole": "HFEN",
 }
 
+RENAMED = {
+    "drawing": "sampling",
+    "grain": "noise",
+    "noise_put_back": "noise_level",
+    "left_out": "skipped",
+    "blank_slices_left_out": "blank_slices_skipped",
+    "at_most": "max_copy_share",
+    "times_farther": "distance_ratio",
+    "beyond": "exceeding",
+    "seen": "detected",
+    "traced": "source_found",
+    "coded": "prior_bits_per_pixel",
+    "tokenizer_alone": "tokenizer_only",
+    "covered": "coverage_by_patient",
+}
+
+
+def rename_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object of a results file under the present names of its keys."""
+    return {
+        RENAMED.get(name, name).replace("seconds_a_slice", "seconds_per_slice"): value
+        for name, value in pairs
+    }
+
 
 def quality(results: Results) -> str:
     """The first page's table: every contender, and the codecs at the bits of `compact`."""
@@ -222,7 +246,7 @@ def sampling(results: Results) -> str:
         [
             name,
             f"{one['parameters'] / 1e6:.2f} M",
-            f"{one['seconds_a_slice']:.2f}",
+            f"{one['seconds_per_slice']:.2f}",
             f"{one.get('ratio', 1):.1f}",
         ]
         for name, one in found["contenders"].items()
@@ -233,7 +257,7 @@ def sampling(results: Results) -> str:
         table(["", "parameters", "seconds a slice", "over ours"], rows)
         + f"\nA slice of {found['rows']}×{found['columns']} at batch {found['batch_size']}, "
         f"{found['precision']}; tokens: {tokens}. Decoding them takes "
-        f"{found['decoding_seconds_a_slice']:.3f} s more. The peer: {found['peer']}.\n"
+        f"{found['decoding_seconds_per_slice']:.3f} s more. The peer: {found['peer']}.\n"
         + where(results["speed"])
     )
 
@@ -321,7 +345,7 @@ def _speed_targets(results: Results) -> Iterable[Target]:
 def _sampling_targets(results: Results) -> Iterable[Target]:
     drawn = results.get("speed", {}).get("generation")
     if drawn is not None:
-        seconds = drawn["contenders"]["slicebook"]["seconds_a_slice"]
+        seconds = drawn["contenders"]["slicebook"]["seconds_per_slice"]
         yield "tokens of a 256×128 slice drawn in 1 s or less, batch 16", f"{seconds:.2f} s", seconds <= 1
         peers = {name: one["ratio"] for name, one in drawn["contenders"].items() if "ratio" in one}
         absent = [f"{name} {why}" for name, why in drawn["missing"].items()]
@@ -416,7 +440,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--root", type=Path, default=ROOT, help="the project's folder")
     asked = parser.parse_args(arguments)
     files = sorted((asked.root / "benchmarks" / "results").glob("*.json"))
-    results = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in files}
+    results = {
+        path.stem: json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=rename_keys)
+        for path in files
+    }
     different = []
     for page in PAGES:
         path = asked.root / page

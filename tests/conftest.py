@@ -127,7 +127,7 @@ def loaded(trained: Trained) -> "LoadedPrior":
 def kinds() -> "list[Descriptor]":
     """Of features: texture alone, which needs no weights."""
     from slicebook.evaluation.features import Descriptor
-    from slicebook.metrics import texture
+    from slicebook.metrics.features import texture
 
     return [Descriptor("texture", texture.CONVENTION, False, texture.texture_features)]
 

@@ -329,7 +329,7 @@ def test_the_demo_makes_everything_and_goes_on_when_repeated(recipe, tmp_path, m
     wanted = ("phantom", "prepared", "run/model.safetensors", "run/curves.png", "reconstruction", "table.txt")
     assert [name for name in (*wanted, "evaluation/report.html") if not (out / name).exists()] == []
     parts = ("fidelity", "generation", "audit", "usefulness")
-    assert first["evaluation"]["left_out"] == {}
+    assert first["evaluation"]["skipped"] == {}
     assert all(first["evaluation"][part] for part in parts)
     again = answer(capsys, "demo", "--out", out, "--recipe", recipe, "--device", "cpu")
     assert [again["evaluation"][part] == first["evaluation"][part] for part in parts] == [True] * 4

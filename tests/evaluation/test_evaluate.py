@@ -221,27 +221,27 @@ def test_patients_trained_on_raise_a_loud_warning(tmp_path, data, undrawn):
 
 def test_validation_patients_and_other_data_sets_are_said_to_be_what_they_are(tmp_path, data, undrawn):
     (validation, *_) = evaluate(model(tmp_path / "model"), data, tmp_path / "v", split="validation").warnings
-    assert "Validation patients chose this checkpoint" in validation
+    assert "Validation patients selected this checkpoint" in validation
     other, *_ = evaluate(model(tmp_path / "other", "other"), data, tmp_path / "o").warnings
-    assert "make sure that no patient here was trained on" in other
+    assert "make sure that no patient here was in the training set" in other
 
 
 def test_one_patient_has_no_interval_and_a_note(tmp_path, data, undrawn):
     report = evaluate(model(tmp_path / "model"), data, tmp_path, split="validation")
     assert report.fidelity.scores["ssim_whole"].interval is None
-    assert any("One patient: no interval" in warning for warning in report.warnings)
+    assert any("One patient: there is no interval" in warning for warning in report.warnings)
     assert "[" not in report.table()[2][1]
 
 
 def test_blank_slices_are_counted_and_left_out(tmp_path, undrawn):
     data = write_prepared(tmp_path / "prepared", blank={3})
     report = evaluate(model(tmp_path / "model"), data, tmp_path / "out")
-    assert (report.slices, report.blank_slices_left_out) == (5, 1)
+    assert (report.slices, report.blank_slices_skipped) == (5, 1)
 
 
 def test_a_slice_smaller_than_the_window_is_refused_and_nothing_is_written(tmp_path):
     data = write_prepared(tmp_path / "prepared", slices=[("test", 1, 8, 40)])
-    with pytest.raises(DataError, match="nothing could be judged: slice is 8×40"):
+    with pytest.raises(DataError, match="no part could be evaluated: slice is 8×40"):
         evaluate(model(tmp_path / "model"), data, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -390,7 +390,7 @@ def test_a_number_that_is_not_finite_is_a_part_left_out(tmp_path, trained, monke
 
     monkeypatch.setattr("slicebook.evaluation.evaluate.evaluate_reconstruction", broken)
     data = write_prepared(tmp_path / "prepared")
-    with pytest.raises(DataError, match="fidelity: a number that was measured is not finite"):
+    with pytest.raises(DataError, match="fidelity: a measured value is not finite"):
         evaluate(model(tmp_path / "model"), data, tmp_path / "out", codecs=False)
     assert not (tmp_path / "out").exists()
 
@@ -404,8 +404,8 @@ def odd(data):
 def test_reasons_name_no_folder(tmp_path, trained):
     data = odd(PreparedData.open(trained.data))
     found = evaluate(trained.run, data, tmp_path / "out", samples=2, steps=1, codecs=False)
-    assert set(found.left_out) == {"generation", "usefulness"}
-    assert found.left_out["generation"].startswith("DATA: its split 'test' holds no slice of")
+    assert set(found.skipped) == {"generation", "usefulness"}
+    assert found.skipped["generation"].startswith("DATA: its split 'test' holds no slice of")
     assert str(trained.data) not in (tmp_path / "out" / "report.json").read_text()
 
 
@@ -413,7 +413,7 @@ def test_an_audit_alone_needs_no_test_slice_of_the_size(tmp_path, trained):
     data = odd(PreparedData.open(trained.data))
     found = evaluate(trained.run, data, tmp_path / "out", parts=("audit",), samples=2, steps=1)
     assert found.audit is not None
-    assert found.left_out == {}
+    assert found.skipped == {}
 
 
 def test_a_prior_is_not_judged_beside_slices_prepared_otherwise(tmp_path, trained):

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from slicebook.errors import DataError
-from slicebook.evaluation import downstream as segmenter
+from slicebook.evaluation import downstream
 from slicebook.evaluation.downstream import evaluate_downstream
 from slicebook.evaluation.slices import SliceCollection
 
@@ -35,7 +35,7 @@ def test_true_pairs_teach_as_much_as_the_training_set():
     assert found.generated.mean > 0.8
     assert found.ratio == pytest.approx(found.generated.mean / found.training_set.mean)
     assert list(found.generated.labels) == ["3"]
-    assert (found.generated.pairs, found.steps, found.batch_size) == (24, 60, segmenter.BATCH)
+    assert (found.generated.pairs, found.steps, found.batch_size) == (24, 60, downstream.BATCH)
     assert found.generated.labels["3"].patients == 2
 
 
@@ -60,8 +60,8 @@ def test_slices_without_masks_teach_no_segmenter(without):
 
 def test_slices_of_any_size_come_back_labelled():
     masks = torch.zeros(2, 19, 23, dtype=torch.uint8)
-    network = segmenter.train_segmenter(torch.zeros(2, 1, 19, 23), masks, (0, 1), steps=1, seed=0)
-    drawn = segmenter.segment(network, torch.zeros(3, 1, 19, 23), (0, 1))
+    network = downstream.train_segmenter(torch.zeros(2, 1, 19, 23), masks, (0, 1), steps=1, seed=0)
+    drawn = downstream.segment(network, torch.zeros(3, 1, 19, 23), (0, 1))
     assert drawn.shape == (3, 19, 23)
     assert drawn.dtype == torch.uint8
 
@@ -71,8 +71,8 @@ def test_the_segmenter_learns_what_it_is_shown():
     for row in range(16):
         masks[row, 4:14, row // 2 : row // 2 + 8] = 3
     images = (masks[:, None].float() - 1.5) / 2
-    network = segmenter.train_segmenter(images, masks, (0, 3), steps=80, seed=0)
-    found = segmenter.segment(network, images, (0, 3))
+    network = downstream.train_segmenter(images, masks, (0, 3), steps=80, seed=0)
+    found = downstream.segment(network, images, (0, 3))
     assert (found == masks).float().mean() > 0.98
-    again = segmenter.train_segmenter(images, masks, (0, 3), steps=80, seed=0)
-    assert torch.equal(segmenter.segment(again, images, (0, 3)), found)
+    again = downstream.train_segmenter(images, masks, (0, 3), steps=80, seed=0)
+    assert torch.equal(downstream.segment(again, images, (0, 3)), found)

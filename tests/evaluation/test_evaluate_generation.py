@@ -11,12 +11,12 @@ from slicebook.evaluation.generation import (
     FIRST_SAMPLE,
     draw_samples,
     evaluate_generation,
-    judge_anatomy,
-    redraw,
+    measure_anatomy,
+    reconstruct_split,
 )
 from slicebook.evaluation.slices import of_size, read_slices, unit
-from slicebook.metrics import texture
 from slicebook.metrics.distribution import compare
+from slicebook.metrics.features import texture
 from slicebook.models.sampling import SamplingSettings
 
 SIZE = (32, 64)
@@ -41,14 +41,18 @@ def test_a_sample_is_the_same_among_others(loaded, data):
 
 def test_how_samples_were_drawn_is_told(loaded, data):
     settings = SamplingSettings(0.7, 0.6, 0.5, 1.0)
-    side, drawing = draw_samples(loaded, data, 2, settings=settings, noise=False)
-    assert (drawing.samples, drawing.rows, drawing.columns, drawing.first_seed) == (2, *SIZE, FIRST_SAMPLE)
-    assert drawing.settings == dataclasses.asdict(settings)
-    assert (drawing.noise, drawing.noise_put_back) == (False, 0)
-    assert sum(drawing.tokens.values()) == sum(len(stage) for stage in loaded.tokenizer.layout(SIZE).stages)
+    side, sampling = draw_samples(loaded, data, 2, settings=settings, noise=False)
+    assert (sampling.samples, sampling.rows, sampling.columns, sampling.first_seed) == (
+        2,
+        *SIZE,
+        FIRST_SAMPLE,
+    )
+    assert sampling.settings == dataclasses.asdict(settings)
+    assert (sampling.noise, sampling.noise_level) == (False, 0)
+    assert sum(sampling.tokens.values()) == sum(len(stage) for stage in loaded.tokenizer.layout(SIZE).stages)
     assert side.masks.shape == (2, *SIZE)
     noisy, told = draw_samples(loaded, data, 2, settings=settings)
-    assert told.noise_put_back > 0
+    assert told.noise_level > 0
     assert not torch.equal(noisy.images, side.images)
 
 
@@ -82,10 +86,10 @@ def test_noise_is_not_near(loaded, data, real, kinds):
 
 def test_the_tokenizer_alone_is_measured_on_other_patients_than_it_stands_beside(loaded, data, real, kinds):
     found = evaluate_generation(loaded, data, "validation", real, real, seed=1, kinds=kinds)
-    again = redraw(loaded, data, "validation")
+    again = reconstruct_split(loaded, data, "validation")
     first, second = (texture.texture_features(unit(images)) for images in (again, real.images))
     wanted = compare(first, second, real.patients, seed=1, paired=True)
-    assert found.features["texture"].tokenizer_alone == wanted
+    assert found.features["texture"].tokenizer_only == wanted
 
 
 def test_every_measure_stands_beside_real_patients(loaded, data, real, kinds):
@@ -97,7 +101,7 @@ def test_every_measure_stands_beside_real_patients(loaded, data, real, kinds):
     assert {"spectrum", "intensities", "MS-SSIM of pairs"} == {n for features, n in rows if not features}
     kernel = rows["texture", "kernel distance"]
     assert kernel.real == found.features["texture"].samples.kernel_distance.real
-    assert kernel.tokenizer_alone == found.features["texture"].tokenizer_alone.kernel_distance.generated
+    assert kernel.tokenizer_only == found.features["texture"].tokenizer_only.kernel_distance.generated
     assert all(one.convention for one in rows.values())
 
 
@@ -126,6 +130,6 @@ def test_constant_samples_are_as_far_as_can_be(loaded, data, real, kinds, value)
 def test_a_mask_of_another_place_breaks_the_rules_of_anatomy(data, real):
     train = of_size(data, "train", SIZE)
     turned = dataclasses.replace(real, masks=real.masks.flip(1))
-    upright, upside_down = (judge_anatomy(side, real, train, seed=0) for side in (real, turned))
+    upright, upside_down = (measure_anatomy(side, real, train, seed=0) for side in (real, turned))
     assert upside_down.generated < upright.generated
     assert set(upright.rules) >= {rule for rule, shares in upright.by_rule.items() if shares[0] is not None}

@@ -10,7 +10,7 @@ import torch
 
 from slicebook.data.dataset import PreparedData
 from slicebook.errors import DataError
-from slicebook.evaluation import memorization as auditing
+from slicebook.evaluation import memorization
 from slicebook.evaluation.memorization import evaluate_memorization
 from slicebook.evaluation.slices import SliceCollection, of_size, read_slices
 from slicebook.inference import synthesis
@@ -134,13 +134,13 @@ def test_bits_are_the_priors_likelihood_of_slices_it_never_saw(of_copies, loaded
         (tokens,) = encode_slices(loaded.tokenizer, of_size(data, split, SIZE), classes=loaded.info.classes)
         nats = likelihood(loaded.prior, tokens.layout, tokens.tokens[:, 0].long(), tokens.conditions).nats
         bits += (nats.sum(1) / math.log(2) / (SIZE[0] * SIZE[1])).tolist()
-    assert found.coded.mean_of_slices == pytest.approx(np.mean(bits), rel=1e-5)
-    assert found.coded.highest == pytest.approx(max(bits), rel=1e-5)
+    assert found.prior_bits_per_pixel.mean_of_slices == pytest.approx(np.mean(bits), rel=1e-5)
+    assert found.prior_bits_per_pixel.highest == pytest.approx(max(bits), rel=1e-5)
     assert (found.membership.training_patients, found.membership.held_out_patients) == (3, 3)
 
 
 def test_stand_ins_are_no_more_than_it_takes(loaded, data, monkeypatch):
-    monkeypatch.setattr(auditing, "STAND_INS", 5)
+    monkeypatch.setattr(memorization, "STAND_INS", 5)
     found = evaluate_memorization(loaded, data, samples(read_slices(data, "test", SIZE)), seed=0)
     assert "5 training slices, each without its own patient" in found.baseline
     assert found.copies.held_out_slices == 18 + 5
@@ -153,15 +153,15 @@ def test_membership_compares_slices_with_masks_or_without_but_does_not_mix_them(
         asked.append({record.label_offset >= 0 for record in slices.records})
         return np.zeros(len(slices)) - np.arange(len(slices))
 
-    monkeypatch.setattr(auditing, "_log_likelihood", count)
+    monkeypatch.setattr(memorization, "_log_likelihood", count)
     blind = tuple(
         dataclasses.replace(r, label_offset=-1) if r.split == "train" and r.slice % 2 else r
         for r in data.records
     )
-    auditing._likelihoods(loaded, dataclasses.replace(data, records=blind), SIZE, 0)
+    memorization._likelihoods(loaded, dataclasses.replace(data, records=blind), SIZE, 0)
     blinder = tuple(dataclasses.replace(r, label_offset=-1) if r.split == "train" else r for r in blind)
     half = tuple(dataclasses.replace(r, label_offset=-1) if r.slice % 2 else r for r in blinder)
-    auditing._likelihoods(loaded, dataclasses.replace(data, records=half), SIZE, 0)
+    memorization._likelihoods(loaded, dataclasses.replace(data, records=half), SIZE, 0)
     assert asked == [{True}, {True}, {False}, {False}]
 
 

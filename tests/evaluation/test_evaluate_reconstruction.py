@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from slicebook.data.dataset import PreparedData
-from slicebook.evaluation.reconstruction import FACTORS, decode_prefixes, measure_rate_distortion
+from slicebook.evaluation.rate_distortion import FACTORS, decode_prefixes, measure_rate_distortion
 from slicebook.evaluation.slices import unit
 from slicebook.metrics.image_quality import scores
 from slicebook.metrics.statistics import patient_means
@@ -72,6 +72,6 @@ def test_without_codecs_the_tokenizer_stands_alone(tokenizer, slices):
 
 
 def test_no_more_slices_are_used_than_it_takes(tokenizer, slices, monkeypatch, found):
-    monkeypatch.setattr("slicebook.evaluation.reconstruction.MOST_SLICES", 3)
+    monkeypatch.setattr("slicebook.evaluation.rate_distortion.MAX_SLICES", 3)
     assert found.slices == len(slices)
     assert measure_rate_distortion(tokenizer, slices, codecs=False).slices == 3

@@ -111,7 +111,7 @@ def test_progress_is_reported(data):
 
 def test_both_kinds_of_features_are_known_where_the_weights_are(monkeypatch):
     assert [one.name for one in descriptors()] == ["texture", "efficientnet-lite0"]
-    monkeypatch.setattr("slicebook.metrics.deep.installed", lambda: False)
+    monkeypatch.setattr("slicebook.metrics.features.deep.installed", lambda: False)
     assert [one.name for one in descriptors()] == ["texture"]
 
 

@@ -157,8 +157,8 @@ def test_rates_stand_beside_each_other():
     assert found.generated == 0.25
     assert found.real == pytest.approx(2 / 3)
     assert found.ratio == pytest.approx(0.375)
-    assert found.generated_interval.low < 0.25 < found.generated_interval.high
-    assert found.real_interval.low == pytest.approx(1 / 3)
+    assert found.generated_interval[0] < 0.25 < found.generated_interval[1]
+    assert found.real_interval[0] == pytest.approx(1 / 3)
     assert found.by_rule["prostate_before_rectum"] == (0.25, 0.5)
     assert found.by_rule["bladder_area"] == (None, None)
 

@@ -9,9 +9,9 @@ import torch
 from skimage import data
 
 from slicebook.errors import CheckpointError, ConfigError, DataError
-from slicebook.metrics import deep
-from slicebook.metrics.deep import as_seen, deep_features
-from slicebook.metrics.efficientnet import FEATURES, SIZE, EfficientNetLite0, fold
+from slicebook.metrics.features import deep
+from slicebook.metrics.features.deep import as_seen, deep_features
+from slicebook.metrics.features.efficientnet import FEATURES, SIZE, EfficientNetLite0, fold
 
 
 @pytest.fixture(scope="module")

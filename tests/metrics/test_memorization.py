@@ -11,7 +11,7 @@ from scipy.spatial.distance import cdist
 
 from slicebook.errors import DataError, ShapeError
 from slicebook.metrics.membership import membership
-from slicebook.metrics.memorization import FEWEST_SAMPLES, _at_most, audit
+from slicebook.metrics.memorization import MIN_SAMPLES, _max_copy_share, audit
 from slicebook.metrics.nearest import Nearest, describe, nearest_by_correlation, plant
 
 FEATURES = 10
@@ -68,7 +68,7 @@ def test_originals_are_no_copies():
     found = audited(originals(200, 7))
     assert found.valid
     assert not found.copies_found
-    assert found.verdict.startswith("Valid: 100% of 10 planted copies were seen. No copies of training")
+    assert found.verdict.startswith("Valid: 100% of 10 planted copies were detected. No copies of training")
     assert (found.samples, found.held_out_slices, found.held_out_patients) == (200, 120, 12)
 
 
@@ -78,7 +78,7 @@ def test_one_copy_among_five_hundred_is_found_and_named():
     assert found.copies_found
     assert (many.found, any_one.found) == (False, True)
     assert (found.closest[0].sample, found.closest[0].training) == (0, 5)
-    assert found.closest[0].times_farther > any_one.times_farther > found.closest[1].times_farther
+    assert found.closest[0].distance_ratio > any_one.distance_ratio > found.closest[1].distance_ratio
     assert "Copies of training slices found" in found.verdict
 
 
@@ -96,7 +96,7 @@ def test_a_copy_that_is_mirrored_and_moved_is_found_in_images():
     assert found.copies_found
     first = found.closest[0]
     assert (first.sample, first.training, first.mirror, first.shift) == (3, 2, True, (2, -1))
-    assert found.controls[1].traced == 1
+    assert found.controls[1].source_found == 1
 
 
 def test_false_alarms_are_few_and_copies_are_found():
@@ -112,7 +112,7 @@ def test_false_alarms_are_few_and_copies_are_found():
 def test_a_tokenizer_that_leaves_nothing_makes_the_audit_invalid():
     found = audited(originals(200, 7), reconstruct=blind)
     assert not found.valid
-    assert found.verdict.startswith("INVALID: 0% of 10 planted copies were seen")
+    assert found.verdict.startswith("INVALID: 0% of 10 planted copies were detected")
 
 
 def test_copies_among_the_samples_do_not_make_a_blind_control_valid():
@@ -155,9 +155,9 @@ def test_the_share_nearer_than_the_quantile_by_hand():
 def test_the_interval_is_over_patients_not_slices():
     repeated, patients = np.repeat(HELD_OUT, 4, axis=0), np.repeat(HELD_OUT_PATIENTS, 4).tolist()
     once, often = audited(originals(200, 7)), audited(originals(200, 7), repeated, patients)
-    assert often.tests[0].times_farther == pytest.approx(once.tests[0].times_farther, rel=0.05)
+    assert often.tests[0].distance_ratio == pytest.approx(once.tests[0].distance_ratio, rel=0.05)
     slices_alone = audited(originals(200, 7), repeated, [str(i) for i in range(len(repeated))])
-    assert slices_alone.tests[0].times_farther < 0.95 * often.tests[0].times_farther
+    assert slices_alone.tests[0].distance_ratio < 0.95 * often.tests[0].distance_ratio
 
 
 def test_controls_replace_a_hundredth_and_a_twentieth():
@@ -165,7 +165,7 @@ def test_controls_replace_a_hundredth_and_a_twentieth():
     assert (few.share, few.planted, many.share, many.planted) == (0.01, 3, 0.05, 15)
     assert few.found
     assert many.found
-    assert many.seen == many.traced == 1
+    assert many.detected == many.source_found == 1
     assert many.nearer.share - audited(originals(300, 7)).nearer.share == pytest.approx(0.05, abs=0.01)
 
 
@@ -175,7 +175,7 @@ def test_at_least_one_copy_is_planted():
 
 
 def test_few_samples_make_the_audit_invalid():
-    few, enough = audited(originals(FEWEST_SAMPLES - 1, 7)), audited(originals(FEWEST_SAMPLES, 7))
+    few, enough = audited(originals(MIN_SAMPLES - 1, 7)), audited(originals(MIN_SAMPLES, 7))
     assert few.verdict.startswith("INVALID: 99 samples were searched, wanted at least 100; generate more.")
     assert (few.valid, enough.valid) == (False, True)
 
@@ -192,7 +192,7 @@ def test_an_exact_copy_has_a_finite_gap():
     samples = originals(50, 7)
     samples[0] = TRAIN[5]
     found = audited(samples)
-    assert found.closest[0].times_farther == pytest.approx(1e6)
+    assert found.closest[0].distance_ratio == pytest.approx(1e6)
     json.dumps(asdict(found), allow_nan=False)
 
 
@@ -275,9 +275,9 @@ def test_likelihoods_that_mean_nothing_are_refused():
 
 
 @pytest.mark.parametrize(
-    ("beyond", "seen", "wanted"),
+    ("exceeding", "detected", "wanted"),
     [(0, 1.0, 1 - 0.05**0.01), (0, 0.5, 2 * (1 - 0.05**0.01)), (0, 0.0, 1), (100, 1.0, 1)],
 )
-def test_without_any_beyond_the_share_left_open_is_in_closed_form(beyond, seen, wanted):
+def test_without_any_beyond_the_share_left_open_is_in_closed_form(exceeding, detected, wanted):
     # All of 100 samples miss a share p of copies with probability (1 - p)^100: .05 at the upper end.
-    assert _at_most(beyond, 100, seen) == pytest.approx(wanted)
+    assert _max_copy_share(exceeding, 100, detected) == pytest.approx(wanted)

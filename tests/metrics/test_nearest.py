@@ -5,7 +5,7 @@ import pytest
 from scipy.ndimage import gaussian_filter
 
 from slicebook.errors import DataError, ShapeError
-from slicebook.metrics import nearest as neighbours
+from slicebook.metrics import nearest
 from slicebook.metrics.nearest import Nearest, describe, nearest_by_correlation
 
 ROWS, COLUMNS = 68, 136  # moved by up to 4 and 8 pixels
@@ -34,14 +34,14 @@ TRAIN = slices(12)
 WHOSE = names(3, 3, 3, 3)
 
 
-def nearest(images, patients=None, train=TRAIN, whose=WHOSE):
+def search(images, patients=None, train=TRAIN, whose=WHOSE):
     return nearest_by_correlation(images, patients, describe(train), whose)
 
 
 @pytest.mark.parametrize("mirror", [False, True])
 @pytest.mark.parametrize("shift", [(0, 0), (4, -8), (-3, 5), (1, 1)])
 def test_a_moved_and_mirrored_copy_is_found_and_how_it_was_moved(shift, mirror):
-    found = nearest(moved(TRAIN[7], shift[0], shift[1], mirror)[None])
+    found = search(moved(TRAIN[7], shift[0], shift[1], mirror)[None])
     assert found.index.tolist() == [7]
     assert found.mirror.tolist() == [mirror]
     assert found.shift.tolist() == [list(shift)]
@@ -51,7 +51,7 @@ def test_a_moved_and_mirrored_copy_is_found_and_how_it_was_moved(shift, mirror):
 def test_copies_in_noise_are_found():
     noise = np.random.default_rng(1).normal(size=TRAIN.shape).astype(np.float32)
     copies = np.stack([moved(one, 2, -5, i % 2 == 0) for i, one in enumerate(TRAIN)])
-    found = nearest(copies + noise)
+    found = search(copies + noise)
     assert found.index.tolist() == list(range(12))
     assert found.gap.min() > 0.7
 
@@ -75,7 +75,7 @@ def test_the_distance_is_that_of_the_best_window_of_all():
         )
         for one in train
     ]
-    found = nearest(image[None].astype(np.float32), train=train, whose=["a", "b"])
+    found = search(image[None].astype(np.float32), train=train, whose=["a", "b"])
     assert found.index[0] == np.argmax(best)
     assert found.distance[0] == pytest.approx(np.sqrt(2 - 2 * max(best)), abs=1e-5)
     assert found.beyond[0] == pytest.approx(np.sqrt(2 - 2 * min(best)), abs=1e-5)
@@ -83,13 +83,13 @@ def test_the_distance_is_that_of_the_best_window_of_all():
 
 def test_brightness_and_contrast_change_nothing():
     image = slices(1, seed=5)
-    plain, brighter = nearest(image), nearest(0.3 * image + 2)
+    plain, brighter = search(image), search(0.3 * image + 2)
     assert brighter.index == plain.index
     assert brighter.distance[0] == pytest.approx(plain.distance[0], abs=1e-4)
 
 
 def test_slices_of_the_same_patient_are_no_neighbours():
-    found = nearest(TRAIN, WHOSE)
+    found = search(TRAIN, WHOSE)
     assert all(WHOSE[index] != WHOSE[i] for i, index in enumerate(found.index))
     assert found.distance.min() > 0.3
 
@@ -97,7 +97,7 @@ def test_slices_of_the_same_patient_are_no_neighbours():
 def test_the_next_patient_is_not_the_next_slice():
     train = TRAIN.copy()
     train[1] = train[0] + 0.01 * train[5]  # of the same patient
-    found = nearest(train[:1], train=train)
+    found = search(train[:1], train=train)
     assert found.distance[0] < 1e-3
     assert found.beyond[0] > 0.3
 
@@ -105,13 +105,13 @@ def test_the_next_patient_is_not_the_next_slice():
 def test_a_patient_of_near_duplicates_hides_no_other_patient():
     # More slices of one patient than the first search looks at.
     many = np.concatenate([TRAIN[:1] + 0.01 * slices(20, seed=9), TRAIN[3:4]])
-    found = nearest(TRAIN[:1], train=many, whose=names(20, 1))
+    found = search(TRAIN[:1], train=many, whose=names(20, 1))
     assert found.index[0] < 20
     assert 0.3 < found.beyond[0] < np.inf
 
 
 def test_a_blank_slice_is_no_copy():
-    found = nearest(np.full((2, ROWS, COLUMNS), 0.7, np.float32))
+    found = search(np.full((2, ROWS, COLUMNS), 0.7, np.float32))
     assert found.distance.tolist() == pytest.approx([2**0.5] * 2)
     assert found.gap.tolist() == [0, 0]
 
@@ -119,16 +119,16 @@ def test_a_blank_slice_is_no_copy():
 def test_a_blank_training_slice_is_nobodys_nearest():
     train = TRAIN.copy()
     train[4] = -1
-    found = nearest(np.concatenate([moved(TRAIN[5], 1, 1)[None], train[4:5]]), train=train)
+    found = search(np.concatenate([moved(TRAIN[5], 1, 1)[None], train[4:5]]), train=train)
     assert found.index[0] == 5
     assert np.isfinite(found.gap).all()
 
 
 def test_what_is_found_does_not_depend_on_the_chunk(monkeypatch):
     images = slices(5, seed=3)
-    whole, described = nearest(images), describe(images)
-    monkeypatch.setattr(neighbours, "CHUNK", 2)
-    parts = nearest(images)
+    whole, described = search(images), describe(images)
+    monkeypatch.setattr(nearest, "CHUNK", 2)
+    parts = search(images)
     assert parts.index.tolist() == whole.index.tolist()
     assert parts.shift.tolist() == whole.shift.tolist()
     np.testing.assert_allclose(parts.distance, whole.distance, atol=1e-6)
@@ -142,7 +142,7 @@ def test_a_description_is_small():
 
 
 def test_no_slices_have_no_neighbours():
-    assert len(nearest(TRAIN[:0])) == 0
+    assert len(search(TRAIN[:0])) == 0
 
 
 def test_a_gap_is_the_log_of_how_many_times_farther_the_next_patient_is():
@@ -160,7 +160,7 @@ def test_two_patients_with_one_slice_have_no_gap():
 def test_what_is_not_finite_is_refused_with_its_place():
     broken, windows = TRAIN.copy(), describe(TRAIN)
     broken[1, 0, 0], windows[1, 0, 0] = np.nan, np.inf
-    for refused in (lambda: nearest(broken), lambda: describe(broken)):
+    for refused in (lambda: search(broken), lambda: describe(broken)):
         with pytest.raises(DataError, match=r"^slice 1 has values that are not finite"):
             refused()
     with pytest.raises(DataError, match=r"^training slice 1 has values"):
@@ -169,17 +169,17 @@ def test_what_is_not_finite_is_refused_with_its_place():
 
 def test_sizes_that_do_not_fit_are_refused():
     with pytest.raises(ShapeError, match=r"68×100 make windows of 28×44 cells.*28×60"):
-        nearest(slices(1, shape=(68, 100)))
+        search(slices(1, shape=(68, 100)))
     with pytest.raises(ShapeError, match="16×40, a search for copies wants sides of at least 17"):
         describe(slices(1, shape=(16, 40)))
 
 
 def test_too_few_patients_are_refused():
     with pytest.raises(DataError, match="1 training patients besides"):
-        nearest(TRAIN, whose=["one"] * 12)
+        search(TRAIN, whose=["one"] * 12)
     with pytest.raises(DataError, match="1 training patients besides"):
-        nearest(TRAIN, names(6, 6), whose=names(6, 6))
+        search(TRAIN, names(6, 6), whose=names(6, 6))
     with pytest.raises(DataError, match="3 patients for 12 training slices"):
-        nearest(TRAIN, whose=["a", "b", "c"])
+        search(TRAIN, whose=["a", "b", "c"])
     with pytest.raises(DataError, match="1 patients for 12 slices"):
-        nearest(TRAIN, ["a"])
+        search(TRAIN, ["a"])

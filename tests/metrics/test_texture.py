@@ -6,7 +6,7 @@ from scipy import ndimage, stats
 from skimage.feature import graycomatrix, graycoprops
 
 from slicebook.errors import DataError, ShapeError
-from slicebook.metrics.texture import FEATURE_NAMES, LEVELS, PERCENTILES, texture_features
+from slicebook.metrics.features.texture import FEATURE_NAMES, LEVELS, PERCENTILES, texture_features
 
 
 def picture(seed=0, shape=(24, 40)):

@@ -233,7 +233,7 @@ def test_samples_are_judged_beside_test_patients(generated, measured):
     assert set(likeness.features) == {"texture", "efficientnet-lite0"}
     assert likeness.anatomy is not None
     assert set(likeness.anatomy.by_rule) == set(likeness.anatomy.rules)
-    assert SamplingInfo.model_validate(generated["drawing"]).samples == 6
+    assert SamplingInfo.model_validate(generated["sampling"]).samples == 6
     taught = DownstreamResult.model_validate(generated["usefulness"])
     assert taught.generated.pairs == 6
     assert taught.training_set.pairs == 4  # the other 4 are of another size
@@ -245,7 +245,7 @@ def test_samples_are_judged_beside_test_patients(generated, measured):
 def test_a_generation_says_how_it_was_made_and_names_no_person_or_place(generated, measured):
     text = (measured / "results" / "generation-small.json").read_text(encoding="utf-8")
     assert {"date", "commit", "hardware", "versions", "recipe", "provenance", "seed"} <= set(generated)
-    assert {"settings", "first_seed"} <= set(generated["drawing"])
+    assert {"settings", "first_seed"} <= set(generated["sampling"])
     assert generated["data"]["split_hash"] == generated["provenance"]["split_hash"]
     for secret in (str(measured), "patient-0", "case_0", "Case_0"):
         assert secret not in text
@@ -351,7 +351,7 @@ def costs(scripts, generated, measured, study):
         if words[0] == "-m":  # `slicebook evaluate`, which its own tests run
             out = Path(words[-1])
             out.mkdir()
-            report = {"slices": 8, "seconds": {"audit": 2.0}, "drawing": {"samples": 6}}
+            report = {"slices": 8, "seconds": {"audit": 2.0}, "sampling": {"samples": 6}}
             (out / "report.json").write_text(json.dumps(report), encoding="utf-8")
         else:
             assert script.main(words[1:]) == 0

@@ -60,14 +60,14 @@ def test_a_distance_stands_with_the_95th_percentile_of_real_patients(variant):
 
 def test_a_share_stands_as_x_of_y(variant):
     key = "generation__features__texture__{}__coverage"
-    other = variant("b", **{key.format(side): BESIDE for side in ("samples", "tokenizer_alone")})
+    other = variant("b", **{key.format(side): BESIDE for side in ("samples", "tokenizer_only")})
     cells = rows_of(compare_reports([variant("a"), other]))["texture: coverage"]
     assert cells == ("–", "0.3 [0.1, 0.5], real 0.75")
 
 
 def test_the_audit_stands_with_what_was_planted_last(variant):
     def seen(controls):
-        return [*controls[:-1], controls[-1] | {"seen": 0.5, "planted": 6}]
+        return [*controls[:-1], controls[-1] | {"detected": 0.5, "planted": 6}]
 
     rows = rows_of(compare_reports([variant("a"), variant("b", audit__copies__controls=seen)]))
     assert rows["samples beyond the gap"][0] == "0 (copies from 2) and 0 (from 1) of 24"
@@ -109,9 +109,9 @@ def test_a_part_that_was_not_judged_is_no_difference(variant):
         ("provenance__data__split_hash", "f" * 64, "split hash is .* in a and c, and ffffffffffff in b"),
         ("provenance__data__spacing", 2.0, "preparation is .*native pixels.* in a and c, and .*2 mm.* in b"),
         ("split", "test", "split is validation in a and c, and test in b"),
-        ("drawing__samples", 99, "number of samples is 24 in a and c, and 99 in b"),
-        ("drawing__settings__top_p", 0.5, "sampling is .* in a and c, and .*top_p 0.5.* in b"),
-        ("drawing__noise", False, "sampling is .* in a and c, and .*no noise added in b"),
+        ("sampling__samples", 99, "number of samples is 24 in a and c, and 99 in b"),
+        ("sampling__settings__top_p", 0.5, "sampling is .* in a and c, and .*top_p 0.5.* in b"),
+        ("sampling__noise", False, "sampling is .* in a and c, and .*no noise added in b"),
         (
             "generation__features",
             texture_alone,

@@ -58,7 +58,7 @@ def test_a_part_that_was_not_judged_has_no_section(variant):
 
 
 def test_what_could_not_be_judged_says_why(variant):
-    change = {"usefulness": None, "left_out": {"usefulness": "there are no masks to teach with"}}
+    change = {"usefulness": None, "skipped": {"usefulness": "there are no masks to teach with"}}
     read = Read(write_page(variant("report", **change)).read_text(encoding="utf-8"))
     assert "left-out" in read.sections
     assert any("there are no masks" in text for text in read.texts)

@@ -79,11 +79,19 @@ def test_samples_stand_beside_real_patients_and_the_tokenizer_alone(told):
     section = part(
         told(
             generation__features__texture__samples__kernel_distance=beside,
-            generation__features__texture__tokenizer_alone__kernel_distance=beside | {"generated": 0.25},
+            generation__features__texture__tokenizer_only__kernel_distance=beside | {"generated": 0.25},
         ),
         "Does it generate?",
     )
     assert "| texture: kernel distance | 0.3 [0.1, 0.5] | 0.75 | [0.5, 0.9] | 0.25 |" in section
+
+
+@pytest.mark.parametrize(
+    ("noise", "sentence"),
+    [(True, "and added noise of mean level 0.031 on [-1, 1]."), (False, "and no added noise.")],
+)
+def test_the_card_says_whether_noise_was_added(told, noise, sentence):
+    assert sentence in part(told(sampling__noise=noise, sampling__noise_level=0.031), "Does it generate?")
 
 
 def test_what_the_segmenter_learnt_stands_by_label(told):

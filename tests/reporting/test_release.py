@@ -15,7 +15,7 @@ from slicebook.reporting.release import release_check
 CLEAR = {
     "audit__copies__valid": True,
     "audit__copies__copies_found": False,
-    "audit__copies__at_most": 0.03,
+    "audit__copies__max_copy_share": 0.03,
 }
 
 
@@ -35,7 +35,7 @@ def test_a_clear_audit_goes_with_the_samples(trained, cleared, tmp_path):
     report = read_report(cleared)
     assert found["model_sha256"] == load_prior(trained.run).info.weights_sha256
     assert found["copies"]["verdict"] == report.audit.copies.verdict
-    assert found["drawing"]["samples"] == 24
+    assert found["sampling"]["samples"] == 24
     words = (tmp_path / "out" / "AUDIT.md").read_text()
     assert report.audit.copies.verdict in words
     assert found["model_sha256"] in words
@@ -43,7 +43,7 @@ def test_a_clear_audit_goes_with_the_samples(trained, cleared, tmp_path):
 
 
 def test_few_audited_samples_clear_nothing(trained, variant, tmp_path):
-    report = variant("report", **CLEAR | {"audit__copies__at_most": 0.0501})
+    report = variant("report", **CLEAR | {"audit__copies__max_copy_share": 0.0501})
     with pytest.raises(DataError, match=r"bound the fraction of copies at 5.0%.*evaluate more samples"):
         share(trained, report, tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -91,7 +91,7 @@ def test_samples_drawn_in_another_way_were_not_audited(trained, cleared, tmp_pat
 
 
 def test_a_report_without_an_audit_clears_nothing(variant):
-    change = {"audit": None, "left_out": {"audit": "too few patients"}}
+    change = {"audit": None, "skipped": {"audit": "too few patients"}}
     with pytest.raises(DataError, match=r"contains no audit \(too few patients\); evaluate again"):
         release_check(variant("report", **change))
 

@@ -122,7 +122,7 @@ def test_finding_no_copies_counts_only_where_planted_ones_were_found(variant, va
 
 def test_a_few_samples_beyond_are_not_called_copies(variant):
     def beyond(tests):
-        return [tests[0] | {"beyond": 4, "needed": 5}, tests[1] | {"beyond": 0}]
+        return [tests[0] | {"exceeding": 4, "needed": 5}, tests[1] | {"exceeding": 0}]
 
     change = {"audit__copies__valid": True, "audit__copies__copies_found": False}
     found = verdicts(read_report(variant("report", **change, audit__copies__tests=beyond)))[COPIES]
@@ -171,7 +171,7 @@ def test_few_patients_decide_nothing(variant, patients, wanted):
 @pytest.mark.parametrize("which", range(4))
 def test_what_was_asked_for_and_could_not_be_judged_says_why(variant, which):
     name = PARTS[which]
-    found = verdicts(read_report(variant("report", **{name: None, "left_out": {name: "too few"}})))[which]
+    found = verdicts(read_report(variant("report", **{name: None, "skipped": {name: "too few"}})))[which]
     assert found.answer == "not judged"
     assert "Reason: too few." in found.finding
 

@@ -89,7 +89,7 @@ def evaluate(
 
 def _refuse_left_out(report: "Evaluation", out: Path, parts: Sequence[str]) -> None:
     """Raise if a part that was asked for could not be evaluated."""
-    reasons = [f"{part}: {report.left_out[part]}" for part in parts if part in report.left_out]
+    reasons = [f"{part}: {report.skipped[part]}" for part in parts if part in report.skipped]
     if reasons:
         raise DataError(f"{out}: not all parts could be evaluated. {'; '.join(reasons)}")
 

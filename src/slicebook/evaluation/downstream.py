@@ -1,4 +1,4 @@
-"""What generated pairs teach: a segmenter trained on them alone, tested on real patients.
+"""Downstream usefulness: a segmenter trained on generated pairs alone, tested on real patients.
 
 The baseline is the same segmenter trained on the training set for as many steps. It is MONAI's U-Net, of the
 extra `usefulness`.
@@ -17,14 +17,14 @@ from torch.nn import functional
 
 from slicebook.errors import ConfigError, DataError
 from slicebook.evaluation.slices import SliceCollection
-from slicebook.metrics import anatomy as masks
+from slicebook.metrics.anatomy import dice
 from slicebook.metrics.statistics import Summary
 from slicebook.models.masks import labels_from
 from slicebook.records import Record
 
 
 class SegmenterResult(Record):
-    """What one set of pairs taught."""
+    """Scores of the segmenter trained on one set of pairs."""
 
     pairs: int
     labels: dict[str, Summary]
@@ -43,11 +43,11 @@ class DownstreamResult(Record):
     generated: SegmenterResult
     training_set: SegmenterResult
     ratio: float | None
-    """Generated over training set; None where the latter taught nothing."""
+    """Generated over training set; None where the latter has a Dice of 0."""
 
 
 def evaluate_downstream(
-    ours: SliceCollection,
+    samples: SliceCollection,
     train: SliceCollection,
     held_out: SliceCollection,
     values: Sequence[int],
@@ -59,7 +59,7 @@ def evaluate_downstream(
     """Train a small U-Net on generated pairs, another on the training set, and test both.
 
     Args:
-        ours: Samples with masks.
+        samples: Samples with masks.
         train: The training set, with masks.
         held_out: Slices of patients that were never trained on, with masks.
         values: Label values, the background first.
@@ -70,40 +70,46 @@ def evaluate_downstream(
     Raises:
         DataError: A side has no masks.
     """
-    found = {}
-    for name, side in (("generated pairs", ours), ("pairs of the training set", train)):
-        say(f"segmenter on {len(side)} {name}")
-        if side.masks is None or held_out.masks is None:
+    results = {}
+    for name, pairs in (("generated pairs", samples), ("pairs of the training set", train)):
+        say(f"segmenter on {len(pairs)} {name}")
+        if pairs.masks is None or held_out.masks is None:
             raise DataError(
-                "there are no masks to teach a segmenter with; train the prior with masks, on data that have "
+                "there are no masks to train a segmenter with; train the prior with masks, on data that have "
                 "them (prepare --mask)"
             )
-        network = train_segmenter(side.images, side.masks, values, steps=steps, seed=seed)
-        drawn = [one.numpy() for one in segment(network, held_out.images, values)]
-        found[name] = _taught(len(side), drawn, held_out, values, seed)
-    ours_taught, theirs = found.values()
-    ratio = ours_taught.mean / theirs.mean if ours_taught.mean is not None and theirs.mean else None
+        network = train_segmenter(pairs.images, pairs.masks, values, steps=steps, seed=seed)
+        predictions = [labels.numpy() for labels in segment(network, held_out.images, values)]
+        results[name] = _score(len(pairs), predictions, held_out, values, seed)
+    generated, training_set = results.values()
+    ratio = None
+    if generated.mean is not None and training_set.mean:
+        ratio = generated.mean / training_set.mean
     return DownstreamResult(
         convention="Dice of each label over all slices of a held-out patient, mean of patients; "
-        f"{NAME}, trained from scratch on the pairs, half of them mirrored; the mean is that of "
+        f"{NAME}, trained from scratch on the pairs, half of them mirrored; the mean is over "
         "the labels",
         steps=steps,
         batch_size=BATCH,
         seed=seed,
-        generated=ours_taught,
-        training_set=theirs,
+        generated=generated,
+        training_set=training_set,
         ratio=ratio,
     )
 
 
-def _taught(
-    pairs: int, drawn: list[UInt8[np.ndarray, "h w"]], real: SliceCollection, values: Sequence[int], seed: int
+def _score(
+    pairs: int,
+    predictions: list[UInt8[np.ndarray, "h w"]],
+    real: SliceCollection,
+    values: Sequence[int],
+    seed: int,
 ) -> SegmenterResult:
-    scores = masks.dice(drawn, real.label_maps(), real.patients, list(values)[1:], seed=seed)
-    means = [one.mean_of_patients for one in scores.values() if one.mean_of_patients is not None]
+    scores = dice(predictions, real.label_maps(), real.patients, list(values)[1:], seed=seed)
+    means = [score.mean_of_patients for score in scores.values() if score.mean_of_patients is not None]
     return SegmenterResult(
         pairs=pairs,
-        labels={str(value): one for value, one in scores.items()},
+        labels={str(value): score for value, score in scores.items()},
         mean=float(np.mean(means)) if means else None,
     )
 
@@ -148,8 +154,8 @@ class Segmenter(nn.Module):
         rows, columns = images.shape[-2:]
         whole = functional.pad(images, (0, -columns % _STRIDE, 0, -rows % _STRIDE), mode="replicate")
         folded = functional.pixel_unshuffle(whole, _FOLD).contiguous(memory_format=torch.channels_last)
-        found: Tensor = functional.pixel_shuffle(self.network(folded), _FOLD)
-        return found[..., :rows, :columns]
+        logits: Tensor = functional.pixel_shuffle(self.network(folded), _FOLD)
+        return logits[..., :rows, :columns]
 
 
 def train_segmenter(

@@ -9,7 +9,7 @@ from typing import TypeAlias
 import numpy as np
 from jaxtyping import Float32, Float64
 
-from slicebook.metrics import deep, texture
+from slicebook.metrics.features import deep, texture
 from slicebook.metrics.image_quality import check_slices
 
 Describe: TypeAlias = Callable[[Float32[np.ndarray, "n h w"]], np.ndarray]

@@ -1,8 +1,8 @@
-"""How like real slices a prior's samples are, beside patients that were never trained on.
+"""Comparison of a prior's samples with slices of held-out patients.
 
-Samples are drawn at positions of training slices, and compared with held-out slices of the same size: on
-features, by the rules of anatomy for their masks, and beside what the tokenizer alone makes of the same
-held-out slices: what that loses, no prior over it can win back.
+Samples are drawn at positions of training slices and compared with held-out slices of the same size: by
+features, by anatomy rules for their masks, and relative to the tokenizer's reconstructions of the held-out
+slices, which bound what a prior over its tokens can reach.
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ from slicebook.data.splits import Split
 from slicebook.evaluation.features import Descriptor, descriptors
 from slicebook.evaluation.slices import SliceCollection, check_trained_on, of_size, unit
 from slicebook.inference.synthesis import draw, render
-from slicebook.metrics import anatomy as masks
-from slicebook.metrics.anatomy import Spacing
+from slicebook.metrics.anatomy import PassRate, Spacing, anatomy_rules, learn_reference, pass_rate
 from slicebook.metrics.distribution import Comparison, compare
 from slicebook.metrics.diversity import Diversity, compare_diversity
 from slicebook.metrics.spectra import Curves, compare_intensities, compare_spectra
@@ -47,48 +46,36 @@ class SamplingInfo(Record):
     first_seed: int
     """Sample i was drawn from this seed + i."""
     noise: bool
-    """Whether noise was to be put back, as `generate` does unless told not to."""
-    noise_put_back: float
-    """Mean level, on [-1, 1]."""
-    seconds_a_slice: float
-    """At groups of 16, without decoding."""
+    """Whether noise was added, as `generate` does by default."""
+    noise_level: float
+    """Mean level of the added noise, on [-1, 1]."""
+    seconds_per_slice: float
+    """In groups of 16, without decoding."""
     tokens: dict[str, int]
-    """Of each grid of a slice."""
+    """Number per grid of a slice."""
     parameters: int
 
 
-class Anatomy(Record):
-    """How many masks meet the rules of anatomy, whose ranges are the training set's."""
-
-    generated: float
-    generated_interval: tuple[float, float] | None
-    real: float
-    real_interval: tuple[float, float] | None
-    ratio: float | None
-    by_rule: dict[str, tuple[float | None, float | None]]
-    rules: dict[str, str]
-
-
 class Features(Record):
-    """Samples beside held-out slices, as one kind of features sees them."""
+    """Samples compared with held-out slices on one kind of features."""
 
     convention: str
     samples: Comparison
-    tokenizer_alone: Comparison
-    """One half of the held-out patients, drawn anew from their own tokens, beside the other half."""
+    tokenizer_only: Comparison
+    """Reconstructions of one half of the held-out patients, compared with the other half."""
 
 
 class Measure(Record):
-    """One measure of samples beside real patients, as a row of a table.
+    """One measure of samples and of real patients, as a row of a table.
 
     Attributes:
         measure: Its name.
-        features: That it is taken on; empty where it looks at the slices themselves.
-        generated, real: Of samples, and of real patients among each other.
-        interval: Of `generated`, 95 %, by patient.
-        real_range: 5th and 95th percentile over draws of patients; of MS-SSIM its interval by patient.
-        tokenizer_alone: Of held-out slices drawn anew from their own tokens.
-        convention: What it is.
+        features: Name of the features; empty for measures of the slices themselves.
+        generated, real: Value for samples, and for real patients among each other.
+        interval: 95 % interval of `generated`, by patient.
+        real_range: 5th and 95th percentile over splits of the patients; for MS-SSIM its interval.
+        tokenizer_only: Value for held-out slices reconstructed by the tokenizer.
+        convention: Definition of the measure.
     """
 
     measure: str
@@ -97,12 +84,12 @@ class Measure(Record):
     interval: tuple[float, float] | None
     real: float
     real_range: tuple[float, float] | None
-    tokenizer_alone: float | None
+    tokenizer_only: float | None
     convention: str
 
 
 class GenerationResult(Record):
-    """Samples beside held-out slices of the same size."""
+    """Samples compared with held-out slices of the same size."""
 
     held_out_patients: int
     held_out_slices: int
@@ -111,41 +98,41 @@ class GenerationResult(Record):
     diversity: Diversity
     spectrum: Curves
     intensity: Curves
-    anatomy: Anatomy | None
+    anatomy: PassRate | None
     """None without masks of an axial pelvis."""
 
     def measures(self) -> tuple[Measure, ...]:
-        """Return every measure that has one of real patients beside it."""
-        found = []
+        """Return every measure that has a counterpart for real patients."""
+        measures = []
         for name, features in self.features.items():
-            alone = vars(features.tokenizer_alone)
-            for measure, one in vars(features.samples).items():
-                if isinstance(one, RelativeMeasure):
+            tokenizer_only = vars(features.tokenizer_only)
+            for measure, relative in vars(features.samples).items():
+                if isinstance(relative, RelativeMeasure):
                     title = TITLES.get(measure, measure.replace("_", " "))
-                    found.append(_measure(title, name, one, alone[measure].generated))
-        found.append(_measure("spectrum", "", self.spectrum.distance, None))
-        found.append(_measure("intensities", "", self.intensity.distance, None))
-        many = self.diversity
-        found.append(
+                    measures.append(_measure(title, name, relative, tokenizer_only[measure].generated))
+        measures.append(_measure("spectrum", "", self.spectrum.distance, None))
+        measures.append(_measure("intensities", "", self.intensity.distance, None))
+        diversity = self.diversity
+        measures.append(
             Measure(
                 measure="MS-SSIM of pairs",
                 features="",
-                generated=many.generated,
-                interval=many.generated_interval,
-                real=many.real,
-                real_range=many.real_interval,
-                tokenizer_alone=None,
-                convention=many.convention,
+                generated=diversity.generated,
+                interval=diversity.generated_interval,
+                real=diversity.real,
+                real_range=diversity.real_interval,
+                tokenizer_only=None,
+                convention=diversity.convention,
             )
         )
-        return tuple(found)
+        return tuple(measures)
 
 
 def evaluate_generation(
     loaded: LoadedPrior,
     data: PreparedData,
     split: Split,
-    ours: SliceCollection,
+    samples: SliceCollection,
     real: SliceCollection,
     *,
     noise: bool = True,
@@ -157,38 +144,38 @@ def evaluate_generation(
 
     Args:
         loaded: The prior that drew the samples.
-        data: What it was trained on.
-        split: That the held-out slices are of.
-        ours: The samples, as `draw_samples` makes them.
+        data: The data that it was trained on.
+        split: Split of the held-out slices.
+        samples: The samples, as `draw_samples` makes them.
         real: The held-out slices, as `read_slices` reads them.
-        noise: Whether noise was put back into the samples.
-        seed: Of every draw of patients, and of the bootstrap.
-        kinds: Of features; all there are by default.
+        noise: Whether noise was added to the samples.
+        seed: Seed of the splits of patients and of the bootstrap.
+        kinds: Kinds of features; by default all that are installed.
         say: Called before each part.
 
     Raises:
         DataError: There are fewer than 2 held-out patients.
     """
-    say(f"{len(ours)} samples beside {len(real)} slices of {len(set(real.patients))} patients")
-    again = redraw(loaded, data, split, noise=noise)
-    sets = [unit(images) for images in (ours.images, again, real.images)]
+    say(f"{len(samples)} samples and {len(real)} real slices of {len(set(real.patients))} patients")
+    reconstructed = reconstruct_split(loaded, data, split, noise=noise)
+    sets = [unit(images) for images in (samples.images, reconstructed, real.images)]
     features = {}
     for kind in kinds or descriptors():
         say(f"{kind.name} of {sum(map(len, sets))} slices")
-        samples, redrawn, theirs = map(kind, sets)
+        generated, reconstructions, originals = map(kind, sets)
         features[kind.name] = Features(
             convention=kind.convention,
-            samples=compare(samples, theirs, real.patients, seed=seed, one_unit=kind.one_unit),
-            tokenizer_alone=compare(
-                redrawn, theirs, real.patients, seed=seed, one_unit=kind.one_unit, paired=True
+            samples=compare(generated, originals, real.patients, seed=seed, one_unit=kind.one_unit),
+            tokenizer_only=compare(
+                reconstructions, originals, real.patients, seed=seed, one_unit=kind.one_unit, paired=True
             ),
         )
     say("diversity, spectra, intensities, anatomy")
     anatomy = None
     pelvis = (data.info.label_values, data.info.plane) == (PELVIS, "axial")
-    if ours.masks is not None and real.masks is not None and pelvis:
-        train = of_size(data, "train", (ours.images.shape[-2], ours.images.shape[-1]))
-        anatomy = judge_anatomy(ours, real, train, seed=seed)
+    if samples.masks is not None and real.masks is not None and pelvis:
+        train = of_size(data, "train", (samples.images.shape[-2], samples.images.shape[-1]))
+        anatomy = measure_anatomy(samples, real, train, seed=seed)
     return GenerationResult(
         held_out_patients=len(set(real.patients)),
         held_out_slices=len(real),
@@ -214,11 +201,11 @@ def draw_samples(
 
     Args:
         loaded: The prior.
-        data: What it was trained on.
-        count: Samples.
-        settings: How boldly tokens are drawn.
-        noise: Whether to put noise back, as `generate` does.
-        seed: Of the positions.
+        data: The data that it was trained on.
+        count: Number of samples.
+        settings: Sampling temperature, top-p and guidance.
+        noise: Whether to add noise, as `generate` does.
+        seed: Seed of the positions.
         progress: Called with samples done and all samples.
 
     Raises:
@@ -248,17 +235,17 @@ def draw_samples(
         settings=asdict(settings),
         first_seed=FIRST_SAMPLE,
         noise=noise,
-        noise_put_back=float(np.mean(slices.noise)),
-        seconds_a_slice=seconds / (-(-count // GROUP) * GROUP),
+        noise_level=float(np.mean(slices.noise)),
+        seconds_per_slice=seconds / (-(-count // GROUP) * GROUP),
         tokens={stage.name: len(stage) for stage in loaded.tokenizer.layout(size).stages},
         parameters=sum(parameter.numel() for parameter in loaded.prior.parameters()),
     )
 
 
-def redraw(
+def reconstruct_split(
     loaded: LoadedPrior, data: PreparedData, split: Split, *, noise: bool = True
 ) -> Float[Tensor, "n 1 h w"]:
-    """Return real slices drawn anew from their own tokens."""
+    """Return the slices of a split, reconstructed from their tokens."""
     kind = loaded.info.slices[0]
     size = (kind.rows, kind.columns)
     device = next(loaded.prior.parameters()).device
@@ -267,44 +254,34 @@ def redraw(
     return render(loaded, tokens, size, range(len(tokens)), noise).images
 
 
-def judge_anatomy(ours: SliceCollection, real: SliceCollection, train: SliceSet, *, seed: int) -> Anatomy:
-    """Return how many masks meet the rules, beside held-out ones; the rules' ranges are the training's."""
-    reference = masks.learn_reference(
+def measure_anatomy(
+    samples: SliceCollection, real: SliceCollection, train: SliceSet, *, seed: int
+) -> PassRate:
+    """Return the share of masks that meet the anatomy rules, whose ranges come from the training set."""
+    reference = learn_reference(
         [train.labels(row).numpy() for row in range(len(train))],
         [(record.row_mm, record.column_mm) for record in train.records],
     )
-    verdicts = [
+    generated_rules, real_rules = (
         [
-            masks.anatomy_rules(one, mm, reference)
-            for one, mm in zip(side.label_maps(), side.spacings, strict=True)
+            anatomy_rules(labels, spacing, reference)
+            for labels, spacing in zip(slices.label_maps(), slices.spacings, strict=True)
         ]
-        for side in (ours, real)
-    ]
-    rate = masks.pass_rate(verdicts[0], verdicts[1], real.patients, seed=seed)
-    ends = [
-        None if one is None else (one.low, one.high) for one in (rate.generated_interval, rate.real_interval)
-    ]
-    return Anatomy(
-        generated=rate.generated,
-        generated_interval=ends[0],
-        real=rate.real,
-        real_interval=ends[1],
-        ratio=rate.ratio,
-        by_rule=dict(rate.by_rule),
-        rules=dict(masks.RULES),
+        for slices in (samples, real)
     )
+    return pass_rate(generated_rules, real_rules, real.patients, seed=seed)
 
 
-def _measure(name: str, features: str, one: RelativeMeasure, alone: float | None) -> Measure:
+def _measure(name: str, features: str, relative: RelativeMeasure, tokenizer_only: float | None) -> Measure:
     return Measure(
         measure=name,
         features=features,
-        generated=one.generated,
-        interval=one.interval,
-        real=one.real,
-        real_range=one.real_range,
-        tokenizer_alone=alone,
-        convention=one.convention,
+        generated=relative.generated,
+        interval=relative.interval,
+        real=relative.real,
+        real_range=relative.real_range,
+        tokenizer_only=tokenizer_only,
+        convention=relative.convention,
     )
 
 

@@ -1,9 +1,9 @@
 """Whether samples copy training slices, and whether likelihoods reveal the training patients.
 
-The test itself is `metrics.memorization`; this module selects the slices. Held-out slices are those of all
-patients that were never trained on. Where these are too few for a baseline, training slices are added, each
-searched without its own patient. The windows of the training set are cached in the prepared folder, beside
-the slices they were made of, for they reveal the same patients.
+`metrics.memorization` holds the test; this module selects the slices. Held-out slices are those of all
+patients that were never trained on. With too few of them for a baseline, training slices are added, each
+searched without its own patient. The windows of the training set are cached in the prepared folder, which
+holds the same patients.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ from slicebook.evaluation.slices import BATCH, SliceCollection, in_batches, of_s
 from slicebook.inference.synthesis import render
 from slicebook.io.atomic import write_csv
 from slicebook.io.tensors import State, hash_tensors, load_kept, save_state
+from slicebook.metrics.audit_baseline import MIN_PATIENTS
 from slicebook.metrics.membership import Membership, membership
-from slicebook.metrics.memorization import FEWEST_PATIENTS, Audit, Pair, audit
+from slicebook.metrics.memorization import Audit, Pair, audit
 from slicebook.metrics.nearest import CORRELATION, describe, move, nearest_by_correlation
 from slicebook.metrics.statistics import Rate, summarise_rate
 from slicebook.models.checkpoint import LoadedPrior
@@ -36,26 +37,26 @@ from slicebook.training.token_dataset import encode_slices
 from slicebook.version import __version__
 from slicebook.visualization import figures
 
-SOURCES = 0.05  # of the samples: as many training slices are copied for the control
-DRAWN = 6  # closest pairs
+SOURCES = 0.05  # training slices copied for the controls, as a share of the samples
+DRAWN = 6  # closest pairs in the figure
 STAND_INS = 540  # training slices, at most, where held-out patients are few
-MEMBERS = 120  # slices of each group whose likelihood is asked
-CODED = (
-    "Bits of a held-out slice's tokens, and of its mask's, were they coded by the prior's likelihood (the "
-    "mean over 4 orders), over the native pixels"
+MEMBERS = 120  # slices of each group whose likelihood is measured
+PRIOR_BITS = (
+    "Code length of a held-out slice's image and mask tokens under the prior (mean over 4 orders), in bits "
+    "per native pixel"
 )
 
 
 class MemorizationResult(Record):
-    """What was found of copies.
+    """The audit for copies and the membership test.
 
     Attributes:
-        baseline: Whose slices the samples are judged beside, in words.
-        training_slices, training_patients: How many were searched.
-        of_other_sizes: Training slices that were not, for samples of this size cannot be compared with them.
-        copies: The verdict and what it rests on: the correlation of images, shifted and mirrored.
+        baseline: The real slices of the baseline, in words.
+        training_slices, training_patients: Numbers searched.
+        of_other_sizes: Training slices that were not searched because their size differs from the samples'.
+        copies: The audit by the correlation of images, shifted and mirrored.
         membership: How well likelihoods tell training slices from held-out ones.
-        coded: What the held-out slices among them cost.
+        prior_bits_per_pixel: Code length of the held-out slices under the prior.
     """
 
     baseline: str
@@ -64,13 +65,13 @@ class MemorizationResult(Record):
     of_other_sizes: int
     copies: Audit
     membership: Membership
-    coded: Rate
+    prior_bits_per_pixel: Rate
 
 
 def evaluate_memorization(
     loaded: LoadedPrior,
     data: PreparedData,
-    ours: SliceCollection,
+    generated: SliceCollection,
     *,
     seed: int,
     noise: bool = True,
@@ -82,10 +83,10 @@ def evaluate_memorization(
 
     Args:
         loaded: The prior that drew them.
-        data: What it was trained on.
-        ours: The samples, as `likeness.draw_samples` makes them.
-        seed: Of the controls and of the bootstrap.
-        noise: Whether noise was put back into the samples; so it is into planted copies.
+        data: The data that it was trained on.
+        generated: The samples, as `generation.draw_samples` makes them.
+        seed: Seed of the controls and of the bootstrap.
+        noise: Whether noise was added to the samples; it is then added to planted copies too.
         training: The training slices, described for the search; described here by default.
         out: Folder for closest.csv and closest.png; none by default.
         say: Called before each part.
@@ -94,40 +95,40 @@ def evaluate_memorization(
         DataError: No patient never trained on has a slice of this size, or a single one has and there are
             too few training patients.
     """
-    size = (ours.images.shape[-2], ours.images.shape[-1])
+    size = (generated.images.shape[-2], generated.images.shape[-1])
     training = training or describe_training(data, size, say=say)
     train = training.slices
     owners = [record.patient for record in train.records]
-    held_out, whose, baseline = _held_out(data, size, train, seed)
-    count = min(len(train), max(1, round(SOURCES * len(ours))) * 2)
+    held_out, patients, baseline = _held_out(data, size, train, seed)
+    count = min(len(train), max(1, round(SOURCES * len(generated))) * 2)
     places = np.sort(np.random.default_rng(seed).choice(len(train), count, replace=False))
     sources = _read(train, [train.records[at] for at in places])
-    samples = unit(ours.images)
+    samples = unit(generated.images)
 
-    say(f"nearest training slices of {len(held_out)} real slices, {len(ours)} samples, and planted copies")
+    say(f"search: {len(held_out)} real slices, {len(generated)} samples, and planted copies")
     search = partial(nearest_by_correlation, training=training.windows, training_patients=owners)
-    again = partial(_again, loaded, noise=noise)
-    found = audit(samples, held_out, whose, sources, places.tolist(), search, again, seed=seed)
+    reconstruct = partial(_reconstruct, loaded, noise=noise)
+    copies = audit(samples, held_out, patients, sources, places.tolist(), search, reconstruct, seed=seed)
     say("likelihoods of training slices and of held-out ones")
-    member, coded = _likelihoods(loaded, data, size, seed)
+    member, prior_bits = _likelihoods(loaded, data, size, seed)
     if out is not None:
-        _draw_closest(found.closest, samples, train, out / "closest.png")
-        write_csv(out / "closest.csv", [_row(pair, ours, train) for pair in found.closest])
+        _draw_closest(copies.closest, samples, train, out / "closest.png")
+        write_csv(out / "closest.csv", [_row(pair, generated, train) for pair in copies.closest])
     return MemorizationResult(
         baseline=baseline,
         training_slices=len(train),
         training_patients=len(set(owners)),
         of_other_sizes=len(data.split("train")) - len(train),
-        copies=found,
+        copies=copies,
         membership=member,
-        coded=coded,
+        prior_bits_per_pixel=prior_bits,
     )
 
 
 def _held_out(
     data: PreparedData, size: tuple[int, int], train: SliceSet, seed: int
 ) -> tuple[Float32[np.ndarray, "n h w"], list[str], str]:
-    """Return slices of patients that were never trained on, whose they are, and that in words."""
+    """Return slices of held-out patients, the patient of each, and a description."""
     records = [
         record
         for record in data.records
@@ -141,12 +142,12 @@ def _held_out(
             "was never trained on, so there is nothing to judge nearness by; hold out such patients, or "
             "prepare all data to one size (--size)"
         )
-    patients, trained = ({record.patient for record in some} for some in (records, train.records))
+    patients, trained = ({record.patient for record in group} for group in (records, train.records))
     words = f"{len(records)} slices of {len(patients)} patients that were never trained on"
-    if len(patients) < FEWEST_PATIENTS and len(trained) > 2:  # without its own, two are left to compare
+    if len(patients) < MIN_PATIENTS and len(trained) > 2:  # without its own, two are left to compare
         chosen = np.sort(np.random.default_rng(seed).permutation(len(train))[:STAND_INS])
         words += (
-            f", and, these being fewer than {FEWEST_PATIENTS}, {len(chosen)} training slices, each without "
+            f", and, these being fewer than {MIN_PATIENTS}, {len(chosen)} training slices, each without "
             "its own patient"
         )
         records += [train.records[at] for at in chosen]
@@ -157,10 +158,10 @@ def _read(among: SliceSet, records: Sequence[SliceRecord]) -> Float32[np.ndarray
     return np.concatenate(list(in_batches(SliceSet(among.folder, tuple(records)))))
 
 
-def _again(
+def _reconstruct(
     loaded: LoadedPrior, images: Float32[np.ndarray, "n h w"], *, noise: bool
 ) -> Float32[np.ndarray, "n h w"]:
-    """Return slices as the prior's book draws them from their own tokens."""
+    """Return slices reconstructed by the prior's tokenizer."""
     device = next(loaded.prior.parameters()).device
     size = (images.shape[1], images.shape[2])
     parts = torch.split(torch.from_numpy(2 * images[:, None] - 1), BATCH)
@@ -171,7 +172,7 @@ def _again(
 def _likelihoods(
     loaded: LoadedPrior, data: PreparedData, size: tuple[int, int], seed: int
 ) -> tuple[Membership, Rate]:
-    """Ask the prior how likely training slices are, and those that it never saw."""
+    """Compare the prior's likelihoods of training slices with those of held-out slices."""
     records = [r for r in data.records if not r.blank and (r.rows, r.columns) == size]
     # Mask tokens that are not known cost nothing: slices with and without masks are not to be mixed.
     for alike in (
@@ -187,17 +188,19 @@ def _likelihoods(
         chosen = np.random.default_rng(seed).permutation(len(side))[:MEMBERS]
         slices = SliceSet(data.folder, tuple(side[at] for at in np.sort(chosen)))
         groups.append((_log_likelihood(loaded, slices), [record.patient for record in slices.records]))
-    (inside, whose), (outside, others) = groups
-    bits = (-outside / np.log(2) / (size[0] * size[1])).tolist()
-    return membership(inside, whose, outside, others, seed=seed), summarise_rate(CODED, bits)
+    (training, training_patients), (held_out, held_out_patients) = groups
+    bits = (-held_out / np.log(2) / (size[0] * size[1])).tolist()
+    return membership(training, training_patients, held_out, held_out_patients, seed=seed), summarise_rate(
+        PRIOR_BITS, bits
+    )
 
 
 def _log_likelihood(loaded: LoadedPrior, slices: SliceSet) -> Float64[np.ndarray, " n"]:
     """Return that of each slice's own tokens, its mask's among them, in nats."""
     device = next(loaded.prior.parameters()).device
     (tokens,) = encode_slices(loaded.tokenizer, slices, device=device, classes=loaded.info.classes)
-    found = likelihood(loaded.prior, tokens.layout, tokens.tokens[:, 0].long(), tokens.conditions)
-    return np.asarray(-found.nats.sum(1).double().numpy())
+    scores = likelihood(loaded.prior, tokens.layout, tokens.tokens[:, 0].long(), tokens.conditions)
+    return np.asarray(-scores.nats.sum(1).double().numpy())
 
 
 def _draw_closest(
@@ -214,23 +217,23 @@ def _draw_closest(
         [2 * nearest - 1 for _, nearest in pairs],
         path,
         names=[f"sample {pair.sample}" for pair in closest[:DRAWN]],
-        titles=[f"nearest · next patient {pair.times_farther:.2f}×" for pair in closest[:DRAWN]],
+        titles=[f"nearest · next patient {pair.distance_ratio:.2f}×" for pair in closest[:DRAWN]],
         aspect=[record.row_mm / record.column_mm for record in records],
-        caption="Samples most like one training patient and no other, beside that training slice, "
-        "moved onto them.",
+        caption="The samples that are closest to one training patient relative to all others, and that "
+        "training slice, aligned with them.",
     )
 
 
-def _row(pair: Pair, ours: SliceCollection, train: SliceSet) -> dict[str, Any]:
+def _row(pair: Pair, samples: SliceCollection, train: SliceSet) -> dict[str, Any]:
     record = train.records[pair.training]
     return {
         "sample": pair.sample,
-        "seed": ours.seeds[pair.sample],
+        "seed": samples.seeds[pair.sample],
         "patient": record.patient,
         "volume": record.volume,
         "slice": record.slice,
         "distance": pair.distance,
-        "times_farther": pair.times_farther,
+        "distance_ratio": pair.distance_ratio,
         "mirror": int(pair.mirror),
         "down": pair.shift[0],
         "right": pair.shift[1],
@@ -240,7 +243,7 @@ def _row(pair: Pair, ours: SliceCollection, train: SliceSet) -> dict[str, Any]:
 FOLDER = "descriptions"
 
 
-TOLD_EVERY = 1024  # slices
+PROGRESS_INTERVAL = 1024  # slices
 
 
 @dataclass(frozen=True)
@@ -249,7 +252,7 @@ class TrainingSet:
 
     Attributes:
         slices: What was described.
-        windows: The middle of each, as `neighbours.describe` has it.
+        windows: The middle of each, as `nearest.describe` has it.
     """
 
     slices: SliceSet
@@ -267,7 +270,7 @@ def describe_training(
     Args:
         data: The prepared folder; the descriptions are kept in its `descriptions`, if it can be written to.
         size: Rows and columns.
-        say: Told how far it is.
+        say: Called with the progress.
 
     Raises:
         DataError: There is no training slice of this size.
@@ -295,7 +298,7 @@ def _kept(
         return known["values"].numpy()
     parts: list[np.ndarray] = []
     for batch in in_batches(slices):
-        if len(parts) * BATCH % TOLD_EVERY == 0:
+        if len(parts) * BATCH % PROGRESS_INTERVAL == 0:
             say(f"windows of {len(slices)} training slices: {len(parts) * BATCH} done")
         parts.append(describe(batch))
     values = np.concatenate(parts)

@@ -20,7 +20,7 @@ from torch import Tensor
 from slicebook.data.dataset import SliceSet
 from slicebook.data.loader import SliceBatches
 from slicebook.data.manifest import SliceRecord
-from slicebook.evaluation.slices import unit
+from slicebook.evaluation.rate_distortion import RateDistortion, decode_prefixes, measure_rate_distortion
 from slicebook.io.atomic import write_csv
 from slicebook.metrics import codecs as codec_metrics
 from slicebook.metrics.image_quality import CONVENTIONS, HEADLINE, Scores, difference, scores, summarise
@@ -51,113 +51,6 @@ class CodecReport(Record):
     advantage: dict[str, Summary]
 
 
-FACTORS = (0.5, 1, 2, 4)  # of the tokenizer's bits, which the codecs are given
-MOST_SLICES = 18
-SHOWN = (HEADLINE, "ssim_whole", "psnr_whole")
-
-CONVENTION = (
-    "Mean of patients over some slices, spread evenly over the split. The tokenizer decodes its coarsest "
-    "level, its two coarsest, … all, finer ones at their mean code, at those levels' bits alone; the codecs "
-    f"are given {', '.join(f'{factor:g}' for factor in FACTORS)} times the bits of all levels, and stand at "
-    "what they spent"
-)
-
-
-class RatePoint(Record):
-    """What some bits buy.
-
-    Attributes:
-        bits_per_pixel: Mean of slices.
-        scores: Mean of patients, by name; None where no slice has one.
-    """
-
-    bits_per_pixel: float
-    scores: dict[str, float | None]
-
-
-class RateDistortion(Record):
-    """Curves of scores over bits.
-
-    Attributes:
-        convention: How they were measured.
-        slices: How many.
-        curves: From few bits to many, by what spent them.
-    """
-
-    convention: str
-    slices: int
-    curves: dict[str, tuple[RatePoint, ...]]
-
-
-def measure_rate_distortion(tokenizer: Tokenizer, slices: SliceSet, *, codecs: bool) -> RateDistortion:
-    """Score prefixes of the levels, and the codecs at several rates, on the same few slices.
-
-    Args:
-        tokenizer: In evaluation mode.
-        slices: Of one split; some of them are used.
-        codecs: Whether to code with JPEG 2000 and JPEG XL (extra `codecs`).
-
-    Raises:
-        ConfigError: `codecs` is asked for and imagecodecs is not installed.
-    """
-    count = min(MOST_SLICES, len(slices))
-    places = np.linspace(0, len(slices) - 1, count).round().astype(int).tolist()
-    trials: dict[tuple[str, int], list[tuple[float, Mapping[str, float | None]]]] = {}
-    quality: dict[tuple[str, float], float] = {}
-    for place in places:
-        image, original = slices[place], unit(slices[place][None])[0]
-        size = (original.shape[0], original.shape[1])
-        for level, copy in enumerate(decode_prefixes(tokenizer, image), 1):
-            bits = tokenizer.bits(size, levels=level)
-            _add(trials, ("tokenizer", level), bits, original, unit(copy[None])[0])
-        for name, codec in codec_metrics.CODECS.items() if codecs else ():
-            for step, factor in enumerate(FACTORS):
-                start = quality.get((name, factor), 0.4)
-                coded = codec_metrics.code(codec, original, factor * tokenizer.bits(size), start=start)
-                quality[name, factor] = coded.quality  # neighbours need about the same
-                _add(trials, (codec.title, step), coded.bits, original, coded.image)
-    patients = [slices.records[place].patient for place in places]
-    curves: dict[str, list[RatePoint]] = {}
-    for (title, _), found in trials.items():
-        means = {name: patient_means([one[name] for _, one in found], patients) for name in SHOWN}
-        curves.setdefault(title, []).append(
-            RatePoint(
-                bits_per_pixel=float(np.mean([bits for bits, _ in found])),
-                scores={
-                    name: float(np.mean(list(of.values()))) if of else None for name, of in means.items()
-                },
-            )
-        )
-    return RateDistortion(
-        convention=CONVENTION,
-        slices=count,
-        curves={title: tuple(points) for title, points in curves.items()},
-    )
-
-
-def decode_prefixes(
-    tokenizer: Tokenizer, image: Float[torch.Tensor, "1 h w"]
-) -> list[Float[torch.Tensor, "1 h w"]]:
-    """Return a slice decoded from its coarsest level, from its two coarsest, … from all."""
-    device = next(tokenizer.parameters()).device
-    size = (image.shape[-2], image.shape[-1])
-    with torch.inference_mode():
-        tokens = tokenizer.encode(image[None].to(device))
-        counts = range(1, tokenizer.levels + 1)
-        return [tokenizer.decode(tokens, size, levels=count)[0].float().cpu() for count in counts]
-
-
-def _add(
-    trials: dict[tuple[str, int], list[tuple[float, Mapping[str, float | None]]]],
-    key: tuple[str, int],
-    bits: float,
-    original: Float[np.ndarray, "h w"],
-    copy: Float[np.ndarray, "h w"],
-) -> None:
-    found = scores(original, copy, volume_max=1.0).named()
-    trials.setdefault(key, []).append((bits / original.size, {name: found[name] for name in SHOWN}))
-
-
 class ReconstructionResult(Record):
     """How faithfully a tokenizer rebuilds slices, and at how many bits."""
 
@@ -176,7 +69,7 @@ class ReconstructionResult(Record):
         columns += [(c.title, c.bits_per_pixel, c.scores) for c in (self.codecs or {}).values()]
         rows = [("mean of patients", *(title for title, _, _ in columns))]
         rows.append(("bits_per_pixel", *(f"{rate.mean_of_slices:.3f}" for _, rate, _ in columns)))
-        rows += [(name, *(found[name].in_words() for _, _, found in columns)) for name in self.scores]
+        rows += [(name, *(summaries[name].in_words() for _, _, summaries in columns)) for name in self.scores]
         return tuple(rows)
 
 
@@ -238,19 +131,19 @@ def evaluate_reconstruction(
     tokenizer = tokenizer.to(device).eval()
     use = [torch.zeros(k, dtype=torch.int64) for k in tokenizer.config.codebook_sizes]
     scored = sorted(
-        _score(tokenizer, slices, use, torch.device(device), batch_size, codecs), key=lambda one: one.index
+        _score(tokenizer, slices, use, torch.device(device), batch_size, codecs), key=lambda item: item.index
     )
-    patients = [one.record.patient for one in scored]
+    patients = [item.record.patient for item in scored]
     through = {name: _codec_report(name, scored, library, seed) for name, library in libraries.items()}
-    found = ReconstructionResult(
+    result = ReconstructionResult(
         headline=HEADLINE,
         images="Prepared slices before any padding, on [0, 1] = (x + 1) / 2, so after the clipping of "
         "intensities beyond their volume's percentiles; reconstructions clipped to [0, 1].",
         averaging=f"{AVERAGING}; seed {seed}.",
-        scores=summarise([one.scores for one in scored], patients, seed),
+        scores=summarise([item.scores for item in scored], patients, seed),
         bits_per_pixel=summarise_rate(
             "tokens × log2 K, summed over levels, over the native pixels of the slice",
-            [one.bits / one.pixels for one in scored],
+            [item.bits / item.pixels for item in scored],
         ),
         levels=tuple(level_use(level, counts) for level, counts in enumerate(use)),
         codecs=through or None,
@@ -260,7 +153,7 @@ def evaluate_reconstruction(
     _draw(tokenizer, slices, scored, out)
     write_csv(out / "slices.csv", _slice_rows(scored))
     write_csv(out / "patients.csv", _patient_rows(scored))
-    return found
+    return result
 
 
 def _score(
@@ -287,8 +180,8 @@ def _score(
             for name, start in quality.items():
                 coded = codec_metrics.code(codec_metrics.CODECS[name], original, bits, start=start)
                 quality[name] = coded.quality  # neighbours need about the same
-                found = scores(original, coded.image, volume_max=brightest[record.volume])
-                through[name] = _CodecSlice(coded, found.named())
+                codec_scores = scores(original, coded.image, volume_max=brightest[record.volume])
+                through[name] = _CodecSlice(coded, codec_scores.named())
             own = scores(original, _unit(copy), volume_max=brightest[record.volume])
             yield _ScoredSlice(index, record, bits, own.named(), through)
 
@@ -308,9 +201,9 @@ def _volume_maxima(slices: SliceSet) -> dict[str, float]:
 
 def _codec_report(name: str, scored: Sequence[_ScoredSlice], library: str, seed: int) -> CodecReport:
     codec = codec_metrics.CODECS[name]
-    passed = [one.codecs[name] for one in scored]
-    patients = [one.record.patient for one in scored]
-    gains = [difference(one.scores, one.codecs[name].scores) for one in scored]
+    passed = [item.codecs[name] for item in scored]
+    patients = [item.record.patient for item in scored]
+    gains = [difference(item.scores, item.codecs[name].scores) for item in scored]
     return CodecReport(
         title=codec.title,
         settings=codec.settings,
@@ -318,18 +211,18 @@ def _codec_report(name: str, scored: Sequence[_ScoredSlice], library: str, seed:
         bits_per_pixel=summarise_rate(
             "bits of the codestream, less those of a blank slice's (its headers), over the native pixels; at "
             f"most {codec_metrics.LIMIT:.2f} times the tokenizer's bits, slice by slice, where the codec can",
-            [one.coded.bits / whole.pixels for one, whole in zip(passed, scored, strict=True)],
+            [item.coded.bits / whole.pixels for item, whole in zip(passed, scored, strict=True)],
         ),
-        header_bits_subtracted=float(np.mean([one.coded.header_bits for one in passed])),
-        slices_over_budget=sum(not one.coded.within_budget for one in passed),
-        scores=summarise([one.scores for one in passed], patients, seed),
+        header_bits_subtracted=float(np.mean([item.coded.header_bits for item in passed])),
+        slices_over_budget=sum(not item.coded.within_budget for item in passed),
+        scores=summarise([item.scores for item in passed], patients, seed),
         advantage=summarise(gains, patients, seed),
     )
 
 
 def _draw(tokenizer: Tokenizer, slices: SliceSet, scored: Sequence[_ScoredSlice], out: Path) -> None:
     """Draw the worst slices, slices from worst to best, and what each level adds to some of them."""
-    ranked = sorted(scored, key=lambda one: one.rank)
+    ranked = sorted(scored, key=lambda item: item.rank)
     places = dict.fromkeys(round(share * (len(ranked) - 1)) for share in (0, 0.25, 0.5, 0.75, 1))
     spread = [ranked[place] for place in places]
     for name, chosen, caption in (
@@ -349,16 +242,16 @@ def _draw(tokenizer: Tokenizer, slices: SliceSet, scored: Sequence[_ScoredSlice]
             "What each level adds, coarsest first: orange brighter, blue darker.",
         ),
     ):
-        originals = [slices[one.index] for one in chosen]
+        originals = [slices[item.index] for item in chosen]
         decoded = [decode_prefixes(tokenizer, image) for image in originals]
         partials = [[copy[0] for copy in level] for level in zip(*decoded, strict=True)]
-        aspect = [one.record.row_mm / one.record.column_mm for one in chosen]
+        aspect = [item.record.row_mm / item.record.column_mm for item in chosen]
         shown, path = [image[0] for image in originals], out / name
         if name == "levels.png":
             figures.levels(shown, partials, path, aspect=aspect, caption=caption)
             continue
-        who = [f"{one.record.patient} · slice {one.record.slice}" for one in chosen]
-        titles = [f"SSIM {one.rank:.3f}" for one in chosen]
+        who = [f"{item.record.patient} · slice {item.record.slice}" for item in chosen]
+        titles = [f"SSIM {item.rank:.3f}" for item in chosen]
         figures.pairs(shown, partials[-1], path, names=who, titles=titles, aspect=aspect, caption=caption)
 
 
@@ -366,38 +259,38 @@ def _worst(ranked: Sequence[_ScoredSlice], count: int) -> list[_ScoredSlice]:
     """Return slices from bad to good, in rounds of one a patient: neighbours look alike."""
     met: Counter[str] = Counter()
     rounds = []
-    for place, one in enumerate(ranked):
-        rounds.append((met[one.record.patient], place))
-        met[one.record.patient] += 1
+    for place, item in enumerate(ranked):
+        rounds.append((met[item.record.patient], place))
+        met[item.record.patient] += 1
     return [ranked[place] for _, place in sorted(rounds)[:count]]
 
 
 def _slice_rows(scored: Sequence[_ScoredSlice]) -> list[dict[str, Any]]:
     rows = []
-    for one in sorted(scored, key=lambda each: each.record.index):
-        record = one.record
+    for item in sorted(scored, key=lambda each: each.record.index):
+        record = item.record
         row: dict[str, Any] = {
             "patient": record.patient,
             "volume": record.volume,
             "slice": record.slice,
             "rows": record.rows,
             "columns": record.columns,
-            "bits": one.bits,
-            "bits_per_pixel": one.bits / one.pixels,
-            **one.scores,
+            "bits": item.bits,
+            "bits_per_pixel": item.bits / item.pixels,
+            **item.scores,
         }
-        for name, passed in one.codecs.items():
+        for name, passed in item.codecs.items():
             row[f"{name}_bits"] = passed.coded.bits
-            row[f"{name}_bits_per_pixel"] = passed.coded.bits / one.pixels
+            row[f"{name}_bits_per_pixel"] = passed.coded.bits / item.pixels
             row |= {f"{name}_{score}": value for score, value in passed.scores.items()}
         rows.append(row)
     return rows
 
 
 def _patient_rows(scored: Sequence[_ScoredSlice]) -> list[dict[str, Any]]:
-    patients = [one.record.patient for one in scored]
+    patients = [item.record.patient for item in scored]
     slices = Counter(patients)
-    means = {name: patient_means([one.scores[name] for one in scored], patients) for name in CONVENTIONS}
+    means = {name: patient_means([item.scores[name] for item in scored], patients) for name in CONVENTIONS}
     return [
         {"patient": patient, "slices": slices[patient]}
         | {name: of.get(patient) for name, of in means.items()}

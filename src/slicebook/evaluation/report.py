@@ -1,4 +1,4 @@
-"""What an evaluation leaves: one JSON of all that was found, in a folder written whole or not at all."""
+"""The report of an evaluation: one JSON file, in a folder that is written completely or not at all."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ COLUMNS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 
 
 class History(Record):
-    """Of one training.
+    """The course of one training.
 
     Attributes:
-        seconds: It took, validation included.
+        seconds: Duration, validation included.
         curves: Points of (step, value), by the name of the column.
     """
 
@@ -56,62 +56,64 @@ PARTS = ("fidelity", "generation", "audit", "usefulness")
 
 
 class Evaluation(Record):
-    """All that `slicebook evaluate` found; the content of `report.json`.
+    """The results of `slicebook evaluate`; the content of `report.json`.
 
-    Parts that were not asked for are None, and so are those that could not be judged: `left_out` says why.
+    Parts that were not requested are None, and so are those that could not be evaluated: `skipped` has why.
     """
 
-    schema_version: Literal[3] = 3
+    schema_version: Literal[4] = 4
     split: Split
     patients: int
     slices: int
-    blank_slices_left_out: int
+    blank_slices_skipped: int
     warnings: tuple[str, ...]
-    left_out: dict[str, str]
-    drawing: SamplingInfo | None = None
-    """How the samples that were judged were drawn."""
+    skipped: dict[str, str]
+    sampling: SamplingInfo | None = None
+    """Settings and speed of the samples' generation."""
     fidelity: ReconstructionResult | None = None
     generation: GenerationResult | None = None
     audit: MemorizationResult | None = None
     usefulness: DownstreamResult | None = None
     training: dict[str, History]
-    """Of each model whose training left its curves beside it."""
+    """Training history of each model that has one in its folder."""
     seconds: dict[str, float]
-    """Of each piece of work."""
+    """Duration of each piece of work."""
     provenance: dict[str, Any]
 
     def table(self) -> tuple[tuple[str, ...], ...]:
         """Return the main numbers as rows of text, for a screen."""
         rows = list(self.fidelity.table()) if self.fidelity else []
         width = len(rows[0]) if rows else 2
-        found: list[tuple[str, str]] = []
+        entries: list[tuple[str, str]] = []
         if self.generation:
             for name, features in self.generation.features.items():
                 for measure in ("kernel_distance", "coverage", "recall"):
-                    beside = getattr(features.samples, measure)
-                    if beside is not None:
-                        said = f"{beside.generated:.3g} beside {beside.real:.3g} of real patients"
-                        found.append((f"{name} {measure}", said))
+                    relative = getattr(features.samples, measure)
+                    if relative is not None:
+                        text = f"{relative.generated:.3g}, real patients {relative.real:.3g}"
+                        entries.append((f"{name} {measure}", text))
             if self.generation.anatomy:
                 anatomy = self.generation.anatomy
-                found.append(("anatomy_rules", f"{anatomy.generated:.1%} beside {anatomy.real:.1%}"))
+                entries.append(
+                    ("anatomy_rules", f"{anatomy.generated:.1%}, real patients {anatomy.real:.1%}")
+                )
         if self.audit:
             copies = self.audit.copies
-            said = "found" if copies.copies_found else "none found" if copies.valid else "INVALID audit"
-            found.append(("copies", said))
-            found.append(("membership_auc", f"{self.audit.membership.auc:.3f}"))
+            text = "found" if copies.copies_found else "none found" if copies.valid else "INVALID audit"
+            entries.append(("copies", text))
+            entries.append(("membership_auc", f"{self.audit.membership.auc:.3f}"))
         if self.usefulness and self.usefulness.generated.mean is not None:
-            theirs = self.usefulness.training_set.mean
-            said = f"{self.usefulness.generated.mean:.3f}" + (f" of {theirs:.3f}" if theirs else "")
-            found.append(("segmenter_dice", said))
-        return tuple(rows + [row + ("",) * (width - 2) for row in found])
+            baseline = self.usefulness.training_set.mean
+            text = f"{self.usefulness.generated.mean:.3f}" + (f" of {baseline:.3f}" if baseline else "")
+            entries.append(("segmenter_dice", text))
+        return tuple(rows + [row + ("",) * (width - 2) for row in entries])
 
 
-def write_report(folder: Path, found: Evaluation) -> None:
-    """Write what was found, and the schema that tells what each number is."""
+def write_report(folder: Path, report: Evaluation) -> None:
+    """Write a report and its JSON schema."""
     schema = json.dumps(Evaluation.model_json_schema(), indent=1)
     write_text(folder / SCHEMA_NAME, schema + "\n")
-    write_text(folder / REPORT_NAME, found.model_dump_json(indent=1) + "\n")
+    write_text(folder / REPORT_NAME, report.model_dump_json(indent=1) + "\n")
 
 
 def read_report(folder: str | Path) -> Evaluation:
@@ -151,7 +153,7 @@ def written_whole(out: Path) -> Iterator[Path]:
     strange = [name for name in WRITTEN if (out / name).exists()]
     if strange and not ours:
         raise DataError(
-            f"{out}: holds {strange[0]} and no report of ours, so something else that would be written over; "
+            f"{out}: holds {strange[0]} and no report of ours, which would be overwritten; "
             "choose another folder (--out)"
         )
     with replacing_files(out, WRITTEN, last=REPORT_NAME, partial=PARTIAL) as partial:
@@ -164,10 +166,7 @@ def _is_report(path: Path) -> bool:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return isinstance(content, dict) and {"schema_version", "left_out", "provenance"} <= content.keys()
-
-
-# Of each model: where it lies from the folder of its tokenizer or prior, and what is worth seeing of it.
+    return isinstance(content, dict) and {"schema_version", "skipped", "provenance"} <= content.keys()
 
 
 def read_history(tokenizer: Path | None, prior: Path | None) -> dict[str, History]:
@@ -183,12 +182,12 @@ def read_history(tokenizer: Path | None, prior: Path | None) -> dict[str, Histor
         "prior": prior,
         "decoder": prior and prior / "decoder",
     }
-    found = {
+    histories = {
         name: _read_history(folder / "metrics.csv", COLUMNS[name])
         for name, folder in folders.items()
         if folder
     }
-    return {name: history for name, history in found.items() if history}
+    return {name: history for name, history in histories.items() if history}
 
 
 def _read_history(path: Path, columns: tuple[str, ...]) -> History | None:

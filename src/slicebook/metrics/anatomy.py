@@ -13,8 +13,9 @@ from jaxtyping import Bool, UInt8
 from scipy import ndimage
 
 from slicebook.errors import DataError, ShapeError
-from slicebook.metrics.statistics import Interval, Summary, bootstrap_interval, patient_means, summarise_one
+from slicebook.metrics.statistics import Summary, bootstrap_interval, patient_means, summarise_one
 from slicebook.phantom.labels import BLADDER, BODY, BONE, PROSTATE, RECTUM
+from slicebook.records import Record
 
 ORGANS: Mapping[str, int] = MappingProxyType({"bladder": BLADDER, "rectum": RECTUM, "prostate": PROSTATE})
 SPECK_MM2 = 10.0  # four pixels of HipMRI; real organs there begin at some 60 mm²
@@ -77,26 +78,27 @@ class SliceRules:
         return tuple(name for name, met in self.verdicts.items() if met is False)
 
 
-@dataclass(frozen=True)
-class PassRate:
+class PassRate(Record):
     """The share of slices that meet every rule.
 
     Attributes:
-        generated: Of generated slices.
-        real: Of held-out real ones, mean over patients.
-        ratio: Generated over real; None where no real slice passes.
+        generated: Share of generated slices.
         generated_interval: Bootstrap over slices, which are independent; None for fewer than two.
+        real: Share of held-out real slices, mean over patients.
         real_interval: Bootstrap over patients; None for fewer than two.
-        by_rule: Per rule the share that meets it, among the generated and among the real slices that it
-            judges; None where it judges none.
+        ratio: Generated over real; None where no real slice passes.
+        by_rule: Per rule, the share that meets it among the generated and among the real slices to which it
+            applies; None where it applies to none.
+        rules: The rules in words.
     """
 
     generated: float
+    generated_interval: tuple[float, float] | None
     real: float
+    real_interval: tuple[float, float] | None
     ratio: float | None
-    generated_interval: Interval | None
-    real_interval: Interval | None
-    by_rule: Mapping[str, tuple[float | None, float | None]]
+    by_rule: dict[str, tuple[float | None, float | None]]
+    rules: dict[str, str]
 
 
 def learn_reference(labels: Sequence[UInt8[np.ndarray, "_ _"]], spacings: Sequence[Spacing]) -> Reference:
@@ -178,17 +180,26 @@ def pass_rate(
     """
     if not generated or not real:
         raise DataError(f"{len(generated)} generated and {len(real)} real masks; wanted some of each")
-    ours = [float(one.passed) for one in generated]
-    theirs = [float(one.passed) for one in real]
-    of_real = float(np.mean(list(patient_means(theirs, patients).values())))
-    of_generated = float(np.mean(ours))
+    generated_passed = [float(slice_rules.passed) for slice_rules in generated]
+    real_passed = [float(slice_rules.passed) for slice_rules in real]
+    intervals = [
+        bootstrap_interval(passed, units, seed=seed)
+        for passed, units in (
+            (generated_passed, [str(index) for index in range(len(generated))]),
+            (real_passed, patients),
+        )
+    ]
+    bounds = [(interval.low, interval.high) if interval else None for interval in intervals]
+    generated_share = float(np.mean(generated_passed))
+    real_share = float(np.mean(list(patient_means(real_passed, patients).values())))
     return PassRate(
-        generated=of_generated,
-        real=of_real,
-        ratio=of_generated / of_real if of_real else None,
-        generated_interval=bootstrap_interval(ours, [str(i) for i in range(len(ours))], seed=seed),
-        real_interval=bootstrap_interval(theirs, patients, seed=seed),
-        by_rule=MappingProxyType({rule: (_share(generated, rule), _share(real, rule)) for rule in RULES}),
+        generated=generated_share,
+        generated_interval=bounds[0],
+        real=real_share,
+        real_interval=bounds[1],
+        ratio=generated_share / real_share if real_share else None,
+        by_rule={rule: (_share(generated, rule), _share(real, rule)) for rule in RULES},
+        rules=dict(RULES),
     )
 
 

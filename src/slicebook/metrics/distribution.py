@@ -5,6 +5,8 @@ near-duplicates, so neighbours are sought among other patients only: by the pape
 real slice ends at the next slice of the same patient, and real patients hardly cover each other.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -16,6 +18,7 @@ from scipy.spatial.distance import cdist
 from slicebook.errors import DataError, ShapeError
 from slicebook.metrics.statistics import (
     DRAWS,
+    Groups,
     RelativeMeasure,
     Summary,
     check_patients,
@@ -30,7 +33,7 @@ _CONSTANT = 1e-9  # of a feature's largest magnitude: less spread than this is r
 
 @dataclass(frozen=True)
 class PRDC:
-    """What `prdc` finds.
+    """Precision, recall, density and coverage.
 
     Attributes:
         coverage: Share of the real slices with a generated one in their ball.
@@ -72,22 +75,6 @@ def standardise(
     )
 
 
-def kernel_distance(x: Float64[np.ndarray, "n f"], y: Float64[np.ndarray, "m _"]) -> float:
-    """Return the kernel distance of two sets of standardised features: the unbiased squared MMD.
-
-    The kernel is (a·b/d + 1)³ with d features (Bińkowski et al. 2018, https://arxiv.org/abs/1801.01401). Its
-    mean within x and its mean within y, a slice never with itself, less twice its mean between them. The
-    expectation is 0 for sets of one distribution, whatever their size, so it can be below 0. No root is
-    taken.
-
-    Raises:
-        DataError: A set has fewer than 2 slices, or a feature is not finite.
-        ShapeError: The two sets have different features.
-    """
-    _check(x, y, least=2)
-    return unbiased_mmd(kernel(x, x), kernel(y, y), kernel(x, y))
-
-
 def kernel(x: Float64[np.ndarray, "n f"], y: Float64[np.ndarray, "m f"]) -> Float64[np.ndarray, "n m"]:
     """Return (a·b/d + 1)³ of every slice of x with every one of y, of d features each."""
     return np.asarray((x @ y.T / x.shape[1] + 1) ** 3)
@@ -123,41 +110,6 @@ def frechet_distance(x: Float64[np.ndarray, "n f"], y: Float64[np.ndarray, "m _"
     common = float(np.linalg.svd(roots[0] @ roots[1].T, compute_uv=False).sum())
     means = float(((x.mean(axis=0) - y.mean(axis=0)) ** 2).sum())
     return max(0.0, means + sum(float((root**2).sum()) for root in roots) - 2 * common)
-
-
-def prdc(
-    real: Float64[np.ndarray, "n f"],
-    generated: Float64[np.ndarray, "m _"],
-    real_patients: Sequence[str] | None = None,
-    generated_patients: Sequence[str] | None = None,
-    *,
-    neighbours: int = NEIGHBOURS,
-) -> PRDC:
-    """Compare two sets by balls that reach from each slice to its k-th neighbour in its own set.
-
-    Coverage and density: Naeem et al. 2020 (https://arxiv.org/abs/2002.09797), k = 5 as there. Precision and
-    recall: Kynkäänniemi et al. 2019 (https://arxiv.org/abs/1904.06991), with the same k. Distances are
-    Euclidean; balls are closed, so that copies lie in each other's.
-
-    Args:
-        real: Standardised features of real slices.
-        generated: Those of generated ones.
-        real_patients: The patient of each real slice; slices of one patient are no neighbours. Left out, each
-            slice is a patient of its own, as in the papers.
-        generated_patients: The same for the generated set, for when real slices stand in for it.
-        neighbours: k.
-
-    Raises:
-        DataError: A slice has fewer than k others to be neighbours, or a feature is not finite.
-        ShapeError: The two sets have different features.
-    """
-    _check(real, generated, least=1)
-    return prdc_between(
-        cdist(real, generated),
-        reach(cdist(real, real), real_patients, neighbours),
-        reach(cdist(generated, generated), generated_patients, neighbours),
-        neighbours,
-    )
 
 
 def prdc_between(
@@ -249,24 +201,26 @@ STANDARDISED = "features less the mean of the held-out slices, over their standa
 ONE_UNIT = (
     "features less the mean of the held-out slices, over the root mean square of their standard deviations"
 )
-COVERED = "Coverage of all slices of a held-out patient by all generated ones, neighbours as in coverage"
+COVERAGE_BY_PATIENT = (
+    "Coverage of all slices of a held-out patient by all generated ones, neighbours as in coverage"
+)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Generated slices beside held-out ones.
+    """Generated slices compared with held-out ones.
 
     Attributes:
-        slices: In each group of each draw: the same for generated and real.
-        draws: How often the patients were parted anew.
+        slices: Number in each group of each draw, equal for generated and real.
+        draws: Number of random splits of the patients.
         patients: Held-out ones, both groups together.
-        standardised: What was done to the features first.
-        kernel_distance, frechet_distance: Less is nearer.
-        coverage, density, precision, recall: More is better; `share` compares with real patients. None where
-            some slice has not 5 slices of other patients in its group; 4 patients are the fewest that can do.
-        covered: Coverage of all held-out slices by all generated ones, averaged over patients, with the
-            bootstrap interval over patients. Grows with the number generated: it has no real one beside it.
-            None with fewer than 2 patients who have neighbours.
+        standardised: How the features were standardised.
+        kernel_distance, frechet_distance: Lower is better.
+        coverage, density, precision, recall: Higher is better; `share` compares with real patients. None if
+            a slice has fewer than 5 slices of other patients in its group, as always with under 4 patients.
+        coverage_by_patient: Coverage of all held-out slices by all generated ones, averaged over patients,
+            with the bootstrap interval over patients. It grows with the number of generated slices and has no
+            real counterpart. None with fewer than 2 patients who have neighbours.
     """
 
     slices: int
@@ -279,7 +233,7 @@ class Comparison:
     density: RelativeMeasure | None
     precision: RelativeMeasure | None
     recall: RelativeMeasure | None
-    covered: Summary | None
+    coverage_by_patient: Summary | None
 
     @property
     def as_near_as_real(self) -> bool:
@@ -297,71 +251,79 @@ def compare(
     one_unit: bool = False,
     paired: bool = False,
 ) -> Comparison:
-    """Compare generated slices with held-out real ones, beside what real patients score against each other.
+    """Compare generated slices with held-out real ones, relative to real patients among each other.
 
-    Features are standardised by the held-out slices. Each draw parts the held-out patients
-    (`beside.draw_groups`); one group is the reference, and as many slices of the other group, and of the
-    generated ones at random, are measured against it. So both meet the same reference at the same size. What
-    another choice of patients would have changed is in the interval of each (`beside.interval_by_patient`),
-    which repeats no slice; `covered` alone, a mean over patients, has a bootstrap's.
+    Features are standardised by the held-out slices. Each draw splits the held-out patients into two groups
+    (`statistics.draw_groups`). One group is the reference; equally many slices of the other group, and of the
+    generated ones at random, are compared with it. The interval covers the choice of patients
+    (`statistics.interval_by_patient`); that of `coverage_by_patient` is a bootstrap.
 
-    Generated slices that are fair draws of the whole population come nearer than one small group of
-    patients to another, and coverage is blind to what both sides lack: read all measures together.
+    Samples of the whole population come nearer to a small group of patients than another small group does,
+    and coverage cannot show what both sides lack: read all measures together.
 
     Args:
         generated: Raw features of generated slices, independent of each other.
-        real: Raw features of slices of patients that were never trained on.
-        patients: The patient of each real slice.
-        seed: Seeds the one generator used.
-        draws: How often.
-        one_unit: Whether the features share a unit, as those of `deep` do and those of `texture` do not; see
-            `distances.standardise`.
-        paired: Whether generated slice i was made of real slice i. Then those made of the second group are
-            measured against the first, for one beside its own original tells nothing; none is `covered`.
+        real: Raw features of slices of held-out patients.
+        patients: Patient of each real slice.
+        seed: Seed of the generator.
+        draws: Number of splits.
+        one_unit: Whether the features share a unit; see `standardise`.
+        paired: Whether generated slice i is a reconstruction of real slice i. Then those of the second group
+            are compared with the first, and there is no `coverage_by_patient`.
 
     Raises:
-        DataError: There are fewer than 2 patients, or fewer than 2 slices in a group, or a feature is not
-            finite.
-        ShapeError: The two sets have different features, there is not a patient a slice, or not a twin.
+        DataError: There are fewer than 2 patients or than 2 slices in a group, or a feature is not finite.
+        ShapeError: The sets have different features, or the numbers of patients or of paired slices differ.
     """
     check_patients(real, patients)
     if paired and len(generated) != len(real):
         raise ShapeError(f"{len(generated)} slices made of {len(real)} real ones, wanted one of each")
-    ours = standardise(generated, real, one_unit=one_unit)
-    theirs = standardise(real, real, one_unit=one_unit)
-    names = np.asarray(patients)
+    standardised = [standardise(features, real, one_unit=one_unit) for features in (real, generated)]
+    names, count = np.asarray(patients), len(real)
     generator = np.random.default_rng(seed)
-    groups = draw_groups(patients, len(ours), draws, generator)
-    with_balls = all(_neighbours_at_hand(names[group]) for pair in groups for group in pair)
-    owners = patients if paired else [f"generated {i}" for i in range(len(ours))]
-    pairs = _Pairs(np.concatenate([theirs, ours]), (*patients, *owners))
-    found: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in CONVENTIONS}
-    for first, second in groups:
-        chosen = second if paired else generator.choice(len(ours), size=len(first), replace=False)
-        drawn = len(theirs) + chosen
-        for side, measured in enumerate((drawn, second)):
-            for name, value in pairs.measure(first, measured, with_balls).items():
-                found[name][side].append(value)
-    beside = {
-        name: summarise_draws(CONVENTIONS[name], *both, len(set(patients)), BOUNDS[name])
-        for name, both in found.items()
-        if both[0]
-    }
+    groups = draw_groups(patients, len(generated), draws, generator)
+    owners = patients if paired else [f"generated {i}" for i in range(len(generated))]
+    pairs = _Pairs(np.concatenate(standardised), (*patients, *owners))
+    measures = _measure_groups(pairs, groups, names, len(generated), generator, paired=paired)
+    whole = not paired and _has_neighbours(names)
     return Comparison(
         slices=len(groups[0][0]),
         draws=draws,
         patients=len(set(patients)),
         standardised=ONE_UNIT if one_unit else STANDARDISED,
-        kernel_distance=beside["kernel_distance"],
-        frechet_distance=beside["frechet_distance"],
-        coverage=beside.get("coverage"),
-        density=beside.get("density"),
-        precision=beside.get("precision"),
-        recall=beside.get("recall"),
-        covered=None
-        if paired or not _neighbours_at_hand(names)
-        else _covered(pairs, len(theirs), patients, seed),
+        kernel_distance=measures["kernel_distance"],
+        frechet_distance=measures["frechet_distance"],
+        coverage=measures.get("coverage"),
+        density=measures.get("density"),
+        precision=measures.get("precision"),
+        recall=measures.get("recall"),
+        coverage_by_patient=_coverage_by_patient(pairs, count, patients, seed) if whole else None,
     )
+
+
+def _measure_groups(
+    pairs: _Pairs,
+    groups: Sequence[Groups],
+    patients: Shaped[np.ndarray, " p"],
+    generated: int,
+    generator: np.random.Generator,
+    *,
+    paired: bool,
+) -> dict[str, RelativeMeasure]:
+    """Return every measure over the draws; `pairs` holds the real slices, then the generated ones."""
+    use_neighbours = all(_has_neighbours(patients[group]) for pair in groups for group in pair)
+    values: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in CONVENTIONS}
+    for first, second in groups:
+        chosen = second if paired else generator.choice(generated, size=len(first), replace=False)
+        for column, other in enumerate((len(patients) + chosen, second)):
+            for name, value in pairs.measure(first, other, use_neighbours).items():
+                values[name][column].append(value)
+    count = len(np.unique(patients))
+    return {
+        name: summarise_draws(CONVENTIONS[name], *columns, count, BOUNDS[name])
+        for name, columns in values.items()
+        if columns[0]
+    }
 
 
 class _Pairs:
@@ -374,7 +336,7 @@ class _Pairs:
         self.apart = cdist(features, features)
 
     def measure(
-        self, reference: Int64[np.ndarray, " r"], other: Int64[np.ndarray, " m"], with_balls: bool
+        self, reference: Int64[np.ndarray, " r"], other: Int64[np.ndarray, " m"], use_neighbours: bool
     ) -> dict[str, float]:
         """Return every measure of some slices against others, by name."""
         first, second = np.ix_(reference, reference), np.ix_(other, other)
@@ -383,7 +345,7 @@ class _Pairs:
             "kernel_distance": unbiased_mmd(self.kernel[first], self.kernel[second], self.kernel[between]),
             "frechet_distance": frechet_distance(self.features[reference], self.features[other]),
         }
-        if with_balls:
+        if use_neighbours:
             prdc = prdc_between(
                 self.apart[between],
                 reach(self.apart[first], self.names[reference].tolist(), NEIGHBOURS),
@@ -394,12 +356,12 @@ class _Pairs:
         return found
 
 
-def _covered(pairs: _Pairs, real: int, patients: Sequence[str], seed: int) -> Summary:
+def _coverage_by_patient(pairs: _Pairs, real: int, patients: Sequence[str], seed: int) -> Summary:
     nearest = pairs.apart[:real, real:].min(axis=1)
     inside = nearest <= reach(pairs.apart[:real, :real], patients, NEIGHBOURS)
-    return summarise_one(COVERED, inside.astype(float).tolist(), patients, seed)
+    return summarise_one(COVERAGE_BY_PATIENT, inside.astype(float).tolist(), patients, seed)
 
 
-def _neighbours_at_hand(patients: Shaped[np.ndarray, " n"]) -> bool:
+def _has_neighbours(patients: Shaped[np.ndarray, " n"]) -> bool:
     """Return whether every slice has enough slices of other patients beside it."""
     return bool(len(patients) - np.unique(patients, return_counts=True)[1].max() >= NEIGHBOURS)

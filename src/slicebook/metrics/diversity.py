@@ -1,4 +1,4 @@
-"""How alike generated slices are to each other, beside real slices of different patients."""
+"""Diversity of generated slices, compared with that of real slices of different patients."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -116,12 +116,12 @@ def ms_ssim(x: Float[np.ndarray, "h w"], y: Float[np.ndarray, "h w"]) -> float:
     count = scales(*x.shape)
     weights = np.array(WEIGHTS[:count]) / sum(WEIGHTS[:count])
     first, second = x.astype(np.float64), y.astype(np.float64)
-    found = 1.0
+    similarity = 1.0
     for scale, weight in enumerate(weights.tolist()):
         if scale:
             first, second = _half(first), _half(second)
-        found *= max(0.0, _similarity(first, second, luminance=scale == count - 1)) ** weight
-    return found
+        similarity *= max(0.0, _similarity(first, second, luminance=scale == count - 1)) ** weight
+    return similarity
 
 
 def _similarity(x: Float64[np.ndarray, "h w"], y: Float64[np.ndarray, "h w"], luminance: bool) -> float:
@@ -130,10 +130,10 @@ def _similarity(x: Float64[np.ndarray, "h w"], y: Float64[np.ndarray, "h w"], lu
     product, squares = x_mean * y_mean, x_mean**2 + y_mean**2
     covariance = _window(x * y) - product
     variances = _window(x * x + y * y) - squares  # of both, which are only ever added
-    found = (2 * covariance + _C2) / (variances + _C2)
+    similarity = (2 * covariance + _C2) / (variances + _C2)
     if luminance:
-        found = found * (2 * product + _C1) / (squares + _C1)
-    return float(found.mean())
+        similarity = similarity * (2 * product + _C1) / (squares + _C1)
+    return float(similarity.mean())
 
 
 def _window(values: Float64[np.ndarray, "h w"]) -> Float64[np.ndarray, "g v"]:
@@ -184,9 +184,9 @@ def _interval(
 ) -> tuple[float, float] | None:
     units = np.union1d(first, second)
     left = [values[(first != unit) & (second != unit)] for unit in units]
-    if len(units) < 3 or not all(len(some) for some in left):
+    if len(units) < 3 or not all(len(values_left) for values_left in left):
         return None
-    means = np.array([some.mean() for some in left])
+    means = np.array([values_left.mean() for values_left in left])
     error = np.sqrt((len(units) - 1) * means.var())
     reach = float(error * student.ppf((1 + CONFIDENCE) / 2, len(units) - 1))
     return float(values.mean()) - reach, min(1.0, float(values.mean()) + reach)

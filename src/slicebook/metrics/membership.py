@@ -7,8 +7,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from slicebook.errors import DataError
-from slicebook.metrics.statistics import AUROC_CONVENTION as CONVENTION
-from slicebook.metrics.statistics import auroc, expanded_tail
+from slicebook.metrics.statistics import AUROC_CONVENTION, auroc, expanded_tail
 
 _RESAMPLES = 10_000
 
@@ -19,9 +18,9 @@ class Membership:
 
     Attributes:
         convention: What the area is.
-        auc: 0.5 where they tell nothing.
+        auc: 0.5 where likelihoods carry no information.
         interval: Bootstrap over the patients of both groups, expanded for the smaller group's number
-            (`reconstruction.expanded_tail`); None with fewer than two in one.
+            (`statistics.expanded_tail`); None with fewer than two in one.
         training_patients, held_out_patients: How many.
     """
 
@@ -79,7 +78,7 @@ def membership(
         draws = ((weights[0] @ won) * weights[1]).sum(axis=1) / (pairs[0] * pairs[1])
         tail = expanded_tail(min(won.shape), 0.95)
         interval = tuple(np.quantile(draws, [tail, 1 - tail]).tolist())
-    return Membership(CONVENTION, _auc(training, held_out), interval, len(inside), len(outside))
+    return Membership(AUROC_CONVENTION, _auc(training, held_out), interval, len(inside), len(outside))
 
 
 def _by_patient(
@@ -91,6 +90,6 @@ def _by_patient(
 
 
 def _auc(inside: Float64[np.ndarray, " n"], outside: Float64[np.ndarray, " m"]) -> float:
-    found = auroc(np.concatenate([inside, outside]), np.arange(len(inside) + len(outside)) < len(inside))
-    assert found is not None, "neither group is empty"
-    return found
+    area = auroc(np.concatenate([inside, outside]), np.arange(len(inside) + len(outside)) < len(inside))
+    assert area is not None, "neither group is empty"
+    return area

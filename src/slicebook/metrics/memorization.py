@@ -1,8 +1,8 @@
-"""Whether generated slices are copies of training slices, and whether this test would have seen it.
+"""Audit of generated slices for copies of training slices, with planted copies as positive controls.
 
-A generator that copies its training patients passes every test of likeness, and publishes patients (Dar et
-al. 2025; Akbar et al. 2025). So each sample's nearest training slice is judged beside the same of real slices
-of patients that were never trained on, and no verdict counts unless planted copies were found.
+A generator that copies its training patients scores well on every measure of similarity and discloses
+patients (Dar et al. 2025; Akbar et al. 2025). The distance of each sample to its nearest training slice is
+compared with that of held-out slices, and a verdict is valid only if planted copies are detected.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,52 +13,32 @@ from jaxtyping import Float32, Float64, Int64
 from scipy.stats import beta, binom
 
 from slicebook.errors import DataError
+from slicebook.metrics.audit_baseline import (
+    ADD_TRAINING_SLICES,
+    CONFIDENCE,
+    MIN_PATIENTS,
+    Baseline,
+    NearShare,
+    fit_baseline,
+    measure_near_share,
+)
 from slicebook.metrics.nearest import CORRELATION, Images, Nearest, Reconstruct, plant
 
-NEAR = 0.01  # quantile of held-out slices' distances
 RARE = 0.002  # one sample in 500 beyond the first threshold, were there no copies
 FALSE_ALARMS = 0.05  # both thresholds together, half each
 CONTROLS = (0.01, 0.05)  # shares planted; the last one must be found
-SEEN = 0.5  # of the planted copies: a test that misses more is no test
-FEWEST_SAMPLES = 100  # so that five copies are planted
-FEWEST_PATIENTS = 6  # the bootstrap of fewer is too narrow: see benchmarks/results/audit.json
+MIN_DETECTED = 0.5  # of the planted copies: a test that misses more is no test
+MIN_SAMPLES = 100  # so that five copies are planted
 CLOSEST = 12  # pairs kept, to be drawn
-_RESAMPLES = 2000
-_AT_ONCE = 100  # resamples: 9 MB a table of 12,000 slices
-_CONFIDENCE = 0.95
-_ADD = "add training slices to them, whose own patient is left out"
-
-NEARER = (
-    f"Share of samples nearer to a training slice than the {NEAR:.0%} quantile of held-out slices is; "
-    f"expected {NEAR}. Interval: bootstrap over held-out patients, whose quantile it is, {_CONFIDENCE:.0%}"
-)
 GAP = (
-    "Gap: how many times farther the nearest training slice of any other patient is than the nearest of "
-    "all. Threshold: what a share of held-out slices would exceed, the half above their median continued as "
-    f"an exponential of its log; upper end of the {_CONFIDENCE:.0%} bootstrap interval over held-out patients"
+    "Gap: distance to the nearest training slice of any other patient over the distance to the nearest "
+    "training slice. Threshold: the gap that a share of held-out slices would exceed, by an exponential fit "
+    f"to the log of the half above their median; upper end of the {CONFIDENCE:.0%} bootstrap interval over "
+    "held-out patients"
 )
 
 Search = Callable[[Images, Sequence[str] | None], Nearest]
 """From slices, and the patient of each or None, to the nearest training slices of other patients."""
-
-
-@dataclass(frozen=True)
-class NearShare:
-    """How many samples are nearer to training slices than held-out ones are; reported, not decided by.
-
-    Attributes:
-        convention: What it is.
-        expected: Where nothing is copied.
-        threshold: The distance.
-        share: Of the samples.
-        interval: Over held-out patients.
-    """
-
-    convention: str
-    expected: float
-    threshold: float
-    share: float
-    interval: tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -68,21 +48,21 @@ class GapTest:
     Attributes:
         convention: What a gap is.
         expected: Share of samples beyond the threshold where nothing is copied, or less.
-        times_farther: The threshold.
-        beyond: Samples beyond it.
+        distance_ratio: The threshold.
+        exceeding: Samples beyond it.
         needed: As many are copies: by chance so many are in at most 2.5 % of clean sets.
     """
 
     convention: str
     expected: float
-    times_farther: float
-    beyond: int
+    distance_ratio: float
+    exceeding: int
     needed: int
 
     @property
     def found(self) -> bool:
         """Whether enough samples lie beyond the threshold."""
-        return self.beyond >= self.needed
+        return self.exceeding >= self.needed
 
 
 @dataclass(frozen=True)
@@ -92,7 +72,7 @@ class Pair:
     Attributes:
         sample, training: Where they stand.
         distance: Between them.
-        times_farther: The next patient's distance over it.
+        distance_ratio: The next patient's distance over it.
         mirror: Whether the training slice has to be mirrored to lie on the sample.
         shift: Pixels by which it has to be moved down and right, once mirrored.
     """
@@ -100,7 +80,7 @@ class Pair:
     sample: int
     training: int
     distance: float
-    times_farther: float
+    distance_ratio: float
     mirror: bool
     shift: tuple[int, int]
 
@@ -113,17 +93,17 @@ class Control:
         share: Of the samples that was replaced, about: whole copies, and at least one.
         planted: How many.
         nearer: Of the mixed set.
-        seen: Share of the planted copies that lie beyond the first threshold.
-        traced: Share whose nearest training slice is the one they were made of.
-        found: Whether the planted copies alone are enough for the test, and at least half of them seen; so
-            it is no help that the other samples are copies too.
+        detected: Share of the planted copies that lie beyond the first threshold.
+        source_found: Share whose nearest training slice is the one they were made of.
+        found: Whether the planted copies alone pass the test's count and at least half of them are detected,
+            so that copies among the other samples do not make a control valid.
     """
 
     share: float
     planted: int
     nearer: NearShare
-    seen: float
-    traced: float
+    detected: float
+    source_found: float
     found: bool
 
 
@@ -132,12 +112,12 @@ class Audit:
     """Whether samples are copies of training slices.
 
     Attributes:
-        valid: Whether the test would have found copies in a twentieth of the samples, and rests on enough
-            held-out patients. Where it is not, finding no copies means nothing.
+        valid: Whether the test would have found copies in a twentieth of the samples and has enough held-out
+            patients. If not, the absence of copies means nothing.
         copies_found: Whether one of `tests` found copies.
-        at_most: Upper end, 95 %, of the share of copies such as those planted among samples drawn so (Clopper
-            and Pearson 1934, one-sided, of the samples beyond the first gap; over the share of the planted
-            that were seen). Few samples say little: of 100 without any, 3 %. 1 where none planted was seen.
+        max_copy_share: 95 % upper bound of the share of copies among such samples: the one-sided bound of
+            Clopper and Pearson (1934) on the samples beyond the first threshold, over the share of planted
+            copies that was detected. Of 100 samples without any: 3 %. 1 if no planted copy was detected.
         verdict: Both in words.
         distance: How slices were compared.
         samples, held_out_slices, held_out_patients: How many.
@@ -149,7 +129,7 @@ class Audit:
 
     valid: bool
     copies_found: bool
-    at_most: float
+    max_copy_share: float
     verdict: str
     distance: str
     samples: int
@@ -174,147 +154,89 @@ def audit(
 ) -> Audit:
     """Test samples for copies of training slices, and the test itself with planted copies.
 
-    A copy is much nearer to one training patient than to any other; an unseen patient is not. The log of that
-    ratio, the gap, is exponential where neighbours lie at random, however densely (Facco et al. 2017, Sci Rep
-    7:12140), so its tail is continued from held-out slices: from the half above their median, at the upper
-    end over patients, since slices of one patient are near-duplicates. Copies are found where more samples
-    than chance allows exceed what 1 real slice in 500 does, or any one sample what 1 clean set in 40 holds.
-
-    Assumed is that gaps of original samples are distributed as those of held-out slices. Samples may be
-    nearer or farther than real slices as a whole: a common factor leaves the ratio as it is. A generator that
-    mixes patients lowers it, which hides weak copies; one that favours some patients, copying none, raises it
-    and may be flagged. Copies changed by more than the search forgives are missed: the controls speak of
-    mirrored, moved and tokenized ones alone.
-
-    Training slices may stand among the held-out ones, where these are of few patients: their own patient is
-    left out.
+    The gap of a slice is the log of the distance to the nearest slice of any other training patient over the
+    distance to the nearest training slice. Gaps are exponential where neighbours lie at random (Facco et al.
+    2017, Sci Rep 7:12140), so `fit_baseline` extrapolates their tail. Copies are found where more samples
+    than chance allows exceed the gap of 1 real slice in 500, or any exceeds that of 1 clean set in 40.
+    A generator that mixes patients has lower gaps, which hides weak copies; one that favours some patients
+    has higher ones.
 
     Args:
         samples: Generated slices, independent of each other.
-        held_out: Real slices, made ready as the training slices were.
-        held_out_patients: The patient of each.
-        sources: Some training slices, for copies to be made of; a twentieth as many as samples, at least.
-        sources_at: Where each stands in the training set.
-        search: Such as `partial(nearest_by_correlation, training=..., training_patients=...)`.
-        reconstruct: Slices through the tokenizer that the samples were decoded by.
-        seed: Seeds the one generator used.
+        held_out: Real slices, possibly training slices too: the search leaves out their own patient.
+        held_out_patients: Patient of each held-out slice.
+        sources: Training slices to copy; at least a twentieth as many as samples.
+        sources_at: Index of each in the training set.
+        search: Such as `nearest_by_correlation` with the training set bound.
+        reconstruct: Slices through the tokenizer that decoded the samples.
+        seed: Seed of the generator.
 
     Raises:
-        DataError: There is no sample, a single held-out patient, or too few sources; or the held-out slices
-            are all alike.
-        ShapeError: The tokenizer changes the size of slices.
+        DataError: There are no samples, too few patients or sources, or no spread of gaps.
     """
-    if not len(samples):
-        raise DataError("no samples to audit; generate some")
-    planted_most = max(_count(share, len(samples)) for share in CONTROLS)
-    if len(sources) < planted_most or len(sources_at) != len(sources):
-        raise DataError(
-            f"{len(sources)} training slices with {len(sources_at)} places to plant copies of, wanted at "
-            f"least {planted_most} of each for {len(samples)} samples; give more"
-        )
-    if len(held_out_patients) != len(held_out):
-        raise DataError(
-            f"{len(held_out_patients)} patients for {len(held_out)} held-out slices; give the patient of each"
-        )
+    _check_inputs(samples, held_out, held_out_patients, sources, sources_at)
     generator = np.random.default_rng(seed)
-    real = search(held_out, held_out_patients)
-    baseline = _baseline(real, held_out_patients, generator)
-    found = search(samples, None)
-    tests = _tests(baseline, found.gap, len(samples))
+    baseline = fit_baseline(search(held_out, held_out_patients), held_out_patients, generator)
+    nearest = search(samples, None)
+    tests = _tests(baseline, nearest.gap, len(samples))
     controls = []
     for share in CONTROLS:
         copies = plant(sources, _count(share, len(samples)), reconstruct, generator)
         replaced = generator.choice(len(samples), len(copies.images), replace=False)
         origins = np.asarray(sources_at)[copies.sources]
-        controls.append(_control(share, baseline, found, search(copies.images, None), replaced, origins))
+        controls.append(_control(share, baseline, nearest, search(copies.images, None), replaced, origins))
     reason = _reason(controls[-1], len(set(held_out_patients)), len(samples))
     return Audit(
         valid=not reason,
         copies_found=any(test.found for test in tests),
-        at_most=_at_most(tests[0].beyond, len(samples), controls[-1].seen),
+        max_copy_share=_max_copy_share(tests[0].exceeding, len(samples), controls[-1].detected),
         verdict=_verdict(reason, controls[-1], tests, len(samples)),
         distance=CORRELATION,
         samples=len(samples),
         held_out_slices=len(held_out),
         held_out_patients=len(set(held_out_patients)),
-        nearer=_near_share(baseline, found.distance),
+        nearer=measure_near_share(baseline, nearest.distance),
         tests=tests,
         controls=tuple(controls),
-        closest=_closest(found),
+        closest=_closest(nearest),
     )
 
 
-@dataclass(frozen=True)
-class _Baseline:
-    """What held-out slices are like, and resamples of their patients: medians and mean excesses over them."""
-
-    near: float
-    near_draws: Float64[np.ndarray, " r"]
-    medians: Float64[np.ndarray, " r"]
-    excesses: Float64[np.ndarray, " r"]
-
-    def threshold(self, share: float) -> float:
-        """Return the gap that a share of slices exceeds at most: S(g) = ½ exp(-(g - median) / excess)."""
-        draws = self.medians + self.excesses * np.log(0.5 / share)
-        return float(np.quantile(draws, (1 + _CONFIDENCE) / 2))
-
-
-def _baseline(real: Nearest, patients: Sequence[str], generator: np.random.Generator) -> _Baseline:
-    names, whose = np.unique(np.asarray(patients), return_inverse=True)
-    if len(names) < 2:
+def _check_inputs(
+    samples: Float32[np.ndarray, "n h w"],
+    held_out: Float32[np.ndarray, "m h w"],
+    held_out_patients: Sequence[str],
+    sources: Float32[np.ndarray, "k h w"],
+    sources_at: Sequence[int],
+) -> None:
+    if not len(samples):
+        raise DataError("no samples to audit; generate some")
+    needed = max(_count(share, len(samples)) for share in CONTROLS)
+    if len(sources) < needed or len(sources_at) != len(sources):
         raise DataError(
-            f"{len(names)} held-out patients, wanted at least 2 to know how much they differ, and "
-            f"{FEWEST_PATIENTS} for a valid audit; hold out more, or {_ADD}"
+            f"{len(sources)} training slices with {len(sources_at)} places to plant copies of, wanted at "
+            f"least {needed} of each for {len(samples)} samples; give more"
         )
-    if real.gap.max() == real.gap.min():
+    if len(held_out_patients) != len(held_out):
         raise DataError(
-            f"all {len(real)} held-out slices are {np.exp(real.gap[0]):.3g} times farther from the next "
-            "patient than from the nearest; give slices that are neither blank nor copies of each other"
+            f"{len(held_out_patients)} patients for {len(held_out)} held-out slices; give the patient of each"
         )
-    near, medians, excesses = [], [], []
-    gaps, gap_order = np.sort(real.gap), np.argsort(real.gap)
-    distances, distance_order = np.sort(real.distance), np.argsort(real.distance)
-    for _ in range(0, _RESAMPLES, _AT_ONCE):
-        times = generator.multinomial(len(names), np.full(len(names), 1 / len(names)), size=_AT_ONCE)
-        counts = times[:, whose[gap_order]]
-        median = gaps[_reached(counts, 0.5)]
-        above = counts * (gaps > median[:, None])
-        excesses.append(above @ gaps / np.maximum(above.sum(axis=1), 1) - median * above.any(axis=1))
-        medians.append(median)
-        near.append(distances[_reached(times[:, whose[distance_order]], NEAR)])
-    return _Baseline(
-        near=float(np.quantile(real.distance, NEAR)),
-        near_draws=np.concatenate(near),
-        medians=np.concatenate(medians),
-        excesses=np.concatenate(excesses),
-    )
 
 
-def _reached(counts: Int64[np.ndarray, "r m"], share: float) -> Int64[np.ndarray, " r"]:
-    """Return, for each row of how often sorted values occur, where a share of them is reached."""
-    sums = counts.cumsum(axis=1)
-    return np.asarray((sums >= share * sums[:, -1:]).argmax(axis=1))
-
-
-def _near_share(baseline: _Baseline, distances: Float64[np.ndarray, " n"]) -> NearShare:
-    draws = (distances < baseline.near_draws[:, None]).mean(axis=1)
-    return NearShare(NEARER, NEAR, baseline.near, float((distances < baseline.near).mean()), _interval(draws))
-
-
-def _tests(baseline: _Baseline, gaps: Float64[np.ndarray, " _"], n: int) -> tuple[GapTest, ...]:
+def _tests(baseline: Baseline, gaps: Float64[np.ndarray, " _"], n: int) -> tuple[GapTest, ...]:
     """Return both tests of some gaps, as of n samples."""
     allowed = FALSE_ALARMS / 2
     needed = 1 + int(binom.isf(allowed, n, RARE))
-    found = []
+    tests = []
     for share, count in ((RARE, needed), (min(RARE, allowed / n), 1)):
         threshold = baseline.threshold(share)
-        found.append(GapTest(GAP, share, float(np.exp(threshold)), int((gaps > threshold).sum()), count))
-    return tuple(found)
+        tests.append(GapTest(GAP, share, float(np.exp(threshold)), int((gaps > threshold).sum()), count))
+    return tuple(tests)
 
 
 def _control(
     share: float,
-    baseline: _Baseline,
+    baseline: Baseline,
     samples: Nearest,
     copies: Nearest,
     replaced: Int64[np.ndarray, " p"],
@@ -323,41 +245,41 @@ def _control(
     mixed = samples.distance.copy()
     mixed[replaced] = copies.distance
     alone = _tests(baseline, copies.gap, len(samples))
-    seen = alone[0].beyond / len(copies)
+    detected = alone[0].exceeding / len(copies)
     return Control(
         share=share,
         planted=len(copies),
-        nearer=_near_share(baseline, mixed),
-        seen=seen,
-        traced=float((copies.index == origins).mean()),
-        found=seen >= SEEN and any(test.found for test in alone),
+        nearer=measure_near_share(baseline, mixed),
+        detected=detected,
+        source_found=float((copies.index == origins).mean()),
+        found=detected >= MIN_DETECTED and any(test.found for test in alone),
     )
 
 
-def _at_most(beyond: int, samples: int, seen: float) -> float:
-    if not seen or beyond == samples:
+def _max_copy_share(exceeding: int, samples: int, detected: float) -> float:
+    if not detected or exceeding == samples:
         return 1.0
-    return min(1.0, float(beta.ppf(_CONFIDENCE, beyond + 1, samples - beyond)) / seen)
+    return min(1.0, float(beta.ppf(CONFIDENCE, exceeding + 1, samples - exceeding)) / detected)
 
 
 def _reason(control: Control, patients: int, samples: int) -> str:
     """Return why an audit is not valid; nothing where it is."""
-    if samples < FEWEST_SAMPLES:
-        return f"{samples} samples were searched, wanted at least {FEWEST_SAMPLES}; generate more"
-    if patients < FEWEST_PATIENTS:
+    if samples < MIN_SAMPLES:
+        return f"{samples} samples were searched, wanted at least {MIN_SAMPLES}; generate more"
+    if patients < MIN_PATIENTS:
         return (
-            f"the baseline rests on {patients} held-out patients, wanted at least {FEWEST_PATIENTS}; hold "
-            f"out more, or {_ADD}"
+            f"the baseline rests on {patients} held-out patients, wanted at least {MIN_PATIENTS}; hold "
+            f"out more, or {ADD_TRAINING_SLICES}"
         )
-    if control.seen >= SEEN and not control.found:
+    if control.detected >= MIN_DETECTED and not control.found:
         return (
             f"{control.planted} planted copies are fewer than the test needs to call any; generate more "
             "samples"
         )
     if not control.found:
         return (
-            f"{control.seen:.0%} of {control.planted} planted copies were seen, too few: such copies among "
-            "the samples would be missed; hold out more patients, or generate more samples"
+            f"{control.detected:.0%} of {control.planted} planted copies were detected, too few: such copies "
+            "among the samples would be missed; hold out more patients, or generate more samples"
         )
     return ""
 
@@ -365,29 +287,29 @@ def _reason(control: Control, patients: int, samples: int) -> str:
 def _verdict(reason: str, control: Control, tests: Sequence[GapTest], n: int) -> str:
     many, any_one = tests
     counts = (
-        f"{many.beyond} of {n} samples are over {many.times_farther:.2f} times nearer to one training "
-        f"patient than to the next (counts from {many.needed}), {any_one.beyond} over "
-        f"{any_one.times_farther:.2f} times (counts from {any_one.needed})"
+        f"{many.exceeding} of {n} samples are over {many.distance_ratio:.2f} times nearer to one training "
+        f"patient than to the next (counts from {many.needed}), {any_one.exceeding} over "
+        f"{any_one.distance_ratio:.2f} times (counts from {any_one.needed})"
     )
     if any(test.found for test in tests):
-        found = f"Copies of training slices found: {counts}."
+        finding = f"Copies of training slices found: {counts}."
     else:
-        found = f"No copies of training slices found: {counts}."
+        finding = f"No copies of training slices found: {counts}."
     if reason:
-        return f"INVALID: {reason}. {found}"
-    return f"Valid: {control.seen:.0%} of {control.planted} planted copies were seen. {found}"
+        return f"INVALID: {reason}. {finding}"
+    return f"Valid: {control.detected:.0%} of {control.planted} planted copies were detected. {finding}"
 
 
-def _closest(found: Nearest) -> tuple[Pair, ...]:
-    gaps = found.gap
+def _closest(nearest: Nearest) -> tuple[Pair, ...]:
+    gaps = nearest.gap
     return tuple(
         Pair(
             sample=int(at),
-            training=int(found.index[at]),
-            distance=float(found.distance[at]),
-            times_farther=float(np.exp(gaps[at])),
-            mirror=bool(found.mirror[at]),
-            shift=(int(found.shift[at, 0]), int(found.shift[at, 1])),
+            training=int(nearest.index[at]),
+            distance=float(nearest.distance[at]),
+            distance_ratio=float(np.exp(gaps[at])),
+            mirror=bool(nearest.mirror[at]),
+            shift=(int(nearest.shift[at, 0]), int(nearest.shift[at, 1])),
         )
         for at in np.argsort(-gaps, kind="stable")[:CLOSEST]
     )
@@ -395,9 +317,3 @@ def _closest(found: Nearest) -> tuple[Pair, ...]:
 
 def _count(share: float, n: int) -> int:
     return max(1, round(share * n))
-
-
-def _interval(draws: Float64[np.ndarray, " r"]) -> tuple[float, float]:
-    tail = (1 - _CONFIDENCE) / 2
-    low, high = np.quantile(draws, [tail, 1 - tail])
-    return float(low), float(high)

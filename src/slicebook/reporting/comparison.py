@@ -181,10 +181,10 @@ def _audit(report: Evaluation) -> Cells:
         return {}
     copies, membership = report.audit.copies, report.audit.membership
     (many, single), planted = copies.tests, copies.controls[-1]
-    beyond = f"{many.beyond} (copies from {many.needed}) and {single.beyond} (from {single.needed})"
+    beyond = f"{many.exceeding} (copies from {many.needed}) and {single.exceeding} (from {single.needed})"
     return {
-        "samples beyond the gap": Cell(f"{beyond} of {copies.samples}", many.beyond),
-        "planted copies detected": Cell(f"{share(planted.seen)} of {planted.planted}", planted.seen),
+        "samples beyond the gap": Cell(f"{beyond} of {copies.samples}", many.exceeding),
+        "planted copies detected": Cell(f"{share(planted.detected)} of {planted.planted}", planted.detected),
         "membership AUC": Cell(estimate(membership.auc, membership.interval), membership.auc),
     }
 
@@ -204,8 +204,8 @@ def _provenance(report: Evaluation) -> Cells:
     cells["split"] = Cell(report.split)
     cells["split hash"] = Cell(provenance["data"]["split_hash"][:HASH_LENGTH])
     counts = {"patients": report.patients, "slices": report.slices, "seed": provenance["seed"]}
-    if report.drawing:
-        counts["samples"] = report.drawing.samples
+    if report.sampling:
+        counts["samples"] = report.sampling.samples
     cells |= {name: Cell(str(count), count) for name, count in counts.items()}
     if provenance["commit"]:
         cells["commit"] = Cell(provenance["commit"][:HASH_LENGTH])
@@ -251,12 +251,12 @@ def _preparation(report: Evaluation) -> str:
 
 
 def _sampling(report: Evaluation) -> str | None:
-    drawing = report.drawing
-    if not drawing:
+    sampling = report.sampling
+    if not sampling:
         return None
-    settings = ", ".join(f"{name} {value:g}" for name, value in drawing.settings.items())
-    noise = "noise added" if drawing.noise else "no noise added"
-    return f"{drawing.rows}×{drawing.columns}, {settings}, {noise}"
+    settings = ", ".join(f"{name} {value:g}" for name, value in sampling.settings.items())
+    noise = "noise added" if sampling.noise else "no noise added"
+    return f"{sampling.rows}×{sampling.columns}, {settings}, {noise}"
 
 
 # What all reports that have it must share, and what to do where it differs.
@@ -275,7 +275,7 @@ SAME: tuple[tuple[str, Callable[[Evaluation], Any], str], ...] = (
     ),
     (
         "number of samples",
-        lambda report: report.drawing and report.drawing.samples,
+        lambda report: report.sampling and report.sampling.samples,
         "Distances and copy tests depend on it; evaluate the same number (-n)",
     ),
     ("sampling", _sampling, "Every measure of samples depends on it; evaluate all with the same settings"),

@@ -19,7 +19,8 @@ from jinja2 import Environment, StrictUndefined
 from slicebook.evaluation.downstream import DownstreamResult
 from slicebook.evaluation.generation import GenerationResult, SamplingInfo
 from slicebook.evaluation.memorization import MemorizationResult
-from slicebook.evaluation.reconstruction import RateDistortion, ReconstructionResult
+from slicebook.evaluation.rate_distortion import RateDistortion
+from slicebook.evaluation.reconstruction import ReconstructionResult
 from slicebook.evaluation.report import Evaluation, History, read_report
 from slicebook.io.atomic import write_text
 from slicebook.metrics.image_quality import HEADLINE
@@ -111,18 +112,18 @@ def _tone(verdict: Verdict) -> str:
 def _sections(report: Evaluation, folder: Path) -> Iterator[Section]:
     if report.fidelity:
         yield _reconstruction(report.fidelity, folder)
-    if report.generation and report.drawing:
-        yield _generation(report.drawing, report.generation, patient_group(report), folder)
+    if report.generation and report.sampling:
+        yield _generation(report.sampling, report.generation, patient_group(report), folder)
     if report.audit:
         yield _audit(report.audit, folder, alone=report.generation is None)
     if report.usefulness:
         yield _usefulness(report.usefulness, patient_group(report))
-    if report.left_out:
+    if report.skipped:
         yield Section(
             "left-out",
             "What could not be evaluated",
             "Parts that were requested and are missing.",
-            [_table("Reasons", [("part", "reason"), *report.left_out.items()])],
+            [_table("Reasons", [("part", "reason"), *report.skipped.items()])],
         )
     if report.training:
         yield Section(
@@ -172,12 +173,12 @@ def _reconstruction(fidelity: ReconstructionResult, folder: Path) -> Section:
     )
 
 
-def _generation(drawing: SamplingInfo, generation: GenerationResult, patients: str, folder: Path) -> Section:
+def _generation(sampling: SamplingInfo, generation: GenerationResult, patients: str, folder: Path) -> Section:
     anatomy = tables.anatomy_rows(generation)
     return Section(
         "generation",
         "Does it generate?",
-        f"{drawing.samples} samples of {drawing.rows}×{drawing.columns} pixels, compared with "
+        f"{sampling.samples} samples of {sampling.rows}×{sampling.columns} pixels, compared with "
         f"{generation.held_out_slices} slices of {generation.held_out_patients} {patients}. The reference "
         "for each measure is the same measure between two disjoint groups of these patients. “Tokenizer "
         "alone” compares reconstructions of one group with the other group. Intervals are by patient; "
@@ -205,7 +206,10 @@ def _audit(audit: MemorizationResult, folder: Path, *, alone: bool) -> Section:
             tables.estimate(nearer.share, nearer.interval),
         ),
         ("membership AUC", tables.estimate(membership.auc, membership.interval)),
-        ("bits per pixel of held-out slices under the prior", tables.number(audit.coded.mean_of_slices)),
+        (
+            "bits per pixel of held-out slices under the prior",
+            tables.number(audit.prior_bits_per_pixel.mean_of_slices),
+        ),
     ]
     return Section(
         "audit",

@@ -102,10 +102,10 @@ def _command(report: Evaluation) -> str:
     """Return the command that repeats this evaluation."""
     words = ["slicebook evaluate MODEL DATA --out REPORT", f"--split {report.split}"]
     words.append(f"--seed {report.provenance['seed']}")
-    if drawing := report.drawing:
-        words.append(f"-n {drawing.samples}")
-        words += [f"--{name.replace('_', '-')} {value}" for name, value in drawing.settings.items()]
-        words.append("--noise" if drawing.noise else "--no-noise")
+    if sampling := report.sampling:
+        words.append(f"-n {sampling.samples}")
+        words += [f"--{name.replace('_', '-')} {value}" for name, value in sampling.settings.items()]
+        words.append("--noise" if sampling.noise else "--no-noise")
     parts = [part for part in PARTS if getattr(report, part)]
     if len(parts) < len(PARTS):
         words.append(f"--parts {','.join(parts)}")

@@ -33,8 +33,8 @@ def release_check(report: str | Path) -> ReleaseCheck:
         DataError: There is no report, or no audit in it.
     """
     evaluation, path = read_report(report), Path(report)
-    audit, drawing = evaluation.audit, evaluation.drawing
-    if audit is None or drawing is None:
+    audit, sampling = evaluation.audit, evaluation.sampling
+    if audit is None or sampling is None:
         raise DataError(
             f"{path}: contains no audit{_reason(evaluation)}; evaluate again: slicebook evaluate MODEL DATA "
             "--out DIR --parts audit"
@@ -47,13 +47,14 @@ def release_check(report: str | Path) -> ReleaseCheck:
                 f"{path}: is an audit of model {audited[:12]}, and {loaded.path} is "
                 f"{loaded.info.weights_sha256[:12]}; evaluate this model"
             )
-        _check_settings(path, drawing, request)
+        _check_settings(path, sampling, request)
         if audit.copies.copies_found or not audit.copies.valid:
             raise DataError(f"{path}: its samples must not be shared. {audit.copies.verdict}")
-        if audit.copies.at_most > MAX_COPIES:
+        if audit.copies.max_copy_share > MAX_COPIES:
             raise DataError(
                 f"{path}: {audit.copies.samples} audited samples bound the fraction of copies at "
-                f"{audit.copies.at_most:.1%}, wanted at most {MAX_COPIES:.0%}; evaluate more samples (-n)"
+                f"{audit.copies.max_copy_share:.1%}, wanted at most {MAX_COPIES:.0%}; evaluate more "
+                "samples (-n)"
             )
         return {
             AUDIT_NAME: json.dumps(_summary(evaluation, audit), indent=2) + "\n",
@@ -64,11 +65,11 @@ def release_check(report: str | Path) -> ReleaseCheck:
 
 
 def _reason(evaluation: Evaluation) -> str:
-    reason = evaluation.left_out.get("audit")
+    reason = evaluation.skipped.get("audit")
     return f" ({reason})" if reason else ""
 
 
-def _check_settings(path: Path, drawing: SamplingInfo, request: SamplingRequest) -> None:
+def _check_settings(path: Path, sampling: SamplingInfo, request: SamplingRequest) -> None:
     """Refuse samples of other settings than those audited: the rate of copies depends on them."""
     requested = {
         **asdict(request.settings),
@@ -79,9 +80,9 @@ def _check_settings(path: Path, drawing: SamplingInfo, request: SamplingRequest)
         "position": "any" if request.position is None else request.position,
     }
     audited = {
-        **drawing.settings,
-        "size": f"{drawing.rows}×{drawing.columns}",
-        "noise": drawing.noise,
+        **sampling.settings,
+        "size": f"{sampling.rows}×{sampling.columns}",
+        "noise": sampling.noise,
         "class": "any",
         "conditional": True,
         "position": "any",
@@ -102,12 +103,12 @@ def _summary(evaluation: Evaluation, audit: MemorizationResult) -> dict[str, Any
     """Return the audit without its closest pairs, which identify training slices."""
     content = audit.model_dump(mode="json")
     del content["copies"]["closest"]
-    provenance, drawing = evaluation.provenance, evaluation.drawing
+    provenance, sampling = evaluation.provenance, evaluation.sampling
     return {
         "model_sha256": provenance["prior"]["weights_sha256"],
         "split_hash": provenance["data"]["split_hash"],
         **{name: provenance[name] for name in ("commit", "versions", "seed")},
-        "drawing": drawing.model_dump(mode="json") if drawing else None,
+        "sampling": sampling.model_dump(mode="json") if sampling else None,
         **content,
     }
 
@@ -121,7 +122,7 @@ def _text(evaluation: Evaluation, audit: MemorizationResult) -> str:
 
 - Model {model["weights_sha256"]}: {copies.samples} samples, generated with the
   settings of these. The audited samples are at positions of training slices; these may be at any position.
-- At most {copies.at_most:.1%} of such samples are copies like those planted (95 % confidence bound).
+- At most {copies.max_copy_share:.1%} of such samples are copies like those planted (95 % confidence bound).
 - Searched: {audit.training_slices} training slices of {audit.training_patients} patients, also shifted
   and mirrored.
 - Not searched, because of another size: {audit.of_other_sizes} training slices.

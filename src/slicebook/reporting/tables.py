@@ -90,7 +90,7 @@ def generation_rows(generation: GenerationResult) -> Rows:
             estimate(measure.generated, measure.interval),
             number(measure.real),
             ends(measure.real_range),
-            number(measure.tokenizer_alone),
+            number(measure.tokenizer_only),
         )
         for measure in generation.measures()
     ]
@@ -131,8 +131,8 @@ def gap_rows(audit: MemorizationResult) -> Rows:
     rows: Rows = [("test", "samples beyond", "copies from")]
     rows += [
         (
-            f"over {test.times_farther:.2f} times nearer to one patient than to the next",
-            f"{test.beyond} of {audit.copies.samples}",
+            f"over {test.distance_ratio:.2f} times nearer to one patient than to the next",
+            f"{test.exceeding} of {audit.copies.samples}",
             str(test.needed),
         )
         for test in audit.copies.tests
@@ -149,8 +149,8 @@ def control_rows(audit: MemorizationResult) -> Rows:
         (
             share(control.share),
             str(control.planted),
-            share(control.seen),
-            share(control.traced),
+            share(control.detected),
+            share(control.source_found),
             "yes" if control.found else "no",
         )
         for control in audit.copies.controls
@@ -174,7 +174,7 @@ def conventions(
             "gap": part.copies.tests[0].convention,
             "fraction nearer": part.copies.nearer.convention,
             "membership AUC": part.membership.convention,
-            "bits per pixel under the prior": part.coded.convention,
+            "bits per pixel under the prior": part.prior_bits_per_pixel.convention,
         }
     return {"Dice": part.convention}
 
@@ -192,10 +192,10 @@ def model_rows(report: Evaluation) -> Rows:
         rows.append(("bits per pixel", number(report.fidelity.bits_per_pixel.mean_of_slices)))
     if prior:
         rows += _prior(prior)
-        if report.drawing:
-            rows.append(("prior parameters", f"{report.drawing.parameters:,}"))
+        if report.sampling:
+            rows.append(("prior parameters", f"{report.sampling.parameters:,}"))
         if report.audit:
-            rate = number(report.audit.coded.mean_of_slices)
+            rate = number(report.audit.prior_bits_per_pixel.mean_of_slices)
             rows.append(("bits per pixel of held-out slices under the prior", rate))
     for name, model in (("tokenizer", tokenizer), ("prior", prior)):
         if model:

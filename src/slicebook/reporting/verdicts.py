@@ -78,8 +78,8 @@ def _faithful(report: Evaluation) -> Verdict:
 
 
 def _missing(report: Evaluation, part: str, question: str, finding: str, rule: str) -> Verdict:
-    if part in report.left_out:
-        return Verdict(question, "not judged", f"{finding} Reason: {report.left_out[part]}.", rule)
+    if part in report.skipped:
+        return Verdict(question, "not judged", f"{finding} Reason: {report.skipped[part]}.", rule)
     return Verdict(question, "not asked", finding, rule)
 
 
@@ -159,9 +159,9 @@ def _copies(report: Evaluation) -> Verdict:
     if copies.valid:
         many, single = copies.tests
         finding = (
-            f"{many.beyond} of {copies.samples} samples exceed the gap that {many.expected:.1%} of real "
-            f"slices exceed (copies from {many.needed}), {single.beyond} exceed what chance allows; "
-            f"{copies.controls[-1].seen:.0%} of {copies.controls[-1].planted} planted copies detected."
+            f"{many.exceeding} of {copies.samples} samples exceed the gap that {many.expected:.1%} of real "
+            f"slices exceed (copies from {many.needed}), {single.exceeding} exceed what chance allows; "
+            f"{copies.controls[-1].detected:.0%} of {copies.controls[-1].planted} planted copies detected."
         )
     finding += f" Membership inference from likelihoods: AUC {estimate(membership.auc, membership.interval)}."
     return Verdict(question, answer, finding, rule)

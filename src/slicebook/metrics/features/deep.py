@@ -19,7 +19,7 @@ from jaxtyping import Float, Float32, Float64
 from torch import Tensor
 
 from slicebook.errors import CheckpointError, ConfigError
-from slicebook.metrics.efficientnet import FEATURES, SIZE, EfficientNetLite0, fold
+from slicebook.metrics.features.efficientnet import FEATURES, SIZE, EfficientNetLite0, fold
 from slicebook.metrics.image_quality import check_slices
 
 NAME = "efficientnet-lite0"

@@ -1,4 +1,4 @@
-"""What a slice looks like in a few dozen numbers, without weights: brightness, blobs, neighbouring pixels."""
+"""Texture features of a slice without learnt weights: intensity statistics, LoG responses, co-occurrence."""
 
 # mypy: allow-untyped-calls
 from functools import lru_cache
@@ -6,6 +6,7 @@ from functools import lru_cache
 import numpy as np
 from jaxtyping import Float32, Float64, Int64
 from scipy.fft import dctn, idctn
+from skimage.feature import graycomatrix
 
 from slicebook.metrics.image_quality import check_slices
 
@@ -18,7 +19,7 @@ SMALLEST_SIDE = 8  # pixels; pairs lie up to 4 apart
 _FIRST_ORDER = ("mean", "std", "skewness", "kurtosis", "energy", "entropy")
 _RESPONSE = ("magnitude", "std", "skewness", "kurtosis", "entropy")
 _PAIRS = ("contrast", "dissimilarity", "homogeneity", "energy", "correlation", "entropy")
-_DIRECTIONS = ((0, 1), (1, 1), (1, 0), (1, -1))  # rows and columns: 0°, 45°, 90°, 135°
+_ANGLES = tuple(np.deg2rad((0, 45, 90, 135)))
 _LOG_RANGE = 0.5  # a response of the LoG beyond about ±0.5 counts in the outermost level; 0 amid a level
 _FLAT = 1e-12  # a standard deviation under this is rounding
 
@@ -71,8 +72,8 @@ def texture_features(images: Float32[np.ndarray, "n h w"]) -> Float64[np.ndarray
 
 def _features(image: Float64[np.ndarray, "h w"]) -> Float64[np.ndarray, " f"]:
     levels = _levels(image)
-    found = [*_moments(image), float(np.mean(image**2)), _entropy(levels)]
-    found.extend(np.percentile(image, PERCENTILES))
+    features = [*_moments(image), float(np.mean(image**2)), _entropy(levels)]
+    features.extend(np.percentile(image, PERCENTILES))
     spectrum = dctn(image, norm="ortho")
     for transfer in _transfers(image.shape):
         response = idctn(spectrum * transfer, norm="ortho")
@@ -80,11 +81,11 @@ def _features(image: Float64[np.ndarray, "h w"]) -> Float64[np.ndarray, " f"]:
         magnitude = float(np.mean(np.abs(response))) if std else 0.0  # of a flat slice it is rounding
         # Half a level up: on an edge, the 0 of a background would fall to either side by rounding.
         entropy = _entropy(_levels(response / (2 * _LOG_RANGE) + 0.5 + 0.5 / LEVELS))
-        found += [magnitude, std, skewness, kurtosis, entropy]
+        features += [magnitude, std, skewness, kurtosis, entropy]
     for distance in DISTANCES:
-        ways = [_pair_properties(_pairs(levels, distance, way)) for way in _DIRECTIONS]
-        found.extend(np.mean(ways, axis=0))
-    return np.array(found)
+        matrices = [_cooccurrence(levels, distance, angle) for angle in _ANGLES]
+        features.extend(np.mean([_pair_properties(matrix) for matrix in matrices], axis=0))
+    return np.array(features)
 
 
 def _moments(values: Float64[np.ndarray, "h w"]) -> list[float]:
@@ -122,17 +123,19 @@ def _transfers(shape: tuple[int, int]) -> tuple[Float64[np.ndarray, "h w"], ...]
     return tuple(-(sigma**2) * squared * np.exp(-(sigma**2) * squared / 2) for sigma in SIGMAS)
 
 
-def _pairs(
-    levels: Int64[np.ndarray, "h w"], distance: int, way: tuple[int, int]
+def _cooccurrence(
+    levels: Int64[np.ndarray, "h w"], distance: int, angle: float
 ) -> Float64[np.ndarray, "levels levels"]:
-    """Return the symmetric co-occurrence matrix at an offset, summing to 1."""
-    rows, columns = levels.shape
-    down, across = distance * way[0], distance * way[1]
-    left, right = max(0, -across), columns - max(0, across)
-    first = levels[: rows - down, left:right]
-    second = levels[down:, left + across : right + across]
-    counts = np.bincount((LEVELS * first + second).ravel(), minlength=LEVELS**2).reshape(LEVELS, LEVELS)
-    return (counts + counts.T) / (2 * first.size)
+    """Return the symmetric co-occurrence matrix at an offset, summing to 1.
+
+    The offset is `distance` pixels along each axis that the angle has a part in: `graycomatrix` rounds the
+    components of a radius, so a diagonal needs √2 times the distance.
+    """
+    radius = distance / max(abs(np.cos(angle)), abs(np.sin(angle)))
+    matrices = graycomatrix(
+        levels.astype(np.uint8), [radius], [angle], levels=LEVELS, symmetric=True, normed=True
+    )
+    return np.asarray(matrices[:, :, 0, 0])
 
 
 _ROW, _COLUMN = np.mgrid[:LEVELS, :LEVELS].astype(np.float64)

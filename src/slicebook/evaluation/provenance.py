@@ -1,0 +1,113 @@
+"""Warnings and provenance of an evaluation: what its numbers were measured with and how far they hold."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Any
+
+import torch
+
+from slicebook.data.dataset import PreparedData
+from slicebook.data.splits import Split
+from slicebook.environment import commit, versions
+from slicebook.evaluation.reconstruction import ReconstructionResult
+from slicebook.io.tensors import hash_tensors
+from slicebook.models.checkpoint import LoadedPrior, LoadedTokenizer
+
+
+@dataclass(frozen=True)
+class LoadedModels:
+    """The tokenizer that reconstructs and the prior that generates; None where there is none."""
+
+    tokenizer: LoadedTokenizer | None
+    prior: LoadedPrior | None
+
+
+def collect_warnings(
+    models: LoadedModels, data: PreparedData, split: Split, fidelity: ReconstructionResult | None
+) -> tuple[str, ...]:
+    """Return what a reader must know before using the numbers of a report."""
+    return (
+        *_split_warnings(models.tokenizer, data, split, data.split(split).patients),
+        *_tokenizer_warnings(models),
+        *_codec_warnings(fidelity),
+    )
+
+
+def _split_warnings(
+    tokenizer: LoadedTokenizer | None, data: PreparedData, split: Split, patients: Sequence[str]
+) -> list[str]:
+    warnings = []
+    if tokenizer and tokenizer.info.provenance.split_hash != data.split_hash:
+        warnings.append(
+            "This data set was not split together with the training data, and pseudonyms cannot be compared: "
+            "make sure that no patient here was in the training set."
+        )
+    elif split == "train":
+        warnings.append(
+            "TRAINED ON THESE PATIENTS: the scores measure the fit to the training set, not the "
+            "reconstruction of new patients. Never report them as fidelity; use --split test."
+        )
+    elif split == "validation":
+        warnings.append(
+            "Validation patients selected this checkpoint, so their scores are slightly optimistic."
+        )
+    if len(patients) < 2:
+        warnings.append("One patient: there is no interval, because it needs the spread between patients.")
+    return warnings
+
+
+def _tokenizer_warnings(models: LoadedModels) -> list[str]:
+    """Return a warning where the samples come from another tokenizer than the reconstructions."""
+    if models.tokenizer is None or models.prior is None:
+        return []
+    states = models.tokenizer.tokenizer.token_state(), models.prior.tokenizer.images.token_state()
+    if hash_tensors(states[0]) == hash_tensors(states[1]):
+        return []
+    return [
+        "The prior was trained with another tokenizer than the one beside it, so the fidelity scores do not "
+        "describe the tokenizer of the samples; retrain the prior."
+    ]
+
+
+def _codec_warnings(fidelity: ReconstructionResult | None) -> list[str]:
+    codecs = (fidelity and fidelity.codecs) or {}
+    return [
+        f"{codec.title} cannot encode {codec.slices_over_budget} slices within the tokenizer's bits: its "
+        f"scores are at {codec.bits_per_pixel.mean_of_slices:.3f} bits per pixel."
+        for codec in codecs.values()
+        if codec.slices_over_budget
+    ]
+
+
+def describe_provenance(
+    models: LoadedModels, data: PreparedData, device: torch.device, seed: int
+) -> dict[str, Any]:
+    """Return what is needed to reproduce an evaluation. No folder is named: paths may identify people."""
+    tokenizer, prior = models.tokenizer, models.prior
+    model = None
+    if tokenizer:
+        model = {
+            "file": tokenizer.path.name,
+            "codebook_hash": tokenizer.codebook_hash,
+            "parameters": sum(parameter.numel() for parameter in tokenizer.tokenizer.parameters()),
+        }
+        model |= tokenizer.info.model_dump(mode="json")
+    return {
+        "model": model,
+        "prior": None if prior is None else prior.info.model_dump(mode="json", exclude={"grain"}),
+        "data": data.info.model_dump(mode="json"),
+        "date": datetime.now(timezone.utc).date().isoformat(),
+        "commit": commit(),
+        "versions": versions(),
+        "hardware": {
+            "system": f"{platform.system()} {platform.machine()}",
+            "cores": os.cpu_count(),
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        },
+        "seed": seed,
+    }

@@ -1,0 +1,1 @@
+"""Features by which slices are compared: texture statistics and ImageNet features."""

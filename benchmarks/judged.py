@@ -20,9 +20,9 @@ PLANTED = {
     "planted_5_percent": "copies in 5 %",
 }
 PARTS = {
-    "sampling": "samples drawn, not counted",
-    "first": "judged, the training set described, not counted",
-    "again": "**judged, descriptions kept**",
+    "sampling": "sampling, not counted",
+    "first": "evaluation, training features computed, not counted",
+    "again": "**evaluation, training features stored**",
 }
 
 
@@ -36,15 +36,15 @@ def generation(results: Results) -> str:
         samples = ("generation", "features", name, "samples")
         rows += [
             (f"{title}: {KERNEL}, samples ({REAL})", _distance, *samples, "kernel_distance"),
-            (f"{title}: as near as real patients come", _as_near, *samples, "kernel_distance"),
-            (f"{title}: coverage, samples of real patients'", _share, *samples, "coverage"),
-            (f"{title}: recall, samples of real patients'", _share, *samples, "recall"),
+            (f"{title}: as close as real patients", _as_near, *samples, "kernel_distance"),
+            (f"{title}: coverage, samples (real patients)", _share, *samples, "coverage"),
+            (f"{title}: recall, samples (real patients)", _share, *samples, "recall"),
         ]
     rows += [
-        ("likeness of two samples, MS-SSIM (of two patients)", _alike, "generation", "diversity"),
-        ("masks that meet the rules of anatomy, samples of real ones'", _rules, "generation", "anatomy"),
-        ("Dice of a segmenter taught by samples, of one taught by patients", _dice, "usefulness"),
-        ("seconds a slice to sample", "{:.2f}".format, "sampling", "seconds_per_slice"),
+        ("MS-SSIM between two samples (two patients)", _alike, "generation", "diversity"),
+        ("masks that pass the anatomy rules, generated (real)", _rules, "generation", "anatomy"),
+        ("Dice of a segmentation network trained on samples (on patients)", _dice, "usefulness"),
+        ("sampling time per slice, s", "{:.2f}".format, "sampling", "seconds_per_slice"),
     ]
     made = "".join(f"\n{one['title']}: {_made(one)} {where(one)}" for one in found)
     return _columns({one["title"]: one for one in found}, rows) + made
@@ -59,23 +59,23 @@ def likeness(results: Results) -> str:
     for title, name in ((KERNEL, "kernel_distance"), ("Fréchet distance", "frechet_distance")):
         by_kind += [
             (f"{title}, samples ({REAL})", _distance, "samples", name),
-            (f"{title}, tokens of the real slices drawn anew", _alone, "tokenizer_only", name),
+            (f"{title}, reconstructions from real tokens", _alone, "tokenizer_only", name),
             (f"{title}, real patients, median", _rounded, "samples", name, "real"),
         ]
     for name in ("coverage", "density", "precision", "recall"):
-        by_kind.append((f"{name}, samples of real patients'", _share, "samples", name))
+        by_kind.append((f"{name}, samples (real patients)", _share, "samples", name))
     by_kind += [
-        ("coverage, tokens of the real slices drawn anew", _share, "tokenizer_only", "coverage"),
-        ("share of the test slices that all samples cover", _summary, "samples", "coverage_by_patient"),
+        ("coverage, reconstructions from real tokens", _share, "tokenizer_only", "coverage"),
+        ("share of test slices covered by all samples", _summary, "samples", "coverage_by_patient"),
     ]
     rest: list[Row] = [
-        (f"spectra apart, dB, samples ({REAL})", _distance, "generation", "spectrum", "distance"),
-        (f"intensities apart, samples ({REAL})", _distance, "generation", "intensity", "distance"),
-        ("noise put back, on [-1, 1], mean", "{:.3f}".format, "sampling", "noise_level"),
+        (f"distance of spectra, dB, samples ({REAL})", _distance, "generation", "spectrum", "distance"),
+        (f"distance of intensities, samples ({REAL})", _distance, "generation", "intensity", "distance"),
+        ("mean level of added noise, on [-1, 1]", "{:.3f}".format, "sampling", "noise_level"),
     ]
     taught = [one["usefulness"]["generated"]["labels"] for one in found if one["usefulness"]]
     rest += [
-        (f"label {label}: Dice, taught by samples, by patients", partial(_dice, label=label), "usefulness")
+        (f"label {label}: Dice, trained on samples (on patients)", partial(_dice, label=label), "usefulness")
         for label in sorted({label for labels in taught for label in labels})
     ]
     columns = {
@@ -113,7 +113,7 @@ def evaluation(results: Results) -> str:
     study, demo = results["evaluation"], results.get("evaluation-demo")
     rows = [row for name, title in PARTS.items() for row in _costs(title, study[name])]
     said = (
-        f"\n{study['samples']} samples of {study['rows']}×{study['columns']} beside "
+        f"\n{study['samples']} samples of {study['rows']}×{study['columns']} compared with "
         f"{study['slices']['test']} slices of {study['patients']['test']} test patients, against "
         f"{study['slices']['train']:,} training slices of {study['patients']['train']}."
     )
@@ -136,21 +136,21 @@ def targets(results: Results) -> Iterable[Target]:
         title, samples = one["title"], one["generation"]["features"]["texture"]["samples"]
         kernel = samples["kernel_distance"]
         yield (
-            f"{title}: kernel distance of samples, by texture, at most the 95th percentile of real patients'",
+            f"{title}: kernel distance of samples, texture, at most the 95th percentile of real patients'",
             f"{_rounded(kernel['generated'])}, {_rounded(kernel['real_range'][1])}",
             _as_near(kernel) == "yes",
         )
         coverage = samples["coverage"]
         shares = {
-            "coverage of samples, by texture, over that of real patients: 80 % or more": (
+            "coverage of samples relative to real patients, texture: 80 % or more": (
                 coverage["generated"] / coverage["real"] if coverage and coverage["real"] else None,
                 0.8,
             ),
-            "anatomy rules met by samples over real ones: 90 % or more": (
+            "pass rate of the anatomy rules, samples relative to real masks: 90 % or more": (
                 one["generation"]["anatomy"] and one["generation"]["anatomy"]["ratio"],
                 0.9,
             ),
-            "Dice of a segmenter taught by samples over patients: 90 % or more": (
+            "Dice of a segmentation network trained on samples relative to patients: 90 % or more": (
                 one["usefulness"] and one["usefulness"]["ratio"],
                 0.9,
             ),
@@ -164,7 +164,7 @@ def targets(results: Results) -> Iterable[Target]:
 
 def _cost_targets(study: Any, demo: Any) -> Iterable[Target]:
     wanted, cost = study["wanted"], study["again"]
-    what = f"{study['samples']} samples judged against {study['slices']['train']:,} training slices"
+    what = f"{study['samples']} samples evaluated against {study['slices']['train']:,} training slices"
     yield (
         f"{what} in {wanted['seconds']} s or less",
         f"{cost['seconds']:.0f} s",
@@ -199,10 +199,10 @@ def _at(found: Any, keys: Iterable[str]) -> Any:
 def _made(one: Any) -> str:
     drawing, judged, decoder = one["sampling"], one["generation"], one["decoder_seconds"]
     return (
-        f"{drawing['samples']} samples of {drawing['rows']}×{drawing['columns']} beside "
+        f"{drawing['samples']} samples of {drawing['rows']}×{drawing['columns']} compared with "
         f"{judged['held_out_slices']} slices of {judged['held_out_patients']} test patients; tokenizer "
         f"trained for {one['tokenizer_seconds'] / 60:.0f} minutes, "
-        f"{'' if decoder is None else f'its decoder for generation for {decoder / 60:.0f}, '}prior of "
+        f"{'' if decoder is None else f'generation decoder for {decoder / 60:.0f}, '}prior of "
         f"{drawing['parameters'] / 1e6:.1f} M parameters for {one['provenance']['seconds'] / 60:.0f}, on "
         f"{one['provenance']['train_patients']} patients."
     )
@@ -234,7 +234,7 @@ def _form(distance: float) -> str:
 
 
 def _share(beside: Any) -> str:
-    return f"{number(beside['generated'], beside['interval'], '.2f')} of {beside['real']:.2f}"
+    return f"{number(beside['generated'], beside['interval'], '.2f')} ({beside['real']:.2f})"
 
 
 def _summary(score: Any) -> str:
@@ -246,7 +246,7 @@ def _alike(diversity: Any) -> str:
 
 
 def _rules(anatomy: Any) -> str:
-    return " of ".join(_two(anatomy, ".1%"))
+    return "{} ({})".format(*_two(anatomy, ".1%"))
 
 
 def _two(found: Any, form: str) -> list[str]:
@@ -258,9 +258,11 @@ def _dice(taught: Any, label: str | None = None) -> str:
     """Return the Dice of both segmenters: the mean of labels, or that of one."""
     sides = [taught[side] for side in ("generated", "training_set")]
     if label is None:
-        return " of ".join(number(side["mean"], None, ".3f") for side in sides)
+        return "{} ({})".format(*(number(side["mean"], None, ".3f") for side in sides))
     return (
-        " of ".join(mean(side["labels"], label) for side in sides) if label in sides[0]["labels"] else NOTHING
+        "{} ({})".format(*(mean(side["labels"], label) for side in sides))
+        if label in sides[0]["labels"]
+        else NOTHING
     )
 
 

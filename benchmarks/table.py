@@ -71,7 +71,7 @@ def quality(results: Results) -> str:
     sites = [site for site in SITES if site in found["sites"]]
     head = ["", "bits per pixel", *(METRICS[name] for name in shown)]
     head += [
-        "SSIM, whole: over JPEG 2000 at its bits",
+        "SSIM, whole: difference to JPEG 2000 at the same bits",
         *(["SSIM, whole: another site"] if len(sites) > 1 else []),
     ]
     rows = []
@@ -129,7 +129,7 @@ def trainings(results: Results) -> str:
     """How each training went: short ones that chose among tries, and those whose model was scored."""
     rows = []
     for one in results["quality"]["contenders"].values():
-        searched = [(f"{name}, to choose", go) for name, go in one["tries"].items()]
+        searched = [(f"{name}, learning rate search", go) for name, go in one["tries"].items()]
         rows += [
             [
                 name,
@@ -141,7 +141,7 @@ def trainings(results: Results) -> str:
             ]
             for name, go in (*searched, (one["run"], one["training"]))
         ]
-    head = ["run", "minutes", "steps", "slices seen", "slices a second", "SSIM on validation patients"]
+    head = ["run", "minutes", "steps", "slices seen", "slices/s", "SSIM on validation patients"]
     return table(head, rows)
 
 
@@ -161,14 +161,14 @@ def codes(results: Results) -> str:
         for name, one in owners.items()
         for level in one["training_tokens"]
     ]
-    return table(["", "level", "codes", "training tokens a code", "codes in use", "perplexity"], rows)
+    return table(["", "level", "codes", "training tokens per code", "codes in use", "perplexity"], rows)
 
 
 def founding(results: Results) -> str:
     """The founding document's recipe to the letter, on patients it never saw."""
     found = results["founding"]
     test, document = found["test"], found["document"]
-    rows = [["the document, on slices it was trained on", "", "", f"{document['reported']}", ""]]
+    rows = [["the document, on its training slices", "", "", f"{document['reported']}", ""]]
     shown = ("ssim_whole", "ssim_foreground", "ssim_skimage_default", "psnr_whole")
     rows.append([f"ours, {found['name']}", *(mean(test["scores"], metric) for metric in shown)])
     counts = found["data"]["counts"]
@@ -176,7 +176,7 @@ def founding(results: Results) -> str:
         table(["", *(METRICS[metric] for metric in shown)], rows)
         + f"\n{found['epochs']} epochs of {counts['train']['slices']:,} slices, {found['seconds'] / 60:.0f} "
         f"minutes; {test['patients']} test patients, {test['slices']} slices, {bits(test)} bits per native "
-        f"pixel. The document asks for {document['goal']}; its number is the {document['how']}.\n"
+        f"pixel. The document requires {document['goal']}; its number is the {document['how']}.\n"
         + where(found)
     )
 
@@ -195,7 +195,16 @@ def quantizers(results: Results) -> str:
                 memory = [f"{weighed:.1f}", f"{weighed / of['slicebook']['extra_memory_mib']:.1f}"]
             rows.append([*size, name, f"{1000 * one['seconds']:.1f}", *times, *memory])
         rows += [[*size, name, why, "", "", "", ""] for name, why in found["missing"].items()]
-    head = ["K", "D", "", "ms a step", "over ours", "over the product", "extra memory, MiB", "over ours"]
+    head = [
+        "K",
+        "D",
+        "",
+        "ms per step",
+        "relative to ours",
+        "relative to the product",
+        "extra memory, MiB",
+        "relative to ours",
+    ]
     return (
         table(head, rows) + f"\n{found['vectors']:,} vectors. {found['memory']}\n" + where(results["speed"])
     )
@@ -211,7 +220,7 @@ def networks(results: Results) -> str:
         rates = [f"{of[name]['images_a_second']:.1f}" for name in names]
         faster = f"{of['vqvae2']['ratio']:.2f}"
         rows.append([setting["task"], f"{side}×{side}", setting["precision"], *rates, faster])
-    head = ["slices a second", "pixels", "precision", *names, "ladder over vqvae2"]
+    head = ["slices/s", "pixels", "precision", *names, "ladder over vqvae2"]
     sizes = ", ".join(f"{name} {count / 1e6:.2f} M" for name, count in found["parameters"].items())
     missing = "".join(f" {name}: {why}." for name, why in found["missing"].items())
     return table(head, rows) + f"\nBatches of {found['batch_size']}. Parameters: {sizes}.{missing}"
@@ -233,7 +242,7 @@ def anomaly(results: Results) -> str:
             f"{one['convention']}. Lesions of contrast {one['lesions']['contrast']:g} on [-1, 1], their half "
             f"axes {radii} pixels; {one['orders']} orders. {where(one)}"
         )
-    head = ["", "change", "slices", "pixels", "pixels in the body", "slices, by peak", "slices, by sum"]
+    head = ["", "change", "slices", "pixels", "pixels in the body", "slices, by maximum", "slices, by sum"]
     return table(head, rows) + made
 
 
@@ -254,7 +263,7 @@ def sampling(results: Results) -> str:
     rows += [[name, why, "", ""] for name, why in found["missing"].items()]
     tokens = ", ".join(f"{name} {count}" for name, count in found["tokens"].items())
     return (
-        table(["", "parameters", "seconds a slice", "over ours"], rows)
+        table(["", "parameters", "seconds per slice", "relative to ours"], rows)
         + f"\nA slice of {found['rows']}×{found['columns']} at batch {found['batch_size']}, "
         f"{found['precision']}; tokens: {tokens}. Decoding them takes "
         f"{found['decoding_seconds_per_slice']:.3f} s more. The peer: {found['peer']}.\n"
@@ -266,7 +275,7 @@ def other_speed(results: Results) -> str:
     """The data path and the command line."""
     path, line = results["speed"]["data_path"], results["speed"]["command_line"]
     rows = [
-        ["prepared folder to batches, slices a second", f"{path['slices_a_second']['read']:,.0f}"],
+        ["prepared folder to batches, slices/s", f"{path['slices_a_second']['read']:,.0f}"],
         ["the same with augmentation", f"{path['slices_a_second']['augmented']:,.0f}"],
         *([f"`{name}`, seconds", f"{seconds:.2f}"] for name, seconds in line.items()),
     ]
@@ -287,7 +296,7 @@ def targets(results: Results) -> str:
     missing = [name for name in ("quality", "speed", "founding", "evaluation") if name not in results]
     missing += [] if judged.priors(results) else ["generation"]
     note = f"\nNot measured yet: {', '.join(missing)}." if missing else ""
-    return table(["wanted", "found", "met"], rows) + note
+    return table(["target", "result", "met"], rows) + note
 
 
 def _quality_targets(results: Results) -> Iterable[Target]:
@@ -296,7 +305,7 @@ def _quality_targets(results: Results) -> Iterable[Target]:
     if ours is None:
         return
     bits = ours["test"]["bits_per_pixel"]["mean_of_slices"]
-    yield "compact at 0.17 bit per pixel or less", f"{bits:.4f}", bits <= 0.17
+    yield "compact: 0.17 bits per pixel or less", f"{bits:.4f}", bits <= 0.17
     leads: list[tuple[str, Any, float, float | None]] = [
         ("JPEG 2000 at the same bits", ours["test"]["codecs"]["jpeg2000"]["advantage"], 0.10, 1.0)
     ]
@@ -310,13 +319,13 @@ def _quality_targets(results: Results) -> Iterable[Target]:
                 yield wanted, signed(gains, metric), gains[metric]["mean_of_patients"] >= least
     use = [level["usage"] for level in ours["training_tokens"]]
     yield (
-        "compact's codes in use on training tokens, 90 % or more at each level",
+        "compact's codes in use on training tokens: 90 % or more at each level",
         ", ".join(f"{share:.1%}" for share in use),
         min(use) >= 0.9,
     )
     tokens = [level["tokens_per_code"] for level in ours["training_tokens"]]
     yield (
-        "compact's training tokens a code, 20 or more at each level",
+        "compact's training tokens per code, 20 or more at each level",
         ", ".join(f"{count:.0f}" for count in tokens),
         min(tokens) >= 20,
     )
@@ -334,7 +343,7 @@ def _speed_targets(results: Results) -> Iterable[Target]:
             ratio = setting["contenders"]["vqvae2"]["ratio"]
             which = f"{setting['side']}×{setting['side']}, {setting['precision']}"
             yield (
-                f"ladder trains slices a second over vqvae2, {which}: 2.5 or more",
+                f"ladder trains slices/s over vqvae2, {which}: 2.5 or more",
                 f"{ratio:.2f}",
                 ratio >= 2.5,
             )
@@ -346,12 +355,12 @@ def _sampling_targets(results: Results) -> Iterable[Target]:
     drawn = results.get("speed", {}).get("generation")
     if drawn is not None:
         seconds = drawn["contenders"]["slicebook"]["seconds_per_slice"]
-        yield "tokens of a 256×128 slice drawn in 1 s or less, batch 16", f"{seconds:.2f} s", seconds <= 1
+        yield "tokens of a 256×128 slice sampled in 1 s or less, batch 16", f"{seconds:.2f} s", seconds <= 1
         peers = {name: one["ratio"] for name, one in drawn["contenders"].items() if "ratio" in one}
         absent = [f"{name} {why}" for name, why in drawn["missing"].items()]
         found = ", ".join([*(f"{name} {ratio:.0f}" for name, ratio in peers.items()), *absent])
         yield (
-            "each peer's seconds to draw it over ours: 20 or more",
+            "sampling time of each peer relative to ours: 20 or more",
             found,
             bool(peers) and min(peers.values()) >= 20,
         )
@@ -371,7 +380,7 @@ def _quantizer_targets(setting: Mapping[str, Any], missing: Mapping[str, str]) -
     for what, shares in (("step", times), ("extra memory", memory)):
         found = ", ".join([*(f"{name} {share:.1f}" for name, share in shares.items()), *absent])
         met = bool(shares) and min(shares.values()) >= 5
-        yield f"each peer's {what} over ours, {which}: 5 or more", found or "not measured", met
+        yield f"each peer's {what} relative to ours, {which}: 5 or more", found or "not measured", met
 
 
 def _founding_target(results: Results) -> Iterable[Target]:
@@ -467,7 +476,7 @@ def _title(name: str, contender: Mapping[str, Any]) -> str:
 
 
 def _codecs(report: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
-    return ((f"{codec['title']} at its bits", codec) for codec in report["codecs"].values())
+    return ((f"{codec['title']} at the same bits", codec) for codec in report["codecs"].values())
 
 
 def _how(found: Mapping[str, Any]) -> str:
@@ -484,7 +493,7 @@ def _how(found: Mapping[str, Any]) -> str:
         other = found["sites"]["other_site"]
         counts = other["data"]["counts"]["test"]
         said += f" Another site: {other['name']}, {counts['patients']} patients, {counts['slices']} slices."
-    said += " The codecs stand at the bits of compact.\n"
+    said += " The codecs use the bits of compact.\n"
     return said + " ".join(dict.fromkeys(where(one) for one in found["contenders"].values()))
 
 

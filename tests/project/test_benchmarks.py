@@ -272,7 +272,7 @@ def test_the_table_says_whether_samples_come_as_near_as_real_patients(scripts, g
         kernel = found["generation"]["features"]["texture"]["samples"]["kernel_distance"]
         kernel |= {"generated": 0.25, "real_range": [-1.0, real]}
         table = scripts["table"].draw("generation", {"generation-small": found})
-        assert f"| texture: as near as real patients come | {said} |" in table.splitlines()
+        assert f"| texture: as close as real patients | {said} |" in table.splitlines()
         targets = scripts["table"].draw("targets", {"generation-small": found}).splitlines()
         (line,) = [one for one in targets if "kernel distance of samples" in one]
         assert line.endswith(f"**{said}** |")

@@ -21,7 +21,7 @@ from torch import Tensor
 from slicebook.errors import CheckpointError
 from slicebook.io.atomic import replacing
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 STATE_NAME = "state.safetensors"
 
 

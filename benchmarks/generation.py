@@ -128,7 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--sheets", metavar="DIR", type=Path, default=Path("runs/generation"))
     parser.add_argument("-n", type=int, default=256, help="samples")
     parser.add_argument("--steps", type=int, default=STEPS, help="of each segmenter's training")
-    parser.add_argument("--grain", action=argparse.BooleanOptionalAction, default=True, help="put noise back")
+    parser.add_argument("--noise", action=argparse.BooleanOptionalAction, default=True, help="add noise")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--results", metavar="DIR", type=Path, default=machine.RESULTS)
     usual = asdict(SamplingSettings())

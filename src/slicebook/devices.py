@@ -20,6 +20,7 @@ PRECISIONS = {
     "mps": ("32-true",),
 }
 """By the type of the device, the precisions that all trainings work in."""
+_DEFAULT_THREADS = torch.get_num_threads()  # what torch chose for this machine, or OMP_NUM_THREADS
 MEASURING_SECONDS = 0.5  # about, in which `fastest_precision` times what it compares
 MARGIN = 0.95  # bf16 must take less than this share of float32's time: a tie goes to the exact one
 HOPELESS = 3.0  # times as slow at the first try: not tried again
@@ -38,7 +39,20 @@ def choose_device(name: str = "auto") -> torch.device:
         name = next(known for known, there in present.items() if there)
     if not present[name]:
         raise ConfigError(f"device {name}: PyTorch finds none on this machine; use --device cpu")
+    if name == "cpu":
+        _leave_a_core_free()
     return torch.device(name)
+
+
+def _leave_a_core_free() -> None:
+    """Use one thread fewer than cores, unless the user chose a number of threads.
+
+    OpenMP threads spin while they wait for each other. If another process takes one of their cores, all wait
+    for it: two threads on two cores then train at a quarter of their speed or far less, one thread nearly
+    unchanged (`benchmarks/threads.py`).
+    """
+    if "OMP_NUM_THREADS" not in os.environ and torch.get_num_threads() == _DEFAULT_THREADS:
+        torch.set_num_threads(max(1, _DEFAULT_THREADS - 1))
 
 
 def choose_precision(name: str, device: torch.device) -> str | None:

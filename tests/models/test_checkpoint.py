@@ -195,7 +195,7 @@ def test_a_state_is_no_model_and_a_model_no_state(model, tmp_path):
 
 def test_a_newer_format_names_both_versions(model):
     resealed(model, schema_version=99)
-    refuse(model, "written in format 99 by Slicebook .*, which reads format 1; use the version that wrote it")
+    refuse(model, "written in format 99 by Slicebook .*, which reads format 2; use the version that wrote it")
 
 
 def test_settings_that_no_recipe_has_are_refused(model):

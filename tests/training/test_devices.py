@@ -125,3 +125,19 @@ def test_processes_are_counted_as_torchrun_and_slurm_say(environment, processes,
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert devices._processes() == processes
+
+
+def test_one_core_is_left_free_unless_the_user_chose_a_number_of_threads(monkeypatch):
+    chosen = []
+    monkeypatch.setattr(torch, "set_num_threads", chosen.append)
+    monkeypatch.setattr(devices, "_DEFAULT_THREADS", 4)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")
+    devices.choose_device("cpu")
+    assert chosen == []
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    devices.choose_device("cpu")
+    assert chosen == [3]
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)  # torch.set_num_threads(2) of the user
+    devices.choose_device("cpu")
+    assert chosen == [3]

@@ -99,7 +99,7 @@ def describe_provenance(
         model |= tokenizer.info.model_dump(mode="json")
     return {
         "model": model,
-        "prior": None if prior is None else prior.info.model_dump(mode="json", exclude={"grain"}),
+        "prior": None if prior is None else prior.info.model_dump(mode="json", exclude={"noise_model"}),
         "data": data.info.model_dump(mode="json"),
         "date": datetime.now(timezone.utc).date().isoformat(),
         "commit": commit(),

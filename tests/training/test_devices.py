@@ -128,7 +128,7 @@ def test_processes_are_counted_as_torchrun_and_slurm_say(environment, processes,
 
 
 def test_one_core_is_left_free_unless_the_user_chose_a_number_of_threads(monkeypatch):
-    chosen = []
+    chosen: list[int] = []
     monkeypatch.setattr(torch, "set_num_threads", chosen.append)
     monkeypatch.setattr(devices, "_DEFAULT_THREADS", 4)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)

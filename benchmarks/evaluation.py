@@ -217,9 +217,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if asked.demo:
             name, title = "evaluation-demo", "The demo"
             found = measure_demo(asked.demo, **how)
-        elif asked.slice_of:  # in a process of its own: STUDY is the folder that the parts share
+        elif asked.part:  # in a process of its own: STUDY is the folder that the parts share
             run, data, shared = asked.places
-            PARTS[asked.slice_of](load_prior(run), PreparedData.open(data), shared, asked.n)
+            PARTS[asked.part](load_prior(run), PreparedData.open(data), shared, asked.n)
             return 0
         else:
             name, title = "evaluation", "Phantom, 256×128"

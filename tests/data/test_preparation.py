@@ -310,10 +310,8 @@ def test_the_advice_on_fractions_works_in_prepare_and_in_training(tmp_path: Path
     with pytest.raises(DataError, match="2 patients cannot fill 3 splits") as caught:
         prepare(data, out, WHOSE)
     (advised,) = re.findall(r"--fractions ([\d. ]+) to train with these", str(caught.value))
-    assert (
-        main(["prepare", str(data), str(out), "--patient-regex", r"(p\d+)", "--fractions", *advised.split()])
-        == 0
-    )
+    command = ["prepare", str(data), "-o", str(out), "--patient-regex", r"(p\d+)"]
+    assert main([*command, "--fractions", *advised.split()]) == 0
     train(out, tiny("training.epochs=1"), tmp_path / "run")
 
 

@@ -68,7 +68,7 @@ def write_hospital_export(folder):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_block_of_a_page_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(evaluation, "FEWEST_SAMPLES", 12)  # drawing 100 took most of the time of a page
+    monkeypatch.setattr(evaluation, "MIN_SAMPLES", 12)  # drawing 100 took most of the time of a page
     if "export" in "".join(commands(page)):
         write_hospital_export(tmp_path / "export")
     names: dict[str, Any] = {}

@@ -91,13 +91,20 @@ def find_dicom(discovered: DiscoveredFiles, options: SourceOptions) -> FolderSca
         raise DataError(
             f"{folder}: --patient-regex {options.patient_regex!r} fits no file; {regex_advice(names)}"
         )
-    notes = _lone_slices(sources, folder)
-    if skipped:
-        counts = ", ".join(f"{len(p)} {reason} (first: {p[0]})" for reason, p in sorted(skipped.items()))
-        notes.append(f"{sum(map(len, skipped.values()))} DICOM files were passed over: {counts}")
+    notes = _lone_slices(sources, folder) + _passed_over(skipped)
     return FolderScan(
         "dicom", tuple(sources), tuple(unmatched), tuple(unreadable), tuple(left_out), tuple(notes)
     )
+
+
+def _passed_over(skipped: dict[str, list[str]]) -> list[str]:
+    """Return a note on the files that were passed over, by reason, with the first of each."""
+    if not skipped:
+        return []
+    counts = ", ".join(
+        f"{len(names)} {reason} (first: {names[0]})" for reason, names in sorted(skipped.items())
+    )
+    return [f"{sum(map(len, skipped.values()))} DICOM files were passed over: {counts}"]
 
 
 def _lone_slices(sources: list[Source], folder: Path) -> list[str]:

@@ -502,7 +502,7 @@ def test_info_reads_every_kind_of_model_and_a_prepared_folder(trained, capsys):
         (trained.run, "tokenizer"),
         (prior, "prior"),
         (prior / "masks", "label tokenizer"),
-        (prior / "decoder", "decoder of generation"),
+        (prior / "decoder", "generation decoder"),
     ):
         assert main.main(["info", str(place), "--json"]) == 0, place
         assert json.loads(capsys.readouterr().out)["kind"] == kind

@@ -64,6 +64,7 @@ def write_hospital_export(folder):
             one.save_as(path, enforce_file_format=True)
 
 
+@pytest.mark.filterwarnings("default:.*NIfTI files were passed over")  # masks beside their images
 @pytest.mark.filterwarnings("default:level . uses")  # the pages train for one epoch: not yet enough
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_block_of_a_page_runs(page, tmp_path, monkeypatch):

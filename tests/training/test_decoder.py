@@ -1,4 +1,4 @@
-"""The decoder of generation: what it learns, what it leaves alone, and how its training goes on."""
+"""The generation decoder: what it learns, what it leaves alone, and how its training goes on."""
 
 import csv
 import shutil
@@ -127,18 +127,24 @@ def at_pixels(own, *settings, change=None):
 
 
 def test_both_judges_begin_with_pulls_in_the_proportion_that_is_set(own):
-    pull, push, total = at_pixels(own, "decoder.training.adversarial_weight=0.5")
+    reconstruction_grad, adversarial_grad, total = at_pixels(own, "decoder.training.adversarial_weight=0.5")
     _, _, fidelity = at_pixels(own, "decoder.training.adversarial_weight=0")
-    assert torch.allclose(fidelity, pull, atol=1e-9)
-    assert float((total - pull)[:4].norm() / pull.norm()) == pytest.approx(0.5, rel=1e-4)
-    assert torch.allclose((total - pull)[4:] / push[4:], ((total - pull)[0] / push[0]).mean(), rtol=1e-3)
+    assert torch.allclose(fidelity, reconstruction_grad, atol=1e-9)
+    assert float((total - reconstruction_grad)[:4].norm() / reconstruction_grad.norm()) == pytest.approx(
+        0.5, rel=1e-4
+    )
+    assert torch.allclose(
+        (total - reconstruction_grad)[4:] / adversarial_grad[4:],
+        ((total - reconstruction_grad)[0] / adversarial_grad[0]).mean(),
+        rtol=1e-3,
+    )
 
 
 def test_samples_that_do_not_stray_are_judged_by_the_discriminator_alone(own):
-    pull, push, _ = at_pixels(own)
-    assert len(pull) == len(push) == 8
-    assert (pull[4:] == 0).all()
-    assert (push != 0).any(dim=(1, 2, 3)).all()
+    reconstruction_grad, adversarial_grad, _ = at_pixels(own)
+    assert len(reconstruction_grad) == len(adversarial_grad) == 8
+    assert (reconstruction_grad[4:] == 0).all()
+    assert (adversarial_grad != 0).any(dim=(1, 2, 3)).all()
 
 
 @pytest.mark.parametrize("weight", [0.0, 4.0])
@@ -146,17 +152,19 @@ def test_samples_are_held_to_the_faithful_decoders_outline(own, weight):
     """Drawn brighter as a whole, each pixel is pulled back alike."""
 
     def brighter(made):
-        made.outlines = {size: outlines - 0.25 for size, outlines in made.outlines.items()}
+        made.lowres_targets = {
+            size: lowres_targets - 0.25 for size, lowres_targets in made.lowres_targets.items()
+        }
 
-    pull, *_ = at_pixels(own, f"decoder.training.lowres_weight={weight}", change=brighter)
-    held = pull[4:]
+    reconstruction_grad, *_ = at_pixels(own, f"decoder.training.lowres_weight={weight}", change=brighter)
+    held = reconstruction_grad[4:]
     assert held == pytest.approx(torch.full_like(held, weight / held.numel()), rel=1e-3, abs=1e-12)
 
 
 def test_an_outline_is_the_average_over_a_cell_of_the_finest_grid(own):
     made, draw = objective(own), torch.Generator().manual_seed(0)
     drawn = torch.rand(1, 1, 36, 64, generator=draw)
-    found = made.adversaries.outline(drawn)
+    found = made.adversaries.lowres(drawn)
     assert found.shape == (1, 1, 5, 8)  # 36 rows are four and a half cells of 8
     assert float(found[0, 0, 1, 2]) == pytest.approx(float(drawn[0, 0, 8:16, 16:24].mean()))
     assert float(found[0, 0, 4, 0]) == pytest.approx(float(drawn[0, 0, 32:, :8].mean()))
@@ -166,8 +174,8 @@ def test_outlines_are_those_of_the_faithful_decoder(own):
     loaded = own[0]
     made = objective(own)
     for size, grids in made.samples.items():
-        wanted = made.adversaries.outline(loaded.tokenizer.decode_unchecked(grids, size))
-        assert torch.allclose(made.outlines[size], wanted, atol=1e-6)
+        wanted = made.adversaries.lowres(loaded.tokenizer.decode_unchecked(grids, size))
+        assert torch.allclose(made.lowres_targets[size], wanted, atol=1e-6)
 
 
 def test_the_discriminator_is_taught_that_samples_are_none(own):
@@ -204,8 +212,8 @@ def test_a_discriminator_that_falls_silent_later_is_not_amplified(own):
             made.training_step(batch(own), 0, 0.0)
             louder(made, quieter)
 
-        pull, _, total = at_pixels(own, change=change)[-3:]
-        return float((total - pull).norm())
+        reconstruction_grad, _, total = at_pixels(own, change=change)[-3:]
+        return float((total - reconstruction_grad).norm())
 
     assert heard(0.01) == pytest.approx(0.01 * heard(1), rel=0.05)
 
@@ -215,13 +223,13 @@ def test_the_balance_follows_while_the_discriminator_learns_alone(own):
     found = []
     for step in range(60):
         made.training_step(batch(own), step, 0.0)
-        found.append(float(made.adversaries.balance))
+        found.append(float(made.adversaries.adaptive_weight))
         if step == 0:
             louder(made, 0.01)
     assert found[0] > 0
     assert found[-1] == pytest.approx(100 * found[0], rel=0.5)
     made.training_step(batch(own), 60, 0.5)
-    assert float(made.adversaries.balance) == found[-1]
+    assert float(made.adversaries.adaptive_weight) == found[-1]
 
 
 def test_the_discriminator_learns_alone_at_first(own):
@@ -508,7 +516,7 @@ def test_the_mirror_alone_is_on_unless_said(own):
 
 
 def test_reconstruction_refuses_a_decoder_that_invents(trained, tmp_path):
-    with pytest.raises(CheckpointError, match="holds a decoder of generation, wanted a tokenizer"):
+    with pytest.raises(CheckpointError, match="holds a generation decoder, wanted a tokenizer"):
         reconstruct(trained.run / "prior" / "decoder", trained.raw, tmp_path / "out", device="cpu")
 
 

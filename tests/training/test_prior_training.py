@@ -274,7 +274,7 @@ def test_a_prior_tells_where_it_and_its_tokenizer_come_from(trained):
 def test_a_prior_holds_the_tokenizers_it_was_trained_over(trained):
     book = load_prior(trained.run).tokenizer
     masks = load_tokenizer(trained.run / "prior" / "masks", kind="label tokenizer").tokenizer
-    images = load_tokenizer(trained.run / "prior" / "decoder", kind="decoder of generation").tokenizer
+    images = load_tokenizer(trained.run / "prior" / "decoder", kind="generation decoder").tokenizer
     for found, own in ((book.images, images), (book.masks, masks)):
         assert hash_tensors(found.state_dict()) == hash_tensors(own.state_dict())
 

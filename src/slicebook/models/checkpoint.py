@@ -29,7 +29,7 @@ from slicebook.version import __version__
 
 MODEL_NAME = "model.safetensors"
 
-Kind = Literal["tokenizer", "label tokenizer", "decoder of generation"]
+Kind = Literal["tokenizer", "label tokenizer", "generation decoder"]
 """The last is a tokenizer whose last decoder invents what tokens leave open: not for reconstruction."""
 
 

@@ -122,7 +122,7 @@ def fit_noise_model(
 
     Args:
         pairs: Slices in [-1, 1], and the same as the tokenizer rebuilds them; at least one.
-        strength: As in `smooth`; a window is flat if it varies by less than so many times the noise.
+        strength: As in `denoise`; a window is flat if it varies by less than so many times the noise.
         drawings: From sampled tokens; the rebuilt forms by default.
     """
     levels: list[Tensor] = []

@@ -1,8 +1,9 @@
 """One codebook: nearest code, moving averages, k-means start, reset of dead codes. It knows vectors only.
 
-Preventing codebook collapse: a code is the ratio of two buffers, `ema_embed_sum` and `ema_cluster_size`, and
-are never stored as a third. Whatever moves a code moves both, so no later update can move it back, and no
-code starts with a sum but no count.
+Preventing codebook collapse: codes are the ratio of two buffers, `ema_embed_sum` and `ema_cluster_size`.
+The ratio is never stored. Whatever moves a code writes both buffers, so that the next update cannot move it
+back; and no code starts with a sum but a count of zero. Both mistakes are common causes of dead codes in
+other implementations.
 """
 
 from __future__ import annotations

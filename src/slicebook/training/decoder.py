@@ -39,7 +39,7 @@ from slicebook.training.run import hold_run, open_run
 from slicebook.training.token_dataset import conditions_of
 from slicebook.training.trainer import Progress, Trainer, draw_for, provenance, update_average
 
-KIND: Kind = "decoder of generation"
+KIND: Kind = "generation decoder"
 SAMPLES_NAME = "samples.safetensors"
 FIRST_SEED = 2**62  # of the samples that are learned from: no user starts so high, so none is drawn again
 SLOPE = 0.2  # of the leaky rectifiers
@@ -88,10 +88,10 @@ class DecoderGAN(nn.Module):
         for parameter in self.learner.pixel_decoder():
             parameter.requires_grad_(True)
         self.discriminator = Discriminator(config.discriminator_width)
-        self.balance: Tensor
-        self.register_buffer("balance", torch.zeros(()))  # not known yet
+        self.adaptive_weight: Tensor
+        self.register_buffer("adaptive_weight", torch.zeros(()))  # not known yet
         self.loss = judged_by
-        self.outline_weight = config.training.lowres_weight
+        self.lowres_weight = config.training.lowres_weight
         self.cell = tokenizer.config.scaling_rates[0]  # pixels of a side
 
     def train(self, mode: bool = True) -> DecoderGAN:
@@ -102,22 +102,22 @@ class DecoderGAN(nn.Module):
         return self
 
     @torch.no_grad()
-    def outlines(self, grids: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
-        """Return the outlines of what the decoder that is kept draws from tokens."""
+    def lowres_targets(self, grids: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+        """Return the block averages of what the averaged decoder decodes from tokens."""
         parts = zip(*(torch.split(grid, AT_ONCE) for grid in grids), strict=True)
-        return torch.cat([self.outline(self.average.decode_unchecked(part, size).float()) for part in parts])
+        return torch.cat([self.lowres(self.average.decode_unchecked(part, size).float()) for part in parts])
 
-    def outline(self, drawn: Tensor) -> Tensor:
-        """Return averages over the cells of the finest grid."""
+    def lowres(self, drawn: Tensor) -> Tensor:
+        """Average images over the tokens of the finest grid."""
         return nn.functional.avg_pool2d(drawn, self.cell, ceil_mode=True)
 
     def forward(
-        self, images: Tensor, sampled: Sequence[Tensor], outlines: Tensor, weight: float, averaged: bool
+        self, images: Tensor, sampled: Sequence[Tensor], lowres_targets: Tensor, weight: float, averaged: bool
     ) -> dict[str, Tensor]:
         """Return the scores of a batch; to learn from, `loss` carries the gradients of both sides.
 
-        `sampled` are token grids that a prior drew, and `outlines` those of the faithful decoder's drawings
-        of them. Neither is looked at where the averaged weights are scored.
+        `sampled` are token grids that a prior drew, and `lowres_targets` the block averages of the faithful
+        decoder's images of them. Neither is used where the averaged weights are scored.
         """
         tokens = self.average.encode(images)
         size, count = (images.shape[-2], images.shape[-1]), len(images)
@@ -136,34 +136,36 @@ class DecoderGAN(nn.Module):
         }
         if averaged:
             return scores
-        lowres_consistency = (self.outline(drawn[count:]) - outlines).abs().mean()
-        (pull,) = torch.autograd.grad(parts.total + self.outline_weight * lowres_consistency, drawn)
+        lowres_consistency = (self.lowres(drawn[count:]) - lowres_targets).abs().mean()
+        (reconstruction_grad,) = torch.autograd.grad(
+            parts.total + self.lowres_weight * lowres_consistency, drawn
+        )
         verdicts = self.discriminator(drawn).float()
         # Divided afterwards: the gradient of a mean is too small for float16, which 16-mixed computes it in.
-        push = torch.autograd.grad(-verdicts.sum(), drawn)[0] / verdicts.numel()
-        self._weigh(pull[:count], push[:count], settled=weight > 0)
-        at_pixels = pull + weight * self.balance * push
+        adversarial_grad = torch.autograd.grad(-verdicts.sum(), drawn)[0] / verdicts.numel()
+        self._weigh(reconstruction_grad[:count], adversarial_grad[:count], settled=weight > 0)
+        at_pixels = reconstruction_grad + weight * self.adaptive_weight * adversarial_grad
         carrier = (drawn * at_pixels).sum()  # its gradient is wanted, its value is not
         real, false = self.discriminator(target).float(), self.discriminator(drawn.detach()).float()
         # The hinge loss (Lim & Ye 2017, https://arxiv.org/abs/1705.02894, section 3).
         discriminator_loss = (1 - real).relu().mean() + (1 + false).relu().mean()
         return scores | {
             "discriminator": discriminator_loss.detach(),
-            "strayed": lowres_consistency.detach(),
+            "lowres_consistency": lowres_consistency.detach(),
             "loss": parts.fidelity + carrier - carrier.detach() + discriminator_loss,
         }
 
     @torch.no_grad()
-    def _weigh(self, pull: Tensor, push: Tensor, *, settled: bool) -> None:
+    def _weigh(self, reconstruction_grad: Tensor, adversarial_grad: Tensor, *, settled: bool) -> None:
         """Measure what makes the discriminator's gradient at the pixels as long as the loss's.
 
         Once settled it stays: a proportion kept in every step (Esser et al. 2021, eq. 7) would amplify a
         discriminator that has nothing to say.
         """
-        found = pull.norm() / push.norm().clamp(min=1e-12)
-        mean = self.balance if settled else self.balance ** (1 - SETTLING) * found**SETTLING
+        found = reconstruction_grad.norm() / adversarial_grad.norm().clamp(min=1e-12)
+        mean = self.adaptive_weight if settled else self.adaptive_weight ** (1 - SETTLING) * found**SETTLING
         # In place: several processes share the buffer that they began with.
-        self.balance.copy_(torch.where(self.balance > 0, mean, found))
+        self.adaptive_weight.copy_(torch.where(self.adaptive_weight > 0, mean, found))
 
 
 class DecoderObjective:
@@ -184,8 +186,8 @@ class DecoderObjective:
         self.samples = samples
         self.adversaries = DecoderGAN(tokenizer.tokenizer, self.config, recipe.training.loss)
         self.adversaries.to(fabric.device)
-        self.outlines = {
-            size: self.adversaries.outlines([grid.to(fabric.device) for grid in grids], size)
+        self.lowres_targets = {
+            size: self.adversaries.lowres_targets([grid.to(fabric.device) for grid in grids], size)
             for size, grids in samples.items()
         }
         self.module: nn.Module = self.adversaries  # the loop puts its wrapped form here
@@ -214,11 +216,11 @@ class DecoderObjective:
         start, end = WARMUP
         weight = config.adversarial_weight * min(1.0, max(0.0, (fraction - start) / (end - start)))
         size = (images.shape[-2], images.shape[-1])
-        grids, outlines = self.samples[size], self.outlines[size]
+        grids, lowres_targets = self.samples[size], self.lowres_targets[size]
         rows = torch.randint(len(grids[0]), (len(images),), generator=draw)
         sampled = [grid[rows].to(images.device) for grid in grids]
         scores: dict[str, Tensor] = self.module(
-            images, sampled, outlines[rows.to(outlines.device)], weight, averaged=False
+            images, sampled, lowres_targets[rows.to(lowres_targets.device)], weight, averaged=False
         )
         return scores
 

@@ -79,7 +79,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for _ in range(options.rounds):
         for threads in sorted({cores, max(1, cores - 1)}, reverse=True):
             for busy in (False, True):
-                name = f"{threads} threads, {'beside a busy process' if busy else 'alone'}"
+                name = (
+                    f"{threads} thread{'s' * (threads > 1)}, {'beside a busy process' if busy else 'alone'}"
+                )
                 rounds.setdefault(name, []).append(measure(threads, options.seconds, busy=busy))
     result = {
         "machine": machine.surroundings(cores),

@@ -8,7 +8,7 @@ from helpers.prior import COUNT, LAYOUT, SIZES, STAGES, nats, rows, tiny
 from torch.overrides import TorchFunctionMode
 
 from slicebook.errors import ConfigError
-from slicebook.models.sampling import GROUP, SamplingSettings, _pick, sample
+from slicebook.models.sampling import GROUP, SamplingSettings, _sample_top_p, sample
 from slicebook.models.sequence import draw_orders, sequence_layout
 from slicebook.models.transformer import Conditions
 
@@ -90,7 +90,7 @@ def test_guidance_pushes_away_from_what_is_likely_without_the_conditions():
 )
 def test_a_draw_walks_down_the_likeliest_codes(draw, top_p, code):
     logits = torch.tensor([[0.3, 0.2, 0.5]]).log()
-    assert _pick(logits, torch.tensor([[draw]], dtype=torch.float64), top_p).item() == code
+    assert _sample_top_p(logits, torch.tensor([[draw]], dtype=torch.float64), top_p).item() == code
 
 
 @pytest.mark.parametrize(

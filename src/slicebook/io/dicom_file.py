@@ -314,7 +314,7 @@ def _frames_of(path: Path, dataset: Dataset) -> tuple[Frame, ...]:
     if len(groups) != count:
         raise DataError(f"{path}: says {count} frames and describes {len(groups)}; export or copy it again")
 
-    def dequantize(frame: Dataset) -> Callable[[str, str], Any]:
+    def lookup(frame: Dataset) -> Callable[[str, str], Any]:
         def value(sequence: str, keyword: str) -> Any:
             outer, _, inner = sequence.partition(".")
             items = next((items for group in (frame, shared) if (items := group.get(outer))), None)
@@ -325,7 +325,7 @@ def _frames_of(path: Path, dataset: Dataset) -> tuple[Frame, ...]:
         return value
 
     dimensions = dimensions_of(dataset)
-    values = [dequantize(group) for group in groups]
+    values = [lookup(group) for group in groups]
     return tuple(_frame_of(path, value, traits_of(dataset, value, dimensions)) for value in values)
 
 

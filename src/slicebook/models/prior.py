@@ -46,12 +46,14 @@ class Prior(nn.Module):
         transformers = [PriorTransformer(config, config.fine, last, codebooks, groups)]
         if last:
             transformers.insert(0, PriorTransformer(config, config.coarse, 0, codebooks[:last], groups))
-        self._trunks = nn.ModuleList(transformers)
+        self._transformers = nn.ModuleList(transformers)
 
     @property
     def transformers(self) -> list[PriorTransformer]:
         """In the order they draw."""
-        return [transformer for transformer in self._trunks if isinstance(transformer, PriorTransformer)]
+        return [
+            transformer for transformer in self._transformers if isinstance(transformer, PriorTransformer)
+        ]
 
     def forward(
         self,
@@ -77,21 +79,21 @@ class Prior(nn.Module):
         losses = torch.zeros(tokens.shape, device=tokens.device)
         for transformer in self.transformers:
             begin = layout.starts[transformer.first]
-            features = self._read(transformer, layout, input_tokens, orders, ranks, conditions)
+            features = self._hidden_states(transformer, layout, input_tokens, orders, ranks, conditions)
             for stage in transformer.stages:
                 part = layout.slice_of(stage)
                 logits = transformer.logits(stage, features[:, part.start - begin : part.stop - begin])
-                wanted = tokens.gather(1, orders[:, part])
-                found = functional.cross_entropy(
+                targets = tokens.gather(1, orders[:, part])
+                nll = functional.cross_entropy(
                     logits.float().transpose(1, 2),
-                    wanted,
+                    targets,
                     reduction="none",
                     ignore_index=layout.stages[stage].size,
                 )
-                losses = losses.scatter(1, orders[:, part], found)
+                losses = losses.scatter(1, orders[:, part], nll)
         return losses
 
-    def _read(
+    def _hidden_states(
         self,
         transformer: PriorTransformer,
         layout: SequenceLayout,
@@ -102,25 +104,25 @@ class Prior(nn.Module):
     ) -> Tensor:
         """Return the features of the steps that a transformer predicts: [b, end - begin, width]."""
         begin, end = layout.starts[transformer.first], layout.starts[transformer.stages[-1] + 1]
-        places, centres = layout.places, layout.centres
+        positions, centres = layout.places, layout.centres
         embeddings, queries = [], []
         for stage in range(transformer.stages[-1] + 1):
             order = orders[:, layout.slice_of(stage)]
             embeddings.append(
-                transformer.token_embedding(stage, input_tokens.gather(1, order), places[order])
+                transformer.token_embedding(stage, input_tokens.gather(1, order), positions[order])
             )
         for stage in transformer.stages:
             part = layout.slice_of(stage)
             order = orders[:, part]
             windows = stage_windows(layout, stage, input_tokens, ranks, order - part.start)
-            queries.append(transformer.query_embedding(stage, windows, places[order]))
+            queries.append(transformer.query_embedding(stage, windows, positions[order]))
         context = torch.cat(
             embeddings, 1
         )  # [b, end, width]: embeddings of all tokens up to the transformer's last
-        nothing = transformer.stage.weight[-1].expand(len(input_tokens), 1, -1).to(context)
+        start_embedding = transformer.stage.weight[-1].expand(len(input_tokens), 1, -1).to(context)
         # A step gets the token before it; the first step of a transformer gets none.
         # Both sums [b, end - begin, width]: one step per token that it predicts.
-        steps = torch.cat([nothing, context[:, begin : end - 1]], 1) + torch.cat(queries, 1)
+        steps = torch.cat([start_embedding, context[:, begin : end - 1]], 1) + torch.cat(queries, 1)
         # [b, end, width]: tokens of earlier grids, then the transformer's own steps
         x = torch.cat([context[:, :begin], steps], 1) + transformer.condition_embedding(conditions)[:, None]
         sequence = centres[orders[:, :end]]  # [b, end, 2]: the position that each step predicts

@@ -20,7 +20,7 @@ from slicebook.config import QuantizerConfig
 
 # Distances are made a block at a time: this many stay in the cache of a core and cost no large temporary.
 BLOCK_ELEMENTS = 1 << 19
-RUN = 32  # codes whose minimum a CPU takes with vector instructions
+ARGMIN_BLOCK = 32  # codes whose minimum a CPU takes with vector instructions
 
 
 @dataclass(frozen=True)
@@ -59,11 +59,11 @@ def nearest_code(vectors: Float[Tensor, "n d"], codes: Float32[Tensor, "k d"]) -
         half_norms = codes.square().sum(1).mul_(0.5)
         transposed = codes.t().contiguous()
         rows = max(1, BLOCK_ELEMENTS // len(codes))
-        found = [
+        indices = [
             _nearest(torch.addmm(half_norms, block, transposed, alpha=-1.0))
             for block in torch.split(vectors.detach().float(), rows)
         ]
-        return torch.cat(found) if found else vectors.new_empty(0, dtype=torch.int64)
+        return torch.cat(indices) if indices else vectors.new_empty(0, dtype=torch.int64)
 
 
 def kmeans(
@@ -86,7 +86,7 @@ def kmeans(
     means = draw()
     counts = torch.zeros(k, device=vectors.device)
     for _ in range(rounds):
-        sums, counts = _totals(vectors, nearest_code(vectors, means), k)
+        sums, counts = _cluster_sums(vectors, nearest_code(vectors, means), k)
         means = torch.where(counts[:, None] > 0, sums / counts.clamp(min=1)[:, None], draw())
     return means, counts
 
@@ -142,7 +142,7 @@ class Quantizer(nn.Module):
         commitment = functional.mse_loss(vectors, nearest)
         straight_through = vectors + (nearest - vectors).detach()
         if self.training:
-            self._learn(vectors.detach().float(), tokens)
+            self._update_ema(vectors.detach().float(), tokens)
             if reset_dead_codes:
                 self._reset_dead_codes(vectors.detach().float())
         return Quantized(straight_through, tokens, commitment)
@@ -153,10 +153,10 @@ class Quantizer(nn.Module):
         means, counts = kmeans(vectors, self.size, generator)
         counts = counts / counts.sum() * self.size  # as if a mean of one vector a code had been seen
         counts.clamp_(min=0.1)
-        self._replace(torch.ones(self.size, dtype=torch.bool, device=means.device), means, counts)
+        self._set_codes(torch.ones(self.size, dtype=torch.bool, device=means.device), means, counts)
 
     def usage(self) -> Usage:
-        """Usage of the tokens counted since the last `forget_usage` (in training, of all processes)."""
+        """Usage of the tokens counted since the last `reset_usage` (in training, of all processes)."""
         return usage_of(self.code_hits)
 
     def reset_usage(self) -> None:
@@ -164,8 +164,8 @@ class Quantizer(nn.Module):
         self.code_hits.zero_()
 
     @torch.no_grad()
-    def _learn(self, vectors: Tensor, tokens: Tensor) -> None:
-        sums, counts = _totals(vectors, tokens, self.size, all_processes=True)
+    def _update_ema(self, vectors: Tensor, tokens: Tensor) -> None:
+        sums, counts = _cluster_sums(vectors, tokens, self.size, all_processes=True)
         self.code_hits += counts
         self.ema_embed_sum.lerp_(sums, 1 - self.config.decay)
         self.ema_cluster_size.lerp_(counts, 1 - self.config.decay)
@@ -174,17 +174,17 @@ class Quantizer(nn.Module):
     def _reset_dead_codes(self, vectors: Tensor) -> None:
         mean_count = self.ema_cluster_size.mean()
         dead = self.ema_cluster_size < self.config.reset_below * mean_count
-        picks = torch.randint(len(vectors), (self.size,), device=vectors.device)
+        indices = torch.randint(len(vectors), (self.size,), device=vectors.device)
         # A revived code starts with the count of an average one: enough to survive until it is hit.
-        self._replace(dead, vectors[picks], mean_count.expand(self.size))
+        self._set_codes(dead, vectors[indices], mean_count.expand(self.size))
 
-    def _replace(self, chosen: Tensor, codes: Tensor, counts: Tensor) -> None:
+    def _set_codes(self, chosen: Tensor, codes: Tensor, counts: Tensor) -> None:
         # Count and sum move together: a code moved alone is put back by its next update.
-        fresh = torch.cat([codes * counts[:, None], counts[:, None]], 1).contiguous()
+        new_values = torch.cat([codes * counts[:, None], counts[:, None]], 1).contiguous()
         if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.broadcast(fresh, src=0)  # ranks that draw for themselves drift apart
-        self.ema_embed_sum.copy_(torch.where(chosen[:, None], fresh[:, :-1], self.ema_embed_sum))
-        self.ema_cluster_size.copy_(torch.where(chosen, fresh[:, -1], self.ema_cluster_size))
+            torch.distributed.broadcast(new_values, src=0)  # ranks that draw for themselves drift apart
+        self.ema_embed_sum.copy_(torch.where(chosen[:, None], new_values[:, :-1], self.ema_embed_sum))
+        self.ema_cluster_size.copy_(torch.where(chosen, new_values[:, -1], self.ema_cluster_size))
 
 
 def usage_of(hits: Float[Tensor, " k"]) -> Usage:
@@ -201,14 +201,16 @@ def _nearest(distances: Float[Tensor, "n k"]) -> Int64[Tensor, " n"]:
     as long as the product.
     """
     n, k = distances.shape
-    if k % RUN or k < 8 * RUN:
+    if k % ARGMIN_BLOCK or k < 8 * ARGMIN_BLOCK:
         return distances.argmin(1)
-    runs = distances.view(n, k // RUN, RUN)
+    runs = distances.view(n, k // ARGMIN_BLOCK, ARGMIN_BLOCK)
     run = runs.amin(2).argmin(1)
-    return run * RUN + runs[torch.arange(n, device=run.device), run].argmin(1)
+    return run * ARGMIN_BLOCK + runs[torch.arange(n, device=run.device), run].argmin(1)
 
 
-def _totals(vectors: Tensor, tokens: Tensor, k: int, *, all_processes: bool = False) -> tuple[Tensor, Tensor]:
+def _cluster_sums(
+    vectors: Tensor, tokens: Tensor, k: int, *, all_processes: bool = False
+) -> tuple[Tensor, Tensor]:
     """Sum and number of the vectors of each token, in one (k, d + 1) table and so one all-reduce."""
     n, d = vectors.shape
     table = vectors.new_zeros(k, d + 1)

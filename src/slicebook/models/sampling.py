@@ -112,13 +112,13 @@ class _Group:
     ) -> None:
         device = next(prior.parameters()).device
         self.prior, self.layout, self.settings = prior, layout.to(device), settings
-        orders, draws = [], []
+        orders, uniforms = [], []
         for row, seed in enumerate(seeds):
             generator = torch.Generator().manual_seed(seed)
             orders.append(draw_orders(layout, 1, generator, None if keep is None else keep[row : row + 1]))
-            draws.append(torch.rand(1, layout.starts[-1], generator=generator))
+            uniforms.append(torch.rand(1, layout.starts[-1], generator=generator))
         self.orders = torch.cat(orders).to(device)
-        self.draws = torch.cat(draws).to(device)
+        self.uniforms = torch.cat(uniforms).to(device)
         sizes = torch.cat([torch.full((len(stage),), stage.size) for stage in layout.stages])
         self.tokens = sizes.repeat(len(seeds), 1).to(device)  # each reads 'unknown'
         self.given = None if given is None else given.to(device)
@@ -127,19 +127,19 @@ class _Group:
         self.copies = 2 if settings.guidance else 1
         self.conditions = conditions
         if self.copies == 2:
-            nothing = Conditions.unknown(len(seeds)).to(device)
+            unknown = Conditions.unknown(len(seeds)).to(device)
             self.conditions = Conditions(  # [2 * b]: with the conditions, then without
-                torch.cat([conditions.position, nothing.position]),
-                torch.cat([conditions.group, nothing.group]),
+                torch.cat([conditions.position, unknown.position]),
+                torch.cat([conditions.group, unknown.group]),
             )
         self.places, self.centres = self.layout.places, self.layout.centres
 
     def draw(self) -> Int64[Tensor, "b n"]:
         for transformer in self.prior.transformers:
-            self._draw_trunk(transformer)
+            self._sample_grids(transformer)
         return self.tokens.cpu()
 
-    def _draw_trunk(self, transformer: PriorTransformer) -> None:
+    def _sample_grids(self, transformer: PriorTransformer) -> None:
         layout, orders = self.layout, self.orders
         begin, end = layout.starts[transformer.first], layout.starts[transformer.stages[-1] + 1]
         condition = transformer.condition_embedding(self.conditions)[:, None]
@@ -148,12 +148,12 @@ class _Group:
         if begin:
             context = torch.cat(  # [copies * b, begin, width]: content of all earlier stages
                 [
-                    self._content(transformer, stage, orders[:, layout.slice_of(stage)])
+                    self._embed(transformer, stage, orders[:, layout.slice_of(stage)])
                     for stage in range(transformer.first)
                 ],
                 1,
             )
-            centres = self._twice(self.centres[orders[:, :begin]])
+            centres = self._repeat_for_guidance(self.centres[orders[:, :begin]])
             transformer.forward_blocks(context + condition, centres, centres, caches)
         previous = transformer.stage.weight[-1].expand(count, 1, -1)
         before: Tensor | None = None
@@ -161,44 +161,54 @@ class _Group:
             part = layout.slice_of(stage)
             for step in range(part.start, part.stop):
                 place = orders[:, step : step + 1]
-                query_centres = self._twice(self.centres[place])
+                query_centres = self._repeat_for_guidance(self.centres[place])
                 windows = stage_windows(layout, stage, self.tokens, None, place - part.start)
                 query = transformer.query_embedding(
-                    stage, [self._twice(w) for w in windows], self._twice(self.places[place])
+                    stage,
+                    [self._repeat_for_guidance(w) for w in windows],
+                    self._repeat_for_guidance(self.places[place]),
                 )
-                key_centres = query_centres if before is None else self._twice(self.centres[before])
+                key_centres = (
+                    query_centres if before is None else self._repeat_for_guidance(self.centres[before])
+                )
                 x = transformer.forward_blocks(
                     previous + query + condition, query_centres, key_centres, caches
                 )
-                self._choose(transformer.logits(stage, x)[:, 0], place, stage)
-                previous, before = self._content(transformer, stage, place), place
+                self._sample_token(transformer.logits(stage, x)[:, 0], place, stage)
+                previous, before = self._embed(transformer, stage, place), place
 
-    def _content(self, transformer: PriorTransformer, stage: int, places: Tensor) -> Tensor:
+    def _embed(self, transformer: PriorTransformer, stage: int, places: Tensor) -> Tensor:
         return transformer.token_embedding(
-            stage, self._twice(self.tokens.gather(1, places)), self._twice(self.places[places])
+            stage,
+            self._repeat_for_guidance(self.tokens.gather(1, places)),
+            self._repeat_for_guidance(self.places[places]),
         )
 
-    def _twice(self, values: Tensor) -> Tensor:
+    def _repeat_for_guidance(self, values: Tensor) -> Tensor:
         return values.repeat(self.copies, *[1] * (values.ndim - 1)) if self.copies == 2 else values
 
-    def _choose(self, logits: Float[Tensor, "copies k"], place: Int64[Tensor, "b 1"], stage: int) -> None:
+    def _sample_token(
+        self, logits: Float[Tensor, "copies_b k"], place: Int64[Tensor, "b 1"], stage: int
+    ) -> None:
         """Sample one token per sample and store it."""
         if self.copies == 2:
-            informed, blind = logits.log_softmax(-1).chunk(2)
-            logits = informed + self.settings.guidance * (informed - blind)
+            conditional, unconditional = logits.log_softmax(-1).chunk(2)
+            logits = conditional + self.settings.guidance * (conditional - unconditional)
         last = stage == len(self.layout.stages) - 1
-        heat = self.settings.fine_temperature if last else self.settings.temperature
-        chosen = _pick(logits / heat, self.draws.gather(1, place), self.settings.top_p)
+        temperature = self.settings.fine_temperature if last else self.settings.temperature
+        chosen = _sample_top_p(logits / temperature, self.uniforms.gather(1, place), self.settings.top_p)
         if self.keep is not None and self.given is not None:
             chosen = torch.where(self.keep.gather(1, place), self.given.gather(1, place), chosen)
         self.tokens.scatter_(1, place, chosen)
 
 
-def _pick(logits: Float[Tensor, "b k"], draws: Float[Tensor, "b 1"], top_p: float) -> Int64[Tensor, "b 1"]:
+def _sample_top_p(
+    logits: Float[Tensor, "b k"], uniforms: Float[Tensor, "b 1"], top_p: float
+) -> Int64[Tensor, "b 1"]:
     """Sample by the inverse of the cumulative distribution, most likely codes first, cut at `top_p`."""
     probability, codes = logits.float().softmax(-1).sort(dim=-1, descending=True, stable=True)
     total = probability.cumsum(-1)
     # Of the likeliest codes that reach top_p, the one that crosses it still belongs.
     previous = torch.where(total - probability < top_p, probability, 0.0).cumsum(-1)
-    index = torch.searchsorted(previous, draws * previous[:, -1:], right=True)
+    index = torch.searchsorted(previous, uniforms * previous[:, -1:], right=True)
     return codes.gather(1, index.clamp(max=codes.shape[1] - 1))

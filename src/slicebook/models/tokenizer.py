@@ -23,8 +23,8 @@ from slicebook.models.networks import build_network
 from slicebook.models.networks.base import Context
 from slicebook.models.quantizer import Quantizer, nearest_code
 
-START_BATCH = 32  # slices whose latents are made at a time
-FURTHEST = 4.0  # from 0: beyond any slice that an intensity map or an augmentation makes
+INIT_BATCH = 32  # slices whose latents are made at a time
+MAX_ABS_INPUT = 4.0  # from 0: beyond any slice that an intensity map or an augmentation makes
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ class Tokenizer(nn.Module):
             ShapeError: It does not have four dimensions, or a side is 0, or the channels do not fit.
             DataError: It holds NaN, or values far beyond [-1, 1].
         """
-        return tuple(grid for _, grid in self._encode_levels(self._accepted(images)))[::-1]
+        return tuple(grid for _, grid in self._encode_levels(self._validate_images(images)))[::-1]
 
     def pixel_decoder(self) -> Iterator[nn.Parameter]:
         """Parameters that no token hangs on: training them alone leaves every token as it was."""
@@ -169,11 +169,11 @@ class Tokenizer(nn.Module):
         self, tokens: Sequence[Int64[Tensor, "b _ _"]], size: tuple[int, int], *, levels: int | None = None
     ) -> Float[Tensor, "b c h w"]:
         """Do as `decode`, unchecked and with gradients."""
-        heard = self.levels if levels is None else levels
+        kept_levels = self.levels if levels is None else levels
         context: Context = ()
         for level in reversed(range(self.levels)):
             vectors = self._vectors(level, tokens[level])
-            if level < self.levels - heard:
+            if level < self.levels - kept_levels:
                 vectors = self._mean(level).expand_as(vectors)
             context = self.network.decode_level(level, context, vectors)
         return self.unpad(self.network.image(context), size)
@@ -186,9 +186,9 @@ class Tokenizer(nn.Module):
         """
         for level in reversed(range(self.levels)):
             found = []
-            for batch in torch.split(images, START_BATCH):
-                walk = itertools.islice(self._encode_levels(batch), self.levels - level)
-                *_, (latents, _) = walk
+            for batch in torch.split(images, INIT_BATCH):
+                levels = itertools.islice(self._encode_levels(batch), self.levels - level)
+                *_, (latents, _) = levels
                 found.append(_to_vectors(latents))
             self.codebook(level).init_from_kmeans(torch.cat(found), generator)
 
@@ -229,7 +229,7 @@ class Tokenizer(nn.Module):
                 f"of {self.config.channels}: use the one that was trained for them"
             )
         if self.config.resize:
-            images = _stretch(images, self.config.resize)
+            images = _resize(images, self.config.resize)
         left, right, top, bottom = self._margins((images.shape[-2], images.shape[-1]))
         if left or right or top or bottom:
             images = functional.pad(images, (left, right, top, bottom), mode="replicate")
@@ -241,7 +241,7 @@ class Tokenizer(nn.Module):
         left, _, top, _ = self._margins((rows, columns))
         images = images[..., top : top + rows, left : left + columns]
         if self.config.resize:
-            images = _stretch(images, size)
+            images = _resize(images, size)
         return images
 
     def _margins(self, size: tuple[int, int]) -> tuple[int, int, int, int]:
@@ -250,7 +250,7 @@ class Tokenizer(nn.Module):
         top, left = (padded_rows - rows) // 2, (padded_columns - columns) // 2
         return left, padded_columns - columns - left, top, padded_rows - rows - top
 
-    def _accepted(self, images: Tensor | Shaped[np.ndarray, ...]) -> Float[Tensor, "b c h w"]:
+    def _validate_images(self, images: Tensor | Shaped[np.ndarray, ...]) -> Float[Tensor, "b c h w"]:
         """Convert what a caller gave to slices of the weights' type and device, or refuse it."""
         slices, like = torch.as_tensor(images), next(self.parameters())
         if slices.ndim != 4 or 0 in slices.shape:
@@ -262,7 +262,7 @@ class Tokenizer(nn.Module):
             raise DataError("slices of complex values, wanted real ones in [-1, 1]; take their magnitude")
         slices = slices.to(like)
         low, high = (float(value) for value in torch.stack(slices.aminmax()))  # NaN where any value is
-        if not (low >= -FURTHEST and high <= FURTHEST):
+        if not (low >= -MAX_ABS_INPUT and high <= MAX_ABS_INPUT):
             raise DataError(
                 f"slices with values from {low:g} to {high:g}, wanted numbers in [-1, 1]; map the "
                 "intensities first (slicebook.data.transforms.IntensityMap), and replace NaN"
@@ -304,11 +304,11 @@ def draw_dropped_levels(
     How many it keeps, from one to all but one, is drawn uniformly: the finest level always falls first.
     """
     drops = torch.rand(batch, generator=generator) < probability
-    silent_levels = torch.randint(1, max(levels, 2), (batch,), generator=generator) * drops
-    return torch.arange(levels)[:, None] < silent_levels.clamp(max=levels - 1)
+    num_dropped = torch.randint(1, max(levels, 2), (batch,), generator=generator) * drops
+    return torch.arange(levels)[:, None] < num_dropped.clamp(max=levels - 1)
 
 
-def _stretch(images: Float[Tensor, "b 1 _ _"], size: Sequence[int]) -> Float[Tensor, "b 1 _ _"]:
+def _resize(images: Float[Tensor, "b 1 _ _"], size: Sequence[int]) -> Float[Tensor, "b 1 _ _"]:
     # In float32: the antialiased resize has no bf16 form, and a slice drawn in bf16 comes here too.
     return functional.interpolate(images.float(), tuple(size), mode="bilinear", antialias=True)
 

@@ -37,7 +37,7 @@ from slicebook.models.tokenizer import Reconstruction, Tokenizer
 from slicebook.training.progress import Display
 from slicebook.training.run import hold_run, open_run
 from slicebook.training.token_dataset import conditions_of
-from slicebook.training.trainer import Progress, Trainer, draw_for, provenance, update_average
+from slicebook.training.trainer import Progress, Trainer, provenance, step_generator, update_ema
 
 KIND: Kind = "generation decoder"
 SAMPLES_NAME = "samples.safetensors"
@@ -208,8 +208,8 @@ class DecoderObjective:
     def training_step(self, batch: Batch, step: int, fraction: float) -> dict[str, Tensor]:
         """Return the scores of slices, some mirrored, and of as many samples."""
         config = self.config.training
-        update_average(self.adversaries.average, self.adversaries.learner, config.ema, step)
-        draw = draw_for(config.seed, step, self.fabric.global_rank)
+        update_ema(self.adversaries.average, self.adversaries.learner, config.ema, step)
+        draw = step_generator(config.seed, step, self.fabric.global_rank)
         images = batch.images.contiguous(memory_format=torch.channels_last)
         if config.augment:
             images = augment(images, draw_augmentation(config.augment, len(images), draw))

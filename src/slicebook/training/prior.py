@@ -18,7 +18,7 @@ from slicebook.models.prior import Prior
 from slicebook.models.sequence import SequenceLayout, draw_orders
 from slicebook.models.transformer import Conditions
 from slicebook.training.token_dataset import TokenBatch
-from slicebook.training.trainer import Progress, draw_for, update_average
+from slicebook.training.trainer import Progress, step_generator, update_ema
 
 
 class EMAModel(nn.Module):
@@ -68,8 +68,8 @@ class PriorObjective:
 
     def training_step(self, batch: TokenBatch, step: int, fraction: float) -> dict[str, Tensor]:
         """Return the loss, and nats/token of each grid."""
-        update_average(self.pair.average, self.pair.learner, self.config.ema, step)
-        draw = draw_for(self.config.seed, step, self.fabric.global_rank)
+        update_ema(self.pair.average, self.pair.learner, self.config.ema, step)
+        draw = step_generator(self.config.seed, step, self.fabric.global_rank)
         device = batch.tokens.device
         orders = draw_orders(batch.layout, len(batch), draw).to(device)
         tokens = drop_masks(batch.layout, batch.tokens, self.config.mask_dropout, draw)

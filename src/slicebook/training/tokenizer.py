@@ -29,7 +29,7 @@ from slicebook.models.masks import one_hot
 from slicebook.models.tokenizer import Tokenizer, draw_dropped_levels
 from slicebook.training.progress import Display
 from slicebook.training.run import begin_run, hold_run, open_run, restart_run
-from slicebook.training.trainer import Progress, Trainer, draw_for, provenance
+from slicebook.training.trainer import Progress, Trainer, provenance, step_generator
 
 LOW_USAGE = 0.25
 
@@ -126,7 +126,7 @@ class _Reconstructing(ABC):
             )  # batch norm refuses a 1×1 grid of one slice: it has no variance
         images = images.contiguous(memory_format=torch.channels_last)
         config = self.recipe.training
-        draw = draw_for(config.seed, step, self.fabric.global_rank)
+        draw = step_generator(config.seed, step, self.fabric.global_rank)
         if config.augment:
             images = self.augmented(images, config.augment, draw)
         dropped_levels = None

@@ -1,7 +1,4 @@
-"""What a training loop trains: one module, the loss of a batch, and scores. Here, of a tokenizer.
-
-A prior is another objective of the same loop.
-"""
+"""The training loop on Lightning Fabric, for any `Objective`: epochs, clock, validation, files, resume."""
 
 from __future__ import annotations
 
@@ -103,7 +100,7 @@ class Objective(Protocol[In]):
         """Write the model to share."""
 
 
-def draw_for(seed: int, step: int, rank: int) -> torch.Generator:
+def step_generator(seed: int, step: int, rank: int) -> torch.Generator:
     """Return the generator of one step, and seed torch's own by it.
 
     Hangs on (seed, step, rank) alone: a training that goes on draws what it would have drawn.
@@ -114,7 +111,7 @@ def draw_for(seed: int, step: int, rank: int) -> torch.Generator:
 
 
 @torch.no_grad()
-def update_average(average: nn.Module, learner: nn.Module, decay: float, step: int) -> None:
+def update_ema(average: nn.Module, learner: nn.Module, decay: float, step: int) -> None:
     """Move a running average of weights a step towards the learner's."""
     # Short at first, so that the start is soon forgotten.
     decay = min(decay, (1 + step) / (10 + step))
@@ -317,8 +314,8 @@ class Trainer(Generic[P]):
         better = score > progress.best
         if better:
             progress.best, progress.best_epoch = score, progress.epoch
-        worse_for = (progress.epoch - progress.best_epoch) // self.config.validate_every
-        progress.finished |= 0 < self.config.patience <= worse_for
+        validations_without_improvement = (progress.epoch - progress.best_epoch) // self.config.validate_every
+        progress.finished |= 0 < self.config.patience <= validations_without_improvement
         if not self.fabric.is_global_zero:
             return
         if better:

@@ -34,7 +34,7 @@ def describe(layer):
     return type(layer).__name__
 
 
-# --- The founding architecture, SEED_SYSTEM 3 to 6
+# --- The founding architecture, requirements 3 to 6 of the founding document
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ def test_a_residual_layer_adds_alpha_times_its_body_and_alpha_is_learned_from_0(
 
 
 def test_the_decoder_mirrors_the_widths_of_the_encoder(founding):
-    # SEED_SYSTEM 5: 128→128→64→64, then to 1.
+    # Requirement 5: 128→128→64→64, then to 1.
     assert [describe(layer) for layer in founding.decoder] == [
         "conv 384→128 3×3 /1 +1",
         *("ResidualLayer", "ResidualLayer"),

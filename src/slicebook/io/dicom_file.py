@@ -1,6 +1,11 @@
 """Read the header of one DICOM file defensively.
 
 Only the tags that an image and its geometry need are read, and never more than the limits allow.
+
+Where a DICOM file can be refused or left out, in the order of reading: `dicom_tags.reason_to_pass_over` (no
+volume slice), `read_header` here (damaged, or without a place in the patient), `dicom_stacks` and
+`dicom_series` (slices that do not make one even volume), `data.layouts.dicom` (series not asked for),
+`dicom_pixels` (pixels that cannot be decoded).
 """
 
 # mypy: allow-untyped-calls

@@ -190,7 +190,7 @@ def train_segmenter(
         logits = network(torch.stack([x for x, _ in pairs]))
         loss = functional.cross_entropy(logits, torch.stack([y for _, y in pairs]), weights)
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()  # type: ignore[no-untyped-call]  # MONAI carries no types
         optimizer.step()
         schedule.step()
     return network.eval()

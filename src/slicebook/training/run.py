@@ -41,7 +41,7 @@ TOKENS_PER_CODE = 20
 try:
     import fcntl
 except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+    fcntl = None  # type: ignore[assignment]  # Windows has no fcntl
 
 
 @contextlib.contextmanager

@@ -22,7 +22,10 @@ PRECISIONS = {
 """By the type of the device, the precisions that all trainings work in."""
 _DEFAULT_THREADS = torch.get_num_threads()  # what torch chose for this machine, or OMP_NUM_THREADS
 MEASURING_SECONDS = 0.5  # about, in which `fastest_precision` times what it compares
-MARGIN = 0.95  # bf16 must take less than this share of float32's time: a tie goes to the exact one
+# bf16 must take less than this share of float32's time: a tie goes to the exact one.
+MARGIN = 0.95
+# The same for sampling, wider: two measurements must agree, for a seed to give the same sample again.
+SAMPLING_MARGIN = 0.8
 HOPELESS = 3.0  # times as slow at the first try: not tried again
 
 
@@ -79,7 +82,11 @@ def choose_precision(name: str, device: torch.device) -> str | None:
 
 
 def fastest_precision(
-    step: Callable[[], object], device: torch.device, *, broadcast: Callable[[Any], Any] | None = None
+    step: Callable[[], object],
+    device: torch.device,
+    *,
+    broadcast: Callable[[Any], Any] | None = None,
+    margin: float = MARGIN,
 ) -> tuple[str, dict[str, float]]:
     """Run a step in float32 and in bf16-mixed by turns, for about half a second, and compare.
 
@@ -87,6 +94,7 @@ def fastest_precision(
         step: What the model will do many times, such as a training step; this sets its autocast.
         device: Where it computes.
         broadcast: Returns rank 0's value on every process, where several run the step together.
+        margin: Share of float32's time below which bf16 counts as faster.
 
     Returns:
         The faster precision, and the seconds of a step in each.
@@ -112,8 +120,17 @@ def fastest_precision(
             taken[name].append(timed(name))
     # The shortest time is the one in which nothing else had the processor.
     seconds: dict[str, float] = broadcast({name: min(times) for name, times in taken.items()})
-    faster = seconds["bf16-mixed"] < MARGIN * seconds["32-true"]
+    faster = seconds["bf16-mixed"] < margin * seconds["32-true"]
     return "bf16-mixed" if faster else "32-true", seconds
+
+
+def sampling_precision(name: str, device: torch.device, step: Callable[[], object]) -> str:
+    """Return the precision of a name; `auto` on a CPU is the one in which a step of sampling takes less time.
+
+    Raises:
+        ConfigError: The precision is not known, or does not work on this device.
+    """
+    return choose_precision(name, device) or fastest_precision(step, device, margin=SAMPLING_MARGIN)[0]
 
 
 class Launched(Fabric):

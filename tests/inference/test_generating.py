@@ -16,6 +16,7 @@ import pytest
 import torch
 from helpers.sheets import pixels_of
 
+from slicebook import devices
 from slicebook.cli import main
 from slicebook.data.check import check
 from slicebook.data.dataset import PreparedData
@@ -25,14 +26,20 @@ from slicebook.errors import CheckpointError, ConfigError, DataError
 from slicebook.inference import generate as generating
 from slicebook.inference.generate import generate
 from slicebook.inference.sample_folder import SampleFolder
-from slicebook.inference.synthesis import decode_pages, draw, noise_levels, put_noise_back
+from slicebook.inference.synthesis import (
+    choose_sampling_precision,
+    decode_pages,
+    draw,
+    noise_levels,
+    put_noise_back,
+)
 from slicebook.io.nifti import read_labels, read_nifti
 from slicebook.models.likelihood import likelihood
 from slicebook.models.sampling import SamplingSettings
 from slicebook.models.transformer import Conditions
 from slicebook.visualization.contact_sheet import GAP
 
-CPU: dict[str, Any] = {"device": "cpu"}
+CPU: dict[str, Any] = {"device": "cpu", "precision": "32-true"}
 OPTIONS = SourceOptions(layout="nifti", patient_regex=r"(sample-\d+)", mask="_mask")
 
 
@@ -507,3 +514,64 @@ def test_info_reads_every_kind_of_model_and_a_prepared_folder(trained, capsys):
         assert main.main(["info", str(place), "--json"]) == 0, place
         assert json.loads(capsys.readouterr().out)["kind"] == kind
     assert main.main(["info", str(trained.data)]) == 0
+
+
+# --- Precision
+
+
+def precisions(monkeypatch, *measured):
+    """Let `auto` measure these, one per command, and return the list of what groups are drawn in."""
+    drawn, verdicts = [], list(measured)
+
+    def spy(*arguments, precision, **options):
+        drawn.append(precision)
+        return draw(*arguments, precision=precision, **options)
+
+    monkeypatch.setattr(generating, "draw", spy)
+    monkeypatch.setattr(devices, "fastest_precision", lambda *_, **__: (verdicts.pop(0), {}))
+    return drawn
+
+
+def test_auto_samples_in_the_measured_precision_and_records_it(trained, tmp_path, monkeypatch):
+    drawn = precisions(monkeypatch, "bf16-mixed")
+    generate(trained.run, tmp_path / "out", count=1, device="cpu")
+    assert drawn == ["bf16-mixed"]
+    record = json.loads((tmp_path / "out" / "generation.json").read_text())
+    assert record["request"]["precision"] == "bf16-mixed"
+
+
+def test_an_interrupted_set_goes_on_in_its_own_precision(trained, tmp_path, monkeypatch):
+    interrupted(trained, tmp_path / "out", monkeypatch)  # in float32
+    drawn = precisions(monkeypatch)  # a measurement would fail: no verdict is left
+    monkeypatch.setattr(generating, "GROUP", 2)
+    generate(trained.run, tmp_path / "out", count=5, seed=5, device="cpu")
+    assert drawn == ["32-true", "32-true"]
+
+
+def test_a_finished_set_is_known_whatever_auto_would_measure(trained, made):
+    with pytest.raises(DataError, match="already holds all 3 samples"):
+        generate(trained.run, made.out, count=3, seed=5, device="cpu")
+
+
+def test_another_precision_does_not_resume(trained, tmp_path, monkeypatch):
+    interrupted(trained, tmp_path / "out", monkeypatch)
+    with pytest.raises(ConfigError, match="precision 32-true then, bf16-mixed now"):
+        generate(trained.run, tmp_path / "out", count=5, seed=5, device="cpu", precision="bf16-mixed")
+
+
+def test_the_measured_step_samples_with_the_prior(loaded, monkeypatch):
+    """`auto` runs the prior itself, in both precisions, and the one asked for is not measured."""
+    steps = []
+
+    def measure(step, device, *, margin):
+        steps.append(step)
+        with torch.autocast("cpu", torch.bfloat16):
+            step()
+        return "32-true", {}
+
+    monkeypatch.setattr(devices, "fastest_precision", measure)
+    assert choose_sampling_precision(loaded, "auto") == "32-true"
+    assert choose_sampling_precision(loaded, "bf16-mixed") == "bf16-mixed"
+    assert len(steps) == 1
+    with pytest.raises(ConfigError, match="precision 16-mixed does not work on device cpu"):
+        choose_sampling_precision(loaded, "16-mixed")

@@ -13,6 +13,7 @@ from slicebook.cli.options import (
     Json,
     Model,
     Noise,
+    Precision,
     Prepared,
     Seed,
     Temperature,
@@ -56,6 +57,7 @@ def evaluate(
     guidance: Guidance = 0.0,
     noise: Noise = True,
     device: Device = "auto",
+    precision: Precision = "auto",
     seed: Seed = 42,
     as_json: Json = False,
 ) -> None:
@@ -79,6 +81,7 @@ def evaluate(
         settings=SamplingSettings(temperature, fine_temperature, top_p, guidance),
         noise=noise,
         device=choose_device(device),
+        precision=precision,
         seed=seed,
         say=say,
         progress=counter("sample"),

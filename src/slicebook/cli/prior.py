@@ -13,6 +13,7 @@ from slicebook.cli.options import (
     Json,
     Noise,
     Plane,
+    Precision,
     PriorModel,
     Seed,
     Source,
@@ -57,6 +58,7 @@ def generate(
         ),
     ] = None,
     device: Device = "auto",
+    precision: Precision = "auto",
     as_json: Json = False,
 ) -> None:
     """Generate synthetic slices with their masks as a data set."""
@@ -77,6 +79,7 @@ def generate(
         noise=noise,
         release_check=None if require_audit is None else release_check(require_audit),
         device=device,
+        precision=precision,
         progress=counter("sample"),
     )
     if require_audit is None:
@@ -99,6 +102,7 @@ def inpaint(
     guidance: Guidance = 0.0,
     plane: Plane = None,
     device: Device = "auto",
+    precision: Precision = "auto",
     as_json: Json = False,
 ) -> None:
     """Inpaint a region of a volume. Pixels outside the region are not changed."""
@@ -115,6 +119,7 @@ def inpaint(
         settings=SamplingSettings(temperature, fine_temperature, top_p, guidance),
         plane=plane,
         device=device,
+        precision=precision,
         progress=counter("slice"),
     )
     show(summary, text.to_rows(summary), as_json)

@@ -60,6 +60,7 @@ def evaluate(
     noise: bool = True,
     steps: int = STEPS,
     device: str | torch.device = "cpu",
+    precision: str = "auto",
     seed: int = 42,
     say: Callable[[str], None] = lambda _: None,
     progress: Callable[[int, int], None] | None = None,
@@ -80,6 +81,7 @@ def evaluate(
         noise: Whether to add noise to samples, as `generate` does.
         steps: Training steps of each segmenter.
         device: Device of the models; scores are computed on the CPU.
+        precision: Precision of sampling tokens; `auto` measures it on a CPU.
         seed: Seed of all random draws.
         say: Called with a line before each piece of work.
         progress: Called with the samples done and the total.
@@ -96,7 +98,9 @@ def evaluate(
     if models.prior:
         check_trained_on(models.prior, data)
     with written_whole(Path(out)) as partial:
-        options = _Options(split, partial, codecs, samples, settings, noise, steps, device, seed, progress)
+        options = _Options(
+            split, partial, codecs, samples, settings, noise, steps, device, precision, seed, progress
+        )
         results = _Results(say, {str(data.folder): "DATA", str(model): "MODEL"})
         if models.tokenizer and "fidelity" in requested:
             _evaluate_fidelity(results, models.tokenizer, slices, options)
@@ -121,6 +125,7 @@ class _Options:
     noise: bool
     steps: int
     device: torch.device
+    precision: str
     seed: int
     progress: Callable[[int, int], None] | None
 
@@ -256,6 +261,7 @@ def _evaluate_samples(
             count,
             settings=options.settings,
             noise=options.noise,
+            precision=options.precision,
             seed=seed,
             progress=options.progress,
         )

@@ -20,7 +20,7 @@ from slicebook.data.manifest import SliceKind
 from slicebook.data.splits import Split
 from slicebook.evaluation.features import Descriptor, descriptors
 from slicebook.evaluation.slices import SliceCollection, check_trained_on, of_size, unit
-from slicebook.inference.synthesis import draw, render
+from slicebook.inference.synthesis import choose_sampling_precision, draw, render
 from slicebook.metrics.anatomy import PassRate, Spacing, anatomy_rules, learn_reference, pass_rate
 from slicebook.metrics.distribution import Comparison, compare
 from slicebook.metrics.diversity import Diversity, compare_diversity
@@ -47,6 +47,8 @@ class SamplingInfo(Record):
     """Sample i was drawn from this seed + i."""
     noise: bool
     """Whether noise was added, as `generate` does by default."""
+    precision: str
+    """In which tokens were sampled."""
     noise_level: float
     """Mean level of the added noise, on [-1, 1]."""
     seconds_per_slice: float
@@ -194,6 +196,7 @@ def draw_samples(
     *,
     settings: SamplingSettings | None = None,
     noise: bool = True,
+    precision: str = "auto",
     seed: int = 42,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[SliceCollection, SamplingInfo]:
@@ -205,6 +208,7 @@ def draw_samples(
         count: Number of samples.
         settings: Sampling temperature, top-p and guidance.
         noise: Whether to add noise, as `generate` does.
+        precision: Precision of sampling tokens; `auto` measures it on a CPU.
         seed: Seed of the positions.
         progress: Called with samples done and all samples.
 
@@ -217,8 +221,9 @@ def draw_samples(
     known = [record.position for record in of_size(data, "train", size).records]
     positions = np.random.default_rng(seed).choice(known, count).tolist()
     seeds = [FIRST_SAMPLE + index for index in range(count)]
+    precision = choose_sampling_precision(loaded, precision)
     began = time.perf_counter()
-    tokens, _ = draw(loaded, size, seeds, positions, settings, progress=progress)
+    tokens, _ = draw(loaded, size, seeds, positions, settings, precision=precision, progress=progress)
     seconds = time.perf_counter() - began
     slices = render(loaded, tokens, size, seeds, noise)
     side = SliceCollection(
@@ -235,6 +240,7 @@ def draw_samples(
         settings=asdict(settings),
         first_seed=FIRST_SAMPLE,
         noise=noise,
+        precision=precision,
         noise_level=float(np.mean(slices.noise)),
         seconds_per_slice=seconds / (-(-count // GROUP) * GROUP),
         tokens={stage.name: len(stage) for stage in loaded.tokenizer.layout(size).stages},

@@ -22,8 +22,16 @@ from slicebook.data.manifest import SliceKind
 from slicebook.data.transforms import IntensityMap
 from slicebook.devices import choose_device
 from slicebook.errors import ConfigError
-from slicebook.inference.sample_folder import Sample, SampleFolder
-from slicebook.inference.synthesis import RenderedSlices, check_class, check_seeds, decode_pages, draw, render
+from slicebook.inference.sample_folder import Sample, SampleFolder, earlier_request
+from slicebook.inference.synthesis import (
+    RenderedSlices,
+    check_class,
+    check_seeds,
+    choose_sampling_precision,
+    decode_pages,
+    draw,
+    render,
+)
 from slicebook.io.atomic import write_csv, write_text
 from slicebook.io.nifti import write_nifti
 from slicebook.io.volume import Volume, from_slices, orientation_of
@@ -90,6 +98,7 @@ def generate(
     noise: bool = True,
     release_check: ReleaseCheck | None = None,
     device: str = "auto",
+    precision: str = "auto",
     progress: Callable[[int, int], None] | None = None,
 ) -> GenerateSummary:
     """Generate slices with their masks and write them as a data set.
@@ -111,6 +120,7 @@ def generate(
         noise: Whether to add noise like the training set's, if the tokenizer was trained to leave it out.
         release_check: Raises unless the samples may be shared, such as `reporting.release.release_check`.
         device: auto, cpu, cuda or mps.
+        precision: Precision of sampling; `auto` measures it on a CPU. An interrupted set keeps its own.
         progress: Called with the number of samples written and of all samples, after each group.
 
     Raises:
@@ -125,7 +135,9 @@ def generate(
     check_class(loaded, group)
     settings = settings or SamplingSettings()
     request = SamplingRequest((kind.rows, kind.columns), settings, noise, group, conditional, position)
-    task = _Task(loaded, kind, request, count, seed)
+    if precision == "auto":
+        precision = earlier_request(Path(out)).get("precision", "auto")
+    task = _Task(loaded, kind, request, count, seed, choose_sampling_precision(loaded, precision))
     folder = SampleFolder(Path(out), task.record())
     folder.refuse_full()
     texts = release_check(loaded, request) if release_check else {}
@@ -142,6 +154,7 @@ class _Task:
     request: SamplingRequest
     count: int
     seed: int
+    precision: str
 
     def record(self) -> dict[str, Any]:
         """Return all that the samples depend on, as JSON values."""
@@ -158,6 +171,7 @@ class _Task:
             **asdict(request.settings),
             "noise": request.noise,
             "device": next(self.loaded.prior.parameters()).device.type,
+            "precision": self.precision,
         }
 
 
@@ -206,7 +220,15 @@ def _draw_group(task: _Task, first: int) -> tuple[list[Sample], RenderedSlices, 
     positions = None
     if request.conditional:
         positions = [_position(seed) if request.position is None else request.position for seed in seeds]
-    tokens, conditions = draw(loaded, request.size, seeds, positions, request.settings, group=request.group)
+    tokens, conditions = draw(
+        loaded,
+        request.size,
+        seeds,
+        positions,
+        request.settings,
+        group=request.group,
+        precision=task.precision,
+    )
     scores = likelihood(loaded.prior, loaded.tokenizer.layout(request.size), tokens, conditions)
     nats = scores.nats.sum(1)
     slices = render(loaded, tokens, request.size, seeds, request.noise)

@@ -16,7 +16,7 @@ from torch.nn import functional
 from slicebook.devices import choose_device
 from slicebook.errors import ConfigError, DataError
 from slicebook.inference.generate import DESCRIPTION
-from slicebook.inference.synthesis import check_seeds, render
+from slicebook.inference.synthesis import check_seeds, choose_sampling_precision, render
 from slicebook.inference.volumes import Stack, read_single, spare_originals
 from slicebook.io.atomic import write_csv
 from slicebook.io.nifti import read_labels, write_nifti
@@ -77,6 +77,7 @@ def inpaint(
     settings: SamplingSettings | None = None,
     plane: Plane | None = None,
     device: str = "auto",
+    precision: str = "auto",
     progress: Callable[[int, int], None] | None = None,
 ) -> InpaintSummary:
     """Inpaint where a mask is not 0. Every pixel outside keeps its exact value.
@@ -97,6 +98,7 @@ def inpaint(
         settings: Sampling temperature, top-p and guidance.
         plane: Slice orientation of a NIfTI volume; the acquired one by default.
         device: auto, cpu, cuda or mps.
+        precision: Precision of sampling tokens; `auto` measures it on a CPU.
         progress: Called with the number of slices done and of all slices.
 
     Raises:
@@ -110,7 +112,8 @@ def inpaint(
     loaded, folder = load_prior(model, choose_device(device)), Path(out)
     spare_originals(Path(image), folder)
     stack = Stack.of(read_single(image, plane), plane)
-    task = _make_task(loaded, stack, _read_region(mask, image, stack))
+    region = _read_region(mask, image, stack)
+    task = _make_task(loaded, stack, region, choose_sampling_precision(loaded, precision))
     folder.mkdir(parents=True, exist_ok=True)
     seams: list[Seam] = []
     for number in range(count):
@@ -139,6 +142,7 @@ class _Task:
         keep: Which tokens are kept.
         conditions: Positions of the slices.
         noise: Noise level of each slice outside the region.
+        precision: Precision of sampling.
     """
 
     stack: Stack
@@ -149,9 +153,12 @@ class _Task:
     keep: Bool[Tensor, "b n"]
     conditions: Conditions
     noise: list[float]
+    precision: str
 
 
-def _make_task(loaded: LoadedPrior, stack: Stack, region: Bool[np.ndarray, "slices h w"]) -> _Task:
+def _make_task(
+    loaded: LoadedPrior, stack: Stack, region: Bool[np.ndarray, "slices h w"], precision: str
+) -> _Task:
     """Fill the region, encode the slices that it touches, and choose the tokens to resample."""
     device = next(loaded.prior.parameters()).device
     chosen = [index for index in range(len(region)) if region[index].any()]
@@ -160,7 +167,8 @@ def _make_task(loaded: LoadedPrior, stack: Stack, region: Bool[np.ndarray, "slic
     tokens = torch.cat([loaded.tokenizer.encode(part.to(device)).cpu() for part in torch.split(images, 32)])
     anew = redrawn_tokens(loaded.tokenizer.layout(stack.size), loaded.tokenizer.images.pad(inside.float()))
     noise = noise_level(images, ~inside).tolist()
-    return _Task(stack, region, chosen, filled, tokens, ~anew, positions(chosen, len(stack.slices)), noise)
+    where = positions(chosen, len(stack.slices))
+    return _Task(stack, region, chosen, filled, tokens, ~anew, where, noise, precision)
 
 
 def _inpaint_once(
@@ -180,6 +188,7 @@ def _inpaint_once(
         settings,
         given=task.tokens,
         keep=task.keep,
+        precision=task.precision,
         progress=progress,
     )
     images = render(loaded, drawn, stack.size, seeds, task.noise).images[:, 0].numpy()

@@ -14,6 +14,7 @@ from slicebook.errors import ConfigError, DataError
 from slicebook.io.atomic import put_in_place, write_text
 
 REQUEST_NAME = "request.json"
+RECORD_NAME = "generation.json"
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,7 @@ class SampleFolder:
         """Refuse a folder that is not empty."""
         if not self.out.exists() or (self.out.is_dir() and not any(self.out.iterdir())):
             return
-        record = self.out / "generation.json"
-        if record.is_file() and json.loads(record.read_text(encoding="utf-8")).get("request") == self.request:
+        if _finished_request(self.out) == self.request:
             if self._is_ours():  # interrupted after the set was moved
                 shutil.rmtree(self.partial)
             raise DataError(
@@ -119,6 +119,19 @@ class SampleFolder:
 
     def _record(self, group: int) -> Path:
         return self.partial / "groups" / f"{group:06}.json"
+
+
+def earlier_request(out: Path) -> dict[str, Any]:
+    """Return the request of a set that was interrupted or is finished; empty where there is none."""
+    unfinished = out.resolve().with_name(f"{out.resolve().name}.partial") / REQUEST_NAME
+    if unfinished.is_file():
+        return dict(json.loads(unfinished.read_text(encoding="utf-8")))
+    return _finished_request(out)
+
+
+def _finished_request(out: Path) -> dict[str, Any]:
+    record = out / RECORD_NAME
+    return dict(json.loads(record.read_text(encoding="utf-8")).get("request", {})) if record.is_file() else {}
 
 
 def _check_room(out: Path, count: int, kind: SliceKind) -> None:

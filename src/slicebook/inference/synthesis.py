@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
+from slicebook.devices import sampling_precision
 from slicebook.errors import ConfigError
 from slicebook.models.checkpoint import LoadedPrior
 from slicebook.models.sampling import GROUP, SamplingSettings, sample
@@ -78,6 +79,20 @@ def check_class(loaded: LoadedPrior, group: str | None) -> None:
         raise ConfigError(f"{loaded.path}: was not trained with class {group!r}; {hint}")
 
 
+def choose_sampling_precision(loaded: LoadedPrior, name: str) -> str:
+    """Return the precision to sample in; `auto` on a CPU is measured on a slice of one coarsest token.
+
+    Raises:
+        ConfigError: The precision is not known, or does not work on the prior's device.
+    """
+    layout = loaded.tokenizer.layout((1, 1))  # padded to the stride of the coarsest grid
+
+    def step() -> None:
+        sample(loaded.prior, layout, [0], Conditions.unknown(1))
+
+    return sampling_precision(name, next(loaded.prior.parameters()).device, step)
+
+
 def draw(
     loaded: LoadedPrior,
     size: tuple[int, int],
@@ -86,6 +101,7 @@ def draw(
     settings: SamplingSettings,
     *,
     group: str | None = None,
+    precision: str = "32-true",
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Int64[Tensor, "b n"], Conditions]:
     """Return one token sequence per seed, and the conditions that it was drawn under."""
@@ -101,7 +117,13 @@ def draw(
             conditions.position, torch.full((len(seeds),), loaded.info.classes.index(group))
         )
     tokens = sample(
-        loaded.prior, loaded.tokenizer.layout(size), seeds, conditions, settings, progress=progress
+        loaded.prior,
+        loaded.tokenizer.layout(size),
+        seeds,
+        conditions,
+        settings,
+        precision=precision,
+        progress=progress,
     )
     return tokens, conditions
 

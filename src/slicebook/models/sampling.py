@@ -17,6 +17,7 @@ from slicebook.models.transformer import Conditions, KVCache, PriorTransformer
 # A matrix product of another height may round otherwise, and one token that falls otherwise changes all after
 # it. So the network always sees this many rows, whatever the batch; the last group is filled up.
 GROUP = 16
+AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ def sample(
     *,
     given: Int64[Tensor, "b n"] | None = None,
     keep: Bool[Tensor, "b n"] | None = None,
+    precision: str = "32-true",
     progress: Callable[[int, int], None] | None = None,
 ) -> Int64[Tensor, "b n"]:
     """Sample the tokens of one slice per seed, grid by grid.
@@ -69,6 +71,7 @@ def sample(
         settings: Temperature, top-p and guidance.
         given: Known tokens, for inpainting.
         keep: Which of the given tokens to keep; the others are sampled conditioned on them.
+        precision: One of `devices.PRECISIONS` of the prior's device. Samples of another precision differ.
         progress: Called with the number of finished samples and of all samples.
 
     Returns:
@@ -89,7 +92,8 @@ def sample(
             None if given is None else given.cpu()[rows],
             None if keep is None else keep.cpu()[rows],
         )
-        tokens = group.draw()
+        with torch.autocast(device.type, AUTOCAST.get(precision), enabled=precision in AUTOCAST):
+            tokens = group.draw()
         done = min(start + GROUP, len(seeds))
         found.append(tokens[: done - start])
         if progress:

@@ -33,6 +33,7 @@ from slicebook.metrics.image_quality import CONVENTIONS, difference, summarise
 from slicebook.metrics.statistics import level_use
 from slicebook.models.checkpoint import LoadedTokenizer, load_tokenizer
 from slicebook.recipes import load_recipe
+from slicebook.training.run import TrainingOptions
 from slicebook.training.tokenizer import TrainingSummary, train_tokenizer
 
 SEED = 42  # of the bootstrap
@@ -110,7 +111,7 @@ def _train(contender: Contender, name: str, data: PreparedData, run: Path, minut
     budget = (f"training.max_minutes={minutes:g}", "training.epochs=100000", "training.validate_every=5")
     recipe = load_recipe(contender.recipe, [*contender.tries[name], *budget])
     print(f"{run.name}: {minutes:g} minutes", file=sys.stderr)
-    return train_tokenizer(data.folder, recipe, run, device="cpu")
+    return train_tokenizer(data.folder, recipe, run, TrainingOptions(device="cpu"))
 
 
 def training_tokens(loaded: LoadedTokenizer, data: PreparedData) -> list[dict[str, Any]]:

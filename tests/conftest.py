@@ -63,9 +63,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line(f"browser tests deselected: {reason}")
 
 
-HOW: dict[str, Any] = {"device": "cpu", "precision": "32-true", "progress": False}
-
-
 @dataclass(frozen=True)
 class Trained:
     """A tiny trained whole, not to be written to: slices of phantoms, with masks and, but for two, classes.
@@ -88,6 +85,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     So raw a decoder draws more texture than the slices have noise; its texture is written down as none, so
     that noise is put back.
     """
+    from helpers.training import OPTIONS
+
     from slicebook.data.prepare import PrepareOptions, prepare
     from slicebook.models.checkpoint import load_prior, save_prior
     from slicebook.phantom.simulator import write_hipmri
@@ -99,8 +98,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     made = Trained(folder / "raw", folder / "prepared", folder / "demo" / "run")
     write_hipmri(made.raw, patients=(4, 2, 1), weeks=1, slices=6, seed=1, shape=(64, 32))
     prepare(made.raw, made.data, options=PrepareOptions(class_regex=r"slice_([0-3])"))
-    train_tokenizer(made.data, load_recipe("compact", SMALL), made.run, **HOW)
-    train_generator(made.run, **HOW)
+    train_tokenizer(made.data, load_recipe("compact", SMALL), made.run, options=OPTIONS)
+    train_generator(made.run, options=OPTIONS)
     loaded = load_prior(made.run)
     assert loaded.info.noise_model is not None
     noise_model = loaded.info.noise_model.model_copy(

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         train_masks,
         train_prior,
     )
+    from slicebook.training.run import TrainingOptions
     from slicebook.training.tokenizer import train_tokenizer
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "ShapeError",
     "SlicebookError",
     "Tokenizer",
+    "TrainingOptions",
     "Volume",
     "__version__",
     "anomaly",
@@ -100,6 +102,7 @@ _HOMES = {
         "train_masks",
         "train_prior",
     ),
+    "training.run": ("TrainingOptions",),
     "training.tokenizer": ("train_tokenizer",),
 }
 

@@ -190,7 +190,7 @@ def test_trainings_take_the_same_options():
         if name.startswith("train ")
     }
     assert list(options) == ["tokenizer", "masks", "prior", "decoder", "generator"]
-    shared = {"settings", "data", "out", "seed", "device", "precision", "restart", "as_json"}
+    shared = {"settings", "data", "out", "seed", "device", "precision", "workers", "restart", "as_json"}
     assert set.intersection(*options.values()) == shared
 
 

@@ -1,6 +1,6 @@
 """What tests of training and others share."""
 
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -16,8 +16,11 @@ from slicebook.data.manifest import (
 )
 from slicebook.data.splits import SPLITS
 from slicebook.recipes import load_recipe
+from slicebook.training.run import TrainingOptions
 from slicebook.training.tokenizer import train_tokenizer
 from slicebook.version import __version__
+
+OPTIONS = TrainingOptions(device="cpu", precision="32-true", progress=False)
 
 
 def prepared_folder(folder, *, patients=(3, 1, 1), slices=4, shapes=((32, 32),), seed=0):
@@ -94,9 +97,8 @@ def tiny(*settings):
     )
 
 
-def train(data, recipe, out, **how):
-    settings: dict[str, Any] = {"device": "cpu", "precision": "32-true", "progress": False} | how
-    return train_tokenizer(data, recipe, out, **settings)
+def train(data, recipe, out, **options):
+    return train_tokenizer(data, recipe, out, replace(OPTIONS, **options))
 
 
 def poison(data, split):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from helpers.checkpoint import resealed
 from helpers.labels import VALUES, labelled_folder, masks
-from helpers.training import tiny
+from helpers.training import OPTIONS, tiny
 
 from slicebook.cli.main import main
 from slicebook.config import (
@@ -35,8 +35,6 @@ from slicebook.models.networks.ladder import Ladder
 from slicebook.models.tokenizer import Tokenizer
 from slicebook.recipes import load_recipe
 from slicebook.training.tokenizer import LabelObjective, train_labels, train_tokenizer
-
-HOW: dict[str, Any] = {"device": "cpu", "precision": "32-true", "progress": False}
 
 
 def small(*settings):
@@ -62,7 +60,7 @@ def data(tmp_path_factory):
 def run(data, tmp_path_factory):
     """A finished training of two epochs."""
     folder = tmp_path_factory.mktemp("runs") / "labels"
-    train_labels(data, small(), folder, **HOW)
+    train_labels(data, small(), folder, options=OPTIONS)
     return folder
 
 
@@ -259,7 +257,7 @@ def test_batches_of_labels_hold_the_masks_of_their_slices(data):
 
 def test_training_makes_the_loss_fall_and_the_dice_rise(data, tmp_path):
     recipe = small("labels.training.epochs=16", "labels.training.validate_every=5")
-    train_labels(data, recipe, tmp_path / "run", **HOW)
+    train_labels(data, recipe, tmp_path / "run", options=OPTIONS)
     rows = rows_of(tmp_path / "run")
     assert rows[-1]["train_loss"] < 0.9 * rows[0]["train_loss"]
     assert rows[-1]["train_cross_entropy"] < 0.9 * rows[0]["train_cross_entropy"]
@@ -273,7 +271,7 @@ def test_the_model_of_the_best_dice_is_kept(data, tmp_path, monkeypatch):
         "validation_step",
         lambda self, images: {"loss": torch.tensor(0.0), "dice": torch.tensor(next(dice))},
     )
-    summary = train_labels(data, small("labels.training.epochs=3"), tmp_path / "run", **HOW)
+    summary = train_labels(data, small("labels.training.epochs=3"), tmp_path / "run", options=OPTIONS)
     assert summary.best_epoch == 2
     assert summary.scores["validation_dice"] == pytest.approx(0.6)
 
@@ -290,13 +288,13 @@ def test_a_run_of_masks_leaves_pictures_and_a_model_that_knows_its_labels(run):
 def test_a_training_of_masks_goes_on_to_the_same_and_trains_nothing_twice(data, run, tmp_path, monkeypatch):
     before = (run / MODEL_NAME).read_bytes()
     monkeypatch.setattr(LabelObjective, "training_step", lambda *_: pytest.fail("a finished run was trained"))
-    train_labels(data, small(), run, **HOW)
+    train_labels(data, small(), run, options=OPTIONS)
     assert (run / MODEL_NAME).read_bytes() == before
 
 
 def test_slices_without_a_mask_are_left_out(tmp_path):
     data = labelled_folder(tmp_path / "data", without=(0, 5))
-    train_labels(data, small("labels.training.epochs=1"), tmp_path / "run", **HOW)
+    train_labels(data, small("labels.training.epochs=1"), tmp_path / "run", options=OPTIONS)
     loaded = load_tokenizer(tmp_path / "run", kind="label tokenizer")
     assert loaded.info.provenance.train_slices == 10
 
@@ -304,13 +302,13 @@ def test_slices_without_a_mask_are_left_out(tmp_path):
 def test_data_without_masks_are_refused(tmp_path):
     data = labelled_folder(tmp_path / "data", without=range(20))
     with pytest.raises(DataError, match=r"no slice of its split 'train' has a mask; prepare it again"):
-        train_labels(data, small(), tmp_path / "run", **HOW)
+        train_labels(data, small(), tmp_path / "run", options=OPTIONS)
     assert not (tmp_path / "run").exists()
 
 
 def test_a_label_that_the_recipe_lacks_is_named(data, tmp_path):
     with pytest.raises(DataError, match=r"label 5 in a mask; known are 0, 1"):
-        train_labels(data, small("labels.tokenizer.label_values=[0, 1]"), tmp_path / "run", **HOW)
+        train_labels(data, small("labels.tokenizer.label_values=[0, 1]"), tmp_path / "run", options=OPTIONS)
 
 
 # --- Beside tokenizers of slices
@@ -336,7 +334,7 @@ def slices_run(data, tmp_path_factory, tmp_path):
     """A copy of the finished training of a tokenizer of slices."""
     whole = tmp_path_factory.getbasetemp() / "slices"
     if not whole.exists():
-        train_tokenizer(data, tiny("training.epochs=1"), whole, **HOW)
+        train_tokenizer(data, tiny("training.epochs=1"), whole, options=OPTIONS)
     return Path(shutil.copytree(whole, tmp_path / "run"))
 
 
@@ -351,9 +349,9 @@ def test_a_training_begun_before_masks_goes_on_whatever_their_settings(data, sli
     del state.progress["recipe"]["tokenizer"]["label_values"]
     save_state(slices_run / STATE_NAME, state)
     recipe = tiny("training.epochs=1", "labels.training.epochs=7")
-    assert train_tokenizer(data, recipe, slices_run, **HOW).steps == 3
+    assert train_tokenizer(data, recipe, slices_run, options=OPTIONS).steps == 3
     with pytest.raises(ConfigError, match=r"other settings \(training\.epochs: 1 then, 2 now\)"):
-        train_tokenizer(data, tiny(), slices_run, **HOW)
+        train_tokenizer(data, tiny(), slices_run, options=OPTIONS)
 
 
 def test_a_model_written_before_masks_is_read_as_one_of_slices(slices_run):

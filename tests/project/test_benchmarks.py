@@ -20,6 +20,7 @@ from slicebook.models.checkpoint import load_tokenizer
 from slicebook.phantom import simulator
 from slicebook.recipes import load_recipe
 from slicebook.training.generator import train_generator
+from slicebook.training.run import TrainingOptions
 
 ROOT = Path(__file__).parents[2]
 SMALL = (
@@ -216,7 +217,9 @@ def generated(scripts, measured):
     settings += ["decoder.samples=8", "decoder.discriminator_width=8", "decoder.training.epochs=1"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("slicebook.training.fit_prior.LOW_USAGE", 0)
-        train_generator(measured / "work" / "compact", settings, device="cpu", progress=False)
+        train_generator(
+            measured / "work" / "compact", settings, options=TrainingOptions(device="cpu", progress=False)
+        )
     assert draw_samples(scripts, measured) == 0
     return result(measured, "generation-small")
 

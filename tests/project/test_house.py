@@ -79,6 +79,7 @@ def test_public_names_are_exactly_these():
         "ShapeError",
         "SlicebookError",
         "Tokenizer",
+        "TrainingOptions",
         "Volume",
         "__version__",
         "anomaly",

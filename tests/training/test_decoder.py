@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import HOW
+from helpers.training import OPTIONS
 from lightning_fabric import Fabric
 from torch import nn
 
 from slicebook.config import DecoderTrainingConfig, TokenizerConfig
 from slicebook.data.dataset import PreparedData
-from slicebook.data.loader import Batch
+from slicebook.data.loader import Batch, SliceBatches
 from slicebook.errors import CheckpointError, ConfigError
 from slicebook.inference.reconstruct import reconstruct
 from slicebook.io.tensors import hash_tensors
@@ -291,10 +291,11 @@ def test_a_step_draws_its_mirrors_from_seed_and_step_alone(own):
 # --- A run
 
 
-def train(own, out, *settings):
+def train(own, out, *settings, **options):
     loaded, data, recipe = own
     prior = load_prior(loaded.path.parent)
-    return train_decoder(loaded, prior, data, override(recipe, settings), out, **HOW)
+    changed = replace(OPTIONS, **options)
+    return train_decoder(loaded, prior, data, override(recipe, settings), out, changed)
 
 
 def test_the_model_keeps_every_token_and_draws_otherwise(trained, own):
@@ -308,6 +309,18 @@ def test_the_model_keeps_every_token_and_draws_otherwise(trained, own):
         if not parameter.equal(before.get_parameter(name))
     }
     assert changed == {name for name, parameter in after.named_parameters() if id(parameter) in last}
+
+
+def test_slices_are_loaded_by_workers(own, tmp_path, monkeypatch):
+    counts: list[int] = []
+
+    def batches(*arguments, workers, **settings):
+        counts.append(workers)
+        return SliceBatches(*arguments, **settings)
+
+    monkeypatch.setattr(decoding, "SliceBatches", batches)
+    train(own, tmp_path / "decoder", "decoder.training.epochs=1", workers=3)
+    assert counts == [3, 3]  # for training and for validation
 
 
 @pytest.mark.parametrize("architecture", ["ladder", "vqvae2"])
@@ -373,7 +386,9 @@ def test_the_founding_architecture_is_trained_too(own, tmp_path, monkeypatch):
     save_tokenizer(tmp_path / "run" / MODEL_NAME, tokenizer, chosen, own[0].info.provenance)
     monkeypatch.setattr(decoding, "draw_samples", lambda *_, **__: samples_of(tokenizer))
     prior = load_prior(before.path.parent)
-    made = train_decoder(load_tokenizer(tmp_path / "run"), prior, data, chosen, tmp_path / "decoder", **HOW)
+    made = train_decoder(
+        load_tokenizer(tmp_path / "run"), prior, data, chosen, tmp_path / "decoder", options=OPTIONS
+    )
     images = batch(own, 6).images
     assert all(
         a.equal(b) for a, b in zip(tokenizer.encode(images), made.tokenizer.encode(images), strict=True)
@@ -393,7 +408,7 @@ def test_a_prior_draws_with_it(trained):
 
 def test_null_draws_with_the_tokenizers_own_decoder(trained, own, tmp_path):
     train_generator(
-        trained.run, ["decoder=null", "prior.training.epochs=1"], out=tmp_path, masks=False, **HOW
+        trained.run, ["decoder=null", "prior.training.epochs=1"], out=tmp_path, masks=False, options=OPTIONS
     )
     loaded = load_prior(tmp_path)
     assert hash_tensors(loaded.tokenizer.images.state_dict()) == hash_tensors(own[0].tokenizer.state_dict())
@@ -467,9 +482,9 @@ def test_the_noise_that_is_put_back_is_what_the_last_drawings_lack(trained, own,
     shutil.copytree(trained.run, tmp_path / "run")
     settings = ["decoder.training.epochs=1", "decoder.training.learning_rate=0.01"]
     shutil.rmtree(tmp_path / "run" / "prior" / "decoder")
-    train_generator(tmp_path / "run", settings, **HOW)
+    train_generator(tmp_path / "run", settings, options=OPTIONS)
     rough = load_prior(tmp_path / "run").info.noise_model
-    train_generator(tmp_path / "run", ["decoder=null"], **HOW)
+    train_generator(tmp_path / "run", ["decoder=null"], options=OPTIONS)
     own_drawings = load_prior(tmp_path / "run").info.noise_model
     assert rough.spread == own_drawings.spread
     assert rough.drawn != own_drawings.drawn
@@ -479,7 +494,9 @@ def test_a_finished_prior_gets_another_decoder_and_stays(trained, tmp_path):
     shutil.copytree(trained.run, tmp_path / "run")
     run, before = tmp_path / "run", load_prior(trained.run)
     shutil.rmtree(run / "prior" / "decoder")
-    train_generator(run, ["decoder.training.epochs=1", "decoder.training.adversarial_weight=2"], **HOW)
+    train_generator(
+        run, ["decoder.training.epochs=1", "decoder.training.adversarial_weight=2"], options=OPTIONS
+    )
     after = load_prior(run)
     assert hash_tensors(after.prior.state_dict()) == hash_tensors(before.prior.state_dict())
     assert hash_tensors(after.tokenizer.masks.state_dict()) == hash_tensors(
@@ -490,7 +507,7 @@ def test_a_finished_prior_gets_another_decoder_and_stays(trained, tmp_path):
     assert after.info.decoder_provenance == new.info.provenance
     assert after.info.recipe.decoder.training.adversarial_weight == 2
     assert after.info.provenance == before.info.provenance
-    train_generator(run, ["decoder=null"], **HOW)
+    train_generator(run, ["decoder=null"], options=OPTIONS)
     faithful = load_tokenizer(run).tokenizer
     assert hash_tensors(load_prior(run).tokenizer.images.state_dict()) == hash_tensors(faithful.state_dict())
 
@@ -539,7 +556,7 @@ def test_the_decoder_of_another_tokenizer_is_refused(own, trained, tmp_path):
     with pytest.raises(
         ConfigError, match="tokens of another tokenizer, or of another prior; use another --out"
     ):
-        train_decoder(other, load_prior(trained.run), data, recipe, tmp_path / "decoder", **HOW)
+        train_decoder(other, load_prior(trained.run), data, recipe, tmp_path / "decoder", options=OPTIONS)
 
 
 def test_the_decoder_of_another_prior_is_refused(own, trained, tmp_path):
@@ -549,7 +566,7 @@ def test_the_decoder_of_another_prior_is_refused(own, trained, tmp_path):
     with torch.no_grad():
         next(prior.prior.parameters()).add_(1)
     with pytest.raises(ConfigError, match=r"another prior; use another --out, or --restart"):
-        train_decoder(loaded, prior, data, recipe, tmp_path / "decoder", **HOW)
+        train_decoder(loaded, prior, data, recipe, tmp_path / "decoder", options=OPTIONS)
 
 
 def test_no_settings_are_refused(own, tmp_path):

@@ -1,10 +1,11 @@
 """Precisions that all trainings work in, and no float64 where a device may lack it."""
 
+from dataclasses import replace
+
 import pytest
 import torch
-from conftest import HOW
 from helpers.settings import SMALL
-from helpers.training import prepared_folder, tiny, train
+from helpers.training import OPTIONS, prepared_folder, tiny, train
 from safetensors.torch import load_file
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -40,8 +41,8 @@ class NoFloat64(TorchDispatchMode):
 
 def train_all(trained, out, **how):
     """Train a tokenizer, and over it masks, prior and decoder, for an epoch each."""
-    train_tokenizer(trained.data, load_recipe("compact", ONE_EPOCH), out, **(HOW | how))
-    train_generator(out, **(HOW | how))
+    train_tokenizer(trained.data, load_recipe("compact", ONE_EPOCH), out, options=replace(OPTIONS, **how))
+    train_generator(out, options=replace(OPTIONS, **how))
 
 
 @pytest.fixture

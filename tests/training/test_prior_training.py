@@ -3,13 +3,13 @@
 import csv
 import math
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
-from conftest import HOW
 from helpers.prior import COUNT, LAYOUT, SIZES, rows, tiny
 from helpers.settings import SMALL
-from helpers.training import prepared_folder
+from helpers.training import OPTIONS, prepared_folder
 from lightning_fabric import Fabric
 
 from slicebook.config import PriorTrainingConfig
@@ -225,7 +225,7 @@ def test_a_prior_that_was_removed_alone_is_not_trained_into_what_hangs_on_it(aga
         (again / "prior" / name).unlink()
     monkeypatch.setattr(PriorObjective, "training_step", lambda *_: pytest.fail("trained"))
     with pytest.raises(ConfigError, match="prior: exists and is no training to go on with"):
-        train_prior(again, **HOW)
+        train_prior(again, options=OPTIONS)
 
 
 def test_the_model_on_disk_is_the_average(trained):
@@ -283,7 +283,7 @@ def test_a_finished_training_does_nothing(again, monkeypatch):
     before = {path: path.stat().st_mtime_ns for path in (again / "prior").rglob("*.safetensors")}
     monkeypatch.setattr(PriorObjective, "training_step", lambda *_: pytest.fail("trained on"))
     first = rows_of(again / "prior")
-    summary = train_prior(again, **HOW)
+    summary = train_prior(again, options=OPTIONS)
     assert (summary.epochs, summary.steps) == (4, 28)
     assert rows_of(again / "prior") == first
     assert {path: path.stat().st_mtime_ns for path in before} == before
@@ -300,10 +300,10 @@ def test_a_training_goes_on_where_it_stopped_bit_for_bit(again, trained, monkeyp
 
     monkeypatch.setattr(PriorObjective, "training_step", stopped)
     with pytest.raises(KeyboardInterrupt):
-        train_generator(again, **HOW)
+        train_generator(again, options=OPTIONS)
     assert load_prior(again).info.provenance.epoch == 2
     monkeypatch.setattr(PriorObjective, "training_step", whole)
-    assert train_generator(again, **HOW).prior.epochs == 4
+    assert train_generator(again, options=OPTIONS).prior.epochs == 4
     found, wanted = load_prior(again), load_prior(trained.run)
     assert found.info.weights_sha256 == wanted.info.weights_sha256
 
@@ -317,7 +317,7 @@ def test_tokens_are_read_again(again, trained, monkeypatch):
         return whole(self, *given)
 
     monkeypatch.setattr(JointTokenizer, "encode", watched)
-    train_prior(again, ["prior.training.epochs=1"], **HOW)
+    train_prior(again, ["prior.training.epochs=1"], options=OPTIONS)
 
 
 def tokens_of(run):
@@ -344,18 +344,18 @@ def test_damaged_tokens_are_made_anew(fault, again, trained):
         path.unlink()
     else:
         path.write_bytes(content[:-1] + (b"" if fault == "cut" else bytes([content[-1] ^ 1])))
-    train_prior(again, ["prior.training.epochs=1"], **HOW)
+    train_prior(again, ["prior.training.epochs=1"], options=OPTIONS)
     assert hash_tensors(tokens_of(again).tensors) == hash_tensors(wanted.tensors)
 
 
 def test_tokens_of_other_settings_are_made_anew(again):
     begun(again)
-    train_prior(again, ["prior.training.epochs=1", "prior.training.num_views=2"], **HOW)
+    train_prior(again, ["prior.training.epochs=1", "prior.training.num_views=2"], options=OPTIONS)
     assert {len(t[0]) for name, t in tokens_of(again).tensors.items() if name.startswith("train")} == {2}
 
 
 def test_without_masks_a_prior_draws_slices_alone(again):
-    train_prior(again, ["prior.training.epochs=1"], out=again / "plain", masks=False, **HOW)
+    train_prior(again, ["prior.training.epochs=1"], out=again / "plain", masks=False, options=OPTIONS)
     loaded = load_prior(again / "plain")
     assert loaded.tokenizer.masks is None
     assert loaded.info.masks is None
@@ -364,8 +364,8 @@ def test_without_masks_a_prior_draws_slices_alone(again):
 
 def test_data_without_masks_need_no_word_about_them(tmp_path):
     data = prepared_folder(tmp_path / "data")
-    train_tokenizer(data, load_recipe("compact", SMALL), tmp_path / "run", **HOW)
-    train_prior(tmp_path / "run", ["prior.training.epochs=1"], **HOW)
+    train_tokenizer(data, load_recipe("compact", SMALL), tmp_path / "run", options=OPTIONS)
+    train_prior(tmp_path / "run", ["prior.training.epochs=1"], options=OPTIONS)
     assert load_prior(tmp_path / "run").tokenizer.masks is None
 
 
@@ -373,35 +373,35 @@ def test_data_without_masks_need_no_word_about_them(tmp_path):
 
 
 def test_masks_are_not_added_to_a_prior_that_was_begun_without(again, monkeypatch):
-    train_prior(again, ["prior.training.epochs=1"], out=again / "plain", masks=False, **HOW)
+    train_prior(again, ["prior.training.epochs=1"], out=again / "plain", masks=False, options=OPTIONS)
     monkeypatch.setattr(generator, "train_labels", lambda *_, **__: pytest.fail("trained masks"))
     with pytest.raises(ConfigError, match="plain: was begun without masks, and would go on with them"):
-        train_generator(again, ["prior.training.epochs=1"], out=again / "plain", **HOW)
+        train_generator(again, ["prior.training.epochs=1"], out=again / "plain", options=OPTIONS)
     assert not (again / "plain" / "masks").exists()
 
 
 def test_masks_are_not_left_out_of_a_prior_that_was_begun_with_them(again):
     with pytest.raises(ConfigError, match="prior: was begun with masks, and would go on without them"):
-        train_prior(again, masks=False, **HOW)
+        train_prior(again, masks=False, options=OPTIONS)
 
 
 def test_data_with_other_classes_do_not_go_on_with_a_prior(again, trained, tmp_path, monkeypatch):
     prepare(trained.raw, tmp_path / "plain")
     monkeypatch.setattr(generator, "train_labels", lambda *_, **__: pytest.fail("trained masks"))
     with pytest.raises(ConfigError, match="was begun with classes 0, 1, 2, 3, and the data have none"):
-        train_generator(again, data=tmp_path / "plain", **HOW)
+        train_generator(again, data=tmp_path / "plain", options=OPTIONS)
 
 
 @pytest.mark.parametrize("setting", ["training.epochs=3", "tokenizer.width=32", "name=x", "priors.dropout=0"])
 def test_settings_of_the_tokenizer_are_refused(setting, trained, tmp_path):
     with pytest.raises(ConfigError, match="wanted settings of labels or prior or decoder, such as decoder"):
-        train_generator(trained.run, [setting], out=tmp_path / "new", **HOW)
+        train_generator(trained.run, [setting], out=tmp_path / "new", options=OPTIONS)
     assert not (tmp_path / "new").exists()
 
 
 def test_other_settings_do_not_go_on_with_a_training(trained):
     with pytest.raises(ConfigError, match=r"prior\.dropout: 0\.1 then, 0\.2 now.*use another --out"):
-        train_prior(trained.run, ["prior.dropout=0.2"], **HOW)
+        train_prior(trained.run, ["prior.dropout=0.2"], options=OPTIONS)
 
 
 def test_the_tokens_of_another_tokenizer_are_refused(again):
@@ -410,7 +410,7 @@ def test_the_tokens_of_another_tokenizer_are_refused(again):
         next(loaded.tokenizer.parameters()).add_(0.1)
     save_tokenizer(again / MODEL_NAME, loaded.tokenizer, loaded.info.recipe, loaded.info.provenance)
     with pytest.raises(ConfigError, match="tokens of another tokenizer, or of another prior; use another"):
-        train_prior(again, **HOW)
+        train_prior(again, options=OPTIONS)
 
 
 def test_data_that_was_moved_is_asked_for_and_taken(again, trained, tmp_path):
@@ -418,20 +418,20 @@ def test_data_that_was_moved_is_asked_for_and_taken(again, trained, tmp_path):
     nowhere = str(tmp_path / "nowhere")
     save_state(again / STATE_NAME, type(state)(state.tensors, state.progress | {"data": nowhere}))
     with pytest.raises(DataError, match="nowhere"):
-        train_prior(again, **HOW)
-    assert train_prior(again, data=trained.data, **HOW).epochs == 4
+        train_prior(again, options=OPTIONS)
+    assert train_prior(again, data=trained.data, options=OPTIONS).epochs == 4
 
 
 def test_a_tokenizer_alone_does_not_know_its_data(again):
     (again / STATE_NAME).unlink()
     with pytest.raises(ConfigError, match="does not say which data it was trained on; give --data DATA"):
-        train_prior(again, **HOW)
+        train_prior(again, options=OPTIONS)
 
 
 def test_data_of_another_split_are_refused(trained, tmp_path):
     other = prepared_folder(tmp_path / "other", seed=3)
     with pytest.raises(ConfigError, match=r"another split.*a test patient might be learned; give --data"):
-        train_prior(trained.run, data=other, out=tmp_path / "new", **HOW)
+        train_prior(trained.run, data=other, out=tmp_path / "new", options=OPTIONS)
     assert not (tmp_path / "new").exists()
 
 
@@ -445,12 +445,12 @@ def test_a_tokenizer_that_uses_few_codes_is_refused(again, tmp_path):
     with pytest.raises(
         ConfigError, match=r"level 0 uses (6|12|19)% of its 16 codes.*wanted 25%.*codebook_sizes\[0\]"
     ):
-        train_prior(again, out=tmp_path / "new", masks=False, **HOW)
+        train_prior(again, out=tmp_path / "new", masks=False, options=OPTIONS)
 
 
 def test_without_a_tokenizer_there_is_nothing_to_train_on(tmp_path):
     with pytest.raises(CheckpointError, match="slicebook train tokenizer"):
-        train_prior(tmp_path, **HOW)
+        train_prior(tmp_path, options=OPTIONS)
 
 
 # --- The parts one by one
@@ -463,9 +463,9 @@ def files_of(run):
 
 def test_the_parts_one_by_one_are_what_the_generator_trains(again, trained):
     shutil.rmtree(again / "prior")
-    train_masks(again, **HOW)
-    train_prior(again, **HOW)
-    summary = train_decoder(again, **HOW)
+    train_masks(again, options=OPTIONS)
+    train_prior(again, options=OPTIONS)
+    summary = train_decoder(again, options=OPTIONS)
     assert summary.run == again / "prior" / "decoder"
     assert load_prior(again).info.weights_sha256 == load_prior(trained.run).info.weights_sha256
     assert load_prior(again).info.recipe == load_prior(trained.run).info.recipe
@@ -479,14 +479,14 @@ def test_a_part_takes_its_own_settings_alone(part, setting, trained, tmp_path):
     with pytest.raises(
         ConfigError, match=f"{setting}: is not a setting of this training; wanted settings of"
     ):
-        part(trained.run, [setting], out=tmp_path / "new", **HOW)
+        part(trained.run, [setting], out=tmp_path / "new", options=OPTIONS)
 
 
 def test_a_prior_over_masks_needs_them_trained(trained, tmp_path):
     out = tmp_path / "new"
     command = f"slicebook train masks {trained.run} --out {out}; or give --no-masks"
     with pytest.raises(ConfigError, match=f"masks: holds no finished mask tokenizer; train it .*: {command}"):
-        train_prior(trained.run, out=out, **HOW)
+        train_prior(trained.run, out=out, options=OPTIONS)
     assert not out.exists()
 
 
@@ -500,11 +500,17 @@ def test_a_decoder_needs_a_finished_prior(unfinished, again):
             again / "prior" / STATE_NAME, type(state)(state.tensors, state.progress | {"progress": reached})
         )
     with pytest.raises(ConfigError, match=f"holds no finished prior; .*slicebook train prior {again}$"):
-        train_decoder(again, **HOW)
+        train_decoder(again, options=OPTIONS)
 
 
 def test_a_seed_is_that_of_the_part(again, tmp_path):
-    train_prior(again, ["prior.training.epochs=1"], out=tmp_path / "new", masks=False, seed=9, **HOW)
+    train_prior(
+        again,
+        ["prior.training.epochs=1"],
+        out=tmp_path / "new",
+        masks=False,
+        options=replace(OPTIONS, seed=9),
+    )
     recipe = load_prior(tmp_path / "new").info.recipe
     assert (recipe.prior.training.seed, recipe.labels.training.seed, recipe.training.seed) == (9, 42, 42)
 
@@ -513,20 +519,20 @@ def test_a_restart_trains_a_part_anew_and_leaves_the_others(again):
     settings = ["prior.training.epochs=1", "prior.training.num_views=1"]
     before = {name: files_of(again / "prior" / name) for name in ("masks", "decoder")}
     with pytest.raises(ConfigError, match="or --restart"):
-        train_prior(again, settings, **HOW)
-    assert train_prior(again, settings, restart=True, **HOW).epochs == 1
+        train_prior(again, settings, options=OPTIONS)
+    assert train_prior(again, settings, options=replace(OPTIONS, restart=True)).epochs == 1
     assert {name: files_of(again / "prior" / name) for name in before} == before
     assert load_prior(again).info.decoder_provenance is None
     with pytest.raises(ConfigError, match=r"decoder: .*of another prior; use another --out, or --restart"):
-        train_decoder(again, **HOW)
-    train_decoder(again, ["decoder.training.epochs=1"], restart=True, **HOW)
+        train_decoder(again, options=OPTIONS)
+    train_decoder(again, ["decoder.training.epochs=1"], options=replace(OPTIONS, restart=True))
     assert load_prior(again).info.decoder_provenance.epoch == 1
 
 
 def test_a_restarted_tokenizer_leaves_its_prior(again, trained):
     before = files_of(again / "prior")
     recipe = load_recipe("compact", [*SMALL, "training.epochs=1"])
-    assert train_tokenizer(trained.data, recipe, again, restart=True, **HOW).epochs == 1
+    assert train_tokenizer(trained.data, recipe, again, options=replace(OPTIONS, restart=True)).epochs == 1
     assert files_of(again / "prior") == before
 
 
@@ -541,7 +547,7 @@ def test_a_restart_deletes_nothing_beside_what_no_training_wrote(strange, again)
         (prior / strange).write_text("mine")
     before = files_of(prior)
     with pytest.raises(ConfigError, match=f"{strange.strip('/')}: was not written by a training, so nothing"):
-        train_prior(again, masks=False, restart=True, **HOW)
+        train_prior(again, masks=False, options=replace(OPTIONS, restart=True))
     assert files_of(prior) == before
 
 
@@ -549,7 +555,7 @@ def test_a_restart_that_will_be_refused_deletes_nothing(again):
     before = files_of(again / "prior")
     shutil.rmtree(again / "prior" / "masks")
     with pytest.raises(ConfigError, match="holds no finished mask tokenizer"):
-        train_prior(again, restart=True, **HOW)
+        train_prior(again, options=replace(OPTIONS, restart=True))
     assert files_of(again / "prior") == before
 
 
@@ -560,12 +566,12 @@ def test_the_generator_checks_its_last_part_before_it_trains_the_first(again, mo
         (begun_prior / name).unlink()
     monkeypatch.setattr(generator, "train_labels", lambda *_, **__: pytest.fail("trained masks"))
     with pytest.raises(ConfigError, match=r"decoder: was begun with other settings \(decoder\.samples"):
-        train_generator(again, ["decoder.samples=99"], **HOW)
+        train_generator(again, ["decoder.samples=99"], options=OPTIONS)
 
 
 def test_a_restarted_generator_trains_every_part(again):
     before = {name: files_of(again / "prior" / name)[STATE_NAME] for name in (".", "masks", "decoder")}
     settings = [f"{group}.training.epochs=1" for group in ("labels", "prior", "decoder")]
-    summary = train_generator(again, settings, restart=True, **HOW)
+    summary = train_generator(again, settings, options=replace(OPTIONS, restart=True))
     assert (summary.masks.epochs, summary.prior.epochs, summary.decoder.epochs) == (1, 1, 1)
     assert all(files_of(again / "prior" / name)[STATE_NAME] != before[name] for name in before)

@@ -334,7 +334,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(finished, 
     torch.manual_seed(123)
     np.random.seed(5)  # noqa: NPY002 (nothing may hang on the global state)
     train(data, tiny(), tmp_path / "again")
-    train(data, tiny("training.seed=43"), tmp_path / "other")
+    train(data, tiny(), tmp_path / "other", seed=43)
     first, again, other = (
         load_tokenizer(run).codebook_hash for run in (finished[0], tmp_path / "again", tmp_path / "other")
     )

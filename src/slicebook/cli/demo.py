@@ -24,6 +24,7 @@ from slicebook.io.nifti import write_nifti
 from slicebook.phantom import simulator
 from slicebook.reporting.html import PAGE_NAME, write_page
 from slicebook.training.generator import GeneratorSummary, train_generator
+from slicebook.training.run import TrainingOptions
 from slicebook.training.tokenizer import TrainingSummary, train_tokenizer
 from slicebook.version import __version__
 
@@ -62,7 +63,7 @@ def run_demo(
     Raises:
         DataError: `out` holds something else, or a demo with other settings.
     """
-    began = time.perf_counter()
+    began, options = time.perf_counter(), TrainingOptions(device=device)
     out, seed = Path(out), recipe.training.seed
     _claim(out, recipe)
     data, prepared, run = out / "phantom", out / "prepared", out / "run"
@@ -74,11 +75,11 @@ def run_demo(
     if not (prepared / "dataset.json").is_file():
         prepare(data, prepared)
     say(f"3/7 train        recipe {recipe.name} → {run}")
-    training = train_tokenizer(prepared, recipe, run, device=device)
+    training = train_tokenizer(prepared, recipe, run, options)
     say(f"4/7 reconstruct  {held_out} → {out / 'reconstruction'}")
     reconstruction = reconstruct(run, held_out, out / "reconstruction", device=device)
     say(f"5/7 generator    masks, prior, decoder → {run / 'prior'}")
-    generator = train_generator(run, data=prepared, device=device)
+    generator = train_generator(run, data=prepared, options=options)
     say(f"6/7 generate     {SAMPLES} slices with masks → {out / 'generated'}")
     for name in ("generated", "generated.partial"):  # may be from a prior that was since retrained
         shutil.rmtree(out / name, ignore_errors=True)

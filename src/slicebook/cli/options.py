@@ -62,13 +62,6 @@ def out_option(metavar: str, text: str) -> Any:
     return typer.Option("-o", "--out", metavar=metavar, help=text)
 
 
-def read_recipe(name: str, settings: Sequence[str], seed: int | None) -> Any:
-    """Return a recipe with settings, and a seed if one was given, applied to it."""
-    from slicebook.recipes import load_recipe
-
-    return load_recipe(name, [*settings, *([] if seed is None else [f"training.seed={seed}"])])
-
-
 def say(line: str) -> None:
     """Print a message that is not a result, on stderr."""
     typer.echo(line, err=True)

@@ -15,7 +15,6 @@ from slicebook.cli.options import (
     Source,
     TrainingSeed,
     out_option,
-    read_recipe,
     say,
     show,
 )
@@ -104,8 +103,9 @@ def demo(
 ) -> None:
     """Run all steps on phantom patients. Takes eight minutes; the same command resumes."""
     from slicebook.cli.demo import run_demo
+    from slicebook.recipes import load_recipe
 
-    chosen = read_recipe(recipe, [], seed)
-    summary = run_demo(out, chosen, device=device, say=say)
+    settings = [] if seed is None else [f"training.seed={seed}"]
+    summary = run_demo(out, load_recipe(recipe, settings), device=device, say=say)
     show(summary, summary.evaluation.table(), as_json)
     say(f"{summary.seconds:.0f} seconds; results are in {out}. See slicebook info {out}")

@@ -1,7 +1,9 @@
 """Commands that train: a tokenizer, and over it the parts of a generator."""
 
+import inspect
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -15,7 +17,6 @@ from slicebook.cli.options import (
     TrainingSeed,
     Workers,
     out_option,
-    read_recipe,
     show,
 )
 
@@ -38,150 +39,105 @@ Restart = Annotated[
 ]
 
 
+def _shared(
+    *,
+    seed: TrainingSeed = None,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    workers: Workers = 0,
+    restart: Restart = False,
+    as_json: Json = False,
+) -> None:
+    """Declare the options that all trainings share."""
+
+
+def training(function: Callable[..., object]) -> Callable[..., None]:
+    """Give a command the shared options, as one record `options`, and print the summary that it returns."""
+    own = [item for item in inspect.signature(function).parameters.values() if item.name != "options"]
+    shared = inspect.signature(_shared).parameters.values()
+
+    def command(*, as_json: bool, **arguments: Any) -> None:
+        from slicebook.training.run import TrainingOptions
+
+        record = {item.name: arguments.pop(item.name) for item in shared if item.name in arguments}
+        summary = function(**arguments, options=TrainingOptions(**record))
+        show(summary, text.to_rows(summary), as_json)
+
+    command.__doc__ = function.__doc__
+    command.__signature__ = inspect.Signature([*own, *shared])  # type: ignore[attr-defined]  # typer reads it
+    command.__annotations__ = {item.name: item.annotation for item in (*own, *shared)}
+    return command
+
+
 @app.command("tokenizer")
+@training
 def train_tokenizer(
     data: Prepared,
     settings: Settings = None,
     recipe: Recipe = "compact",
     out: Annotated[Path | None, out_option("RUN", "Run folder; runs/RECIPE by default.")] = None,
-    seed: TrainingSeed = None,
-    device: Device = "auto",
-    precision: Precision = "auto",
-    workers: Workers = 0,
-    restart: Restart = False,
-    as_json: Json = False,
-) -> None:
+    *,
+    options: Any,
+) -> object:
     """Train a tokenizer on a prepared folder. The same command resumes an interrupted training."""
+    from slicebook.recipes import load_recipe
     from slicebook.training import tokenizer
 
-    chosen = read_recipe(recipe, settings or [], seed)
-    summary = tokenizer.train_tokenizer(
-        data,
-        chosen,
-        out or Path("runs") / chosen.name,
-        device=device,
-        precision=precision,
-        workers=workers,
-        restart=restart,
-    )
-    show(summary, text.to_rows(summary), as_json)
+    chosen = load_recipe(recipe, settings or [])
+    return tokenizer.train_tokenizer(data, chosen, out or Path("runs") / chosen.name, options)
 
 
 @app.command("masks")
+@training
 def train_masks(
-    run: Run,
-    settings: Settings = None,
-    data: DataOption = None,
-    out: Out = None,
-    seed: TrainingSeed = None,
-    device: Device = "auto",
-    precision: Precision = "auto",
-    workers: Workers = 0,
-    restart: Restart = False,
-    as_json: Json = False,
-) -> None:
+    run: Run, settings: Settings = None, data: DataOption = None, out: Out = None, *, options: Any
+) -> object:
     """Train the tokenizer of label masks. Takes settings labels.…; the same command resumes."""
     from slicebook.training import generator
 
-    summary = generator.train_masks(
-        run,
-        settings or [],
-        out=out,
-        data=data,
-        seed=seed,
-        restart=restart,
-        device=device,
-        precision=precision,
-        workers=workers,
-    )
-    show(summary, text.to_rows(summary), as_json)
+    return generator.train_masks(run, settings or [], out=out, data=data, options=options)
 
 
 @app.command("prior")
+@training
 def train_prior(
     run: Run,
     settings: Settings = None,
     data: DataOption = None,
     out: Out = None,
     masks: Masks = True,
-    seed: TrainingSeed = None,
-    device: Device = "auto",
-    precision: Precision = "auto",
-    restart: Restart = False,
-    as_json: Json = False,
-) -> None:
+    *,
+    options: Any,
+) -> object:
     """Train the prior over tokens. Takes settings prior.…; the same command resumes."""
     from slicebook.training import generator
 
-    summary = generator.train_prior(
-        run,
-        settings or [],
-        out=out,
-        data=data,
-        masks=masks,
-        seed=seed,
-        restart=restart,
-        device=device,
-        precision=precision,
-    )
-    show(summary, text.to_rows(summary), as_json)
+    return generator.train_prior(run, settings or [], out=out, data=data, masks=masks, options=options)
 
 
 @app.command("decoder")
+@training
 def train_decoder(
-    run: Run,
-    settings: Settings = None,
-    data: DataOption = None,
-    out: Out = None,
-    seed: TrainingSeed = None,
-    device: Device = "auto",
-    precision: Precision = "auto",
-    restart: Restart = False,
-    as_json: Json = False,
-) -> None:
+    run: Run, settings: Settings = None, data: DataOption = None, out: Out = None, *, options: Any
+) -> object:
     """Train the decoder of a finished prior. Takes settings decoder.…; the same command resumes."""
     from slicebook.training import generator
 
-    summary = generator.train_decoder(
-        run,
-        settings or [],
-        out=out,
-        data=data,
-        seed=seed,
-        restart=restart,
-        device=device,
-        precision=precision,
-    )
-    show(summary, text.to_rows(summary), as_json)
+    return generator.train_decoder(run, settings or [], out=out, data=data, options=options)
 
 
 @app.command("generator")
+@training
 def train_generator(
     run: Run,
     settings: Settings = None,
     data: DataOption = None,
     out: Out = None,
     masks: Masks = True,
-    seed: TrainingSeed = None,
-    device: Device = "auto",
-    precision: Precision = "auto",
-    workers: Workers = 0,
-    restart: Restart = False,
-    as_json: Json = False,
-) -> None:
+    *,
+    options: Any,
+) -> object:
     """Train masks, prior and decoder in turn. The same command resumes."""
     from slicebook.training import generator
 
-    summary = generator.train_generator(
-        run,
-        settings or [],
-        out=out,
-        data=data,
-        masks=masks,
-        seed=seed,
-        restart=restart,
-        device=device,
-        precision=precision,
-        workers=workers,
-    )
-    show(summary, text.to_rows(summary), as_json)
+    return generator.train_generator(run, settings or [], out=out, data=data, masks=masks, options=options)

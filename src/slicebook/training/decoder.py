@@ -24,8 +24,7 @@ from torch import Tensor, nn
 from slicebook.config import DecoderConfig, LossConfig, Recipe
 from slicebook.data.augment import augment, draw_augmentation
 from slicebook.data.dataset import PreparedData, SliceSet
-from slicebook.data.loader import Batch, SliceBatches
-from slicebook.devices import launch
+from slicebook.data.loader import Batch, SliceBatches, explain_dead_worker
 from slicebook.errors import ConfigError
 from slicebook.io.atomic import write_text
 from slicebook.io.tensors import State, hash_tensors, load_kept, load_state, save_state
@@ -35,7 +34,7 @@ from slicebook.models.noise import denoise
 from slicebook.models.sampling import GROUP, sample
 from slicebook.models.tokenizer import Reconstruction, Tokenizer
 from slicebook.training.progress import Display
-from slicebook.training.run import hold_run, open_run
+from slicebook.training.run import DEFAULT_OPTIONS, TrainingOptions, hold_run, open_run, restart_run
 from slicebook.training.token_dataset import conditions_of
 from slicebook.training.trainer import Progress, Trainer, provenance, step_generator, update_ema
 
@@ -290,12 +289,9 @@ def train_decoder(
     data: PreparedData,
     recipe: Recipe,
     out: Path,
-    *,
-    device: str = "auto",
-    precision: str = "auto",
-    progress: bool = True,
+    options: TrainingOptions = DEFAULT_OPTIONS,
 ) -> LoadedTokenizer:
-    """Train a copy of a tokenizer's last decoder as `recipe.decoder` says, or go on; return the whole.
+    """Train a copy of a tokenizer's last decoder as `recipe.decoder` says, or resume; return the whole.
 
     Args:
         tokenizer: Trained. Left as it is.
@@ -303,9 +299,7 @@ def train_decoder(
         data: What both were trained on.
         recipe: Its recipe; `decoder` is not None.
         out: Folder of this training.
-        device: As in `train_tokenizer`.
-        precision: As in `train_tokenizer`.
-        progress: Show the progress.
+        options: Device and the like.
 
     Raises:
         ConfigError: `out` holds a training with other settings, of another tokenizer or prior, or something
@@ -313,13 +307,11 @@ def train_decoder(
     """
     if recipe.decoder is None:
         raise ConfigError(f"recipe {recipe.name}: decoder is null, wanted settings for it")
-    identity = {
-        "recipe": recipe.model_dump(mode="json", include={"decoder"}),
-        "split_hash": data.split_hash,
-        "book": [tokenizer.info.weights_sha256, hash_tensors(prior.prior.state_dict())],
-    }
+    recipe = options.apply_seed(recipe, "decoder.training")
+    if options.restart:
+        restart_run(out, options.launch())
     with hold_run(out):
-        return _train(tokenizer, prior, data, recipe, out, identity, device, precision, progress)
+        return _train(tokenizer, prior, data, recipe, out, options)
 
 
 def _train(
@@ -328,34 +320,38 @@ def _train(
     data: PreparedData,
     recipe: Recipe,
     out: Path,
-    identity: dict[str, Any],
-    device: str,
-    precision: str,
-    progress: bool,
+    options: TrainingOptions,
 ) -> LoadedTokenizer:
     assert recipe.decoder is not None
     config = recipe.decoder.training
     train, validation = data.split("train"), data.split("validation")
+    identity = {
+        "recipe": recipe.model_dump(mode="json", include={"decoder"}),
+        "split_hash": data.split_hash,
+        "book": [tokenizer.info.weights_sha256, hash_tensors(prior.prior.state_dict())],
+    }
     state = open_run(out, identity)
-    fabric = launch(device, precision)
+    fabric = options.launch()
     fabric.seed_everything(config.seed, verbose=False)
     batches = SliceBatches(
         train,
         config.batch_size,
         shuffle=True,
         seed=config.seed,
+        workers=options.workers,
         rank=fabric.global_rank,
         world_size=fabric.world_size,
     )
-    display = Display(out, shown=progress and fabric.is_global_zero)
+    validation_batches = SliceBatches(validation, config.batch_size, workers=options.workers)
+    display = Display(out, shown=options.progress and fabric.is_global_zero)
     if state is None and fabric.is_global_zero:
         write_text(out / "config.yaml", recipe.to_yaml())
     with fabric.rank_zero_first():
         samples = draw_samples(prior, train, recipe.decoder.samples, out / SAMPLES_NAME, display=display)
     objective = DecoderObjective(tokenizer, samples, recipe, data, fabric)
-    fit = Trainer(objective, config, out, identity, fabric)
-    with display:
-        fit(batches, SliceBatches(validation, config.batch_size), state, display)
+    trainer = Trainer(objective, config, out, identity, fabric)
+    with display, explain_dead_worker():
+        trainer(batches, validation_batches, state, display)
     fabric.barrier()
     return load_tokenizer(out, kind=KIND)
 

@@ -14,7 +14,6 @@ from torch import Tensor
 from slicebook.config import Recipe
 from slicebook.data.dataset import PreparedData, SliceSet
 from slicebook.data.manifest import slice_kinds
-from slicebook.devices import launch
 from slicebook.errors import ConfigError
 from slicebook.io.atomic import write_text
 from slicebook.io.tensors import hash_tensors
@@ -26,7 +25,7 @@ from slicebook.models.sequence_book import JointTokenizer
 from slicebook.training.decoder import Samples
 from slicebook.training.prior import PriorObjective
 from slicebook.training.progress import Display
-from slicebook.training.run import open_run
+from slicebook.training.run import TrainingOptions, open_run
 from slicebook.training.token_cache import load_or_encode
 from slicebook.training.token_dataset import TokenBatches, encode_slices
 from slicebook.training.tokenizer import LOW_USAGE
@@ -99,17 +98,17 @@ class PriorRun:
             )
 
 
-def fit_prior(run: PriorRun, device: str, precision: str, progress: bool) -> Progress:
+def fit_prior(run: PriorRun, options: TrainingOptions) -> Progress:
     """Train a prior, or resume its training."""
     state = open_run(run.folder, run.identity)
-    fabric = launch(device, precision)
+    fabric = options.launch()
     config = run.recipe.prior.training
     fabric.seed_everything(config.seed, verbose=False)
     joint_tokenizer = JointTokenizer(
         run.tokenizer.tokenizer.to(fabric.device),
         run.masks.tokenizer.to(fabric.device) if run.masks else None,
     )
-    display = Display(run.folder, shown=progress and fabric.is_global_zero)
+    display = Display(run.folder, shown=options.progress and fabric.is_global_zero)
     if fabric.is_global_zero and state is None:
         write_text(run.folder / "config.yaml", run.recipe.to_yaml())
     splits = {"train": run.train, "validation": run.data.split("validation")}

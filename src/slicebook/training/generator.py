@@ -9,11 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from slicebook.config import Recipe
 from slicebook.data.dataset import PreparedData
-from slicebook.devices import launch
 from slicebook.errors import ConfigError
 from slicebook.io.tensors import STATE_NAME, hash_tensors, load_state
 from slicebook.models.checkpoint import LoadedTokenizer, load_prior, load_tokenizer, save_prior
@@ -21,7 +19,14 @@ from slicebook.models.sequence_book import JointTokenizer
 from slicebook.recipes import override
 from slicebook.training import decoder as decoders
 from slicebook.training.fit_prior import PriorRun, fit_noise, fit_prior, refuse_unused_codes
-from slicebook.training.run import check_run_files, hold_run, open_run, restart_run
+from slicebook.training.run import (
+    DEFAULT_OPTIONS,
+    TrainingOptions,
+    check_run_files,
+    hold_run,
+    open_run,
+    restart_run,
+)
 from slicebook.training.tokenizer import TrainingSummary, summarise_run, train_labels
 from slicebook.training.trainer import Progress
 
@@ -44,12 +49,7 @@ def train_masks(
     *,
     out: str | Path | None = None,
     data: str | Path | None = None,
-    seed: int | None = None,
-    restart: bool = False,
-    device: str = "auto",
-    precision: str = "auto",
-    workers: int = 0,
-    progress: bool = True,
+    options: TrainingOptions = DEFAULT_OPTIONS,
 ) -> TrainingSummary:
     """Train the tokenizer of label masks in `out`/masks, or resume its training.
 
@@ -58,19 +58,13 @@ def train_masks(
         settings: `key=value` of the group `labels`.
         out: Folder of the generator.
         data: The prepared folder.
-        seed: Replaces labels.training.seed.
-        restart: Whether to delete the files of an earlier training of the masks first.
-        device: Device.
-        precision: Precision.
-        workers: Number of data loading processes.
-        progress: Whether to show the progress.
+        options: Seed, device and the like.
 
     Raises:
         DataError: The data have no masks.
         ConfigError: `out`/masks holds a training with other settings, or something else.
     """
-    job = _open(["masks"], run, settings, out, data, seed, device, precision, workers, progress)
-    return _train_masks(job, restart)
+    return _train_masks(_open(["masks"], run, settings, out, data, options))
 
 
 def train_prior(
@@ -79,12 +73,8 @@ def train_prior(
     *,
     out: str | Path | None = None,
     data: str | Path | None = None,
-    seed: int | None = None,
     masks: bool = True,
-    restart: bool = False,
-    device: str = "auto",
-    precision: str = "auto",
-    progress: bool = True,
+    options: TrainingOptions = DEFAULT_OPTIONS,
 ) -> TrainingSummary:
     """Train a prior over the tokens of a trained tokenizer, or resume its training.
 
@@ -96,12 +86,8 @@ def train_prior(
         settings: `key=value` of the group `prior`, applied to the run's recipe.
         out: Folder of the generator; `run`/prior by default.
         data: The prepared folder, if it has been moved since the tokenizer's training.
-        seed: Replaces prior.training.seed.
         masks: Whether to model masks, if the data have them.
-        restart: Whether to delete the files of an earlier training of the prior first.
-        device: `auto`, `cpu`, `cuda` or `mps`. Under `torchrun` or SLURM all processes train together.
-        precision: As in `train_tokenizer`.
-        progress: Whether to show the progress.
+        options: Seed, device and the like.
 
     Raises:
         CheckpointError: `run` holds no trained tokenizer.
@@ -109,8 +95,7 @@ def train_prior(
         ConfigError: The data are not the tokenizer's; a level uses under a quarter of its codes; the mask
             tokenizer is not trained; `out` holds a training with other settings; or the loss is not finite.
     """
-    job = _open(["prior"], run, settings, out, data, seed, device, precision, 0, progress)
-    return _train_prior(job, masks, restart)
+    return _train_prior(_open(["prior"], run, settings, out, data, options), masks)
 
 
 def train_decoder(
@@ -119,11 +104,7 @@ def train_decoder(
     *,
     out: str | Path | None = None,
     data: str | Path | None = None,
-    seed: int | None = None,
-    restart: bool = False,
-    device: str = "auto",
-    precision: str = "auto",
-    progress: bool = True,
+    options: TrainingOptions = DEFAULT_OPTIONS,
 ) -> TrainingSummary:
     """Train the decoder of a finished prior in `out`/decoder, or resume; then put it into the prior's file.
 
@@ -132,18 +113,13 @@ def train_decoder(
         settings: `key=value` of the group `decoder`.
         out: Folder of the generator.
         data: The prepared folder.
-        seed: Replaces decoder.training.seed.
-        restart: Whether to delete the files of an earlier training of the decoder first.
-        device: Device.
-        precision: Precision.
-        progress: Whether to show the progress.
+        options: Seed, device and the like.
 
     Raises:
         ConfigError: The prior is not trained to its end; the recipe's `decoder` is null; or `out`/decoder
             holds a training with other settings, of another prior, or something else.
     """
-    job = _open(["decoder"], run, settings, out, data, seed, device, precision, 0, progress)
-    return _train_decoder(job, restart)
+    return _train_decoder(_open(["decoder"], run, settings, out, data, options))
 
 
 def train_generator(
@@ -152,13 +128,8 @@ def train_generator(
     *,
     out: str | Path | None = None,
     data: str | Path | None = None,
-    seed: int | None = None,
     masks: bool = True,
-    restart: bool = False,
-    device: str = "auto",
-    precision: str = "auto",
-    workers: int = 0,
-    progress: bool = True,
+    options: TrainingOptions = DEFAULT_OPTIONS,
 ) -> GeneratorSummary:
     """Train mask tokenizer, prior and decoder in turn, or resume; all is checked before the first starts.
 
@@ -169,24 +140,20 @@ def train_generator(
         settings: `key=value` of the groups `labels`, `prior` and `decoder`.
         out: Folder of the generator.
         data: The prepared folder.
-        seed: Replaces the training seed of each part.
         masks: Whether to train and model masks, if the data have them.
-        restart: Whether to delete the files of earlier trainings of these parts first.
-        device: Device.
-        precision: Precision.
-        workers: Number of processes that load masks.
-        progress: Whether to show the progress.
+        options: Seed, device and the like.
 
     Raises:
         CheckpointError, DataError, ConfigError: As in the three functions.
     """
-    job = _open(list(PARTS), run, settings, out, data, seed, device, precision, workers, progress)
+    job = _open(list(PARTS), run, settings, out, data, options)
     masks = masks and job.has_masks
     folders = [job.folder, *([job.masks] if masks else []), *([job.decoder] if job.recipe.decoder else [])]
-    _check_all(job, folders, masks, restart)
-    if restart:
+    _check_all(job, folders, masks)
+    if options.restart:
         for folder in folders:
-            restart_run(folder, launch(device, precision))
+            restart_run(folder, options.launch())
+        job = replace(job, options=replace(options, restart=False))
     mask_summary = _train_masks(job) if masks else None
     prior_summary = _train_prior(job, masks)
     if job.recipe.decoder is None:
@@ -206,6 +173,7 @@ class _Job:
         recipe: The tokenizer's, with the settings of this training applied.
         folder: Of the generator.
         is_default: Whether that is where the other commands look for it.
+        options: Of each part's training.
     """
 
     run: Path
@@ -214,10 +182,7 @@ class _Job:
     recipe: Recipe
     folder: Path
     is_default: bool
-    device: str
-    precision: str
-    workers: int
-    progress: bool
+    options: TrainingOptions
 
     @property
     def masks(self) -> Path:
@@ -230,10 +195,6 @@ class _Job:
     @property
     def has_masks(self) -> bool:
         return any(record.label_offset >= 0 for record in self.data.split("train").records)
-
-    @property
-    def options(self) -> dict[str, Any]:
-        return {"device": self.device, "precision": self.precision, "progress": self.progress}
 
     def command(self, part: str) -> str:
         """Return the command that trains a part."""
@@ -250,26 +211,21 @@ def _open(
     settings: Sequence[str],
     out: str | Path | None,
     data: str | Path | None,
-    seed: int | None,
-    device: str,
-    precision: str,
-    workers: int,
-    progress: bool,
+    options: TrainingOptions,
 ) -> _Job:
     """Load the tokenizer, apply the settings, and open the data."""
     tokenizer = load_tokenizer(run)
-    recipe = _apply(tokenizer.info.recipe, settings, [PARTS[part] for part in parts], seed)
+    recipe = _apply(tokenizer.info.recipe, settings, [PARTS[part] for part in parts], options)
     if parts == ["decoder"] and recipe.decoder is None:
         raise ConfigError(f"recipe {recipe.name}: decoder is null, wanted settings for it")
     default = tokenizer.path.parent / "prior"
     folder = default if out is None else Path(out)
-    opened = find_data(tokenizer, data)
-    return _Job(
-        Path(run), tokenizer, opened, recipe, folder, folder == default, device, precision, workers, progress
-    )
+    return _Job(Path(run), tokenizer, find_data(tokenizer, data), recipe, folder, folder == default, options)
 
 
-def _apply(recipe: Recipe, settings: Sequence[str], groups: Sequence[str], seed: int | None) -> Recipe:
+def _apply(
+    recipe: Recipe, settings: Sequence[str], groups: Sequence[str], options: TrainingOptions
+) -> Recipe:
     for setting in settings:
         if setting.split(".")[0].partition("=")[0] not in groups:
             raise ConfigError(
@@ -277,10 +233,8 @@ def _apply(recipe: Recipe, settings: Sequence[str], groups: Sequence[str], seed:
                 f"such as {groups[-1]}.training.max_minutes=30"
             )
     recipe = override(recipe, settings)
-    if seed is None:
-        return recipe
-    used = [group for group in groups if getattr(recipe, group) is not None]
-    return override(recipe, [f"{group}.training.seed={seed}" for group in used])
+    used = [f"{group}.training" for group in groups if getattr(recipe, group) is not None]
+    return options.apply_seed(recipe, *used)
 
 
 def find_data(tokenizer: LoadedTokenizer, data: str | Path | None) -> PreparedData:
@@ -303,9 +257,9 @@ def find_data(tokenizer: LoadedTokenizer, data: str | Path | None) -> PreparedDa
     return opened
 
 
-def _check_all(job: _Job, folders: Sequence[Path], masks: bool, restart: bool) -> None:
+def _check_all(job: _Job, folders: Sequence[Path], masks: bool) -> None:
     """Refuse what one of the parts would refuse later."""
-    if restart:
+    if job.options.restart:
         for folder in folders:
             check_run_files(folder)
     else:
@@ -322,18 +276,14 @@ def _check_all(job: _Job, folders: Sequence[Path], masks: bool, restart: bool) -
     refuse_unused_codes(job.tokenizer, job.data.split("train"))
 
 
-def _train_masks(job: _Job, restart: bool = False) -> TrainingSummary:
-    for split in ("train", "validation"):
-        job.data.split(split, labelled=True)  # raises where the data have no masks
-    if restart:
-        restart_run(job.masks, launch(job.device, job.precision))
-    return train_labels(job.data.folder, job.recipe, job.masks, workers=job.workers, **job.options)
+def _train_masks(job: _Job) -> TrainingSummary:
+    return train_labels(job.data.folder, job.recipe, job.masks, job.options)
 
 
-def _train_prior(job: _Job, masks: bool, restart: bool = False) -> TrainingSummary:
+def _train_prior(job: _Job, masks: bool) -> TrainingSummary:
     masks = masks and job.has_masks
     prior_run = job.prior_run(masks)
-    if restart:
+    if job.options.restart:
         check_run_files(job.folder)
     else:
         prior_run.check_resumable()
@@ -349,22 +299,20 @@ def _train_prior(job: _Job, masks: bool, restart: bool = False) -> TrainingSumma
         labels = mask_tokenizer.info.recipe.labels
         recipe = job.recipe.model_copy(update={"labels": labels})
         prior_run = replace(prior_run, masks=mask_tokenizer, recipe=recipe)
-    if restart:
-        restart_run(job.folder, launch(job.device, job.precision))
+    if job.options.restart:
+        restart_run(job.folder, job.options.launch())
     with hold_run(job.folder):
-        progress = fit_prior(prior_run, job.device, job.precision, job.progress)
+        progress = fit_prior(prior_run, job.options)
     return summarise_run(job.folder, progress)
 
 
-def _train_decoder(job: _Job, restart: bool = False) -> TrainingSummary:
+def _train_decoder(job: _Job) -> TrainingSummary:
     state = _progress(job.folder)
     if state is None or not state.finished:
         raise ConfigError(f"{job.folder}: holds no finished prior; train it first: {job.command('prior')}")
-    if restart:
-        restart_run(job.decoder, launch(job.device, job.precision))
-    fabric = launch(job.device, job.precision)
+    fabric = job.options.launch()
     prior = load_prior(job.folder, fabric.device)
-    trained = decoders.train_decoder(job.tokenizer, prior, job.data, job.recipe, job.decoder, **job.options)
+    trained = decoders.train_decoder(job.tokenizer, prior, job.data, job.recipe, job.decoder, job.options)
     if fabric.is_global_zero:
         _install_decoder(job, trained)
     fabric.barrier()

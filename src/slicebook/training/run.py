@@ -7,6 +7,7 @@ import os
 import re
 import socket
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,12 +20,13 @@ from slicebook.config import Recipe, TrainingConfig, validate
 from slicebook.data.augment import augment, augment_labels, draw_augmentation
 from slicebook.data.dataset import SliceSet
 from slicebook.data.loader import SliceBatches
-from slicebook.devices import is_first_process
+from slicebook.devices import Launched, is_first_process, launch
 from slicebook.errors import ConfigError
 from slicebook.io.atomic import write_csv, write_text
 from slicebook.io.tensors import STATE_NAME, State, load_state
 from slicebook.models.masks import one_hot
 from slicebook.models.tokenizer import Tokenizer
+from slicebook.recipes import override
 from slicebook.training.progress import Display
 from slicebook.visualization import figures
 
@@ -42,6 +44,41 @@ try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]  # Windows has no fcntl
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """Options that all trainings share, besides the settings of the recipe.
+
+    Attributes:
+        seed: Replaces the training seed of the recipe.
+        device: `auto`, `cpu`, `cuda` or `mps`. Under `torchrun` or SLURM all processes train together.
+        precision: `auto` measures on a CPU, once per run, whether the model's steps are faster in float32 or
+            in `bf16-mixed`; on a GPU it is `bf16-mixed` where bf16 is native, else `32-true`.
+        workers: Number of data loading processes; a prior's tokens are in memory and need none.
+        restart: Whether to delete the files of an earlier training first.
+        progress: Whether to show the progress.
+    """
+
+    seed: int | None = None
+    device: str = "auto"
+    precision: str = "auto"
+    workers: int = 0
+    restart: bool = False
+    progress: bool = True
+
+    def launch(self) -> Launched:
+        """Take the device, as `devices.launch` does."""
+        return launch(self.device, self.precision)
+
+    def apply_seed(self, recipe: Recipe, *groups: str) -> Recipe:
+        """Return a recipe with the seed, if there is one, in these groups of training settings."""
+        return (
+            recipe if self.seed is None else override(recipe, [f"{name}.seed={self.seed}" for name in groups])
+        )
+
+
+DEFAULT_OPTIONS = TrainingOptions()
 
 
 @contextlib.contextmanager

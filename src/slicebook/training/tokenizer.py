@@ -22,13 +22,19 @@ from slicebook.config import AugmentConfig, LossConfig, Recipe
 from slicebook.data.augment import augment, augment_labels, draw_augmentation
 from slicebook.data.dataset import PreparedData
 from slicebook.data.loader import Batch, SliceBatches, explain_dead_worker
-from slicebook.devices import launch
 from slicebook.models.checkpoint import save_tokenizer
 from slicebook.models.losses import compare, loss
 from slicebook.models.masks import one_hot
 from slicebook.models.tokenizer import Tokenizer, draw_dropped_levels
 from slicebook.training.progress import Display
-from slicebook.training.run import begin_run, hold_run, open_run, restart_run
+from slicebook.training.run import (
+    DEFAULT_OPTIONS,
+    TrainingOptions,
+    begin_run,
+    hold_run,
+    open_run,
+    restart_run,
+)
 from slicebook.training.trainer import Progress, Trainer, provenance, step_generator
 
 LOW_USAGE = 0.25
@@ -224,52 +230,27 @@ class TrainingSummary:
 
 
 def train_tokenizer(
-    data: str | Path,
-    recipe: Recipe,
-    out: str | Path,
-    *,
-    device: str = "auto",
-    precision: str = "auto",
-    workers: int = 0,
-    restart: bool = False,
-    progress: bool = True,
+    data: str | Path, recipe: Recipe, out: str | Path, options: TrainingOptions = DEFAULT_OPTIONS
 ) -> TrainingSummary:
-    """Train a tokenizer on a prepared folder, or go on with the training that `out` holds.
+    """Train a tokenizer on a prepared folder, or resume the training in `out`.
 
     Args:
         data: Folder that `slicebook prepare` wrote.
         recipe: All settings.
         out: Folder of the run.
-        device: `auto`, `cpu`, `cuda` or `mps`. Under `torchrun` or SLURM all processes train together.
-        precision: `auto` measures on a CPU, once per run, whether the model's steps are faster in float32 or
-            in `bf16-mixed`; on a GPU it is `bf16-mixed` where bf16 is native, else `32-true`.
-        workers: Processes that read slices ahead.
-        restart: Whether to delete the files of an earlier training in `out` first.
-        progress: Show the progress.
+        options: Seed, device and the like.
 
     Raises:
         DataError: The folder is not prepared, or a loading process died.
         ConfigError: `out` holds a training with other settings or data, or the loss became NaN or infinite.
     """
-    opened = PreparedData.open(data)
-    if restart:
-        for name in ("train", "validation"):
-            opened.split(name)  # an empty one is refused before anything is deleted
-        restart_run(Path(out), launch(device, precision))
-    return _train(opened, recipe, Path(out), device, precision, workers, progress)
+    return _train(PreparedData.open(data), options.apply_seed(recipe, "training"), Path(out), options)
 
 
 def train_labels(
-    data: str | Path,
-    recipe: Recipe,
-    out: str | Path,
-    *,
-    device: str = "auto",
-    precision: str = "auto",
-    workers: int = 0,
-    progress: bool = True,
+    data: str | Path, recipe: Recipe, out: str | Path, options: TrainingOptions = DEFAULT_OPTIONS
 ) -> TrainingSummary:
-    """Train the tokenizer of label masks that `recipe.labels` describes, or go on with it.
+    """Train the tokenizer of label masks that `recipe.labels` describes, or resume its training.
 
     Learns from the slices with a mask. The model file holds the recipe as `Recipe.for_labels` makes it.
 
@@ -277,10 +258,7 @@ def train_labels(
         data: Folder that `slicebook prepare` wrote.
         recipe: All settings; where it names no label values, those of the data are taken.
         out: Folder of the run: not that of another training.
-        device: `auto`, `cpu`, `cuda` or `mps`, as in `train_tokenizer`.
-        precision: As in `train_tokenizer`.
-        workers: Processes that read masks ahead.
-        progress: Show the progress.
+        options: Seed, device and the like.
 
     Raises:
         DataError: The folder is not prepared or without masks, or a mask holds a label that the recipe lacks.
@@ -288,69 +266,50 @@ def train_labels(
     """
     opened = PreparedData.open(data)
     opened.split("train", labelled=True)  # without masks there are no label values to fill in
-    chosen = recipe.for_labels(opened.info.label_values)
-    return _train(opened, chosen, Path(out), device, precision, workers, progress)
+    recipe = options.apply_seed(recipe, "labels.training").for_labels(opened.info.label_values)
+    return _train(opened, recipe, Path(out), options)
 
 
-def _train(
-    opened: PreparedData,
-    recipe: Recipe,
-    run: Path,
-    device: str,
-    precision: str,
-    workers: int,
-    progress: bool,
-) -> TrainingSummary:
+def _train(opened: PreparedData, recipe: Recipe, run: Path, options: TrainingOptions) -> TrainingSummary:
     """Train a tokenizer of slices, or, where its settings have label values, of masks."""
-    for name in ("train", "validation"):
-        opened.split(name, labelled=bool(recipe.tokenizer.label_values))  # refuses before anything is written
-    with hold_run(run):
-        return _train_held(opened, recipe, run, device, precision, workers, progress)
-
-
-def _train_held(
-    opened: PreparedData,
-    recipe: Recipe,
-    run: Path,
-    device: str,
-    precision: str,
-    workers: int,
-    progress: bool,
-) -> TrainingSummary:
     masks = bool(recipe.tokenizer.label_values)
-    what: Literal["images", "labels"] = "labels" if masks else "images"
+    # An empty split is refused before anything is deleted or written.
     train, validation = (opened.split(name, labelled=masks) for name in ("train", "validation"))
-    identity = {
-        "recipe": recipe.model_dump(mode="json", include={"tokenizer", "training"}),
-        "split_hash": opened.split_hash,
-    }
-    state = open_run(run, identity)
-    fabric = launch(device, precision)
-    config = recipe.training
-    fabric.seed_everything(config.seed, verbose=False)
-    tokenizer = Tokenizer(recipe.tokenizer)
-    batches = SliceBatches(
-        train,
-        config.batch_size,
-        shuffle=True,
-        seed=config.seed,
-        workers=workers,
-        rank=fabric.global_rank,
-        world_size=fabric.world_size,
-        what=what,
-    )
-    # Every process judges all validation slices: exact at any number of processes.
-    judged = SliceBatches(validation, config.batch_size, workers=workers, what=what)
-    display = Display(run, shown=progress and fabric.is_global_zero)
-    if state is None and fabric.is_global_zero:
-        begin_run(run, recipe, train, display)
-    objective = (LabelObjective if masks else TokenizerObjective)(tokenizer, recipe, opened, fabric)
-    # The data's place is for the prior, later; it may change in between.
-    fit = Trainer(objective, config, run, identity | {"data": str(opened.folder.resolve())}, fabric)
-    with display, explain_dead_worker():
-        outcome = fit(batches, judged, state, display)
-    fabric.barrier()  # without it, tearing down gloo now and then aborts
-    return summarise_run(run, outcome)
+    if options.restart:
+        restart_run(run, options.launch())
+    with hold_run(run):
+        identity = {
+            "recipe": recipe.model_dump(mode="json", include={"tokenizer", "training"}),
+            "split_hash": opened.split_hash,
+        }
+        state = open_run(run, identity)
+        fabric = options.launch()
+        config = recipe.training
+        fabric.seed_everything(config.seed, verbose=False)
+        tokenizer = Tokenizer(recipe.tokenizer)
+        what: Literal["images", "labels"] = "labels" if masks else "images"
+        batches = SliceBatches(
+            train,
+            config.batch_size,
+            shuffle=True,
+            seed=config.seed,
+            workers=options.workers,
+            rank=fabric.global_rank,
+            world_size=fabric.world_size,
+            what=what,
+        )
+        # Every process validates on all slices: exact at any number of processes.
+        validation_batches = SliceBatches(validation, config.batch_size, workers=options.workers, what=what)
+        display = Display(run, shown=options.progress and fabric.is_global_zero)
+        if state is None and fabric.is_global_zero:
+            begin_run(run, recipe, train, display)
+        objective = (LabelObjective if masks else TokenizerObjective)(tokenizer, recipe, opened, fabric)
+        # The data's place is for the prior, later; it may change in between.
+        trainer = Trainer(objective, config, run, identity | {"data": str(opened.folder.resolve())}, fabric)
+        with display, explain_dead_worker():
+            progress = trainer(batches, validation_batches, state, display)
+        fabric.barrier()  # without it, tearing down gloo now and then aborts
+    return summarise_run(run, progress)
 
 
 def summarise_run(run: Path, progress: Progress) -> TrainingSummary:

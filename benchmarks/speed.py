@@ -35,7 +35,7 @@ from slicebook.data.loader import SliceBatches
 from slicebook.data.prepare import prepare
 from slicebook.models.prior import Prior
 from slicebook.models.sampling import sample
-from slicebook.models.sequence_book import JointTokenizer
+from slicebook.models.sequence import JointTokenizer
 from slicebook.models.tokenizer import Tokenizer
 from slicebook.models.transformer import Conditions
 from slicebook.phantom import simulator

@@ -14,7 +14,7 @@ from slicebook.evaluation import memorization
 from slicebook.evaluation.memorization import evaluate_memorization
 from slicebook.evaluation.slices import SliceCollection, of_size, read_slices
 from slicebook.inference import synthesis
-from slicebook.models.likelihood import likelihood
+from slicebook.models.prior import likelihood
 from slicebook.training.token_dataset import encode_slices
 
 SIZE = (32, 64)

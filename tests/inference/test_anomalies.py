@@ -16,7 +16,7 @@ from slicebook.inference.anomaly import _spread, anomaly, anomaly_scores, heatma
 from slicebook.inference.volumes import Stack
 from slicebook.io.nifti import read_nifti
 from slicebook.io.volume import from_slices
-from slicebook.models.likelihood import likelihood
+from slicebook.models.prior import likelihood
 from slicebook.models.transformer import Conditions
 
 CPU: dict[str, Any] = {"device": "cpu"}

@@ -34,7 +34,7 @@ from slicebook.inference.synthesis import (
     put_noise_back,
 )
 from slicebook.io.nifti import read_labels, read_nifti
-from slicebook.models.likelihood import likelihood
+from slicebook.models.prior import likelihood
 from slicebook.models.sampling import SamplingSettings
 from slicebook.models.transformer import Conditions
 from slicebook.visualization.contact_sheet import GAP

@@ -5,7 +5,7 @@ import torch
 from helpers.book import tokenizer
 
 from slicebook.models.masks import labels_from, one_hot
-from slicebook.models.sequence_book import JointTokenizer
+from slicebook.models.sequence import JointTokenizer
 
 SIZE = (20, 32)  # the rows are padded to 32
 VALUES = (0, 2, 5)

@@ -27,7 +27,7 @@ from slicebook.models.checkpoint import (
     save_tokenizer,
 )
 from slicebook.models.prior import Prior
-from slicebook.models.sequence_book import JointTokenizer
+from slicebook.models.sequence import JointTokenizer
 from slicebook.models.tokenizer import Tokenizer
 
 RECIPE = Recipe(

@@ -4,7 +4,7 @@ import pytest
 import torch
 from helpers.prior import COUNT, LAYOUT, SIZES, nats, rows, tiny
 
-from slicebook.models.likelihood import BATCH, likelihood
+from slicebook.models.prior import LIKELIHOOD_BATCH, likelihood
 from slicebook.models.sequence import draw_orders
 from slicebook.models.transformer import Conditions
 
@@ -37,10 +37,10 @@ def test_one_order_has_no_spread():
 
 
 def test_every_row_meets_the_same_orders():
-    tokens = rows(BATCH + 2)
+    tokens = rows(LIKELIHOOD_BATCH + 2)
     whole = judged(tokens)
-    assert whole.nats.shape == (BATCH + 2, COUNT)
-    for row in (0, BATCH - 1, BATCH + 1):
+    assert whole.nats.shape == (LIKELIHOOD_BATCH + 2, COUNT)
+    for row in (0, LIKELIHOOD_BATCH - 1, LIKELIHOOD_BATCH + 1):
         alone = judged(tokens[row : row + 1])
         assert torch.allclose(alone.nats[0], whole.nats[row], atol=1e-5)
         assert float(alone.spread[0]) == pytest.approx(float(whole.spread[row]), abs=1e-4)
@@ -53,8 +53,8 @@ def test_the_seed_draws_the_orders():
 
 
 def test_conditions_belong_to_their_rows():
-    tokens, positions = rows(1).repeat(BATCH + 1, 1), torch.linspace(0, 1, BATCH + 1)
-    conditions = Conditions(positions, torch.full((BATCH + 1,), -1))
+    tokens, positions = rows(1).repeat(LIKELIHOOD_BATCH + 1, 1), torch.linspace(0, 1, LIKELIHOOD_BATCH + 1)
+    conditions = Conditions(positions, torch.full((LIKELIHOOD_BATCH + 1,), -1))
     found = likelihood(tiny(), LAYOUT, tokens, conditions).nats
     last = Conditions(positions[-1:], torch.full((1,), -1))
     assert torch.allclose(found[-1:], likelihood(tiny(), LAYOUT, tokens[:1], last).nats, atol=1e-5)

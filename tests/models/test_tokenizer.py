@@ -264,8 +264,8 @@ def test_the_two_losses_by_hand():
     squared = loss(found, images, LossConfig(kind="mse", commitment=1.0))
     torch.testing.assert_close(squared.total, (drawn - images).square().mean() + 0.5)
     faithful = loss(found, images, LossConfig(kind="l1_ssim", commitment=0.25))
-    torch.testing.assert_close(faithful.fidelity, (drawn - images).abs().mean() / 2 + 1 - similarity)
-    torch.testing.assert_close(faithful.total, faithful.fidelity + 0.25 * 0.5)
+    torch.testing.assert_close(faithful.reconstruction, (drawn - images).abs().mean() / 2 + 1 - similarity)
+    torch.testing.assert_close(faithful.total, faithful.reconstruction + 0.25 * 0.5)
     torch.testing.assert_close(squared.ssim, similarity)
 
 

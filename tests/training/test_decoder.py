@@ -128,8 +128,8 @@ def at_pixels(own, *settings, change=None):
 
 def test_both_judges_begin_with_pulls_in_the_proportion_that_is_set(own):
     reconstruction_grad, adversarial_grad, total = at_pixels(own, "decoder.training.adversarial_weight=0.5")
-    _, _, fidelity = at_pixels(own, "decoder.training.adversarial_weight=0")
-    assert torch.allclose(fidelity, reconstruction_grad, atol=1e-9)
+    _, _, reconstruction = at_pixels(own, "decoder.training.adversarial_weight=0")
+    assert torch.allclose(reconstruction, reconstruction_grad, atol=1e-9)
     assert float((total - reconstruction_grad)[:4].norm() / reconstruction_grad.norm()) == pytest.approx(
         0.5, rel=1e-4
     )

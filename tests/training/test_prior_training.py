@@ -19,8 +19,7 @@ from slicebook.data.splits import Split
 from slicebook.errors import CheckpointError, ConfigError, DataError
 from slicebook.io.tensors import STATE_NAME, hash_tensors, load_state, save_state
 from slicebook.models.checkpoint import MODEL_NAME, load_prior, load_tokenizer, save_tokenizer
-from slicebook.models.sequence import draw_orders
-from slicebook.models.sequence_book import JointTokenizer
+from slicebook.models.sequence import JointTokenizer, draw_orders
 from slicebook.models.transformer import Conditions
 from slicebook.recipes import load_recipe
 from slicebook.training import generator

@@ -10,7 +10,7 @@ from helpers.labels import VALUES, labelled_folder
 from helpers.training import prepared_folder
 
 from slicebook.data.dataset import PreparedData, SliceSet
-from slicebook.models.sequence_book import JointTokenizer
+from slicebook.models.sequence import JointTokenizer
 from slicebook.models.transformer import Conditions
 from slicebook.training.token_dataset import TokenBatches, TokenSet, _Change, encode_slices
 

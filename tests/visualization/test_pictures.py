@@ -113,7 +113,7 @@ def test_curves_of_a_run_are_drawn_also_where_a_cell_is_empty(tmp_path):
 
 def test_curves_of_a_decoder_show_its_sharpness(tmp_path):
     table = tmp_path / "metrics.csv"
-    names = "step,train_fidelity,train_ssim,train_sharpness,train_discriminator,validation_sharpness"
+    names = "step,train_reconstruction,train_ssim,train_sharpness,train_discriminator,validation_sharpness"
     table.write_text(f"{names}\n10,0.5,0.6,0.7,2.0,0.7\n20,0.4,0.6,0.9,1.8,0.8\n")
     figures.curves(table, tmp_path / "with.png")
     table.write_text(f"{names}\n10,0.5,0.6,0.7,2.0,\n20,0.4,0.6,0.9,1.8,\n")

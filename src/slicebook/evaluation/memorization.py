@@ -31,7 +31,7 @@ from slicebook.metrics.memorization import Audit, Pair, audit
 from slicebook.metrics.nearest import CORRELATION, describe, move, nearest_by_correlation
 from slicebook.metrics.statistics import Rate, summarise_rate
 from slicebook.models.checkpoint import LoadedPrior
-from slicebook.models.likelihood import likelihood
+from slicebook.models.prior import likelihood
 from slicebook.records import Record
 from slicebook.training.token_dataset import encode_slices
 from slicebook.version import __version__

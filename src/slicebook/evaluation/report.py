@@ -27,7 +27,7 @@ COLUMNS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "tokenizer": ("train_loss", "validation_loss"),
         "masks": ("train_loss", "validation_loss"),
         "prior": ("validation_bits_per_pixel",),
-        "decoder": ("train_fidelity", "validation_fidelity"),
+        "decoder": ("train_reconstruction", "validation_reconstruction"),
     }
 )
 

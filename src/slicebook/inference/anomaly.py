@@ -19,7 +19,7 @@ from slicebook.inference.volumes import Stack, list_volumes, spare_originals
 from slicebook.io.atomic import write_csv
 from slicebook.io.volume import Plane
 from slicebook.models.checkpoint import LoadedPrior, load_prior
-from slicebook.models.likelihood import likelihood
+from slicebook.models.prior import likelihood
 from slicebook.models.sequence import SequenceLayout
 from slicebook.models.transformer import Conditions
 from slicebook.visualization import contact_sheet

@@ -36,7 +36,7 @@ from slicebook.io.atomic import write_csv, write_text
 from slicebook.io.nifti import write_nifti
 from slicebook.io.volume import Volume, from_slices, orientation_of
 from slicebook.models.checkpoint import LoadedPrior, load_prior
-from slicebook.models.likelihood import likelihood
+from slicebook.models.prior import likelihood
 from slicebook.models.sampling import GROUP, SamplingSettings
 from slicebook.version import __version__
 from slicebook.visualization import contact_sheet, figures

@@ -19,7 +19,7 @@ from slicebook.devices import sampling_precision
 from slicebook.errors import ConfigError
 from slicebook.models.checkpoint import LoadedPrior
 from slicebook.models.sampling import GROUP, SamplingSettings, sample
-from slicebook.models.sequence_book import DecodedSlices
+from slicebook.models.sequence import DecodedSlices
 from slicebook.models.transformer import Conditions
 
 LAST_SEED = 2**63 - 1

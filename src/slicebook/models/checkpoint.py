@@ -22,7 +22,7 @@ from slicebook.errors import CheckpointError
 from slicebook.io.tensors import SCHEMA_VERSION, hash_tensors, kind_of, read_tensors, write_tensors
 from slicebook.models.noise import NoiseModel
 from slicebook.models.prior import Prior
-from slicebook.models.sequence_book import JointTokenizer
+from slicebook.models.sequence import JointTokenizer
 from slicebook.models.tokenizer import Tokenizer
 from slicebook.records import Record
 from slicebook.version import __version__

@@ -22,7 +22,7 @@ class Loss:
     """What a training step minimises, and its parts."""
 
     total: Float[Tensor, ""]
-    fidelity: Float[Tensor, ""]
+    reconstruction: Float[Tensor, ""]
     """The distance of the images, without the commitment."""
     ssim: Float[Tensor, ""]
     """Structural similarity on [0, 1] (`ssim`), for the curves."""
@@ -40,14 +40,14 @@ def loss(reconstruction: Reconstruction, images: Float[Tensor, "b 1 h w"], confi
         target = denoise(images, config.denoise_strength) if config.denoise_strength else images
         if config.kind == "l1_ssim":
             similarity = ssim((drawn + 1) / 2, (target + 1) / 2)
-            fidelity = (drawn - target).abs().mean() / 2 + (1 - similarity)
+            distance = (drawn - target).abs().mean() / 2 + (1 - similarity)
         else:
-            fidelity = functional.mse_loss(drawn, target)
+            distance = functional.mse_loss(drawn, target)
         if config.kind != "l1_ssim" or config.denoise_strength:
             with torch.no_grad():
                 similarity = ssim((drawn + 1) / 2, (images + 1) / 2)
-        total = fidelity + config.commitment * reconstruction.commitment.float()
-    return Loss(total, fidelity.detach(), similarity.detach())
+        total = distance + config.commitment * reconstruction.commitment.float()
+    return Loss(total, distance.detach(), similarity.detach())
 
 
 def ssim(first: Float[Tensor, "b 1 h w"], second: Float[Tensor, "b 1 h w"]) -> Float[Tensor, ""]:

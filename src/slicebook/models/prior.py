@@ -17,6 +17,7 @@ One step of a transformer, which predicts token t:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int64
@@ -24,8 +25,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from slicebook.config import PriorConfig
-from slicebook.models.sequence import SequenceLayout, stage_windows
+from slicebook.models.sequence import SequenceLayout, draw_orders, stage_windows
 from slicebook.models.transformer import Conditions, PriorTransformer
+
+LIKELIHOOD_BATCH = 16
 
 
 class Prior(nn.Module):
@@ -131,3 +134,62 @@ class Prior(nn.Module):
             [sequence[:, :begin], sequence[:, begin : begin + 1], sequence[:, begin : end - 1]], 1
         )
         return transformer.forward_blocks(x, sequence, previous)[:, begin:]
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """Negative log-likelihood of token sequences, in nats.
+
+    Attributes:
+        nats: Of each token, in the layout's order; the mean over orders of prediction.
+        spread: Standard deviation over orders of a sequence's total.
+    """
+
+    nats: Float[Tensor, "b n"]
+    spread: Float[Tensor, " b"]
+
+
+@torch.no_grad()
+def likelihood(
+    prior: Prior,
+    layout: SequenceLayout,
+    tokens: Int64[Tensor, "b n"],
+    conditions: Conditions,
+    *,
+    orders: int = 4,
+    seed: int = 0,
+) -> Likelihood:
+    """Return the negative log-likelihood of token sequences.
+
+    The likelihood is exact for each order of prediction. That of the prior over random orders is the mean of
+    the likelihoods; the mean of their logarithms is a lower bound (Jensen). All sequences get the same orders,
+    so their values are comparable.
+
+    Args:
+        prior: In evaluation mode.
+        layout: Of the tokens.
+        tokens: One sequence per slice.
+        conditions: One per slice.
+        orders: Number of orders to average over.
+        seed: Of the orders.
+    """
+    device = next(prior.parameters()).device
+    nats, spreads = [], []
+    for start in range(0, len(tokens), LIKELIHOOD_BATCH):
+        rows = torch.arange(start, min(start + LIKELIHOOD_BATCH, len(tokens)))
+        batch, condition = tokens[rows].to(device), conditions[rows].to(device)
+        generator = torch.Generator().manual_seed(seed)
+        passes = torch.stack(
+            [
+                prior(
+                    layout,
+                    batch,
+                    draw_orders(layout, 1, generator).repeat(len(batch), 1).to(device),
+                    condition,
+                )
+                for _ in range(orders)
+            ]
+        ).cpu()
+        nats.append(passes.mean(0))
+        spreads.append(passes.sum(2).std(0, unbiased=False))
+    return Likelihood(torch.cat(nats), torch.cat(spreads))

@@ -129,7 +129,7 @@ class DecoderGAN(nn.Module):
         target = denoise(images, self.loss.denoise_strength) if self.loss.denoise_strength else images
         parts = loss(Reconstruction(rebuilt, tokens, images.new_zeros(())), images, self.loss)
         scores = {
-            "fidelity": parts.fidelity,
+            "reconstruction": parts.reconstruction,
             "ssim": parts.ssim,
             "sharpness": (_roughness(rebuilt) / _roughness(target)).detach(),
         }
@@ -151,7 +151,7 @@ class DecoderGAN(nn.Module):
         return scores | {
             "discriminator": discriminator_loss.detach(),
             "lowres_consistency": lowres_consistency.detach(),
-            "loss": parts.fidelity + carrier - carrier.detach() + discriminator_loss,
+            "loss": parts.reconstruction + carrier - carrier.detach() + discriminator_loss,
         }
 
     @torch.no_grad()
@@ -224,7 +224,7 @@ class DecoderObjective:
         return scores
 
     def validation_step(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the averaged weights' fidelity (a loss), SSIM, and sharpness; 1 is that of real slices."""
+        """Return the averaged weights' reconstruction loss, SSIM, and sharpness; 1 is that of real slices."""
         nothing = batch.images.new_zeros(())
         scores: dict[str, Tensor] = self.module(batch.images, (), nothing, 0.0, averaged=True)
         return scores

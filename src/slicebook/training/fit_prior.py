@@ -21,7 +21,7 @@ from slicebook.models.checkpoint import LoadedTokenizer, PriorInfo, save_prior
 from slicebook.models.noise import NoiseModel, fit_noise_model
 from slicebook.models.prior import Prior
 from slicebook.models.quantizer import usage_of
-from slicebook.models.sequence_book import JointTokenizer
+from slicebook.models.sequence import JointTokenizer
 from slicebook.training.decoder import Samples
 from slicebook.training.prior import PriorObjective
 from slicebook.training.progress import Display

@@ -15,7 +15,7 @@ from slicebook.data.dataset import PreparedData
 from slicebook.errors import ConfigError
 from slicebook.io.tensors import STATE_NAME, hash_tensors, load_state
 from slicebook.models.checkpoint import LoadedTokenizer, load_prior, load_tokenizer, save_prior
-from slicebook.models.sequence_book import JointTokenizer
+from slicebook.models.sequence import JointTokenizer
 from slicebook.recipes import override
 from slicebook.training import decoder as decoders
 from slicebook.training.fit_prior import PriorRun, fit_noise, fit_prior, refuse_unused_codes

@@ -13,7 +13,7 @@ from torch import Tensor
 from slicebook.config import PriorTrainingConfig
 from slicebook.data.dataset import SliceSet
 from slicebook.io.tensors import State, hash_tensors, load_kept, save_state
-from slicebook.models.sequence_book import JointTokenizer
+from slicebook.models.sequence import JointTokenizer
 from slicebook.training.progress import Display
 from slicebook.training.token_dataset import TokenSet, encode_slices
 

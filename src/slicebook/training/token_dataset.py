@@ -17,8 +17,7 @@ from torch.nn import functional
 from slicebook.data.dataset import SliceSet
 from slicebook.data.loader import BatchOrder
 from slicebook.data.manifest import SliceRecord
-from slicebook.models.sequence import SequenceLayout
-from slicebook.models.sequence_book import JointTokenizer
+from slicebook.models.sequence import JointTokenizer, SequenceLayout
 from slicebook.models.transformer import Conditions
 
 BATCH = 32

@@ -72,8 +72,8 @@ class _JudgedLabels(nn.Module):
         found = self.tokenizer(one_hot(masks[:, 0], values), **how)
         parts = compare(found.images, masks[:, 0], values)
         with torch.autocast(masks.device.type, enabled=False):
-            fidelity = parts.cross_entropy + DICE_WEIGHT * (1 - parts.soft_dice)
-            total = fidelity + self.config.commitment * found.commitment.float()
+            distance = parts.cross_entropy + DICE_WEIGHT * (1 - parts.soft_dice)
+            total = distance + self.config.commitment * found.commitment.float()
         return {
             "loss": total,
             "cross_entropy": parts.cross_entropy.detach(),

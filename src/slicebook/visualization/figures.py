@@ -127,7 +127,7 @@ _PRIOR_PANELS: _Panels = (
     ("Nats per token, validation", ("validation_nats_",)),
 )
 _DECODER_PANELS: _Panels = (
-    ("Reconstruction loss", ("train_fidelity", "validation_fidelity")),
+    ("Reconstruction loss", ("train_reconstruction", "validation_reconstruction")),
     ("SSIM", ("train_ssim", "validation_ssim")),
     ("Sharpness relative to real slices", ("train_sharpness", "validation_sharpness")),
     ("Discriminator loss (2 is chance)", ("train_discriminator",)),

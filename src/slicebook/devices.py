@@ -20,7 +20,6 @@ PRECISIONS = {
     "mps": ("32-true",),
 }
 """By the type of the device, the precisions that all trainings work in."""
-_DEFAULT_THREADS = torch.get_num_threads()  # what torch chose for this machine, or OMP_NUM_THREADS
 MEASURING_SECONDS = 0.5  # about, in which `fastest_precision` times what it compares
 # bf16 must take less than this share of float32's time: a tie goes to the exact one.
 MARGIN = 0.95
@@ -48,14 +47,16 @@ def choose_device(name: str = "auto") -> torch.device:
 
 
 def _leave_a_core_free() -> None:
-    """Use one thread fewer than cores, unless the user chose a number of threads.
+    """Use at most one thread fewer than this process has cores, unless OMP_NUM_THREADS is set.
 
-    OpenMP threads spin while they wait for each other. If another process takes one of their cores, all wait
-    for it: two threads on two cores then train at a quarter of their speed or far less, one thread nearly
-    unchanged (`benchmarks/threads.py`).
+    A smaller number, chosen by torch or by a call of `torch.set_num_threads`, stays as it is. OpenMP threads
+    spin while they wait for each other. If another process takes one of their cores, all wait for it: two
+    threads on two cores then train at a quarter of their speed or far less, one thread nearly unchanged
+    (`benchmarks/threads.py`).
     """
-    if "OMP_NUM_THREADS" not in os.environ and torch.get_num_threads() == _DEFAULT_THREADS:
-        torch.set_num_threads(max(1, _DEFAULT_THREADS - 1))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if "OMP_NUM_THREADS" not in os.environ and torch.get_num_threads() >= cores:
+        torch.set_num_threads(max(1, cores - 1))
 
 
 def choose_precision(name: str, device: torch.device) -> str | None:

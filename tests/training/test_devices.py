@@ -1,5 +1,6 @@
 """Devices, precisions and this process's place among others."""
 
+import os
 import time
 
 import pytest
@@ -140,17 +141,23 @@ def test_processes_are_counted_as_torchrun_and_slurm_say(environment, processes,
     assert devices._processes() == processes
 
 
-def test_one_core_is_left_free_unless_the_user_chose_a_number_of_threads(monkeypatch):
+@pytest.mark.parametrize(
+    ("threads", "cores", "variable", "wanted"),
+    [
+        (4, 4, None, [3]),
+        (1, 1, None, [1]),
+        (8, 4, None, [3]),  # torch counts the cores of the machine, this process may use fewer
+        (2, 4, None, []),  # torch.set_num_threads(2), before or after slicebook is imported
+        (4, 4, "4", []),
+    ],
+)
+def test_one_core_is_left_free_unless_fewer_threads_are_chosen(threads, cores, variable, wanted, monkeypatch):
     chosen: list[int] = []
     monkeypatch.setattr(torch, "set_num_threads", chosen.append)
-    monkeypatch.setattr(devices, "_DEFAULT_THREADS", 4)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
-    monkeypatch.setenv("OMP_NUM_THREADS", "4")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if variable:
+        monkeypatch.setenv("OMP_NUM_THREADS", variable)
     devices.choose_device("cpu")
-    assert chosen == []
-    monkeypatch.delenv("OMP_NUM_THREADS")
-    devices.choose_device("cpu")
-    assert chosen == [3]
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)  # torch.set_num_threads(2) of the user
-    devices.choose_device("cpu")
-    assert chosen == [3]
+    assert chosen == wanted

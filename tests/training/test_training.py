@@ -384,10 +384,12 @@ def test_few_codes_in_use_raise_a_visible_warning(data, tmp_path, capsys):
     assert "codebook_sizes[0]" in told
 
 
-def test_a_training_tells_loss_ssim_usage_speed_and_where_it_is(data, tmp_path, capsys):
+def test_a_training_prints_device_threads_loss_ssim_usage_and_speed(data, tmp_path, capsys):
     run = tmp_path / "a [bold] run"
     train(data, tiny("training.epochs=1"), run, progress=True)
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("epoch 1")]
+    lines = capsys.readouterr().err.splitlines()
+    assert f"{run}: device cpu, CPU threads: {torch.get_num_threads()}" in lines
+    (line,) = [line for line in lines if line.startswith("epoch 1")]
     for word in ("train loss", "validation loss", "ssim", "codes in use", "images/s", "best so far"):
         assert word in line
     train(data, tiny("training.epochs=1"), run, progress=True)

@@ -162,8 +162,8 @@ def likelihood(
     """Return the negative log-likelihood of token sequences.
 
     The likelihood is exact for each order of prediction. That of the prior over random orders is the mean of
-    the likelihoods; the mean of their logarithms is a lower bound (Jensen). All sequences get the same orders,
-    so their values are comparable.
+    the likelihoods; the mean of their logarithms is a lower bound (Jensen). All sequences get the same
+    orders, so their values are comparable.
 
     Args:
         prior: In evaluation mode.

@@ -1,7 +1,7 @@
-"""The token sequence of a slice, which the prior models.
+"""The token sequence of a slice, which the prior models: mask tokens, then image tokens, each coarse to fine.
 
-Mask tokens come first, then image tokens, each coarse to fine. `SequenceLayout` holds the grids in the order of prediction, their positions and neighbours. `JointTokenizer`
-encodes images and masks into sequences, and decodes them.
+`SequenceLayout` holds the grids in the order of prediction, their positions and neighbours.
+`JointTokenizer` encodes images and masks into sequences, and decodes them.
 """
 
 from __future__ import annotations

@@ -190,6 +190,7 @@ class Trainer(Generic[P]):
         self.objective.module = wrapped
         self.began = time.perf_counter() - self.progress.seconds
         self.steps = self.config.epochs * len(training)
+        display.say(f"{self.run}: device {self.fabric.device}, CPU threads: {torch.get_num_threads()}")
         display.begin(self._fraction(), again=state is not None)
         if training.repeated:
             display.say(

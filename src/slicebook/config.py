@@ -314,8 +314,8 @@ def validate(kind: type[R], settings: Mapping[str, Any], where: str) -> R:
 def _explain(kind: type[Record], item: Any, where: str) -> str:
     key = ".".join(str(part) for part in item["loc"])
     if item["type"] != "extra_forbidden":
-        found = "" if item["type"] == "missing" else f" (found {item['input']!r})" if key else ""
-        return f"{where}: {key or 'settings'}: {item['msg']}{found}"
+        value = "" if item["type"] == "missing" else f" (found {item['input']!r})" if key else ""
+        return f"{where}: {key or 'settings'}: {item['msg']}{value}"
     near = difflib.get_close_matches(key, _known_keys(kind), n=1, cutoff=0.0)
     return f"{where}: unknown setting {key!r}; did you mean {near[0]!r}?"
 

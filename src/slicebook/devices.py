@@ -103,12 +103,12 @@ def fastest_precision(
     broadcast = broadcast or (lambda value: value)
 
     def timed(precision: str) -> float:
-        began = time.perf_counter()
+        started = time.perf_counter()
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
             step()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        return time.perf_counter() - began
+        return time.perf_counter() - started
 
     names = ("32-true", "bf16-mixed")
     first = broadcast({name: timed(name) for name in names})

@@ -287,7 +287,7 @@ def drawn_groups(monkeypatch, size=2):
         seeds.extend(some)
         return draw(loaded, shape, some, *rest, **how)
 
-    monkeypatch.setattr(generating, "GROUP", size)
+    monkeypatch.setattr(generating, "SAMPLING_BATCH", size)
     monkeypatch.setattr(generating, "draw", spy)
     return seeds
 

@@ -8,7 +8,7 @@ from helpers.prior import COUNT, LAYOUT, SIZES, STAGES, nats, rows, tiny
 from torch.overrides import TorchFunctionMode
 
 from slicebook.errors import ConfigError
-from slicebook.models.sampling import GROUP, SamplingSettings, _sample_top_p, sample
+from slicebook.models.sampling import SAMPLING_BATCH, SamplingSettings, _sample_top_p, sample
 from slicebook.models.sequence import draw_orders, sequence_layout
 from slicebook.models.transformer import Conditions
 
@@ -21,9 +21,9 @@ def drawn(seeds, settings=BOLD, prior=None, **more):
 
 
 def test_a_sample_does_not_depend_on_its_batch():
-    seeds = list(range(5, 5 + GROUP + 3))
+    seeds = list(range(5, 5 + SAMPLING_BATCH + 3))
     whole = sample(tiny(), LAYOUT, seeds, Conditions.unknown(len(seeds)), BOLD)
-    for index in (0, 4, GROUP, GROUP + 2):
+    for index in (0, 4, SAMPLING_BATCH, SAMPLING_BATCH + 2):
         alone = sample(tiny(), LAYOUT, [seeds[index]], Conditions.unknown(1), BOLD)
         assert torch.equal(alone[0], whole[index])
     assert len({tuple(row.tolist()) for row in whole}) > len(seeds) // 2
@@ -67,12 +67,12 @@ def test_warm_samples_follow_the_probabilities():
 
 
 def test_kept_tokens_stay_and_the_others_fit_them():
-    given = rows(3)
-    keep = torch.zeros(3, COUNT, dtype=torch.bool)
-    keep[:, ::2] = True
-    found = drawn([1, 2, 3], given=given, keep=keep)
-    assert torch.equal(found[keep], given[keep])
-    assert not torch.equal(found[~keep], given[~keep])
+    known_tokens = rows(3)
+    known_mask = torch.zeros(3, COUNT, dtype=torch.bool)
+    known_mask[:, ::2] = True
+    found = drawn([1, 2, 3], known_tokens=known_tokens, known_mask=known_mask)
+    assert torch.equal(found[known_mask], known_tokens[known_mask])
+    assert not torch.equal(found[~known_mask], known_tokens[~known_mask])
 
 
 def test_guidance_pushes_away_from_what_is_likely_without_the_conditions():
@@ -104,8 +104,8 @@ def test_settings_out_of_range_are_refused(settings):
 
 def test_progress_counts_samples():
     seen = []
-    drawn(range(GROUP + 2), progress=lambda done, total: seen.append((done, total)))
-    assert seen == [(GROUP, GROUP + 2), (GROUP + 2, GROUP + 2)]
+    drawn(range(SAMPLING_BATCH + 2), progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(SAMPLING_BATCH, SAMPLING_BATCH + 2), (SAMPLING_BATCH + 2, SAMPLING_BATCH + 2)]
 
 
 class TableCopies(TorchFunctionMode):
@@ -135,7 +135,7 @@ def test_a_layout_is_copied_to_a_device_once_and_whole():
     moved = sequence_layout(STAGES).to(device)
     tables = [
         moved.centres,
-        moved.places,
+        moved.positions,
         *moved.around,
         *(table for above in moved.above for table in above),
     ]

@@ -27,7 +27,7 @@ from slicebook.metrics.diversity import Diversity, compare_diversity
 from slicebook.metrics.spectra import Curves, compare_intensities, compare_spectra
 from slicebook.metrics.statistics import RelativeMeasure
 from slicebook.models.checkpoint import LoadedPrior
-from slicebook.models.sampling import GROUP, SamplingSettings
+from slicebook.models.sampling import SAMPLING_BATCH, SamplingSettings
 from slicebook.records import Record
 from slicebook.training.token_dataset import encode_slices
 
@@ -242,7 +242,7 @@ def draw_samples(
         noise=noise,
         precision=precision,
         noise_level=float(np.mean(slices.noise)),
-        seconds_per_slice=seconds / (-(-count // GROUP) * GROUP),
+        seconds_per_slice=seconds / (-(-count // SAMPLING_BATCH) * SAMPLING_BATCH),
         tokens={stage.name: len(stage) for stage in loaded.tokenizer.layout(size).stages},
         parameters=sum(parameter.numel() for parameter in loaded.prior.parameters()),
     )

@@ -37,7 +37,7 @@ from slicebook.io.nifti import write_nifti
 from slicebook.io.volume import Volume, from_slices, orientation_of
 from slicebook.models.checkpoint import LoadedPrior, load_prior
 from slicebook.models.prior import likelihood
-from slicebook.models.sampling import GROUP, SamplingSettings
+from slicebook.models.sampling import SAMPLING_BATCH, SamplingSettings
 from slicebook.version import __version__
 from slicebook.visualization import contact_sheet, figures
 
@@ -183,15 +183,15 @@ def _write_set(
 ) -> float:
     """Write all samples that are not written yet, then the rest; return mean bits per pixel."""
     kind, count = task.kind, task.count
-    folder.open(kind, count, GROUP)
-    for first in range(folder.groups * GROUP, count, GROUP):
+    folder.open(kind, count, SAMPLING_BATCH)
+    for first in range(folder.groups * SAMPLING_BATCH, count, SAMPLING_BATCH):
         samples, slices, tokens = _draw_group(task, first)
         _write_samples(folder.set, samples, slices, kind)
         if first == 0:
             _draw_levels(folder.set, slices, tokens, kind, task.loaded)
         folder.finish_group(samples)
         if progress:
-            progress(min(first + GROUP, count), count)
+            progress(min(first + SAMPLING_BATCH, count), count)
     samples = folder.samples()
     _draw_sheets(folder.set, samples, kind)
     _write_lists(folder.set, samples, task)
@@ -216,7 +216,7 @@ def _check_arguments(
 def _draw_group(task: _Task, first: int) -> tuple[list[Sample], RenderedSlices, Int64[Tensor, "b n"]]:
     """Draw at most 16 samples; return their manifest rows, slices and tokens."""
     loaded, request = task.loaded, task.request
-    seeds = [task.seed + index for index in range(first, min(first + GROUP, task.count))]
+    seeds = [task.seed + index for index in range(first, min(first + SAMPLING_BATCH, task.count))]
     positions = None
     if request.conditional:
         positions = [_position(seed) if request.position is None else request.position for seed in seeds]

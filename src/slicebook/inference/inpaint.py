@@ -186,8 +186,8 @@ def _inpaint_once(
         seeds,
         task.conditions,
         settings,
-        given=task.tokens,
-        keep=task.keep,
+        known_tokens=task.tokens,
+        known_mask=task.keep,
         precision=task.precision,
         progress=progress,
     )

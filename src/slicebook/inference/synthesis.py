@@ -2,7 +2,7 @@
 
     seeds, conditions ── draw ──▶ token sequences ── decode_pages ──▶ slices and masks ── add noise ──▶ slices
 
-A sample depends on its own seed alone: the networks always see groups of `sampling.GROUP` rows.
+A sample depends on its own seed alone: the networks always see groups of `sampling.SAMPLING_BATCH` rows.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 from slicebook.devices import sampling_precision
 from slicebook.errors import ConfigError
 from slicebook.models.checkpoint import LoadedPrior
-from slicebook.models.sampling import GROUP, SamplingSettings, sample
+from slicebook.models.sampling import SAMPLING_BATCH, SamplingSettings, sample
 from slicebook.models.sequence import DecodedSlices
 from slicebook.models.transformer import Conditions
 
@@ -134,9 +134,10 @@ def decode_pages(
     """Decode tokens batch by batch, onto the CPU; a slice does not depend on the others."""
     device, count = next(loaded.prior.parameters()).device, len(tokens)
     # Always as many rows, as in sampling: a batch of another size may round otherwise.
-    tokens = torch.cat([tokens, tokens[-1:].expand(-count % GROUP, -1)])
+    tokens = torch.cat([tokens, tokens[-1:].expand(-count % SAMPLING_BATCH, -1)])
     pages = [
-        loaded.tokenizer.decode(part.to(device), size, levels=levels) for part in torch.split(tokens, GROUP)
+        loaded.tokenizer.decode(part.to(device), size, levels=levels)
+        for part in torch.split(tokens, SAMPLING_BATCH)
     ]
     masks = [page.masks.cpu() for page in pages if page.masks is not None]
     images = torch.cat([page.images.cpu() for page in pages])

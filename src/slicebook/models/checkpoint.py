@@ -189,11 +189,11 @@ def _load(path: Path, kind: str, record: type[Info]) -> tuple[dict[str, Tensor],
             "it again"
         )
     if raw.get("kind") != kind:
-        found = raw.get("kind", "file of another program")
+        actual = raw.get("kind", "file of another program")
         # In the folder of a tokenizer's run, its own file is what is found until there is a prior.
-        early = (found, kind) == ("tokenizer", "prior")
+        early = (actual, kind) == ("tokenizer", "prior")
         first = f"; train one first: slicebook train generator {path.parent}" if early else ""
-        raise CheckpointError(f"{path}: holds a {found}, wanted a {kind}{first}")
+        raise CheckpointError(f"{path}: holds a {actual}, wanted a {kind}{first}")
     try:
         info = record.model_validate(raw)
     except ValidationError as error:
@@ -251,9 +251,9 @@ def find_prior(where: Path) -> Path:
     Raises:
         CheckpointError: There is none; the message says what to run first.
     """
-    found = _prior_in(where)
-    if found is not None:
-        return found
+    path = _prior_in(where)
+    if path is not None:
+        return path
     find_model(where)  # without a tokenizer, that comes first
     raise CheckpointError(
         f"{where}: holds no prior yet; train one first: slicebook train generator {where} (or slicebook demo)"
@@ -262,8 +262,8 @@ def find_prior(where: Path) -> Path:
 
 def has_prior(where: Path) -> bool:
     """Return whether a folder of a run or demo holds a prior beside its tokenizer."""
-    found = _prior_in(where)
-    return found is not None and found != find_model(where)
+    path = _prior_in(where)
+    return path is not None and path != find_model(where)
 
 
 def is_prior(where: Path) -> bool:

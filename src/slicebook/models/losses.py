@@ -120,9 +120,9 @@ def compare(
 
 
 def _by_label(
-    amounts: Float[Tensor, "b h w"], places: Int64[Tensor, "b h w"], count: int
+    amounts: Float[Tensor, "b h w"], labels: Int64[Tensor, "b h w"], count: int
 ) -> Float[Tensor, " count"]:
-    return amounts.new_zeros(count).index_add(0, places.flatten(), amounts.flatten())
+    return amounts.new_zeros(count).index_add(0, labels.flatten(), amounts.flatten())
 
 
 def _dice(

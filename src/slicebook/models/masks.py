@@ -34,11 +34,11 @@ def _places(labels: UInt8[Tensor, "b h w"], values: Sequence[int]) -> Int64[Tens
     """Return where in `values` each pixel's label stands."""
     table = torch.full((256,), -1, device=labels.device)
     table[torch.tensor(values, device=labels.device)] = torch.arange(len(values), device=labels.device)
-    found = table[labels.long()]
-    if (found < 0).any():
-        unknown = sorted(set(labels[found < 0].tolist()))
+    channels = table[labels.long()]
+    if (channels < 0).any():
+        unknown = sorted(set(labels[channels < 0].tolist()))
         raise DataError(
             f"label {', '.join(map(str, unknown))} in a mask; known are {', '.join(map(str, values))}: "
             "use masks with the labels of the training, or train anew"
         )
-    return found
+    return channels

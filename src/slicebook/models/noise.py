@@ -129,7 +129,7 @@ def fit_noise_model(
     contrasts: list[Tensor] = []
     rebuilt_forms: list[Tensor] = []
     # Sums over many millions of pixels: float32 stops counting at 2^24.
-    power, places = torch.zeros(2, INTENSITIES, dtype=torch.float64)
+    power, counts = torch.zeros(2, INTENSITIES, dtype=torch.float64)
     side = 2 * REACH + 1
     products, both = torch.zeros(2, side, side, dtype=torch.float64)
     for images, rebuilt in pairs:
@@ -145,7 +145,7 @@ def fit_noise_model(
         noise = (images - mean) / scale * flat
         at = _intensity(mean)
         power.index_add_(0, at, noise.square().flatten().double())
-        places.index_add_(0, at, flat.flatten().double())
+        counts.index_add_(0, at, flat.flatten().double())
         for down in range(side):
             for right in range(side):
                 moved = (down - REACH, right - REACH)
@@ -163,7 +163,7 @@ def fit_noise_model(
         known=(float(contrast.min()), float(contrast.max())),
         bounds=(float(level.min()), float(level.max())),
         deviations=tuple(left.quantile(torch.linspace(0, 1, QUANTILES, dtype=left.dtype)).tolist()),
-        spread=_by_intensity(power, places),
+        spread=_by_intensity(power, counts),
         drawn=drawn,
         correlation=tuple(tuple(row) for row in correlation.tolist()),
     )
@@ -173,15 +173,15 @@ def _texture(
     drawings: Iterable[Float[Tensor, "_ 1 _ _"]], strength: float, level: float
 ) -> tuple[float, ...]:
     """Return the texture of drawings by intensity, where a slice with noise of `level` would be flat."""
-    power, places = torch.zeros(2, INTENSITIES, dtype=torch.float64)
+    power, counts = torch.zeros(2, INTENSITIES, dtype=torch.float64)
     for images in drawings:
         images = images.float()
         mean, variance = _moments(images)
         flat = (variance + level**2 < (strength * level) ** 2).float()
         at = _intensity(mean)
         power.index_add_(0, at, ((images - mean) * flat).square().flatten().double())
-        places.index_add_(0, at, flat.flatten().double())
-    return _by_intensity(power, places)
+        counts.index_add_(0, at, flat.flatten().double())
+    return _by_intensity(power, counts)
 
 
 def _line(x: Float[Tensor, " n"], y: Float[Tensor, " n"]) -> tuple[float, float, Float[Tensor, " n"]]:
@@ -197,12 +197,12 @@ def _intensity(means: Float[Tensor, "b 1 h w"]) -> Int64[Tensor, " n"]:
     return ((means + 1) / 2 * (INTENSITIES - 1)).round().long().clamp(0, INTENSITIES - 1).flatten()
 
 
-def _by_intensity(power: Float[Tensor, " k"], places: Float[Tensor, " k"]) -> tuple[float, ...]:
+def _by_intensity(power: Float[Tensor, " k"], counts: Float[Tensor, " k"]) -> tuple[float, ...]:
     """Return standard deviations; where there is too little to measure, between those of the neighbours."""
-    known = (places > ENOUGH * places.sum()).numpy()
-    found = np.sqrt((power / places.clamp(min=1)).numpy())
+    known = (counts > ENOUGH * counts.sum()).numpy()
+    deviations = np.sqrt((power / counts.clamp(min=1)).numpy())
     at = np.arange(INTENSITIES)
-    return tuple((np.interp(at, at[known], found[known]) if known.any() else found).tolist())
+    return tuple((np.interp(at, at[known], deviations[known]) if known.any() else deviations).tolist())
 
 
 def _generator(seed: int) -> np.random.Generator:

@@ -107,7 +107,7 @@ class Prior(nn.Module):
     ) -> Tensor:
         """Return the features of the steps that a transformer predicts: [b, end - begin, width]."""
         begin, end = layout.starts[transformer.first], layout.starts[transformer.stages[-1] + 1]
-        positions, centres = layout.places, layout.centres
+        positions, centres = layout.positions, layout.centres
         embeddings, queries = [], []
         for stage in range(transformer.stages[-1] + 1):
             order = orders[:, layout.slice_of(stage)]

@@ -14,9 +14,9 @@ from slicebook.models.prior import Prior
 from slicebook.models.sequence import SequenceLayout, draw_orders, stage_windows
 from slicebook.models.transformer import Conditions, KVCache, PriorTransformer
 
-# A matrix product of another height may round otherwise, and one token that falls otherwise changes all after
-# it. So the network always sees this many rows, whatever the batch; the last group is filled up.
-GROUP = 16
+# A matrix product with another number of rows may round differently, and one different token changes all
+# later ones. So the network always sees this many rows; the last batch is filled up.
+SAMPLING_BATCH = 16
 AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
@@ -56,8 +56,8 @@ def sample(
     conditions: Conditions,
     settings: SamplingSettings | None = None,
     *,
-    given: Int64[Tensor, "b n"] | None = None,
-    keep: Bool[Tensor, "b n"] | None = None,
+    known_tokens: Int64[Tensor, "b n"] | None = None,
+    known_mask: Bool[Tensor, "b n"] | None = None,
     precision: str = "32-true",
     progress: Callable[[int, int], None] | None = None,
 ) -> Int64[Tensor, "b n"]:
@@ -69,8 +69,8 @@ def sample(
         seeds: One per sample; a sample depends on its own seed alone.
         conditions: One per sample.
         settings: Temperature, top-p and guidance.
-        given: Known tokens, for inpainting.
-        keep: Which of the given tokens to keep; the others are sampled conditioned on them.
+        known_tokens: Known tokens, for inpainting.
+        known_mask: True where `known_tokens` are kept; the others are sampled conditioned on them.
         precision: One of `devices.PRECISIONS` of the prior's device. Samples of another precision differ.
         progress: Called with the number of finished samples and of all samples.
 
@@ -79,30 +79,30 @@ def sample(
     """
     settings = settings or SamplingSettings()
     device = next(prior.parameters()).device
-    found = []
-    for start in range(0, len(seeds), GROUP):
-        chosen = [min(start + row, len(seeds) - 1) for row in range(GROUP)]
+    samples = []
+    for start in range(0, len(seeds), SAMPLING_BATCH):
+        chosen = [min(start + row, len(seeds) - 1) for row in range(SAMPLING_BATCH)]
         rows = torch.tensor(chosen)
-        group = _Group(
+        batch = _SampleBatch(
             prior,
             layout,
             [seeds[row] for row in chosen],
             conditions[rows].to(device),
             settings,
-            None if given is None else given.cpu()[rows],
-            None if keep is None else keep.cpu()[rows],
+            None if known_tokens is None else known_tokens.cpu()[rows],
+            None if known_mask is None else known_mask.cpu()[rows],
         )
         with torch.autocast(device.type, AUTOCAST.get(precision), enabled=precision in AUTOCAST):
-            tokens = group.draw()
-        done = min(start + GROUP, len(seeds))
-        found.append(tokens[: done - start])
+            tokens = batch.draw()
+        done = min(start + SAMPLING_BATCH, len(seeds))
+        samples.append(tokens[: done - start])
         if progress:
             progress(done, len(seeds))
-    return torch.cat(found) if found else torch.empty(0, layout.starts[-1], dtype=torch.int64)
+    return torch.cat(samples) if samples else torch.empty(0, layout.starts[-1], dtype=torch.int64)
 
 
-class _Group:
-    """Samples of one batch."""
+class _SampleBatch:
+    """State of the samples of a batch."""
 
     def __init__(
         self,
@@ -111,23 +111,25 @@ class _Group:
         seeds: Sequence[int],
         conditions: Conditions,
         settings: SamplingSettings,
-        given: Int64[Tensor, "b n"] | None,
-        keep: Bool[Tensor, "b n"] | None,
+        known_tokens: Int64[Tensor, "b n"] | None,
+        known_mask: Bool[Tensor, "b n"] | None,
     ) -> None:
         device = next(prior.parameters()).device
         self.prior, self.layout, self.settings = prior, layout.to(device), settings
         orders, uniforms = [], []
         for row, seed in enumerate(seeds):
             generator = torch.Generator().manual_seed(seed)
-            orders.append(draw_orders(layout, 1, generator, None if keep is None else keep[row : row + 1]))
+            orders.append(
+                draw_orders(layout, 1, generator, None if known_mask is None else known_mask[row : row + 1])
+            )
             uniforms.append(torch.rand(1, layout.starts[-1], generator=generator))
         self.orders = torch.cat(orders).to(device)
         self.uniforms = torch.cat(uniforms).to(device)
         sizes = torch.cat([torch.full((len(stage),), stage.size) for stage in layout.stages])
-        self.tokens = sizes.repeat(len(seeds), 1).to(device)  # each reads 'unknown'
-        self.given = None if given is None else given.to(device)
-        self.keep = None if keep is None else keep.to(device)
-        # With guidance each sample runs twice, the second time with nothing known of it.
+        self.tokens = sizes.repeat(len(seeds), 1).to(device)  # all unknown
+        self.known_tokens = None if known_tokens is None else known_tokens.to(device)
+        self.known_mask = None if known_mask is None else known_mask.to(device)
+        # With guidance each sample runs twice, the second time without conditions.
         self.copies = 2 if settings.guidance else 1
         self.conditions = conditions
         if self.copies == 2:
@@ -136,7 +138,7 @@ class _Group:
                 torch.cat([conditions.position, unknown.position]),
                 torch.cat([conditions.group, unknown.group]),
             )
-        self.places, self.centres = self.layout.places, self.layout.centres
+        self.positions, self.centres = self.layout.positions, self.layout.centres
 
     def draw(self) -> Int64[Tensor, "b n"]:
         for transformer in self.prior.transformers:
@@ -150,7 +152,7 @@ class _Group:
         count = len(orders) * self.copies
         caches = [KVCache(count, transformer.width, end, like=condition) for _ in transformer.blocks]
         if begin:
-            context = torch.cat(  # [copies * b, begin, width]: content of all earlier stages
+            context = torch.cat(  # [copies * b, begin, width]: tokens of all earlier grids
                 [
                     self._embed(transformer, stage, orders[:, layout.slice_of(stage)])
                     for stage in range(transformer.first)
@@ -164,13 +166,13 @@ class _Group:
         for stage in transformer.stages:
             part = layout.slice_of(stage)
             for step in range(part.start, part.stop):
-                place = orders[:, step : step + 1]
-                query_centres = self._repeat_for_guidance(self.centres[place])
-                windows = stage_windows(layout, stage, self.tokens, None, place - part.start)
+                index = orders[:, step : step + 1]
+                query_centres = self._repeat_for_guidance(self.centres[index])
+                windows = stage_windows(layout, stage, self.tokens, None, index - part.start)
                 query = transformer.query_embedding(
                     stage,
                     [self._repeat_for_guidance(w) for w in windows],
-                    self._repeat_for_guidance(self.places[place]),
+                    self._repeat_for_guidance(self.positions[index]),
                 )
                 key_centres = (
                     query_centres if before is None else self._repeat_for_guidance(self.centres[before])
@@ -178,21 +180,21 @@ class _Group:
                 x = transformer.forward_blocks(
                     previous + query + condition, query_centres, key_centres, caches
                 )
-                self._sample_token(transformer.logits(stage, x)[:, 0], place, stage)
-                previous, before = self._embed(transformer, stage, place), place
+                self._sample_token(transformer.logits(stage, x)[:, 0], index, stage)
+                previous, before = self._embed(transformer, stage, index), index
 
-    def _embed(self, transformer: PriorTransformer, stage: int, places: Tensor) -> Tensor:
+    def _embed(self, transformer: PriorTransformer, stage: int, indices: Tensor) -> Tensor:
         return transformer.token_embedding(
             stage,
-            self._repeat_for_guidance(self.tokens.gather(1, places)),
-            self._repeat_for_guidance(self.places[places]),
+            self._repeat_for_guidance(self.tokens.gather(1, indices)),
+            self._repeat_for_guidance(self.positions[indices]),
         )
 
     def _repeat_for_guidance(self, values: Tensor) -> Tensor:
         return values.repeat(self.copies, *[1] * (values.ndim - 1)) if self.copies == 2 else values
 
     def _sample_token(
-        self, logits: Float[Tensor, "copies_b k"], place: Int64[Tensor, "b 1"], stage: int
+        self, logits: Float[Tensor, "copies_b k"], index: Int64[Tensor, "b 1"], stage: int
     ) -> None:
         """Sample one token per sample and store it."""
         if self.copies == 2:
@@ -200,10 +202,10 @@ class _Group:
             logits = conditional + self.settings.guidance * (conditional - unconditional)
         last = stage == len(self.layout.stages) - 1
         temperature = self.settings.fine_temperature if last else self.settings.temperature
-        chosen = _sample_top_p(logits / temperature, self.uniforms.gather(1, place), self.settings.top_p)
-        if self.keep is not None and self.given is not None:
-            chosen = torch.where(self.keep.gather(1, place), self.given.gather(1, place), chosen)
-        self.tokens.scatter_(1, place, chosen)
+        chosen = _sample_top_p(logits / temperature, self.uniforms.gather(1, index), self.settings.top_p)
+        if self.known_mask is not None and self.known_tokens is not None:
+            chosen = torch.where(self.known_mask.gather(1, index), self.known_tokens.gather(1, index), chosen)
+        self.tokens.scatter_(1, index, chosen)
 
 
 def _sample_top_p(

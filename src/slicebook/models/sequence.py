@@ -19,7 +19,7 @@ from torch.nn import functional
 from slicebook.models.masks import labels_from, one_hot
 from slicebook.models.tokenizer import Tokenizer
 
-NEIGHBOUR_RADIUS = 2  # places to each side from which drawn tokens of the same stage are read directly
+NEIGHBOUR_RADIUS = 2  # positions to each side from which drawn tokens of the same stage are read directly
 PARENT_RADIUS = 1  # the same in coarser stages, around the place over the one asked about
 
 
@@ -59,7 +59,7 @@ class SequenceLayout:
         stages: The grids, in the order of prediction.
         starts: Index of the first token of each grid, then the number of all tokens.
         centres: Centre of each token, row and column in pixels.
-        places: The same as fractions of the slice.
+        positions: The same as fractions of the slice.
         around: For each grid, per token the indices of its neighbours in the same grid; len(grid) if outside.
         above: For each grid and each coarser one, the same for the window around the parent.
     """
@@ -67,7 +67,7 @@ class SequenceLayout:
     stages: tuple[TokenGrid, ...]
     starts: tuple[int, ...]
     centres: Float[Tensor, "n 2"]
-    places: Float[Tensor, "n 2"]
+    positions: Float[Tensor, "n 2"]
     around: tuple[Int64[Tensor, "_ _"], ...]
     above: tuple[tuple[Int64[Tensor, "_ _"], ...], ...]
 
@@ -83,18 +83,18 @@ class SequenceLayout:
 @lru_cache(maxsize=32)
 def sequence_layout(stages: tuple[TokenGrid, ...]) -> SequenceLayout:
     """Make the tables of a sequence of grids."""
-    starts, centres, places = [0], [], []
+    starts, centres, positions = [0], [], []
     for stage in stages:
         starts.append(starts[-1] + len(stage))
         row, column = (axis.flatten() for axis in _axes(stage))
         centres.append((torch.stack([row, column], 1) + 0.5) * stage.stride)
-        places.append((torch.stack([row, column], 1) + 0.5) / torch.tensor([stage.rows, stage.columns]))
+        positions.append((torch.stack([row, column], 1) + 0.5) / torch.tensor([stage.rows, stage.columns]))
     around = tuple(_window(stage, stage, NEIGHBOUR_RADIUS) for stage in stages)
     above = tuple(
         tuple(_window(stage, coarser, PARENT_RADIUS) for coarser in stages[:index])
         for index, stage in enumerate(stages)
     )
-    return SequenceLayout(stages, tuple(starts), torch.cat(centres), torch.cat(places), around, above)
+    return SequenceLayout(stages, tuple(starts), torch.cat(centres), torch.cat(positions), around, above)
 
 
 @lru_cache(maxsize=32)
@@ -104,7 +104,7 @@ def _copy_to(stages: tuple[TokenGrid, ...], device: torch.device) -> SequenceLay
         return replace(
             layout,
             centres=layout.centres.to(device),
-            places=layout.places.to(device),
+            positions=layout.positions.to(device),
             around=tuple(table.to(device) for table in layout.around),
             above=tuple(tuple(table.to(device) for table in tables) for tables in layout.above),
         )
@@ -120,8 +120,8 @@ def _window(stage: TokenGrid, of: TokenGrid, radius: int) -> Int64[Tensor, "_ _"
     steps = torch.arange(-radius, radius + 1)
     down, right = (axis.flatten() for axis in torch.meshgrid(steps, steps, indexing="ij"))
     if stage is of:  # a place knows nothing of itself
-        keep = (down != 0) | (right != 0)
-        down, right = down[keep], right[keep]
+        others = (down != 0) | (right != 0)
+        down, right = down[others], right[others]
     rows, columns = row[:, None] + down, column[:, None] + right
     inside = (rows >= 0) & (rows < of.rows) & (columns >= 0) & (columns < of.columns)
     return torch.where(inside, rows * of.columns + columns, len(of))

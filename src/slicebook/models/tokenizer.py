@@ -105,13 +105,13 @@ class Tokenizer(nn.Module):
         features = self.network.features(self.pad(images))
         for level in reversed(range(self.levels)):
             latents = self.network.latents(level, features[level], context)
-            found = self.codebook(level)(_to_vectors(latents), reset_dead_codes=reset_dead_codes)
-            vectors = _to_map(found.vectors, latents.shape)
+            quantized = self.codebook(level)(_to_vectors(latents), reset_dead_codes=reset_dead_codes)
+            vectors = _to_map(quantized.vectors, latents.shape)
             if dropped_levels is not None:
                 vectors = torch.where(dropped_levels[level][:, None, None, None], self._mean(level), vectors)
             context = self.network.decode_level(level, context, vectors)
-            tokens.insert(0, found.tokens.view(len(latents), *latents.shape[-2:]))
-            commitment = commitment + found.commitment
+            tokens.insert(0, quantized.tokens.view(len(latents), *latents.shape[-2:]))
+            commitment = commitment + quantized.commitment
         drawn = self.unpad(self.network.image(context), images.shape[-2:])
         return Reconstruction(drawn, tuple(tokens), commitment)
 
@@ -185,12 +185,12 @@ class Tokenizer(nn.Module):
         In training mode, as the first steps will be: batch norm scales the latents by their batch.
         """
         for level in reversed(range(self.levels)):
-            found = []
+            vectors = []
             for batch in torch.split(images, INIT_BATCH):
                 levels = itertools.islice(self._encode_levels(batch), self.levels - level)
                 *_, (latents, _) = levels
-                found.append(_to_vectors(latents))
-            self.codebook(level).init_from_kmeans(torch.cat(found), generator)
+                vectors.append(_to_vectors(latents))
+            self.codebook(level).init_from_kmeans(torch.cat(vectors), generator)
 
     def codebook(self, level: int) -> Quantizer:
         """The codebook of a level."""
@@ -278,10 +278,10 @@ class Tokenizer(nn.Module):
         return tokens.to(next(self.parameters()).device, torch.int64)
 
     def _check(self, tokens: Sequence[Tensor], size: tuple[int, int]) -> None:
-        found = tuple(tuple(grid.shape[-2:]) for grid in tokens)
-        if found != self.grids(size):
+        grids = tuple(tuple(grid.shape[-2:]) for grid in tokens)
+        if grids != self.grids(size):
             raise ShapeError(
-                f"token grids {found} do not fit a slice of {size[0]}×{size[1]} pixels: "
+                f"token grids {grids} do not fit a slice of {size[0]}×{size[1]} pixels: "
                 f"wanted {self.grids(size)}, finest first"
             )
         if len({len(grid) for grid in tokens}) > 1:

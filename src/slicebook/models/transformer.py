@@ -191,15 +191,16 @@ class PriorTransformer(nn.Module):
         return position + group
 
     def token_embedding(
-        self, stage: int, tokens: Int64[Tensor, "b n"], places: Float[Tensor, "b n 2"]
+        self, stage: int, tokens: Int64[Tensor, "b n"], positions: Float[Tensor, "b n 2"]
     ) -> Tensor:
         """Embed known tokens with their positions."""
-        where = self.places(_waves(places).flatten(-2)).chunk(2, -1)[0]
-        said: Tensor = self.contents[stage](self.tokens[stage](tokens)) + where + self.stage.weight[stage]
-        return said
+        where = self.places(_waves(positions).flatten(-2)).chunk(2, -1)[0]
+        content = self.contents[stage](self.tokens[stage](tokens))
+        embedding: Tensor = content + where + self.stage.weight[stage]
+        return embedding
 
     def query_embedding(
-        self, stage: int, windows: Sequence[Int64[Tensor, "b n _"]], places: Float[Tensor, "b n 2"]
+        self, stage: int, windows: Sequence[Int64[Tensor, "b n _"]], positions: Float[Tensor, "b n 2"]
     ) -> Tensor:
         """Embed the position to predict, with the tokens in the window around it and around its parents.
 
@@ -209,7 +210,7 @@ class PriorTransformer(nn.Module):
         seen = [self.tokens[stage](around)] + [
             self.tokens[coarser](window) for coarser, window in enumerate(above)
         ]
-        where = self.places(_waves(places).flatten(-2)).chunk(2, -1)[1]
+        where = self.places(_waves(positions).flatten(-2)).chunk(2, -1)[1]
         local = self.windows[stage - self.first](torch.cat([part.flatten(2) for part in seen], -1))
         query_centres: Tensor = local + where + self.stage.weight[stage]
         return query_centres

@@ -31,7 +31,7 @@ from slicebook.io.tensors import State, hash_tensors, load_kept, load_state, sav
 from slicebook.models.checkpoint import Kind, LoadedPrior, LoadedTokenizer, load_tokenizer, save_tokenizer
 from slicebook.models.losses import loss
 from slicebook.models.noise import denoise
-from slicebook.models.sampling import GROUP, sample
+from slicebook.models.sampling import SAMPLING_BATCH, sample
 from slicebook.models.tokenizer import Reconstruction, Tokenizer
 from slicebook.training.progress import Display
 from slicebook.training.run import DEFAULT_OPTIONS, TrainingOptions, hold_run, open_run, restart_run
@@ -161,16 +161,16 @@ class DecoderGAN(nn.Module):
         Once settled it stays: a proportion kept in every step (Esser et al. 2021, eq. 7) would amplify a
         discriminator that has nothing to say.
         """
-        found = reconstruction_grad.norm() / adversarial_grad.norm().clamp(min=1e-12)
-        mean = self.adaptive_weight if settled else self.adaptive_weight ** (1 - SETTLING) * found**SETTLING
+        ratio = reconstruction_grad.norm() / adversarial_grad.norm().clamp(min=1e-12)
+        mean = self.adaptive_weight if settled else self.adaptive_weight ** (1 - SETTLING) * ratio**SETTLING
         # In place: several processes share the buffer that they began with.
-        self.adaptive_weight.copy_(torch.where(self.adaptive_weight > 0, mean, found))
+        self.adaptive_weight.copy_(torch.where(self.adaptive_weight > 0, mean, ratio))
 
 
 class DecoderObjective:
     """The training step of a last decoder: tokens, a drawing of them, and two judges."""
 
-    best: str | None = None
+    monitor: str | None = None
 
     def __init__(
         self,
@@ -194,7 +194,7 @@ class DecoderObjective:
         self.data = data
         self.fabric = fabric
 
-    def groups(self) -> list[dict[str, Any]]:
+    def param_groups(self) -> list[dict[str, Any]]:
         """Return the decoder's parameters, and the discriminator's, which learn faster."""
         return [
             {"params": list(self.adversaries.learner.pixel_decoder()), "lr_scale": 1.0},
@@ -261,7 +261,7 @@ def draw_samples(
     if rows is None:
         rows = {}
         for kind in loaded.info.slices:
-            share = max(GROUP, round(count * kind.slices / len(train)))
+            share = max(SAMPLING_BATCH, round(count * kind.slices / len(train)))
             display.say(f"{share} samples of {kind.rows}×{kind.columns}, for the decoder to learn from")
             alike = [r for r in train.records if (r.rows, r.columns) == (kind.rows, kind.columns)]
             chosen = np.random.default_rng(FIRST_SEED).integers(0, len(alike), share)

@@ -29,9 +29,9 @@ class EMAModel(nn.Module):
         self.learner = prior
         self.average = copy.deepcopy(prior).requires_grad_(False)
 
-    def forward(self, ask: Callable[[nn.Module], Tensor], averaged: bool) -> Tensor:
-        """Call one of the two. As a function, because Fabric would cast position arguments to bf16."""
-        return ask(self.average if averaged else self.learner)
+    def forward(self, predict: Callable[[nn.Module], Tensor], averaged: bool) -> Tensor:
+        """Apply a function to one of the two. Fabric would cast tensors among the arguments to bf16."""
+        return predict(self.average if averaged else self.learner)
 
 
 class PriorObjective:
@@ -41,25 +41,25 @@ class PriorObjective:
         prior: Untrained.
         config: Of the training.
         fabric: The device.
-        keep: Writes the model to share, given its path, weights, progress and scores.
+        save_model: Writes the model to share, given its path, weights, progress and scores.
     """
 
-    best: str | None = "likelihood"
+    monitor: str | None = "likelihood"
 
     def __init__(
         self,
         prior: Prior,
         config: PriorTrainingConfig,
         fabric: Fabric,
-        keep: Callable[[Path, Prior, Progress, Mapping[str, float]], None],
+        save_model: Callable[[Path, Prior, Progress, Mapping[str, float]], None],
     ) -> None:
         self.pair = EMAModel(prior)
         self.module: nn.Module = self.pair  # the loop puts its wrapped form here
         self.config = config
         self.fabric = fabric
-        self.keep = keep
+        self.save_model = save_model
 
-    def groups(self) -> list[dict[str, Any]]:
+    def param_groups(self) -> list[dict[str, Any]]:
         """Return the trained parameters."""
         return [{"params": list(self.pair.learner.parameters()), "lr_scale": 1.0}]
 
@@ -76,11 +76,11 @@ class PriorObjective:
         input_tokens = corrupt_tokens(batch.layout, tokens, self.config.token_corruption, draw)
         conditions = drop_conditions(batch.conditions, self.config.condition_dropout, draw)
 
-        def ask(prior: nn.Module) -> Tensor:
-            found: Tensor = prior(batch.layout, tokens, orders, conditions, input_tokens)
-            return found
+        def predict(prior: nn.Module) -> Tensor:
+            losses: Tensor = prior(batch.layout, tokens, orders, conditions, input_tokens)
+            return losses
 
-        losses = self.module(ask, averaged=False)
+        losses = self.module(predict, averaged=False)
         # Each trunk has its own mean: the finest stage, with nearly all the tokens, would drown the others.
         first = batch.layout.starts[-2]
         coarse = losses[:, :first].mean() if first else losses.new_zeros(())
@@ -91,11 +91,11 @@ class PriorObjective:
         draw = torch.Generator().manual_seed(self.config.seed + int(batch.indices[0]))
         orders = draw_orders(batch.layout, len(batch), draw).to(batch.tokens.device)
 
-        def ask(prior: nn.Module) -> Tensor:
-            found: Tensor = prior(batch.layout, batch.tokens, orders, batch.conditions)
-            return found
+        def predict(prior: nn.Module) -> Tensor:
+            losses: Tensor = prior(batch.layout, batch.tokens, orders, batch.conditions)
+            return losses
 
-        losses = self.module(ask, averaged=True)
+        losses = self.module(predict, averaged=True)
         images = losses[:, _images_from(batch.layout) :]
         finest = batch.layout.stages[-1]
         pixels = len(finest) * finest.stride**2
@@ -115,7 +115,7 @@ class PriorObjective:
 
     def save(self, path: Path, progress: Progress, scores: Mapping[str, float]) -> None:
         """Write the averaged weights, with the tokenizers."""
-        self.keep(path, self.pair.average, progress, scores)
+        self.save_model(path, self.pair.average, progress, scores)
 
 
 def corrupt_tokens(
@@ -156,11 +156,11 @@ def drop_masks(
 
 def _by_stage(layout: SequenceLayout, losses: Float[Tensor, "b n"]) -> dict[str, Tensor]:
     """Mean nats/token of each grid, without unknown tokens, whose loss is exactly 0."""
-    found = {}
+    nats = {}
     for index, stage in enumerate(layout.stages):
         part = losses[:, layout.slice_of(index)]
-        found[f"nats_{stage.name}"] = part.sum() / (part != 0).sum().clamp(min=1)
-    return found
+        nats[f"nats_{stage.name}"] = part.sum() / (part != 0).sum().clamp(min=1)
+    return nats
 
 
 def _images_from(layout: SequenceLayout) -> int:

@@ -53,14 +53,14 @@ class Display:
 
     def begin(self, fraction: float, *, again: bool) -> None:
         """Start the clock of the time left at a fraction done."""
-        self.began, self.from_fraction = time.perf_counter(), fraction
+        self.started, self.from_fraction = time.perf_counter(), fraction
         if again:
             self.say(f"{self.run}: going on at {fraction:.0%}")
 
     def trained(self, epoch: int, fraction: float, scores: Mapping[str, float]) -> None:
         """Show the means of the epoch so far."""
         done = max(fraction - self.from_fraction, 1e-9)
-        left = (time.perf_counter() - self.began) / done * (1 - fraction)
+        left = (time.perf_counter() - self.started) / done * (1 - fraction)
         text = f"{_line(scores)}  {left // 60:.0f}:{left % 60:02.0f} left"
         self.bar.update(self.task, completed=fraction, epoch=f"epoch {epoch + 1}", scores=text)
 
@@ -74,16 +74,16 @@ class Display:
 
 def _line(scores: Mapping[str, float]) -> str:
     parts = []
-    for place in ("", "train_", "validation_"):
-        found = [
-            f"{name} {scores[place + name]:.4f}"
+    for prefix in ("", "train_", "validation_"):
+        metrics = [
+            f"{name} {scores[prefix + name]:.4f}"
             for name in ("loss", "ssim", "dice", "sharpness")
-            if place + name in scores
+            if prefix + name in scores
         ]
-        nats = [f"{scores[name]:.2f}" for name in scores if name.startswith(f"{place}nats_")]
-        found += [f"nats a token {' '.join(nats)}"] if nats else []
-        if found:
-            parts.append(" ".join([*([place[:-1]] if place else []), *found]))
+        nats = [f"{scores[name]:.2f}" for name in scores if name.startswith(f"{prefix}nats_")]
+        metrics += [f"nats per token {' '.join(nats)}"] if nats else []
+        if metrics:
+            parts.append(" ".join([*([prefix[:-1]] if prefix else []), *metrics]))
     usage = [f"{value:.0%}" for name, value in sorted(scores.items()) if name.startswith("usage_")]
     if usage:
         parts.append(f"codes in use {' '.join(usage)}")

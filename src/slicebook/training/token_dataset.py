@@ -101,7 +101,7 @@ def encode_slices(
     sizes: dict[tuple[int, int], list[int]] = defaultdict(list)
     for index, record in enumerate(slices.records):
         sizes[record.rows, record.columns].append(index)
-    found: list[TokenSet] = []
+    token_sets: list[TokenSet] = []
     done = 0
     for number, (size, indices) in enumerate(sizes.items()):
         layout = joint_tokenizer.layout(size)
@@ -126,8 +126,8 @@ def encode_slices(
         records = [slices.records[index] for index in indices]
         tokens = torch.cat(rows) if known is None else known[number]
         conditions = conditions_of(records, classes)
-        found.append(TokenSet(size, layout, tokens, conditions, torch.tensor(indices)))
-    return found
+        token_sets.append(TokenSet(size, layout, tokens, conditions, torch.tensor(indices)))
+    return token_sets
 
 
 def conditions_of(records: Sequence[SliceRecord], classes: Sequence[str]) -> Conditions:
@@ -155,8 +155,8 @@ class _Change:
         wide = functional.pad(images.float(), (self.margin,) * 4, mode="replicate").to(images.dtype)
         return torch.stack(
             [
-                one[..., self.margin - down :, self.margin - right :][..., :rows, :columns]
-                for one, (down, right) in zip(wide, self.steps.tolist(), strict=True)
+                image[..., self.margin - down :, self.margin - right :][..., :rows, :columns]
+                for image, (down, right) in zip(wide, self.steps.tolist(), strict=True)
             ]
         )
 
@@ -170,8 +170,8 @@ def _masks(
         return None, masked
     shape = (slices.records[part[0]].rows, slices.records[part[0]].columns)
     blank = torch.full(shape, joint_tokenizer.masks.config.label_values[0], dtype=torch.uint8)
-    found = [slices.labels(i) if there else blank for i, there in zip(part, masked.tolist(), strict=True)]
-    return torch.stack(found)[:, None], masked
+    masks = [slices.labels(i) if there else blank for i, there in zip(part, masked.tolist(), strict=True)]
+    return torch.stack(masks)[:, None], masked
 
 
 def _forget(tokens: Int64[Tensor, "b n"], layout: SequenceLayout, masked: Bool[Tensor, " b"]) -> Tensor:
@@ -205,8 +205,9 @@ class TokenBatches:
         world_size: int = 1,
     ) -> None:
         self.sets, self.shuffle, self.seed, self.epoch = sets, shuffle, seed, 0
-        self.ends = np.cumsum([len(one) for one in sets]).tolist()
-        groups = [list(range(end - len(one), end)) for end, one in zip(self.ends, sets, strict=True)]
+        self.ends = np.cumsum([len(token_set) for token_set in sets]).tolist()
+        starts = [0, *self.ends[:-1]]
+        groups = [list(range(start, end)) for start, end in zip(starts, self.ends, strict=True)]
         self.order = BatchOrder(groups, batch_size, shuffle, seed, rank, world_size)
 
     def set_epoch(self, epoch: int) -> None:
@@ -215,7 +216,7 @@ class TokenBatches:
 
     @property
     def repeated(self) -> int:
-        """Batches of an epoch that come twice, so that every process takes the same number of steps."""
+        """Number of batches repeated per epoch, so that every process takes the same number of steps."""
         return self.order.repeated
 
     def __len__(self) -> int:
@@ -223,12 +224,15 @@ class TokenBatches:
 
     def __iter__(self) -> Iterator[TokenBatch]:
         draw = np.random.default_rng([self.seed, self.epoch, 1])
-        forms = {id(one): draw.integers(0, one.tokens.shape[1], len(one)) for one in self.sets}
-        for chosen in self.order:
-            which = bisect_right(self.ends, chosen[0])
-            one = self.sets[which]
-            rows = torch.tensor(chosen) - (self.ends[which] - len(one))
-            form = torch.from_numpy(forms[id(one)])[rows] * int(self.shuffle)
+        views = [draw.integers(0, token_set.tokens.shape[1], len(token_set)) for token_set in self.sets]
+        for indices in self.order:
+            which = bisect_right(self.ends, indices[0])
+            token_set = self.sets[which]
+            rows = torch.tensor(indices) - (self.ends[which] - len(token_set))
+            view = torch.from_numpy(views[which])[rows] * int(self.shuffle)
             yield TokenBatch(
-                one.layout, one.tokens[rows, form].long(), one.conditions[rows], one.indices[rows]
+                token_set.layout,
+                token_set.tokens[rows, view].long(),
+                token_set.conditions[rows],
+                token_set.indices[rows],
             )

@@ -43,7 +43,7 @@ LOW_USAGE = 0.25
 DICE_WEIGHT = 0.2  # against nats a pixel: enough for the small organs, and the large ones keep their edges
 
 
-class _Judged(nn.Module):
+class _ScoredTokenizer(nn.Module):
     """A tokenizer whose forward pass ends in its scores, so that autocast and DDP see one whole step."""
 
     def __init__(self, tokenizer: Tokenizer, config: LossConfig) -> None:
@@ -51,14 +51,14 @@ class _Judged(nn.Module):
         self.tokenizer = tokenizer
         self.config = config
 
-    def forward(self, images: Tensor, **how: Any) -> dict[str, Tensor]:
+    def forward(self, images: Tensor, **options: Any) -> dict[str, Tensor]:
         """Return loss, SSIM and commitment; the loss carries the gradient."""
-        found = self.tokenizer(images, **how)
-        parts = loss(found, images, self.config)
-        return {"loss": parts.total, "ssim": parts.ssim, "commitment": found.commitment.detach()}
+        output = self.tokenizer(images, **options)
+        parts = loss(output, images, self.config)
+        return {"loss": parts.total, "ssim": parts.ssim, "commitment": output.commitment.detach()}
 
 
-class _JudgedLabels(nn.Module):
+class _ScoredLabelTokenizer(nn.Module):
     """The same for masks, uint8."""
 
     def __init__(self, tokenizer: Tokenizer, config: LossConfig) -> None:
@@ -66,45 +66,45 @@ class _JudgedLabels(nn.Module):
         self.tokenizer = tokenizer
         self.config = config
 
-    def forward(self, masks: Tensor, **how: Any) -> dict[str, Tensor]:
+    def forward(self, masks: Tensor, **options: Any) -> dict[str, Tensor]:
         """Return loss, cross-entropy (nats a pixel), Dice and commitment; the loss carries the gradient."""
         values = self.tokenizer.config.label_values
-        found = self.tokenizer(one_hot(masks[:, 0], values), **how)
-        parts = compare(found.images, masks[:, 0], values)
+        output = self.tokenizer(one_hot(masks[:, 0], values), **options)
+        parts = compare(output.images, masks[:, 0], values)
         with torch.autocast(masks.device.type, enabled=False):
             distance = parts.cross_entropy + DICE_WEIGHT * (1 - parts.soft_dice)
-            total = distance + self.config.commitment * found.commitment.float()
+            total = distance + self.config.commitment * output.commitment.float()
         return {
             "loss": total,
             "cross_entropy": parts.cross_entropy.detach(),
             "dice": parts.dice,
-            "commitment": found.commitment.detach(),
+            "commitment": output.commitment.detach(),
         }
 
 
-class _Reconstructing(ABC):
+class _ReconstructionObjective(ABC):
     """A tokenizer's training step: augment, reconstruct, compare."""
 
-    best: str | None
-    judged: type[nn.Module]
+    monitor: str | None
+    scored: type[nn.Module]
     """The tokenizer with its scores behind it."""
 
     def __init__(self, tokenizer: Tokenizer, recipe: Recipe, data: PreparedData, fabric: Fabric) -> None:
         self.tokenizer = tokenizer
-        self.module = self.judged(tokenizer, recipe.training.loss)  # the loop puts its wrapped form here
+        self.module = self.scored(tokenizer, recipe.training.loss)  # the loop puts its wrapped form here
         self.recipe = recipe
         self.data = data
         self.fabric = fabric
 
     @abstractmethod
-    def entering(self, images: Tensor) -> Tensor:
+    def model_input(self, images: Tensor) -> Tensor:
         """Return a batch as the tokenizer takes it."""
 
     @abstractmethod
     def augmented(self, images: Tensor, config: AugmentConfig, generator: torch.Generator) -> Tensor:
         """Return a batch, changed at random."""
 
-    def groups(self) -> list[dict[str, Any]]:
+    def param_groups(self) -> list[dict[str, Any]]:
         """Return all parameters."""
         return [{"params": list(self.module.parameters()), "lr_scale": 1.0}]
 
@@ -113,15 +113,15 @@ class _Reconstructing(ABC):
         wanted = self.recipe.tokenizer.quantizer.kmeans_slices
         if not wanted:
             return
-        found: list[Tensor] = []
+        images: list[Tensor] = []
         for batch in batches:
-            if not found or batch.images.shape[1:] == found[0].shape[1:]:
-                found.append(batch.images)
-            if sum(map(len, found)) >= wanted:
+            if not images or batch.images.shape[1:] == images[0].shape[1:]:
+                images.append(batch.images)
+            if sum(map(len, images)) >= wanted:
                 break
         generator = torch.Generator().manual_seed(self.recipe.training.seed)
-        first = torch.cat(found)[:wanted].to(self.fabric.device)
-        self.tokenizer.init_from_kmeans(self.entering(first), generator)
+        first = torch.cat(images)[:wanted].to(self.fabric.device)
+        self.tokenizer.init_from_kmeans(self.model_input(first), generator)
 
     def training_step(self, batch: Batch, step: int, fraction: float) -> dict[str, Tensor]:
         """Return the scores of augmented slices, the commitment among them."""
@@ -155,17 +155,17 @@ class _Reconstructing(ABC):
 
     def usage(self) -> dict[str, float]:
         """Return usage and perplexity of each level's training tokens since the last report."""
-        found = {}
+        metrics = {}
         for level in range(self.tokenizer.levels):
             usage = self.tokenizer.codebook(level).usage()
-            found[f"usage_{level}"], found[f"perplexity_{level}"] = usage.utilization, usage.perplexity
-        return found
+            metrics[f"usage_{level}"], metrics[f"perplexity_{level}"] = usage.utilization, usage.perplexity
+        return metrics
 
     def epoch_metrics(self) -> dict[str, float]:
         """Return the usage, warn where it is low, and begin to count anew."""
-        found = self.usage()
+        metrics = self.usage()
         for level in range(self.tokenizer.levels):
-            codebook, used = self.tokenizer.codebook(level), found[f"usage_{level}"]
+            codebook, used = self.tokenizer.codebook(level), metrics[f"usage_{level}"]
             codebook.reset_usage()
             if used < LOW_USAGE:
                 warnings.warn(
@@ -173,7 +173,7 @@ class _Reconstructing(ABC):
                     f"learn from; make tokenizer.codebook_sizes[{level}] smaller or train longer",
                     stacklevel=2,
                 )
-        return found
+        return metrics
 
     def save(self, path: Path, progress: Progress, scores: Mapping[str, float]) -> None:
         """Write `model.safetensors`."""
@@ -182,13 +182,13 @@ class _Reconstructing(ABC):
         save_tokenizer(path, self.tokenizer, self.recipe, made)
 
 
-class TokenizerObjective(_Reconstructing):
+class TokenizerObjective(_ReconstructionObjective):
     """Of slices in [-1, 1], judged by SSIM."""
 
-    best: str | None = "ssim"
-    judged = _Judged
+    monitor: str | None = "ssim"
+    scored = _ScoredTokenizer
 
-    def entering(self, images: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b 1 h w"]:
+    def model_input(self, images: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b 1 h w"]:
         """Return the slices."""
         return images
 
@@ -199,13 +199,13 @@ class TokenizerObjective(_Reconstructing):
         return augment(images, draw_augmentation(config, len(images), generator))
 
 
-class LabelObjective(_Reconstructing):
+class LabelObjective(_ReconstructionObjective):
     """Of label masks, judged by Dice."""
 
-    best: str | None = "dice"
-    judged = _JudgedLabels
+    monitor: str | None = "dice"
+    scored = _ScoredLabelTokenizer
 
-    def entering(self, images: UInt8[Tensor, "b 1 h w"]) -> Float[Tensor, "b c h w"]:
+    def model_input(self, images: UInt8[Tensor, "b 1 h w"]) -> Float[Tensor, "b c h w"]:
         """Return the masks, one-hot."""
         return one_hot(images[:, 0], self.tokenizer.config.label_values)
 

@@ -38,29 +38,29 @@ class Progress:
     """One row of `metrics.csv` a validation."""
 
 
-S = TypeVar("S", bound="Portable")
+B = TypeVar("B", bound="DeviceBatch")
 
 
 @runtime_checkable
-class Portable(Sized, Protocol):
-    """A batch: so many slices, movable to a device."""
+class DeviceBatch(Sized, Protocol):
+    """A batch of slices that can be moved to a device."""
 
-    def to(self: S, device: torch.device) -> S:
+    def to(self: B, device: torch.device) -> B:
         """Move what the device computes with."""
 
 
-P = TypeVar("P", bound=Portable)
-Out = TypeVar("Out", bound=Portable, covariant=True)
-In = TypeVar("In", bound=Portable, contravariant=True)
+P = TypeVar("P", bound=DeviceBatch)
+Out = TypeVar("Out", bound=DeviceBatch, covariant=True)
+In = TypeVar("In", bound=DeviceBatch, contravariant=True)
 
 
 @runtime_checkable
-class Batches(Protocol[Out]):
+class BatchLoader(Protocol[Out]):
     """Batches in an order that depends on the epoch alone."""
 
     @property
     def repeated(self) -> int:
-        """Batches of an epoch that come twice, so that every process takes the same number of steps."""
+        """Number of batches repeated per epoch, so that every process takes the same number of steps."""
 
     def __len__(self) -> int: ...
 
@@ -75,10 +75,10 @@ class Objective(Protocol[In]):
     """What the loop trains: one module, the loss of a batch, and scores."""
 
     module: nn.Module
-    best: str | None
-    """The validation score that chooses the model: the higher the better. None keeps the latest."""
+    monitor: str | None
+    """The validation score by which the best model is kept, higher is better; None keeps the latest model."""
 
-    def groups(self) -> list[dict[str, Any]]:
+    def param_groups(self) -> list[dict[str, Any]]:
         """Return the parameters, as an optimiser takes them; `lr_scale` multiplies the learning rate."""
 
     def setup(self, batches: Iterable[In]) -> None:
@@ -169,13 +169,13 @@ class Trainer(Generic[P]):
         self.progress = Progress()
 
     def __call__(
-        self, training: Batches[P], validation: Batches[P], state: State | None, display: Display
+        self, training: BatchLoader[P], validation: BatchLoader[P], state: State | None, display: Display
     ) -> Progress:
         """Train from the start or from a state until epochs or minutes are used up."""
         module = self.objective.module.to(self.fabric.device)
         module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
         self.unwrapped = module
-        self.optimizer: Any = _optimizer(self.config, self.objective.groups())
+        self.optimizer: Any = _optimizer(self.config, self.objective.param_groups())
         if state is None:
             self.objective.setup(training)
         else:
@@ -188,7 +188,7 @@ class Trainer(Generic[P]):
             self.scaling.load_state_dict(state.progress.get("scaling", {}))
         wrapped, self.optimizer = self.fabric.setup(module, self.optimizer)
         self.objective.module = wrapped
-        self.began = time.perf_counter() - self.progress.seconds
+        self.started = time.perf_counter() - self.progress.seconds
         self.steps = self.config.epochs * len(training)
         display.say(f"{self.run}: device {self.fabric.device}, CPU threads: {torch.get_num_threads()}")
         display.begin(self._fraction(), again=state is not None)
@@ -204,11 +204,11 @@ class Trainer(Generic[P]):
             if self.progress.finished or self.progress.epoch % self.config.validate_every == 0:
                 row |= self._validation(validation) | self.objective.epoch_metrics()
                 self._record(row)
-                best = bool(self.objective.best) and self.progress.best_epoch == self.progress.epoch
+                best = bool(self.objective.monitor) and self.progress.best_epoch == self.progress.epoch
                 display.validated(self.progress.step, self.progress.history[-1], best=best)
         return self.progress
 
-    def _precision(self, training: Batches[P], state: State | None, display: Display) -> str:
+    def _precision(self, training: BatchLoader[P], state: State | None, display: Display) -> str:
         """Return the precision that the run began with, or measure which one its steps are faster in."""
         if state is not None and state.progress.get("precision") in PRECISIONS[self.fabric.device.type]:
             return str(state.progress["precision"])
@@ -230,13 +230,13 @@ class Trainer(Generic[P]):
         display.say(f"precision {name}: a training step takes {times}")
         return name
 
-    def _epoch(self, training: Batches[P], display: Display) -> dict[str, float]:
+    def _epoch(self, training: BatchLoader[P], display: Display) -> dict[str, float]:
         """Train one epoch, or to the end of the time; return mean scores and images a second."""
         self.unwrapped.train()
         training.set_epoch(self.progress.epoch)
         sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.fabric.device))
         images = steps = 0
-        began = time.perf_counter()
+        started = time.perf_counter()
         for batch in training:
             fraction = self._fraction()
             if fraction >= 1 and steps:
@@ -256,11 +256,11 @@ class Trainer(Generic[P]):
             for name, value in scores.items():
                 sums[name] += value.detach()
             if steps == 1 or steps % CHECK_EVERY == 0:
-                speed = images / (time.perf_counter() - began)
+                speed = images / (time.perf_counter() - started)
                 shown = {**self._means(sums, steps), **self.objective.usage(), "images_per_second": speed}
                 display.trained(self.progress.epoch, fraction, shown)
         means = self._means(sums, steps)
-        speed = images / (time.perf_counter() - began)
+        speed = images / (time.perf_counter() - started)
         return {f"train_{name}": value for name, value in means.items()} | {
             "images_per_second": speed,
             "learning_rate": rate,
@@ -282,7 +282,7 @@ class Trainer(Generic[P]):
         """Stop at a loss that is no number, before anything of it is kept."""
         if not all(math.isfinite(value) for value in means.values()):
             kept = self.run / MODEL_NAME
-            which = "best" if self.objective.best else "latest"
+            which = "best" if self.objective.monitor else "latest"
             good = f"{kept} is the {which} until then" if kept.exists() else "no model was kept yet"
             raise ConfigError(
                 f"{self.run}: the loss is NaN or infinite after step {self.progress.step}; {good}; train "
@@ -290,7 +290,7 @@ class Trainer(Generic[P]):
             )
 
     @torch.no_grad()
-    def _validation(self, validation: Batches[P]) -> dict[str, float]:
+    def _validation(self, validation: BatchLoader[P]) -> dict[str, float]:
         self.unwrapped.eval()
         sums: dict[str, float] = defaultdict(float)
         count = 0
@@ -306,12 +306,12 @@ class Trainer(Generic[P]):
     def _record(self, row: dict[str, float]) -> None:
         """Write all that a validation leaves: history, curves, the best model, and the state to go on."""
         progress = self.progress
-        progress.seconds = time.perf_counter() - self.began
+        progress.seconds = time.perf_counter() - self.started
         progress.history.append(
             {"epoch": progress.epoch, "step": progress.step, "seconds": progress.seconds} | row
         )
-        best = self.objective.best
-        score = row[f"validation_{best}"] if best else float(progress.epoch)
+        monitor = self.objective.monitor
+        score = row[f"validation_{monitor}"] if monitor else float(progress.epoch)
         better = score > progress.best
         if better:
             progress.best, progress.best_epoch = score, progress.epoch
@@ -323,8 +323,8 @@ class Trainer(Generic[P]):
             self.objective.save(self.run / MODEL_NAME, progress, row)
         write_metrics(self.run, progress.history)
         tensors = {f"model.{name}": tensor for name, tensor in self.unwrapped.state_dict().items()}
-        for index, slots in self.optimizer.state_dict()["state"].items():
-            for name, value in slots.items():
+        for index, moments in self.optimizer.state_dict()["state"].items():
+            for name, value in moments.items():
                 tensors[f"optimizer.{index}.{name}"] = torch.as_tensor(value)
         record = {
             "progress": asdict(progress),
@@ -339,7 +339,7 @@ class Trainer(Generic[P]):
         """Share of the training that is done, by steps or by the clock; the same on every process."""
         fraction = self.progress.step / self.steps
         if self.config.max_minutes:
-            elapsed = (time.perf_counter() - self.began) / (60 * self.config.max_minutes)
+            elapsed = (time.perf_counter() - self.started) / (60 * self.config.max_minutes)
             if self.fabric.world_size > 1:
                 elapsed = float(self.fabric.broadcast(torch.tensor(elapsed)))
             fraction = max(fraction, elapsed)
@@ -364,15 +364,15 @@ def _learning_rate(config: LoopConfig, fraction: float) -> float:
 def _restore(state: State, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Put the weights and the optimiser's moments back."""
     weights = {name[6:]: tensor for name, tensor in state.tensors.items() if name.startswith("model.")}
-    slots: dict[int, dict[str, Tensor]] = defaultdict(dict)
-    for name, tensor in state.tensors.items():
-        if name.startswith("optimizer."):
-            _, index, slot = name.split(".", 2)
-            slots[int(index)][slot] = tensor
+    moments: dict[int, dict[str, Tensor]] = defaultdict(dict)
+    for key, tensor in state.tensors.items():
+        if key.startswith("optimizer."):
+            _, index, name = key.split(".", 2)
+            moments[int(index)][name] = tensor
     try:
         module.load_state_dict(weights)
         optimizer.load_state_dict(
-            {"state": dict(slots), "param_groups": optimizer.state_dict()["param_groups"]}
+            {"state": dict(moments), "param_groups": optimizer.state_dict()["param_groups"]}
         )
     except (RuntimeError, ValueError) as error:
         raise CheckpointError(

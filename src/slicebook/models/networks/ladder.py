@@ -106,11 +106,11 @@ class Ladder(Network):
 
     def features(self, images: Float[Tensor, "b c h w"]) -> Sequence[Float[Tensor, "b _ _ _"]]:
         """Encode slices to one map a level, finest first."""
-        found, x = [], images
+        maps, x = [], images
         for step, stage in zip(self.folds, self.encoders, strict=True):
             x = stage(step(x))
-            found.append(x)
-        return found
+            maps.append(x)
+        return maps
 
     def latents(
         self, level: int, features: Float[Tensor, "b _ gh gw"], context: Context
@@ -123,10 +123,10 @@ class Ladder(Network):
 
     def decode_level(self, level: int, context: Context, vectors: Float[Tensor, "b d gh gw"]) -> Context:
         """Fold a level's vectors into the context."""
-        said = self.code_proj[level](vectors)
+        features = self.code_proj[level](vectors)
         if context:
-            said = said + context[0]
-        return (self.unfolds[level](self.decoders[level](said)),)
+            features = features + context[0]
+        return (self.unfolds[level](self.decoders[level](features)),)
 
     def image(self, context: Context) -> Float[Tensor, "b c h w"]:
         """Draw the slice."""

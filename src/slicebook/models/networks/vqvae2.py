@@ -93,11 +93,11 @@ class VQVAE2(Network):
 
     def features(self, images: Float[Tensor, "b 1 h w"]) -> Sequence[Float[Tensor, "b _ _ _"]]:
         """Encode slices to one map a level, finest first."""
-        found, x = [], images
+        maps, x = [], images
         for stage in self.encoders:
             x = stage(x)
-            found.append(x)
-        return found
+            maps.append(x)
+        return maps
 
     def latents(
         self, level: int, features: Float[Tensor, "b _ gh gw"], context: Context

@@ -21,7 +21,7 @@ Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 Count = Annotated[int, Field(ge=1)]
 LabelValue = Annotated[int, Field(ge=0, le=255)]  # a mask is read as uint8
-CodebookSize = Annotated[int, Field(ge=1, le=65536)]  # a token file keeps 16 bits a token
+CodebookSize = Annotated[int, Field(ge=1, le=65536)]  # a token file stores 16 bits per token
 
 
 R = TypeVar("R", bound=Record)
@@ -54,7 +54,7 @@ class QuantizerConfig(Record):
     reset_every: Annotated[int, Field(ge=0)] = 20
     """Training steps between revivals of dead codes; 0 never revives."""
     reset_below: Fraction = 0.03
-    """A code is dead when its average hits a step fall below this share of the codebook's mean."""
+    """A code is dead if its moving average of hits is below this fraction of the codebook's mean."""
 
 
 class TokenizerConfig(Record):
@@ -74,11 +74,11 @@ class TokenizerConfig(Record):
     """Stretch every slice to (rows, columns) first. Only `comp3710` does: it loses the aspect."""
     quantizer: QuantizerConfig = QuantizerConfig()
     label_values: tuple[LabelValue, ...] = ()
-    """Empty for grayscale slices; of a label tokenizer all values of its masks, a channel each."""
+    """Empty for grayscale slices; for a mask tokenizer all label values, one channel each."""
 
     @property
     def channels(self) -> int:
-        """Channels of a slice: one of gray, or one a label value."""
+        """Channels of a slice: one for grayscale, or one per label value."""
         return max(1, len(self.label_values))
 
     @model_validator(mode="after")
@@ -89,7 +89,7 @@ class TokenizerConfig(Record):
         if not self.scaling_rates or len(self.scaling_rates) != len(self.codebook_sizes):
             raise ValueError(
                 f"{len(self.scaling_rates)} scaling_rates and {len(self.codebook_sizes)} codebook_sizes; "
-                "give one of each a level, finest first"
+                "give one of each per level, finest first"
             )
         return self
 
@@ -111,13 +111,13 @@ class LossConfig(Record):
     commitment: Annotated[float, Field(ge=0.0)] = 0.25
     """Weight of the commitment, summed over levels."""
     denoise_strength: Annotated[float, Field(ge=0.0)] = 0.0
-    """Rebuild the slice without detail weaker than this many times its noise; 0 rebuilds it as it is."""
+    """The target is the slice without detail weaker than this many times its noise; 0 keeps the slice."""
     level_dropout: Probability = 0.0
     """Share of training slices decoded from their coarser levels only, the others at the mean code."""
 
 
 class LoopConfig(Record):
-    """One training: how long, how fast, how often it is judged."""
+    """Settings of a training loop: duration, learning rate, validation."""
 
     optimizer: Literal["adamw", "adam"] = "adamw"
     learning_rate: Positive = 1e-3
@@ -136,7 +136,7 @@ class LoopConfig(Record):
     validate_every: Count = 1
     """Epochs between validation passes."""
     patience: Annotated[int, Field(ge=0)] = 0
-    """Stop after so many validation passes without a better one; 0 goes on to the end."""
+    """Stop after this many validation passes without improvement; 0 never stops early."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 42
 
 
@@ -166,31 +166,31 @@ _FLIP_ONLY = AugmentConfig(rotate_degrees=0, scale=0, shift=0, gamma=0, intensit
 
 
 class DecoderTrainingConfig(LoopConfig):
-    """The training of a decoder for generation. Its weights' running average is kept, the latest one."""
+    """The training of a decoder for generation. The moving average of its weights is saved."""
 
     learning_rate: Positive = 5e-4
     betas: tuple[Fraction, Fraction] = (0.5, 0.9)
-    """Short moments: a discriminator is a moving target."""
+    """Short, because the discriminator changes during training."""
     batch_size: Count = 8
     epochs: Count = 20
     validate_every: Count = 5
     augment: Annotated[AugmentConfig | None, _over(_FLIP_ONLY)] = _FLIP_ONLY
-    """Resampled slices are softer than real ones: only the mirror is on."""
+    """Only the flip: resampling makes slices less sharp."""
     patience: Annotated[int, Field(ge=0, le=0)] = 0
-    """Nothing chooses among epochs."""
+    """The last epoch is kept."""
     adversarial_weight: Annotated[float, Field(ge=0.0)] = 0.5
-    """How strongly the discriminator pulls; at 1 it begins as strongly as the tokenizer's loss does."""
+    """Weight of the adversarial gradient; at 1 it starts with the norm of the reconstruction gradient."""
     lowres_weight: Annotated[float, Field(ge=0.0)] = 1.0
-    """Weight of how far a sample's drawing strays from the faithful decoder's, averaged over finest cells."""
+    """Weight of the low-resolution difference between samples of this and of the tokenizer's decoder."""
     ema: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.995
-    """Decay a step of the averaged weights."""
+    """Decay per step of the averaged weights."""
 
 
 class DecoderConfig(Record):
-    """How generation's decoder is made of the tokenizer's: no token changes, but edges become crisp."""
+    """Adversarial finetuning of the tokenizer's decoder for generation: tokens stay, edges become sharp."""
 
     samples: Count = 512
-    """Of the prior, drawings of which the discriminator judges too; at least 16 of each size of slice."""
+    """Samples of the prior that the decoder is also trained on; at least 16 per slice size."""
     discriminator_width: Count = 32
     """Channels of the discriminator's first layer."""
     training: DecoderTrainingConfig = DecoderTrainingConfig()
@@ -210,35 +210,35 @@ class PriorTrainingConfig(LoopConfig):
     learning_rate: Positive = 4e-3
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.05
     batch_size: Count = 4
-    """Steps count more than slices in a short training; a GPU wants 64 or more."""
+    """Small, because a short training needs many steps; use 64 or more on a GPU."""
     validate_every: Count = 5
     patience: Annotated[int, Field(ge=0)] = 10
     num_views: Count = 8
-    """Forms of each slice that are encoded: as it is, and mirrored and moved ones."""
+    """Encoded versions of each slice: the slice itself, and mirrored and shifted copies."""
     shift: Annotated[int, Field(ge=0)] = 8
-    """Pixels by which those are moved, at most."""
+    """Maximum shift of the copies in pixels."""
     token_corruption: Probability = 0.02
-    """Share of the tokens that are heard wrongly in training, so that sampling forgives its own errors.
+    """Fraction of the input tokens that is replaced at random in training, which reduces exposure bias.
 
-    More makes samples alike: what is heard of the whole slice, such as its brightness, is believed less.
+    Higher values make samples less diverse: the prior relies less on global tokens, such as brightness.
     """
     condition_dropout: Probability = 0.1
-    """Share of the slices whose conditions are withheld, so that generation runs without them too."""
+    """Fraction of the slices trained without conditions, for classifier-free guidance."""
     mask_dropout: Probability = 0.1
-    """Share of the slices whose mask tokens are withheld, so that slices without a mask can be judged too."""
+    """Fraction of the slices trained without mask tokens, so that a likelihood needs no mask."""
     ema: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.998
-    """Decay a step of the averaged weights that are validated, saved and sampled from."""
+    """Decay per step of the averaged weights that are validated, saved and sampled from."""
 
 
 class PriorConfig(Record):
     """A prior: its networks, and their training."""
 
     coarse: TrunkConfig = TrunkConfig()
-    """Draws every grid but the finest."""
+    """Predicts all grids but the finest."""
     fine: TrunkConfig = TrunkConfig(width=128, layers=4)
-    """Draws the finest grid, which holds most tokens."""
+    """Predicts the finest grid, which has most of the tokens."""
     embedding: Count = 16
-    """Channels in which a token reads its neighbours."""
+    """Channels of the token embeddings of neighbours and parents."""
     dropout: Fraction = 0.1
     training: PriorTrainingConfig = PriorTrainingConfig()
 

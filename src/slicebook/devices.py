@@ -68,7 +68,7 @@ def choose_precision(name: str, device: torch.device) -> str | None:
     known = PRECISIONS[device.type]
     if name == "auto":
         if device.type == "cpu":
-            # That a CPU has the instructions does not say that a model is faster with them: measured.
+            # A CPU with bf16 instructions may still run the model faster in float32, so it is measured.
             return None
         # A GPU that multiplies bf16 has units for it, with several times the throughput of float32: no need
         # to measure. One that emulates it has none.
@@ -157,9 +157,7 @@ def launch(device: str = "auto", precision: str = "auto") -> Launched:
     chosen = choose_device(device)
     settled = choose_precision(precision, chosen)
     here, nodes = _processes()
-    logging.getLogger("lightning_fabric").setLevel(
-        logging.WARNING
-    )  # it tells of the precision at every start
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it logs the precision at each start
     try:
         fabric = Launched(
             accelerator=chosen.type,

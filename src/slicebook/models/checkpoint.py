@@ -1,7 +1,6 @@
-"""Models on disk: a file carries its own settings, provenance and the hash of its weights.
+"""Model files: weights with their settings, provenance and hash.
 
-So it is whole by itself: a flipped bit, another kind of model or a newer format is an error, never a wrong
-answer.
+A damaged file, another kind of model or a newer format is an error.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from slicebook.version import __version__
 MODEL_NAME = "model.safetensors"
 
 Kind = Literal["tokenizer", "label tokenizer", "generation decoder"]
-"""The last is a tokenizer whose last decoder invents what tokens leave open: not for reconstruction."""
+"""A generation decoder is a tokenizer whose decoder adds plausible detail: not for reconstruction."""
 
 
 class ModelInfo(Record):
@@ -53,7 +52,7 @@ class LoadedTokenizer:
 
     @property
     def codebook_hash(self) -> str:
-        """SHA-256 of the codebooks and of what decodes them: token files are read by no other."""
+        """SHA-256 of the weights; a token file can be decoded only with the same hash."""
         return hash_tensors(self.tokenizer.state_dict())
 
 
@@ -73,7 +72,7 @@ class PriorInfo(Record):
     classes: tuple[str, ...]
     """Names of the classes that the manifest gave its slices."""
     noise_model: NoiseModel | None
-    """The noise that its tokenizer was taught to leave out; generation puts its like back."""
+    """Model of the noise that the tokenizer removes; generation adds such noise."""
     tokenizer_provenance: Provenance
     decoder_provenance: Provenance | None = None
     """Of the decoder that was trained for generation; None where it is the tokenizer's own."""
@@ -94,7 +93,7 @@ class LoadedPrior:
 def save_tokenizer(
     path: Path, tokenizer: Tokenizer, recipe: Recipe, provenance: Provenance, *, kind: Kind | None = None
 ) -> None:
-    """Write a tokenizer's weights with all that is needed to use and to explain them."""
+    """Write a tokenizer's weights with its recipe and provenance."""
     tensors = tokenizer.state_dict()
     info = ModelInfo(
         schema_version=SCHEMA_VERSION,
@@ -113,8 +112,8 @@ def load_tokenizer(
 
     Args:
         where: The file or folder.
-        device: Where it shall compute.
-        kind: What is wanted: a tokenizer of slices, of label masks, or one for generation alone.
+        device: Device of the tokenizer.
+        kind: The expected kind.
 
     Raises:
         CheckpointError: Nothing trained there yet, a damaged file, or a file of another kind.
@@ -127,7 +126,7 @@ def load_tokenizer(
 
 
 def read_info(where: str | Path) -> ModelInfo | PriorInfo:
-    """Return what a model file of any kind says of itself, once its weights are verified.
+    """Return the metadata of a model file of any kind, after verifying its weights.
 
     Raises:
         CheckpointError: Nothing trained there yet, a damaged file, or a file of another program.
@@ -190,7 +189,7 @@ def _load(path: Path, kind: str, record: type[Info]) -> tuple[dict[str, Tensor],
         )
     if raw.get("kind") != kind:
         actual = raw.get("kind", "file of another program")
-        # In the folder of a tokenizer's run, its own file is what is found until there is a prior.
+        # A run without a prior holds only the tokenizer's file.
         early = (actual, kind) == ("tokenizer", "prior")
         first = f"; train one first: slicebook train generator {path.parent}" if early else ""
         raise CheckpointError(f"{path}: holds a {actual}, wanted a {kind}{first}")
@@ -209,7 +208,7 @@ def _load(path: Path, kind: str, record: type[Info]) -> tuple[dict[str, Tensor],
 
 
 def _writer(raw: Mapping[str, Any]) -> str:
-    """Return the version of Slicebook that a file says wrote it."""
+    """Return the version of Slicebook that wrote a file, from its metadata."""
     provenance = raw.get("provenance")
     versions = provenance.get("versions") if isinstance(provenance, dict) else None
     return str(versions.get("slicebook", "unknown")) if isinstance(versions, dict) else "unknown"
@@ -228,10 +227,10 @@ def _fill(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
 
 
 def find_model(where: Path) -> Path:
-    """Return the model file that a path stands for.
+    """Return the model file of a path.
 
     Raises:
-        CheckpointError: There is none; the message says what to run first.
+        CheckpointError: There is none; the message names the command to run first.
     """
     if where.is_file():
         return where
@@ -246,15 +245,15 @@ def find_model(where: Path) -> Path:
 
 
 def find_prior(where: Path) -> Path:
-    """Return the prior's file that a path stands for.
+    """Return the prior's file of a path.
 
     Raises:
-        CheckpointError: There is none; the message says what to run first.
+        CheckpointError: There is none; the message names the command to run first.
     """
     path = _prior_in(where)
     if path is not None:
         return path
-    find_model(where)  # without a tokenizer, that comes first
+    find_model(where)  # the message for a missing tokenizer comes first
     raise CheckpointError(
         f"{where}: holds no prior yet; train one first: slicebook train generator {where} (or slicebook demo)"
     )
@@ -267,7 +266,7 @@ def has_prior(where: Path) -> bool:
 
 
 def is_prior(where: Path) -> bool:
-    """Return whether a path stands for a prior alone: its own file or folder, not a run that holds one."""
+    """Return whether a path is a prior's own file or folder, not a run that holds one."""
     return kind_of(find_model(where)) == "prior"
 
 

@@ -1,4 +1,4 @@
-"""What the trainings of tokenizers minimise."""
+"""Training losses of tokenizers."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from torch.nn import functional
 
 from slicebook.config import LossConfig
 from slicebook.errors import ShapeError
-from slicebook.models.masks import _places
+from slicebook.models.masks import channel_indices
 from slicebook.models.noise import denoise
 from slicebook.models.tokenizer import Reconstruction
 
 
 @dataclass(frozen=True)
 class Loss:
-    """What a training step minimises, and its parts."""
+    """The loss of a training step, and its parts."""
 
     total: Float[Tensor, ""]
     reconstruction: Float[Tensor, ""]
-    """The distance of the images, without the commitment."""
+    """Distance of the images, without the commitment."""
     ssim: Float[Tensor, ""]
     """Structural similarity on [0, 1] (`ssim`), for the curves."""
 
@@ -33,7 +33,7 @@ def loss(reconstruction: Reconstruction, images: Float[Tensor, "b 1 h w"], confi
 
     `l1_ssim` is L1 + (1 - SSIM), halved differences and SSIM on [0, 1]; `mse` is the mean squared
     error on [-1, 1]. Both add the commitment, times its weight. Where `config.denoise_strength` is set, they
-    compare with the denoised slice; the SSIM for the curves is always that with the slice itself.
+    compare with the denoised slice; the SSIM for the curves always compares with the slice itself.
     """
     with torch.autocast(images.device.type, enabled=False):
         drawn = reconstruction.images.float()
@@ -80,14 +80,14 @@ def _window(side: int, like: Tensor, radius: int = 5, sigma: float = 1.5) -> Flo
 
 @dataclass(frozen=True)
 class LabelLoss:
-    """How far logits are from masks, averaged over all pixels of a batch."""
+    """Distance of logits from masks, over all pixels of a batch."""
 
     cross_entropy: Float[Tensor, ""]
-    """In nats a pixel."""
+    """In nats per pixel."""
     soft_dice: Float[Tensor, ""]
-    """Of the probabilities, differentiable: the mean over the labels that occur, without the background."""
+    """Dice of the probabilities, differentiable: mean over the labels that occur, without the background."""
     dice: Float[Tensor, ""]
-    """The same of the most likely labels."""
+    """Dice of the most likely labels."""
 
 
 def compare(
@@ -95,13 +95,13 @@ def compare(
 ) -> LabelLoss:
     """Compare logits with masks.
 
-    Dice is 2|A∩B| / (|A| + |B|) over all pixels of the batch, a label at a time, the mean over the labels
-    that occur. The lowest label value is the background, and has none. A batch of background alone scores 1.
+    Dice is 2|A∩B| / (|A| + |B|) over all pixels of the batch for each label, then the mean over the labels
+    that occur. The lowest label value is the background, which is left out. Background alone scores 1.
 
     Raises:
         DataError: A mask holds a value that is none of `values`.
     """
-    wanted = _places(labels, values)
+    wanted = channel_indices(labels, values)
     # Channels last: over them go the softmax and the maximum, which are slow on a CPU otherwise.
     logits = logits.float().contiguous(memory_format=torch.channels_last)
     log_likely = logits.log_softmax(1)
@@ -128,7 +128,7 @@ def _by_label(
 def _dice(
     common: Float[Tensor, " c"], drawn: Float[Tensor, " c"], wanted: Float[Tensor, " c"]
 ) -> Float[Tensor, ""]:
-    """Return the mean over the labels wanted, without the first; 1 where only that one is."""
+    """Return the mean over the labels that occur, without the first; 1 if no other occurs."""
     there = (wanted[1:] > 0).float()
     scores = (2 * common / (drawn + wanted).clamp(min=1))[1:] * there
     return torch.where(there.any(), scores.sum() / there.sum().clamp(min=1), torch.ones_like(scores[0]))

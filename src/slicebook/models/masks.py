@@ -1,6 +1,6 @@
-"""Label masks as a network takes and gives them: one-hot in, logits out, and what training minimises.
+"""Label masks as input and output of a network: one-hot in, logits out.
 
-A mask is uint8, a label value a pixel. Its values are `TokenizerConfig.label_values`, a channel each.
+A mask is uint8, one label value per pixel. `TokenizerConfig.label_values` lists the values, one channel each.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from slicebook.errors import DataError
 
 
 def one_hot(labels: UInt8[Tensor, "b h w"], values: Sequence[int]) -> Float[Tensor, "b c h w"]:
-    """Return masks as one channel of 0 and 1 a label value.
+    """Return masks as one channel of 0 and 1 per label value.
 
     Raises:
         DataError: A mask holds a value that is none of `values`.
     """
-    return functional.one_hot(_places(labels, values), len(values)).permute(0, 3, 1, 2).float()
+    return functional.one_hot(channel_indices(labels, values), len(values)).permute(0, 3, 1, 2).float()
 
 
 def labels_from(logits: Float[Tensor, "b c h w"], values: Sequence[int]) -> UInt8[Tensor, "b h w"]:
@@ -30,8 +30,8 @@ def labels_from(logits: Float[Tensor, "b c h w"], values: Sequence[int]) -> UInt
     return table[logits.argmax(1)]
 
 
-def _places(labels: UInt8[Tensor, "b h w"], values: Sequence[int]) -> Int64[Tensor, "b h w"]:
-    """Return where in `values` each pixel's label stands."""
+def channel_indices(labels: UInt8[Tensor, "b h w"], values: Sequence[int]) -> Int64[Tensor, "b h w"]:
+    """Return the index in `values` of each pixel's label."""
     table = torch.full((256,), -1, device=labels.device)
     table[torch.tensor(values, device=labels.device)] = torch.arange(len(values), device=labels.device)
     channels = table[labels.long()]

@@ -1,6 +1,6 @@
-"""The noise of a slice: how strong it is, a slice without most of it, and noise like it to put back.
+"""Measure the noise of slices, remove it for training, and add such noise to samples.
 
-A tokenizer that must rebuild noise spends its tokens on it, and no prior can foresee them.
+A tokenizer that reconstructs noise spends its tokens on it, and a prior cannot predict them.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from torch import Tensor
 from torch.nn import functional
 
 RADIUS = 2  # of the filter's windows, in pixels
-SMALLEST = 1e-3  # noise level below which a slice counts as free of it, on [-1, 1]
-REACH = 3  # pixels over which noise is taken to hang together
+SMALLEST = 1e-3  # noise level below which a slice counts as noise-free, on [-1, 1]
+REACH = 3  # pixels over which noise is assumed to be correlated
 INTENSITIES = 17  # from -1 to 1, at which the noise is measured
 QUANTILES = 21
-ALIKE = 1e-3  # spread of logarithms under which nothing can be told from them
+ALIKE = 1e-3  # spread of log contrasts below which no slope is fitted
 ENOUGH = 1e-3  # share of all flat places that makes an intensity's noise worth measuring
 
 
@@ -34,7 +34,7 @@ def noise_level(
 
     Args:
         images: Slices.
-        where: Pixels to look at; all by default. A slice without any has no noise.
+        where: Pixels to use; all by default. A slice without any has no noise.
     """
     line = torch.tensor([1.0, -2.0, 1.0], device=images.device)
     mask = torch.outer(line, line)[None, None]
@@ -48,7 +48,7 @@ def noise_level(
 
 
 def denoise(images: Float[Tensor, "b 1 h w"], strength: float) -> Float[Tensor, "b 1 h w"]:
-    """Return slices without detail that is weaker than `strength` times their noise; edges stay.
+    """Return slices without detail weaker than `strength` times their noise; edges are kept.
 
     The guided filter with the slice as its own guide (He et al. 2013,
     https://doi.org/10.1109/TPAMI.2012.213, eqs. 5, 6 and 8).
@@ -61,28 +61,28 @@ def denoise(images: Float[Tensor, "b 1 h w"], strength: float) -> Float[Tensor, 
 
 
 class NoiseModel(BaseModel):
-    """The noise of a set of slices, so that its like can be made: how strong, where, how fine."""
+    """The noise of a set of slices: its level, its dependence on intensity, and its spatial correlation."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     base: float
     slope: float
-    """The logarithm of a slice's noise level is `base` + `slope` times that of its contrast, and more."""
+    """log(noise level) = `base` + `slope` · log(contrast) + residual, per slice."""
     known: tuple[float, float]
-    """Contrasts of rebuilt forms, logarithms, least and greatest: beyond them the line is not followed."""
+    """Lowest and highest log contrast of reconstructions; contrasts are clamped to this range."""
     bounds: tuple[float, float]
-    """Noise levels of slices, logarithms, least and greatest: no sample's lies beyond them."""
+    """Lowest and highest log noise level of slices; levels of samples are clamped to this range."""
     deviations: tuple[float, ...]
-    """Quantiles of what the line leaves, evenly spaced from the least to the greatest."""
+    """Quantiles of the residuals, evenly spaced from 0 to 1."""
     spread: tuple[float, ...]
-    """Standard deviation over a slice's level, at intensities evenly spaced from -1 to 1: air has less."""
+    """Noise standard deviation relative to the slice's level, at intensities evenly spaced from -1 to 1."""
     drawn: tuple[float, ...]
-    """The same, but in units of intensity, of what drawings show by themselves."""
+    """Standard deviation of the texture of decoded images, in units of intensity, at the same intensities."""
     correlation: tuple[tuple[float, ...], ...]
-    """Between pixels, by rows and columns from -REACH to REACH."""
+    """Autocorrelation of the noise, at row and column offsets from -REACH to REACH."""
 
     def level(self, image: Float32[np.ndarray, "h w"], seed: int) -> float:
-        """Draw the noise level for a slice that came from tokens, as slices of its contrast have it."""
+        """Sample the noise level of a decoded image, given its contrast."""
         contrast = min(max(math.log(max(float(image.std()), SMALLEST)), self.known[0]), self.known[1])
         share = _generator(seed).random()
         more = np.interp(share, np.linspace(0, 1, len(self.deviations)), self.deviations)
@@ -92,18 +92,18 @@ class NoiseModel(BaseModel):
     def add_noise(
         self, image: Float32[np.ndarray, "h w"], level: float, seed: int
     ) -> Float32[np.ndarray, "h w"]:
-        """Return a slice with noise of a level, clipped to [-1, 1]."""
+        """Add noise of a level to an image; clipped to [-1, 1]."""
         rows, columns = image.shape
         wide = np.zeros((max(rows, 2 * REACH + 1), max(columns, 2 * REACH + 1)))
         wide[: 2 * REACH + 1, : 2 * REACH + 1] = self.correlation
         power = np.fft.fft2(np.roll(wide, (-REACH, -REACH), (0, 1))).real.clip(min=0)
         draw = _generator(seed)
-        draw.random()  # that of the level
+        draw.random()  # the number used by `level`
         white = np.fft.fft2(draw.standard_normal(wide.shape))
         field = np.fft.ifft2(white * np.sqrt(power / power.mean())).real[:rows, :columns]
         at = np.linspace(-1, 1, len(self.spread))
         wanted = level * np.interp(image, at, self.spread)
-        # Variances add up: only what is missing is put back.
+        # Variances add up: the texture already present is subtracted.
         missing = np.sqrt((wanted**2 - np.interp(image, at, self.drawn) ** 2).clip(min=0))
         noisy: Float32[np.ndarray, "h w"] = np.clip(image + missing * field, -1, 1).astype(np.float32)
         return noisy
@@ -112,33 +112,33 @@ class NoiseModel(BaseModel):
 def fit_noise_model(
     pairs: Iterable[tuple[Float[Tensor, "b 1 h w"], Float[Tensor, "b 1 h w"]]],
     strength: float,
-    drawings: Iterable[Float[Tensor, "b 1 h w"]] | None = None,
+    decoded: Iterable[Float[Tensor, "b 1 h w"]] | None = None,
 ) -> NoiseModel:
-    """Measure the noise that slices have where they are flat, and what drawings have of it by themselves.
+    """Measure the noise of slices in flat regions, and the texture of decoded images there.
 
-    A decoder draws more texture from tokens that a prior sampled than from a slice's own, so that its texture
-    is measured on what generation draws. How noisy a sample should be is told by its contrast, not by that
-    texture, of which samples that failed have most.
+    A decoder produces more texture from sampled tokens than from encoded ones, so its texture is measured on
+    samples. The noise level of a sample is predicted from its contrast, not from its texture, which is
+    highest in failed samples.
 
     Args:
-        pairs: Slices in [-1, 1], and the same as the tokenizer rebuilds them; at least one.
-        strength: As in `denoise`; a window is flat if it varies by less than so many times the noise.
-        drawings: From sampled tokens; the rebuilt forms by default.
+        pairs: Slices in [-1, 1] and their reconstructions; at least one.
+        strength: As in `denoise`; a window is flat if it varies by less than this many times the noise.
+        decoded: Images decoded from sampled tokens; by default the reconstructions.
     """
     levels: list[Tensor] = []
     contrasts: list[Tensor] = []
-    rebuilt_forms: list[Tensor] = []
-    # Sums over many millions of pixels: float32 stops counting at 2^24.
+    reconstructions: list[Tensor] = []
+    # float64: float32 cannot count beyond 2^24 pixels.
     power, counts = torch.zeros(2, INTENSITIES, dtype=torch.float64)
     side = 2 * REACH + 1
     products, both = torch.zeros(2, side, side, dtype=torch.float64)
-    for images, rebuilt in pairs:
+    for images, reconstruction in pairs:
         images = images.float()
         level = noise_level(images).clamp(min=SMALLEST)
         levels.append(level.log())
-        contrasts.append(rebuilt.std((1, 2, 3), correction=0).clamp(min=SMALLEST).log())
-        if drawings is None:
-            rebuilt_forms.append(rebuilt)
+        contrasts.append(reconstruction.std((1, 2, 3), correction=0).clamp(min=SMALLEST).log())
+        if decoded is None:
+            reconstructions.append(reconstruction)
         scale = level[:, None, None, None]
         mean, variance = _moments(images)
         flat = (variance < (strength * scale).square()).float()
@@ -153,10 +153,10 @@ def fit_noise_model(
                 both[down, right] += (flat * flat.roll(moved, (-2, -1))).sum()
     covariance = products / both.clamp(min=1)
     correlation = covariance / covariance[REACH, REACH].clamp(min=1e-12)
-    correlation[REACH, REACH] = 1  # also where there is no noise at all
+    correlation[REACH, REACH] = 1  # also without any noise
     level, contrast = torch.cat(levels).double(), torch.cat(contrasts).double()
     base, slope, left = _line(contrast, level)
-    drawn = _texture(rebuilt_forms if drawings is None else drawings, strength, math.exp(float(level.mean())))
+    drawn = _texture(reconstructions if decoded is None else decoded, strength, math.exp(float(level.mean())))
     return NoiseModel(
         base=base,
         slope=slope,
@@ -169,12 +169,10 @@ def fit_noise_model(
     )
 
 
-def _texture(
-    drawings: Iterable[Float[Tensor, "_ 1 _ _"]], strength: float, level: float
-) -> tuple[float, ...]:
-    """Return the texture of drawings by intensity, where a slice with noise of `level` would be flat."""
+def _texture(decoded: Iterable[Float[Tensor, "_ 1 _ _"]], strength: float, level: float) -> tuple[float, ...]:
+    """Return the texture of decoded images by intensity, where a slice of noise `level` would be flat."""
     power, counts = torch.zeros(2, INTENSITIES, dtype=torch.float64)
-    for images in drawings:
+    for images in decoded:
         images = images.float()
         mean, variance = _moments(images)
         flat = (variance + level**2 < (strength * level) ** 2).float()
@@ -185,7 +183,7 @@ def _texture(
 
 
 def _line(x: Float[Tensor, " n"], y: Float[Tensor, " n"]) -> tuple[float, float, Float[Tensor, " n"]]:
-    """Fit a line by least squares, level if the x are all alike; return start, slope, and what it leaves."""
+    """Fit a line by least squares, of slope 0 if all x are equal; return intercept, slope and residuals."""
     rise = x - x.mean()
     slope = float((rise * y).sum() / rise.square().sum()) if x.std(correction=0) > ALIKE else 0.0
     base = float(y.mean()) - slope * float(x.mean())
@@ -193,12 +191,12 @@ def _line(x: Float[Tensor, " n"], y: Float[Tensor, " n"]) -> tuple[float, float,
 
 
 def _intensity(means: Float[Tensor, "b 1 h w"]) -> Int64[Tensor, " n"]:
-    """Return the place of each pixel's intensity among those at which noise is measured."""
+    """Return the index of each pixel's intensity bin."""
     return ((means + 1) / 2 * (INTENSITIES - 1)).round().long().clamp(0, INTENSITIES - 1).flatten()
 
 
 def _by_intensity(power: Float[Tensor, " k"], counts: Float[Tensor, " k"]) -> tuple[float, ...]:
-    """Return standard deviations; where there is too little to measure, between those of the neighbours."""
+    """Return standard deviations per bin; bins with too few pixels are interpolated."""
     known = (counts > ENOUGH * counts.sum()).numpy()
     deviations = np.sqrt((power / counts.clamp(min=1)).numpy())
     at = np.arange(INTENSITIES)
@@ -206,7 +204,7 @@ def _by_intensity(power: Float[Tensor, " k"], counts: Float[Tensor, " k"]) -> tu
 
 
 def _generator(seed: int) -> np.random.Generator:
-    # Another stream than those of the tokens and of the position.
+    # A random stream separate from those of the tokens and the position.
     return np.random.default_rng([seed, 2])
 
 

@@ -36,8 +36,8 @@ class Prior(nn.Module):
 
     Args:
         config: Sizes.
-        codebooks: The codes of each stage, in the order the stages are drawn.
-        groups: Classes that a slice may be of.
+        codebooks: The codes of each stage, in the order of prediction.
+        groups: Number of classes.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Prior(nn.Module):
 
     @property
     def transformers(self) -> list[PriorTransformer]:
-        """In the order they draw."""
+        """In the order of prediction."""
         return [
             transformer for transformer in self._transformers if isinstance(transformer, PriorTransformer)
         ]

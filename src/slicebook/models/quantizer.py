@@ -25,19 +25,19 @@ ARGMIN_BLOCK = 32  # codes whose minimum a CPU takes with vector instructions
 
 @dataclass(frozen=True)
 class Quantized:
-    """What a codebook makes of `n` vectors."""
+    """The quantisation of `n` vectors."""
 
     vectors: Float[Tensor, "n d"]
     """Nearest codes, with the gradient of the input (straight-through)."""
     tokens: Int64[Tensor, " n"]
     """Index of each code, in `[0, k)`."""
     commitment: Float[Tensor, ""]
-    """Mean squared distance from the input to its code; pulls the input only."""
+    """Mean squared distance from the input to its code; its gradient reaches the input only."""
 
 
 @dataclass(frozen=True)
 class Usage:
-    """How much of a codebook the tokens of a period used."""
+    """Usage of a codebook by the tokens of a period."""
 
     utilization: float
     """Share of the codes that were hit at least once, in `[0, 1]`."""
@@ -160,7 +160,7 @@ class Quantizer(nn.Module):
         return usage_of(self.code_hits)
 
     def reset_usage(self) -> None:
-        """Begin a new period of counting."""
+        """Restart counting."""
         self.code_hits.zero_()
 
     @torch.no_grad()
@@ -182,7 +182,9 @@ class Quantizer(nn.Module):
         # Count and sum move together: a code moved alone is put back by its next update.
         new_values = torch.cat([codes * counts[:, None], counts[:, None]], 1).contiguous()
         if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.broadcast(new_values, src=0)  # ranks that draw for themselves drift apart
+            torch.distributed.broadcast(
+                new_values, src=0
+            )  # otherwise the codebooks of the processes would differ
         self.ema_embed_sum.copy_(torch.where(chosen[:, None], new_values[:, :-1], self.ema_embed_sum))
         self.ema_cluster_size.copy_(torch.where(chosen, new_values[:, -1], self.ema_cluster_size))
 

@@ -93,7 +93,7 @@ def sample(
             None if known_mask is None else known_mask.cpu()[rows],
         )
         with torch.autocast(device.type, AUTOCAST.get(precision), enabled=precision in AUTOCAST):
-            tokens = batch.draw()
+            tokens = batch.sample()
         done = min(start + SAMPLING_BATCH, len(seeds))
         samples.append(tokens[: done - start])
         if progress:
@@ -140,7 +140,7 @@ class _SampleBatch:
             )
         self.positions, self.centres = self.layout.positions, self.layout.centres
 
-    def draw(self) -> Int64[Tensor, "b n"]:
+    def sample(self) -> Int64[Tensor, "b n"]:
         for transformer in self.prior.transformers:
             self._sample_grids(transformer)
         return self.tokens.cpu()

@@ -19,8 +19,8 @@ from torch.nn import functional
 from slicebook.models.masks import labels_from, one_hot
 from slicebook.models.tokenizer import Tokenizer
 
-NEIGHBOUR_RADIUS = 2  # positions to each side from which drawn tokens of the same stage are read directly
-PARENT_RADIUS = 1  # the same in coarser stages, around the place over the one asked about
+NEIGHBOUR_RADIUS = 2  # tokens to each side whose values are given to a prediction in the same grid
+PARENT_RADIUS = 1  # the same in coarser grids, around the parent
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def sequence_layout(stages: tuple[TokenGrid, ...]) -> SequenceLayout:
 
 @lru_cache(maxsize=32)
 def _copy_to(stages: tuple[TokenGrid, ...], device: torch.device) -> SequenceLayout:
-    with torch.inference_mode(False):  # kept for trainings too
+    with torch.inference_mode(False):  # the cache is shared with trainings
         layout = sequence_layout(stages)
         return replace(
             layout,

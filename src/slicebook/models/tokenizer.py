@@ -1,7 +1,7 @@
 """The hierarchical tokenizer: slices to token grids and back, and its loss.
 
-A network and one codebook a level. Levels are quantised from the coarsest to the finest, each given what the
-coarser ones already say (Razavi et al. 2019, https://arxiv.org/abs/1906.00446). Grids come finest first.
+A network and one codebook per level. Levels are quantised from coarse to fine, each conditioned on the
+coarser ones (Razavi et al. 2019, https://arxiv.org/abs/1906.00446). Grids come finest first.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ MAX_ABS_INPUT = 4.0  # from 0: beyond any slice that an intensity map or an augm
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """A batch of slices after a passage through the tokenizer."""
+    """A batch of reconstructed slices."""
 
     images: Float[Tensor, "b c h w"]
-    """As they came; of label masks the logits of each label value."""
+    """In the shape of the input; for label masks the logits of each label value."""
     tokens: tuple[Int64[Tensor, "b _ _"], ...]
     """Token grids, finest first."""
     commitment: Float[Tensor, ""]
@@ -97,7 +97,7 @@ class Tokenizer(nn.Module):
         Args:
             images: Slices in [-1, 1], or label masks, one-hot.
             reset_dead_codes: In training mode, give dead codes a new place after this step's update.
-            dropped_levels: Levels that say nothing but their mean code, for each slice.
+            dropped_levels: Levels replaced by their mean code, for each slice.
         """
         context: Context = ()
         tokens: list[Tensor] = []
@@ -130,11 +130,11 @@ class Tokenizer(nn.Module):
         return tuple(grid for _, grid in self._encode_levels(self._validate_images(images)))[::-1]
 
     def pixel_decoder(self) -> Iterator[nn.Parameter]:
-        """Parameters that no token hangs on: training them alone leaves every token as it was."""
+        """Parameters that do not affect tokens: training them alone changes no token."""
         return self.network.pixel_decoder.parameters()
 
     def token_state(self) -> dict[str, Tensor]:
-        """All weights but those: two tokenizers that share them make and mean the same tokens."""
+        """All other weights: tokenizers that share them produce and decode the same tokens."""
         free = {id(tensor) for tensor in self.network.pixel_decoder.state_dict(keep_vars=True).values()}
         return {
             name: tensor for name, tensor in self.state_dict(keep_vars=True).items() if id(tensor) not in free
@@ -148,16 +148,16 @@ class Tokenizer(nn.Module):
         *,
         levels: int | None = None,
     ) -> Float[Tensor, "b c h w"]:
-        """Draw slices (of label masks the logits) of `size` pixels from token grids, finest first.
+        """Decode token grids, finest first, into slices of `size` pixels; for label masks into logits.
 
         Args:
             tokens: One grid of integers per level (b, rows, columns); arrays are converted.
             size: Rows and columns of the slices.
-            levels: Hear only this many of the coarsest levels; the finer ones are held at their mean code.
+            levels: Use only this many of the coarsest levels; the finer ones are set to their mean code.
 
         Raises:
             ShapeError: Grids that a slice of this size does not have, or a token outside its codebook.
-            DataError: Tokens that are no integers.
+            DataError: Tokens that are not integers.
         """
         if levels is not None and not 1 <= levels <= self.levels:
             raise ShapeError(f"levels {levels}: wanted 1 to {self.levels}, as many as the tokenizer has")
@@ -207,7 +207,7 @@ class Tokenizer(nn.Module):
             grid = nearest_code(_to_vectors(latents), self.codebook(level).codes)
             grid = grid.view(len(latents), *latents.shape[-2:])
             yield latents, grid
-            if level:  # nobody hears the finest level here
+            if level:  # the finest level conditions no other
                 context = self.network.decode_level(level, context, self._vectors(level, grid))
 
     def _vectors(self, level: int, grid: Tensor) -> Tensor:
@@ -299,9 +299,9 @@ class Tokenizer(nn.Module):
 def draw_dropped_levels(
     levels: int, batch: int, probability: float, generator: torch.Generator
 ) -> Bool[Tensor, "levels batch"]:
-    """Choose which levels fall silent: with `probability` a slice keeps only some of its coarsest levels.
+    """Choose the dropped levels: with `probability` a slice keeps only some of its coarsest levels.
 
-    How many it keeps, from one to all but one, is drawn uniformly: the finest level always falls first.
+    The number kept, from one to all but one, is uniform; the finest level is always dropped first.
     """
     drops = torch.rand(batch, generator=generator) < probability
     num_dropped = torch.randint(1, max(levels, 2), (batch,), generator=generator) * drops
@@ -309,7 +309,7 @@ def draw_dropped_levels(
 
 
 def _resize(images: Float[Tensor, "b 1 _ _"], size: Sequence[int]) -> Float[Tensor, "b 1 _ _"]:
-    # In float32: the antialiased resize has no bf16 form, and a slice drawn in bf16 comes here too.
+    # In float32: antialiased resize is not implemented in bf16.
     return functional.interpolate(images.float(), tuple(size), mode="bilinear", antialias=True)
 
 

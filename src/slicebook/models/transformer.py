@@ -20,7 +20,7 @@ HEAD_DIM = 64
 MAX_DENSE_ATTENTION = 1024  # steps up to which all pairs of them are held at once
 
 
-NUM_FREQUENCIES = 6  # octaves in which a place in the slice, or a slice in its volume, is told
+NUM_FREQUENCIES = 6  # octaves of the Fourier features of positions
 
 
 NEAREST_WAVE, FARTHEST_WAVE = 4.0, 512.0  # pixels a radian of the rotary positions
@@ -72,7 +72,7 @@ def _rotate(x: Float[Tensor, "b heads n dim"], by: Complex[Tensor, "b 1 n half"]
 
 
 def _attention(queries: Tensor, keys: Tensor, values: Tensor, *, causal: bool) -> Tensor:
-    """Scaled dot-product attention, causal if asked for.
+    """Scaled dot-product attention, optionally causal.
 
     On a CPU in half precision the fused kernel's backward pass takes twice the time of two plain products.
     """
@@ -140,10 +140,10 @@ class _Block(nn.Module):
 
 
 class PriorTransformer(nn.Module):
-    """Some consecutive stages, drawn by one transformer that reads all earlier ones.
+    """A transformer that predicts consecutive stages, given all earlier ones.
 
-    Its sequence is the content of the stages before its own, then a step for each of its own tokens. A step
-    holds the content drawn last, and the place it is asked about.
+    Its sequence has the tokens of all earlier stages, then one step for each of its own tokens. A step holds
+    the previous token and the position to predict.
     """
 
     def __init__(
@@ -165,10 +165,10 @@ class PriorTransformer(nn.Module):
         self.windows = nn.ModuleList(
             nn.Linear(dim * (around + above * stage), width) for stage in self.stages
         )
-        self.stage = nn.Embedding(len(codebooks) + 1, width)  # the last one: nothing drawn yet
+        self.stage = nn.Embedding(len(codebooks) + 1, width)  # the last: start of the sequence
         self.places = nn.Linear(
             4 * NUM_FREQUENCIES, 2 * width
-        )  # one half for the content, one for the question
+        )  # one half for token embeddings, one for queries
         self.blocks = nn.ModuleList(_Block(width, prior.dropout) for _ in range(config.layers))
         self.norm = nn.LayerNorm(width)
         self.heads = nn.ModuleList(nn.Linear(width, len(codebooks[stage])) for stage in self.stages)
@@ -222,7 +222,7 @@ class PriorTransformer(nn.Module):
         key_centres: Float[Tensor, "b n 2"],
         caches: Sequence[KVCache] | None = None,
     ) -> Float[Tensor, "b n width"]:
-        """Run the blocks over steps, given the centres (in pixels) of what each asks and of what it holds."""
+        """Run the blocks, given the centres (in pixels) of each step's prediction and of its input token."""
         x, query_centres, key_centres = self.dropout(x), _rotation(query_centres), _rotation(key_centres)
         for index, block in enumerate(self.blocks):
             x = block(x, query_centres, key_centres, caches[index] if caches else None)

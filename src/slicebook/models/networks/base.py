@@ -1,4 +1,4 @@
-"""What a tokenizer asks of a network."""
+"""The interface between a tokenizer and its network."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 Context: TypeAlias = tuple[Tensor, ...]
-"""What the levels seen so far say, in the network's own form; empty before the coarsest."""
+"""Features of the levels decoded so far, in the network's own format; empty before the coarsest."""
 
 
 class Network(nn.Module, ABC):
@@ -19,22 +19,22 @@ class Network(nn.Module, ABC):
     @property
     @abstractmethod
     def pixel_decoder(self) -> nn.ModuleList:
-        """What hears the finest level, so that no latents hang on it."""
+        """Layers after the finest level, on which no latents depend."""
 
     @abstractmethod
     def features(self, images: Float[Tensor, "b c h w"]) -> Sequence[Float[Tensor, "b _ _ _"]]:
-        """Encode slices, whose sides are multiples of the total stride, to one map a level, finest first."""
+        """Encode slices to one feature map per level, finest first; sides are multiples of the total stride."""
 
     @abstractmethod
     def latents(
         self, level: int, features: Float[Tensor, "b _ gh gw"], context: Context
     ) -> Float[Tensor, "b d gh gw"]:
-        """Say what a level would add to the coarser ones, to be quantised."""
+        """Return the latents of a level, given the coarser ones, to be quantised."""
 
     @abstractmethod
     def decode_level(self, level: int, context: Context, vectors: Float[Tensor, "b d gh gw"]) -> Context:
-        """Fold a level's quantised vectors into what the coarser levels said."""
+        """Add a level's quantised vectors to the context of the coarser levels."""
 
     @abstractmethod
     def image(self, context: Context) -> Float[Tensor, "b c h w"]:
-        """Draw the slice once every level is absorbed."""
+        """Return the slice, once all levels are in the context."""

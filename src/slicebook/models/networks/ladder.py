@@ -1,7 +1,7 @@
-"""Ours: a cheap stem, residual blocks on the grids, and decoding from coarse to fine.
+"""The ladder: a cheap stem, residual blocks on the token grids, and decoding from coarse to fine.
 
-Nearly all work is done at the resolution of the grids, where a convolution is dense and cheap. What the
-coarser levels said is handed down as features, so a finer level spends its codes on what they could not say.
+Nearly all work is done at the resolution of the grids, where a convolution is dense and cheap. The
+features of coarser levels are passed down, so that a finer level encodes only what they lack.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def unpatchify(width: int, channels: int, rate: int, kernel: int = 1) -> nn.Sequ
 
 
 def head(width: int, rate: int, channels: int) -> nn.Sequential:
-    """Draw pixels from the finest grid: one residual block at twice its resolution, then unfold the rest."""
+    """Decode the finest grid to pixels: one residual block at twice its resolution, then unpatchify."""
     layers: list[nn.Module] = []
     if rate > 2:
         layers += [unpatchify(width, width // 2, 2), Block(width // 2)]
@@ -68,9 +68,9 @@ def head(width: int, rate: int, channels: int) -> nn.Sequential:
 
 
 class Ladder(Network):
-    """Encode by folding, decode by climbing down from the coarsest level with context.
+    """Encode by patchifying, decode from the coarsest level to the finest.
 
-    The context is one map of features, already at the resolution of the next level to speak.
+    The context is one feature map, at the resolution of the next finer level.
     """
 
     def __init__(self, config: TokenizerConfig) -> None:
@@ -78,7 +78,7 @@ class Ladder(Network):
         rates, width, dim, depth = config.scaling_rates, config.width, config.code_dim, config.residual_layers
         levels = range(len(rates))
         self.folds = nn.ModuleList(
-            # Channels of a mask make a wide stem, and noise to average over it has none.
+            # A mask has many channels and no noise to average, so its stem needs no 3×3 kernel.
             patchify(
                 width if level else config.channels,
                 width,
@@ -101,11 +101,11 @@ class Ladder(Network):
 
     @property
     def pixel_decoder(self) -> nn.ModuleList:
-        """What makes pixels of the finest codes and their context."""
+        """The layers from the finest codes and their context to pixels."""
         return nn.ModuleList([self.code_proj[0], self.decoders[0], self.unfolds[0]])
 
     def features(self, images: Float[Tensor, "b c h w"]) -> Sequence[Float[Tensor, "b _ _ _"]]:
-        """Encode slices to one map a level, finest first."""
+        """Encode slices to one feature map per level, finest first."""
         maps, x = [], images
         for step, stage in zip(self.folds, self.encoders, strict=True):
             x = stage(step(x))
@@ -115,19 +115,19 @@ class Ladder(Network):
     def latents(
         self, level: int, features: Float[Tensor, "b _ gh gw"], context: Context
     ) -> Float[Tensor, "b d gh gw"]:
-        """Say what a level would add to the coarser ones."""
+        """Return the latents of a level, given the coarser ones."""
         if context:
             features = features + self.context_proj[level](context[0])
         latents: Tensor = self.to_latents[level](features)
         return latents
 
     def decode_level(self, level: int, context: Context, vectors: Float[Tensor, "b d gh gw"]) -> Context:
-        """Fold a level's vectors into the context."""
+        """Add a level's vectors to the context."""
         features = self.code_proj[level](vectors)
         if context:
             features = features + context[0]
         return (self.unfolds[level](self.decoders[level](features)),)
 
     def image(self, context: Context) -> Float[Tensor, "b c h w"]:
-        """Draw the slice."""
+        """Return the slice."""
         return context[0]

@@ -1,7 +1,7 @@
 """The architecture of the founding document, exactly: a hierarchical VQ-VAE after Razavi et al. 2019.
 
 Its document builds a decoder for every level and uses the finest one; so one is built here. Its code drops
-to one channel after the second upsampling by a slip; here the widths mirror the encoder, as its text says.
+to one channel after the second upsampling by mistake; here the widths mirror the encoder, as its text says.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class VQVAE2(Network):
         return nn.ModuleList([self.decoder])
 
     def features(self, images: Float[Tensor, "b 1 h w"]) -> Sequence[Float[Tensor, "b _ _ _"]]:
-        """Encode slices to one map a level, finest first."""
+        """Encode slices to one feature map per level, finest first."""
         maps, x = [], images
         for stage in self.encoders:
             x = stage(x)
@@ -102,16 +102,16 @@ class VQVAE2(Network):
     def latents(
         self, level: int, features: Float[Tensor, "b _ gh gw"], context: Context
     ) -> Float[Tensor, "b d gh gw"]:
-        """Say what a level would add to the coarser ones."""
+        """Return the latents of a level, given the coarser ones."""
         latents: Tensor = self.to_latents[level](_joined([features, *context], features))
         return latents
 
     def decode_level(self, level: int, context: Context, vectors: Float[Tensor, "b d gh gw"]) -> Context:
-        """Fold a level's vectors into the context."""
+        """Add a level's vectors to the context."""
         return (*context, vectors)
 
     def image(self, context: Context) -> Float[Tensor, "b 1 h w"]:
-        """Draw the slice."""
+        """Return the slice."""
         image: Tensor = self.decoder(_joined(context, context[-1]))
         return image
 

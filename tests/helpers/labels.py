@@ -14,13 +14,13 @@ def masks(count, rows=32, columns=32, seed=0):
     """Discs of label 1 with a smaller one of label 5 inside, anywhere."""
     draw = torch.Generator().manual_seed(seed)
     y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
-    found = torch.zeros(count, rows, columns, dtype=torch.uint8)
-    for mask in found:
+    batch = torch.zeros(count, rows, columns, dtype=torch.uint8)
+    for mask in batch:
         row, column = (torch.rand(2, generator=draw) * torch.tensor([rows, columns]) / 2).tolist()
         distance = (y - rows / 4 - row).square() + (x - columns / 4 - column).square()
         mask[distance < 81] = 1
         mask[distance < 16] = 5
-    return found
+    return batch
 
 
 def labelled_folder(folder, without=()):

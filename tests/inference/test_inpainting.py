@@ -215,7 +215,7 @@ def test_tokens_outside_the_region_are_those_of_the_filled_slice(
 
     monkeypatch.setattr(inpainting, "sample", spy)
     inpaint(trained.run, *files, tmp_path / "out", **CPU)
-    keep, given, layout = asked["keep"], asked["given"], asked["layout"]
+    keep, given, layout = asked["known_mask"], asked["known_tokens"], asked["layout"]
     assert asked["drawn"][keep].equal(given[keep])
     assert 0 < int((~keep).sum()) < keep.numel() / 2
     assert (given[:, layout.slice_of(0)] == layout.stages[0].size).all()  # no mask is known

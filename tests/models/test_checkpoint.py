@@ -72,9 +72,11 @@ def model(tmp_path):
 def test_a_model_comes_back_bit_for_bit_with_its_settings_and_origin(model):
     loaded = load_tokenizer(model)
     wanted = untrained().state_dict()
-    found = loaded.tokenizer.state_dict()
-    assert found.keys() == wanted.keys()
-    assert all(found[name].equal(wanted[name]) and found[name].dtype == wanted[name].dtype for name in wanted)
+    actual = loaded.tokenizer.state_dict()
+    assert actual.keys() == wanted.keys()
+    assert all(
+        actual[name].equal(wanted[name]) and actual[name].dtype == wanted[name].dtype for name in wanted
+    )
     assert loaded.info.recipe == RECIPE
     assert loaded.info.provenance == PROVENANCE
     assert loaded.path == model
@@ -213,9 +215,9 @@ def test_a_state_comes_back_bit_for_bit(tmp_path):
     path = tmp_path / "state.safetensors"
     tensors = {"a": torch.randn(3, 2), "b": torch.tensor(7), "c": torch.randn(2, 3).t()}
     save_state(path, State(tensors, {"history": [{"loss": 0.1}], "best": 0.1 + 0.2}))
-    found = load_state(path)
-    assert found.progress == {"history": [{"loss": 0.1}], "best": 0.1 + 0.2}
-    assert all(found.tensors[name].equal(tensors[name]) for name in tensors)
+    state = load_state(path)
+    assert state.progress == {"history": [{"loss": 0.1}], "best": 0.1 + 0.2}
+    assert all(state.tensors[name].equal(tensors[name]) for name in tensors)
 
 
 def test_a_damaged_state_is_refused(tmp_path):
@@ -264,8 +266,8 @@ def test_the_metadata_is_readable_by_anybody_and_names_no_place(model):
 
 
 def test_the_commit_is_that_of_this_tree_or_none():
-    found = environment.commit()
-    assert found is None or len(found.rstrip("+")) == 40
+    commit = environment.commit()
+    assert commit is None or len(commit.rstrip("+")) == 40
 
 
 # --- Priors
@@ -283,28 +285,32 @@ def refuse_prior(path, message):
     assert "\n" not in str(caught.value)
 
 
-def test_a_prior_comes_back_bit_for_bit_with_its_book_and_settings(prior, tmp_path):
+def test_a_prior_comes_back_bit_for_bit_with_its_tokenizers_and_settings(prior, tmp_path):
     first = load_prior(prior)
     other = tmp_path / "new" / "other.safetensors"
     save_prior(other, first.prior, first.tokenizer, first.info.model_copy(update={"weights_sha256": ""}))
     again = load_prior(other)
     assert again.info == first.info
     assert again.path == other
-    for part in (lambda one: one.prior, lambda one: one.tokenizer.images, lambda one: one.tokenizer.masks):
-        found, wanted = part(again), part(first)
-        assert hash_tensors(found.state_dict()) == hash_tensors(wanted.state_dict())
-        assert not found.training
+    for part in (
+        lambda loaded: loaded.prior,
+        lambda loaded: loaded.tokenizer.images,
+        lambda loaded: loaded.tokenizer.masks,
+    ):
+        actual, wanted = part(again), part(first)
+        assert hash_tensors(actual.state_dict()) == hash_tensors(wanted.state_dict())
+        assert not actual.training
 
 
 def test_a_prior_of_slices_alone_comes_back_without_masks(prior, tmp_path):
     first = load_prior(prior)
-    book = JointTokenizer(first.tokenizer.images)
-    bare = Prior(first.info.recipe.prior, book.codebooks, len(first.info.classes))
+    joint_tokenizer = JointTokenizer(first.tokenizer.images)
+    bare = Prior(first.info.recipe.prior, joint_tokenizer.codebooks, len(first.info.classes))
     other = tmp_path / "other.safetensors"
-    save_prior(other, bare, book, first.info.model_copy(update={"masks": None}))
-    found = load_prior(other)
-    assert found.tokenizer.masks is None
-    assert hash_tensors(found.prior.state_dict()) == hash_tensors(bare.state_dict())
+    save_prior(other, bare, joint_tokenizer, first.info.model_copy(update={"masks": None}))
+    reloaded = load_prior(other)
+    assert reloaded.tokenizer.masks is None
+    assert hash_tensors(reloaded.prior.state_dict()) == hash_tensors(bare.state_dict())
 
 
 def test_every_flipped_bit_of_a_prior_is_seen(prior):
@@ -387,7 +393,7 @@ def test_a_save_of_a_prior_that_fails_leaves_the_old_one(prior, monkeypatch):
         ("model.h5", b"\x89HDF\r\n\x1a\n", "is not a complete safetensors file"),
     ],
 )
-def test_a_model_of_another_program_is_told_by_its_kind(name, content, message, tmp_path):
+def test_a_model_of_another_program_is_refused_by_its_kind(name, content, message, tmp_path):
     (tmp_path / name).write_bytes(content)
     refuse(tmp_path / name, message)
 

@@ -86,12 +86,12 @@ def test_an_unknown_label_is_named_with_the_known_ones():
 def test_the_loss_by_hand():
     labels = torch.tensor([[[0, 1, 1, 5]]], dtype=torch.uint8)
     likely = torch.tensor([[0.8, 0.1, 0.1], [0.1, 0.6, 0.3], [0.5, 0.25, 0.25], [0.2, 0.2, 0.6]])
-    found = compare(likely.log().t()[None, :, None, :], labels, VALUES)
-    assert float(found.cross_entropy) == pytest.approx(-math.log(0.8 * 0.6 * 0.25 * 0.6) / 4)
-    one = 2 * (0.6 + 0.25) / ((0.1 + 0.6 + 0.25 + 0.2) + 2)
-    five = 2 * 0.6 / ((0.1 + 0.3 + 0.25 + 0.6) + 1)
-    assert float(found.soft_dice) == pytest.approx((one + five) / 2)
-    assert float(found.dice) == pytest.approx((2 * 1 / (1 + 2) + 1) / 2)
+    scores = compare(likely.log().t()[None, :, None, :], labels, VALUES)
+    assert float(scores.cross_entropy) == pytest.approx(-math.log(0.8 * 0.6 * 0.25 * 0.6) / 4)
+    label_1 = 2 * (0.6 + 0.25) / ((0.1 + 0.6 + 0.25 + 0.2) + 2)
+    label_5 = 2 * 0.6 / ((0.1 + 0.3 + 0.25 + 0.6) + 1)
+    assert float(scores.soft_dice) == pytest.approx((label_1 + label_5) / 2)
+    assert float(scores.dice) == pytest.approx((2 * 1 / (1 + 2) + 1) / 2)
 
 
 def test_a_label_that_does_not_occur_has_no_dice():
@@ -102,7 +102,7 @@ def test_a_label_that_does_not_occur_has_no_dice():
     assert float(compare(right, empty, VALUES).dice) == 1
 
 
-def test_both_parts_of_the_loss_pull_on_the_logits():
+def test_both_parts_of_the_loss_have_gradients():
     for part in ("cross_entropy", "soft_dice"):
         logits = torch.zeros(1, 3, 32, 32, requires_grad=True)
         (gradient,) = torch.autograd.grad(getattr(compare(logits, masks(1), VALUES), part), logits)
@@ -141,8 +141,8 @@ def test_every_weight_of_a_label_tokenizer_has_a_gradient():
     for name, weight in tokenizer.named_parameters():  # residual blocks begin as the identity
         if name.endswith("body.5.weight"):
             torch.nn.init.normal_(weight, std=0.1)
-    found = tokenizer(one_hot(drawn, VALUES))
-    (compare(found.images, drawn, VALUES).cross_entropy + found.commitment).backward()
+    output = tokenizer(one_hot(drawn, VALUES))
+    (compare(output.images, drawn, VALUES).cross_entropy + output.commitment).backward()
     without = [name for name, weight in tokenizer.named_parameters() if not weight.grad.abs().sum() > 0]
     assert without == []
 
@@ -167,7 +167,7 @@ def test_a_tokenizer_refuses_slices_of_the_other_kind():
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"architecture": "vqvae2", "label_values": (0, 1)}, "for the architecture ladder"),
         ({"resize": (64, 64), "label_values": (0, 1)}, "without resize"),
@@ -176,8 +176,8 @@ def test_a_tokenizer_refuses_slices_of_the_other_kind():
         ({"label_values": (0, 256)}, "less than or equal to 255"),
     ],
 )
-def test_label_values_that_cannot_be_are_refused(settings, said):
-    with pytest.raises(ConfigError, match=said):
+def test_label_values_that_cannot_be_are_refused(settings, message):
+    with pytest.raises(ConfigError, match=message):
         validate(TokenizerConfig, settings, "here")
 
 
@@ -285,7 +285,9 @@ def test_a_run_of_masks_leaves_pictures_and_a_model_that_knows_its_labels(run):
     assert loaded.info.provenance.train_slices == 12
 
 
-def test_a_training_of_masks_goes_on_to_the_same_and_trains_nothing_twice(data, run, tmp_path, monkeypatch):
+def test_a_training_of_masks_resumes_to_the_same_weights_and_trains_nothing_twice(
+    data, run, tmp_path, monkeypatch
+):
     before = (run / MODEL_NAME).read_bytes()
     monkeypatch.setattr(LabelObjective, "training_step", lambda *_: pytest.fail("a finished run was trained"))
     train_labels(data, small(), run, options=OPTIONS)
@@ -324,9 +326,9 @@ def test_a_label_that_the_recipe_lacks_is_named(data, tmp_path):
 def test_a_label_tokenizer_is_refused_where_slices_are_wanted(command, data, run, tmp_path, capsys):
     places = {"RUN": str(run), "DATA": str(data), "OUT": str(tmp_path / "out")}
     assert main([places.get(word, word) for word in command]) == 1
-    said = capsys.readouterr().err.strip()
-    assert said.endswith(f"{run / MODEL_NAME}: holds a label tokenizer, wanted a tokenizer")
-    assert "\n" not in said
+    message = capsys.readouterr().err.strip()
+    assert message.endswith(f"{run / MODEL_NAME}: holds a label tokenizer, wanted a tokenizer")
+    assert "\n" not in message
 
 
 @pytest.fixture
@@ -343,7 +345,7 @@ def test_a_tokenizer_of_slices_is_refused_where_masks_are_wanted(slices_run):
         load_tokenizer(slices_run, kind="label tokenizer")
 
 
-def test_a_training_begun_before_masks_goes_on_whatever_their_settings(data, slices_run):
+def test_a_training_started_before_masks_resumes_whatever_their_settings(data, slices_run):
     state = load_state(slices_run / STATE_NAME)
     assert "labels" not in state.progress["recipe"]  # no setting of another training is remembered
     del state.progress["recipe"]["tokenizer"]["label_values"]

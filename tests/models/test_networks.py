@@ -57,9 +57,9 @@ def test_the_first_encoder_is_the_founding_documents(founding):
     [(1, ["conv 128→64 4×4 /2 +1", "conv 64→128 4×4 /2 +1"]), (2, ["conv 128→64 4×4 /2 +1"])],
 )
 def test_a_coarser_encoder_reads_the_finer_one_and_halves_log2_of_its_rate_times(founding, level, steps):
-    found = [describe(layer) for layer in founding.encoders[level]]
-    assert [line for line in found if " /2 " in line] == steps
-    assert found[-4:] == [
+    layers = [describe(layer) for layer in founding.encoders[level]]
+    assert [line for line in layers if " /2 " in line] == steps
+    assert layers[-4:] == [
         f"conv {128 if level == 1 else 64}→128 3×3 /1 +1",
         "norm 128",
         *["ResidualLayer"] * 2,
@@ -119,9 +119,9 @@ def test_coarser_codes_are_resized_to_the_nearest_and_all_reach_the_latents():
     coarsest, middle = torch.tensor([[1.0, 2.0]]), torch.arange(8.0).view(2, 4)
     context = network.decode_level(2, (), coarsest.expand(1, 4, 1, 2))
     context = network.decode_level(1, context, middle.expand(1, 4, 2, 4))
-    found = network.latents(0, torch.zeros(1, 16, 4, 8), context)[0]
-    assert found[0].equal(coarsest.repeat_interleave(4, 0).repeat_interleave(4, 1))
-    assert found[1].equal(middle.repeat_interleave(2, 0).repeat_interleave(2, 1))
+    latents = network.latents(0, torch.zeros(1, 16, 4, 8), context)[0]
+    assert latents[0].equal(coarsest.repeat_interleave(4, 0).repeat_interleave(4, 1))
+    assert latents[1].equal(middle.repeat_interleave(2, 0).repeat_interleave(2, 1))
 
 
 def test_all_codes_reach_the_one_decoder_resized_to_the_finest_grid():
@@ -159,7 +159,7 @@ def test_a_block_of_the_ladder_starts_as_the_identity():
 
 
 @pytest.mark.parametrize("rate", [2, 4, 8, 16])
-def test_the_ladder_folds_and_unfolds_by_its_rates(rate):
+def test_the_ladder_patchifies_and_unpatchifies_by_its_rates(rate):
     network = Ladder(small("ladder", scaling_rates=(rate, 2)))
     features = network.features(torch.randn(2, 1, 4 * rate, 2 * rate))
     assert [map_.shape[-2:] for map_ in features] == [(4, 2), (2, 1)]
@@ -173,11 +173,11 @@ def test_the_ladder_folds_and_unfolds_by_its_rates(rate):
     )
 
 
-def test_a_finer_level_of_the_ladder_asks_what_the_coarser_ones_said():
+def test_latents_of_a_finer_level_depend_on_the_coarser_ones():
     network = Ladder(small("ladder"))
     features = torch.randn(1, 16, 4, 4)
-    said, unsaid = torch.ones(1, 16, 4, 4), torch.zeros(1, 16, 4, 4)
-    assert not torch.equal(network.latents(0, features, (said,)), network.latents(0, features, (unsaid,)))
+    ones, zeros = torch.ones(1, 16, 4, 4), torch.zeros(1, 16, 4, 4)
+    assert not torch.equal(network.latents(0, features, (ones,)), network.latents(0, features, (zeros,)))
 
 
 @pytest.mark.parametrize("width", [16, 48, 96, 128])

@@ -1,4 +1,4 @@
-"""The prior: exact, in order, and deaf to what it must not hear."""
+"""The prior: exact, in any order within a grid, and without access to future tokens."""
 
 import math
 
@@ -31,12 +31,12 @@ def test_the_layout_says_where_each_token_lies():
 def test_orders_go_stage_by_stage_and_known_tokens_come_first():
     known = torch.zeros(6, COUNT, dtype=torch.bool)
     known[:, [5, 9]] = True
-    found = draw_orders(LAYOUT, 6, torch.Generator().manual_seed(0), known)
+    orders = draw_orders(LAYOUT, 6, torch.Generator().manual_seed(0), known)
     for index in range(3):
-        part = found[:, LAYOUT.slice_of(index)]
+        part = orders[:, LAYOUT.slice_of(index)]
         assert (part.sort(1).values == torch.arange(*LAYOUT.starts[index : index + 2])).all()
-    assert (found[:, 4:6].sort(1).values == torch.tensor([5, 9])).all()
-    assert len({tuple(order.tolist()) for order in found}) > 3
+    assert (orders[:, 4:6].sort(1).values == torch.tensor([5, 9])).all()
+    assert len({tuple(order.tolist()) for order in orders}) > 3
 
 
 def test_a_token_is_likely_given_those_before_it_alone():
@@ -72,33 +72,33 @@ def test_the_order_matters_within_a_stage_but_not_in_coarser_ones():
     prior, tokens = tiny(), rows(1)
     first, second = orders(1, seed=0), orders(1, seed=0)
     second[:, 4:] = second[:, 4:].flip(1)
-    one, other = nats(prior, tokens, first), nats(prior, tokens, second)
-    assert torch.equal(one[:, :4], other[:, :4])
-    assert not torch.allclose(one[:, 4:], other[:, 4:], atol=1e-4)
+    first_nats, second_nats = nats(prior, tokens, first), nats(prior, tokens, second)
+    assert torch.equal(first_nats[:, :4], second_nats[:, :4])
+    assert not torch.allclose(first_nats[:, 4:], second_nats[:, 4:], atol=1e-4)
 
 
-def test_conditions_are_heard_and_may_be_unknown():
+def test_conditions_change_the_likelihood_and_may_be_unknown():
     prior, tokens, order = tiny(groups=2), rows(1), orders(1)
 
     def under(position, group):
         return nats(prior, tokens, order, Conditions(torch.tensor([position]), torch.tensor([group])))
 
-    found = [under(*one) for one in ((math.nan, -1), (0.0, -1), (0.5, -1), (0.5, 0), (0.5, 1))]
-    for index, one in enumerate(found):
-        assert torch.isfinite(one).all()
-        for other in found[:index]:
-            assert not torch.allclose(one, other, atol=1e-5)
+    losses = [under(*conditions) for conditions in ((math.nan, -1), (0.0, -1), (0.5, -1), (0.5, 0), (0.5, 1))]
+    for index, loss in enumerate(losses):
+        assert torch.isfinite(loss).all()
+        for other in losses[:index]:
+            assert not torch.allclose(loss, other, atol=1e-5)
 
 
 def test_an_unknown_token_costs_nothing_and_tells_nothing():
     prior, tokens, order = tiny(), rows(1), orders(1)
     tokens[:, LAYOUT.slice_of(0)] = SIZES[0]
-    found = nats(prior, tokens, order)
-    assert (found[:, LAYOUT.slice_of(0)] == 0).all()
-    assert (found[:, 2:] > 0).all()
+    losses = nats(prior, tokens, order)
+    assert (losses[:, LAYOUT.slice_of(0)] == 0).all()
+    assert (losses[:, 2:] > 0).all()
 
 
-def test_what_is_heard_wrongly_is_still_asked_rightly():
+def test_token_noise_changes_inputs_and_not_targets():
     prior, tokens, order = tiny(), rows(1), orders(1)
     input_tokens = tokens.clone()
     last = int(order[0, -1])
@@ -122,22 +122,22 @@ def test_attention_by_plain_products_is_the_fused_one():
     wanted = torch.nn.functional.scaled_dot_product_attention(
         queries.double(), keys.double(), values.double(), is_causal=True
     )
-    found = _attention(queries, keys, values, causal=True)
-    assert found.dtype == torch.bfloat16
-    torch.testing.assert_close(found.double(), wanted, rtol=2e-2, atol=2e-2)
+    attended = _attention(queries, keys, values, causal=True)
+    assert attended.dtype == torch.bfloat16
+    torch.testing.assert_close(attended.double(), wanted, rtol=2e-2, atol=2e-2)
 
 
 def test_an_untrained_prior_finds_every_code_equally_likely():
     torch.manual_seed(0)
     prior = Prior(PriorConfig(), [torch.randn(k, 3) for k in SIZES]).eval()
-    found = nats(prior, rows(1), orders(1))
+    losses = nats(prior, rows(1), orders(1))
     for index, size in enumerate(SIZES):
-        assert found[0, LAYOUT.slice_of(index)].tolist() == pytest.approx(
+        assert losses[0, LAYOUT.slice_of(index)].tolist() == pytest.approx(
             [math.log(size)] * len(STAGES[index])
         )
 
 
-def test_a_prior_learns_rows_by_heart_in_any_order():
+def test_a_prior_memorises_sequences_in_any_order():
     prior, tokens = tiny(), rows(4)
     prior.train()
     optimiser = torch.optim.AdamW(prior.parameters(), lr=3e-3)
@@ -156,8 +156,8 @@ def test_one_stage_needs_no_coarse_trunk():
     layout = sequence_layout((TokenGrid("image", 0, 3, 2, 8, 5),))
     order = draw_orders(layout, 2, torch.Generator().manual_seed(0))
     with torch.no_grad():
-        found = prior(layout, torch.zeros(2, 6, dtype=torch.int64), order, Conditions.unknown(2))
-    assert found.shape == (2, 6)
+        losses = prior(layout, torch.zeros(2, 6, dtype=torch.int64), order, Conditions.unknown(2))
+    assert losses.shape == (2, 6)
 
 
 def test_one_prior_serves_slices_of_other_sizes():

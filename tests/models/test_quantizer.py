@@ -66,14 +66,14 @@ def test_distances_are_made_a_block_at_a_time():
     assert max(made) <= module.BLOCK_ELEMENTS < 4096 * 1024
 
 
-def test_codes_are_told_apart_in_float32_whatever_autocast_says():
+def test_distances_are_in_float32_under_autocast():
     # In bfloat16, 1000 and 1001 are one number.
     codes = torch.tensor([[1000.0], [1001.0]])
     quantizer = codebook(codes).train()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert nearest_code(torch.tensor([[1001.0], [1000.0]]), codes).tolist() == [1, 0]
-        found = quantizer(torch.tensor([[1001.0], [1000.0]]))
-    assert found.tokens.tolist() == [1, 0]
+        quantized = quantizer(torch.tensor([[1001.0], [1000.0]]))
+    assert quantized.tokens.tolist() == [1, 0]
     assert (
         quantizer.ema_embed_sum.dtype
         == quantizer.ema_cluster_size.dtype
@@ -85,8 +85,8 @@ def test_codes_are_told_apart_in_float32_whatever_autocast_says():
 
 def test_latents_in_half_precision_teach_in_float32():
     quantizer = codebook([[0.0], [10.0]]).train()
-    found = quantizer(torch.tensor([[9.0]], dtype=torch.bfloat16))
-    assert found.vectors.dtype == torch.bfloat16
+    quantized = quantizer(torch.tensor([[9.0]], dtype=torch.bfloat16))
+    assert quantized.vectors.dtype == torch.bfloat16
     torch.testing.assert_close(quantizer.ema_embed_sum[1], torch.tensor([10 * 0.99 + 9 * 0.01]))
 
 
@@ -110,23 +110,23 @@ def test_a_step_moves_sums_and_counts_by_the_average_of_appendix_a1():
 
 def test_the_commitment_is_the_mean_squared_distance_to_the_code():
     quantizer = codebook([[0.0, 0.0], [4.0, 4.0]], epsilon=1e-12)
-    found = quantizer.eval()(torch.tensor([[1.0, 0.0], [4.0, 2.0]]))
-    torch.testing.assert_close(found.commitment, torch.tensor((1 + 0 + 0 + 4) / 4))
+    quantized = quantizer.eval()(torch.tensor([[1.0, 0.0], [4.0, 2.0]]))
+    torch.testing.assert_close(quantized.commitment, torch.tensor((1 + 0 + 0 + 4) / 4))
 
 
 def test_the_gradient_passes_straight_through_and_the_value_is_the_code():
     quantizer = codebook([[0.0, 0.0], [4.0, 4.0]], epsilon=1e-12).eval()
     vectors = torch.tensor([[1.0, 0.5], [3.0, 5.0]], requires_grad=True)
-    found = quantizer(vectors)
-    torch.testing.assert_close(found.vectors, torch.tensor([[0.0, 0.0], [4.0, 4.0]]))
-    (found.vectors * torch.tensor([[1.0, 2.0], [3.0, 4.0]])).sum().backward()
+    quantized = quantizer(vectors)
+    torch.testing.assert_close(quantized.vectors, torch.tensor([[0.0, 0.0], [4.0, 4.0]]))
+    (quantized.vectors * torch.tensor([[1.0, 2.0], [3.0, 4.0]])).sum().backward()
     assert vectors.grad.tolist() == [[1.0, 2.0], [3.0, 4.0]]
 
 
 def test_tokens_are_looked_up_in_any_shape():
     quantizer = codebook([[1.0, 2.0], [3.0, 4.0]], epsilon=1e-12)
-    found = quantizer.dequantize(torch.tensor([[[1, 0]], [[0, 0]]]))
-    torch.testing.assert_close(found, torch.tensor([[[[3.0, 4], [1, 2]]], [[[1, 2], [1, 2]]]]))
+    vectors = quantizer.dequantize(torch.tensor([[[1, 0]], [[0, 0]]]))
+    torch.testing.assert_close(vectors, torch.tensor([[[[3.0, 4], [1, 2]]], [[[1, 2], [1, 2]]]]))
 
 
 def test_the_mean_code_weighs_codes_by_their_use():
@@ -160,8 +160,8 @@ def test_kmeans_finds_planted_clusters():
 def test_kmeans_returns_means_and_how_many_vectors_each_holds():
     vectors = torch.tensor([[0.0], [0.2], [0.4], [10.0]])
     means, counts = kmeans(vectors, 2, torch.Generator().manual_seed(0))
-    found = sorted(zip(means.flatten().tolist(), counts.tolist(), strict=True))
-    assert np.allclose(found, [(0.2, 3), (10.0, 1)], atol=1e-3)
+    clusters = sorted(zip(means.flatten().tolist(), counts.tolist(), strict=True))
+    assert np.allclose(clusters, [(0.2, 3), (10.0, 1)], atol=1e-3)
 
 
 def test_kmeans_of_fewer_vectors_than_means_gives_finite_distinct_means():
@@ -196,7 +196,7 @@ def test_usage_and_perplexity_by_hand():
     assert usage_of(torch.zeros(4)) == module.Usage(0.0, 0.0)
 
 
-def test_usage_counts_training_tokens_until_it_is_told_to_forget():
+def test_usage_counts_training_tokens_until_it_is_reset():
     quantizer = codebook([[0.0], [4.0]])
     quantizer.train()(torch.tensor([[0.1], [0.2]]))
     quantizer.train()(torch.tensor([[4.0]]))
@@ -278,7 +278,7 @@ def test_the_commitment_of_every_level_pulls_on_the_encoder(architecture):
     for level in range(3):
         captured: list[torch.Tensor] = []
         hook = tokenizer.codebook(level).register_forward_hook(
-            lambda _module, _given, found, kept=captured: kept.append(found.commitment)
+            lambda _module, _given, output, kept=captured: kept.append(output.commitment)
         )
         tokenizer(images)
         hook.remove()
@@ -336,8 +336,8 @@ def ranks(tmp_path_factory):
         # A fork imports nothing anew. Python 3.12 warns of one beside threads; no thread here holds a lock.
         warnings.simplefilter("ignore", DeprecationWarning)
         start_processes(_learn_apart, (folder,), nprocs=2, start_method="fork")
-    found = [load_file(f"{folder}/{rank}.safetensors") for rank in range(2)]
-    return [[tensors[name] for name in sorted(tensors)] for tensors in found]
+    states = [load_file(f"{folder}/{rank}.safetensors") for rank in range(2)]
+    return [[tensors[name] for name in sorted(tensors)] for tensors in states]
 
 
 def test_two_processes_never_drift_apart(ranks):
@@ -407,9 +407,9 @@ def test_no_operation_of_a_training_step_waits_for_the_device():
     quantizer = Quantizer(32, 4).train()
     vectors = vectors_of(100, 4).requires_grad_(True)
     with NoWaiting():
-        found = quantizer(vectors, reset_dead_codes=True)
-        (found.vectors.sum() + found.commitment).backward()
-        quantizer.dequantize(found.tokens)
+        quantized = quantizer(vectors, reset_dead_codes=True)
+        (quantized.vectors.sum() + quantized.commitment).backward()
+        quantizer.dequantize(quantized.tokens)
     with NoWaiting(), pytest.raises(AssertionError, match="_local_scalar_dense"):
         quantizer.usage()
 

@@ -1,4 +1,4 @@
-"""Sampling: each sample on its own, and of the same network as the likelihood."""
+"""Sampling: independent of the batch, and by the same network as the likelihood."""
 
 from dataclasses import replace
 
@@ -30,9 +30,9 @@ def test_a_sample_does_not_depend_on_its_batch():
 
 
 def test_tokens_are_codes_of_their_stage():
-    found = drawn(range(8))
+    tokens = drawn(range(8))
     for index, size in enumerate(SIZES):
-        part = found[:, LAYOUT.slice_of(index)]
+        part = tokens[:, LAYOUT.slice_of(index)]
         assert part.min() >= 0
         assert part.max() < size
 
@@ -40,21 +40,21 @@ def test_tokens_are_codes_of_their_stage():
 def test_cold_samples_take_the_likeliest_code_of_the_whole_pass():
     """The cached steps and the pass over the whole row are one network."""
     prior = tiny()
-    found = drawn([3], SamplingSettings(1e-4, 1e-4, 1.0), prior)
+    tokens = drawn([3], SamplingSettings(1e-4, 1e-4, 1.0), prior)
     order = draw_orders(LAYOUT, 1, torch.Generator().manual_seed(3))
     conditions = Conditions(torch.zeros(1), torch.full((1,), -1))
-    chosen = nats(prior, found, order, conditions)
+    chosen = nats(prior, tokens, order, conditions)
     for place in range(COUNT):
         size = next(s.size for i, s in enumerate(STAGES) if place < LAYOUT.starts[i + 1])
         for code in range(size):
-            other = found.clone()
+            other = tokens.clone()
             other[0, place] = code
             assert nats(prior, other, order, conditions)[0, place] >= chosen[0, place] - 1e-4
 
 
 def test_warm_samples_follow_the_probabilities():
     prior, count = tiny(), 640
-    found = sample(prior, LAYOUT, list(range(count)), Conditions.unknown(count), BOLD)
+    tokens = sample(prior, LAYOUT, list(range(count)), Conditions.unknown(count), BOLD)
     draw = torch.Generator()
     first = [int(draw_orders(LAYOUT, 1, draw.manual_seed(seed))[0, 0]) for seed in range(count)]
     for place in (0, 1):
@@ -62,7 +62,7 @@ def test_warm_samples_follow_the_probabilities():
         order = draw_orders(LAYOUT, 1, draw.manual_seed(chosen[0]))
         for code in range(SIZES[0]):
             wanted = float((-nats(prior, torch.full((1, COUNT), code).clamp(max=2), order))[0, place].exp())
-            share = float((found[chosen, place] == code).float().mean())
+            share = float((tokens[chosen, place] == code).float().mean())
             assert share == pytest.approx(wanted, abs=0.1)
 
 
@@ -70,12 +70,12 @@ def test_kept_tokens_stay_and_the_others_fit_them():
     known_tokens = rows(3)
     known_mask = torch.zeros(3, COUNT, dtype=torch.bool)
     known_mask[:, ::2] = True
-    found = drawn([1, 2, 3], known_tokens=known_tokens, known_mask=known_mask)
-    assert torch.equal(found[known_mask], known_tokens[known_mask])
-    assert not torch.equal(found[~known_mask], known_tokens[~known_mask])
+    tokens = drawn([1, 2, 3], known_tokens=known_tokens, known_mask=known_mask)
+    assert torch.equal(tokens[known_mask], known_tokens[known_mask])
+    assert not torch.equal(tokens[~known_mask], known_tokens[~known_mask])
 
 
-def test_guidance_pushes_away_from_what_is_likely_without_the_conditions():
+def test_guidance_moves_away_from_the_unconditional_distribution():
     prior = tiny()
     assert not torch.equal(drawn(range(6), prior=prior), drawn(range(6), SamplingSettings(1, 1, 1, 3), prior))
     unknown = Conditions.unknown(6)
@@ -88,7 +88,7 @@ def test_guidance_pushes_away_from_what_is_likely_without_the_conditions():
     ("draw", "top_p", "code"),
     [(0.0, 1.0, 2), (0.49, 1.0, 2), (0.51, 1.0, 0), (0.99, 1.0, 1), (0.99, 0.5, 2), (0.99, 0.6, 0)],
 )
-def test_a_draw_walks_down_the_likeliest_codes(draw, top_p, code):
+def test_top_p_sampling_inverts_the_cumulative_distribution(draw, top_p, code):
     logits = torch.tensor([[0.3, 0.2, 0.5]]).log()
     assert _sample_top_p(logits, torch.tensor([[draw]], dtype=torch.float64), top_p).item() == code
 
@@ -118,11 +118,13 @@ class TableCopies(TorchFunctionMode):
         return function(*arguments, **(options or {}))
 
 
-def test_drawing_copies_no_table_at_a_token():
+def test_sampling_copies_no_table_per_token():
     counts = []
     for factor in (1, 2):
         layout = sequence_layout(
-            tuple(replace(one, rows=factor * one.rows, columns=factor * one.columns) for one in STAGES)
+            tuple(
+                replace(stage, rows=factor * stage.rows, columns=factor * stage.columns) for stage in STAGES
+            )
         )
         with TableCopies() as copies:
             sample(tiny().eval(), layout, [1], Conditions.unknown(1))

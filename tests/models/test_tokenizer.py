@@ -81,10 +81,10 @@ def test_the_founding_recipe_stretches_so_a_native_slice_costs_as_many_tokens_as
 def test_a_slice_of_any_size_comes_back_in_its_size(architecture, size):
     tokenizer = small(architecture)
     images = slices(2, *size)
-    found = tokenizer(images)
-    assert found.images.shape == images.shape
-    assert [grid.shape[1:] for grid in found.tokens] == list(tokenizer.grids(size))
-    assert found.images.isfinite().all()
+    output = tokenizer(images)
+    assert output.images.shape == images.shape
+    assert [grid.shape[1:] for grid in output.tokens] == list(tokenizer.grids(size))
+    assert output.images.isfinite().all()
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -92,10 +92,10 @@ def test_a_slice_of_any_size_comes_back_in_its_size(architecture, size):
 def test_decoding_what_was_encoded_is_the_reconstruction(architecture, size):
     tokenizer = small(architecture)
     images = slices(3, *size)
-    found = tokenizer(images)
+    output = tokenizer(images)
     tokens = tokenizer.encode(images)
-    assert all(a.equal(b) for a, b in zip(tokens, found.tokens, strict=True))
-    torch.testing.assert_close(tokenizer.decode(tokens, size), found.images, rtol=1e-4, atol=1e-5)
+    assert all(a.equal(b) for a, b in zip(tokens, output.tokens, strict=True))
+    torch.testing.assert_close(tokenizer.decode(tokens, size), output.images, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -128,10 +128,10 @@ def test_padding_repeats_the_edge_on_both_sides_and_is_cropped_away(monkeypatch)
 def test_the_founding_resize_stretches_and_comes_back_to_native_pixels():
     tokenizer = small("vqvae2", resize=(16, 16))
     images = slices(1, 24, 40)
-    found = tokenizer(images)
-    assert found.images.shape == images.shape
-    assert [grid.shape[1:] for grid in found.tokens] == [(4, 4), (2, 2)]
-    torch.testing.assert_close(tokenizer.decode(found.tokens, (24, 40)), found.images, rtol=1e-4, atol=1e-5)
+    output = tokenizer(images)
+    assert output.images.shape == images.shape
+    assert [grid.shape[1:] for grid in output.tokens] == [(4, 4), (2, 2)]
+    torch.testing.assert_close(tokenizer.decode(output.tokens, (24, 40)), output.images, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -181,18 +181,20 @@ def test_every_level_pulls_on_the_encoder(architecture):
     for level in range(3):
         dropped_levels = torch.ones(3, 2, dtype=torch.bool)
         dropped_levels[level] = False  # the picture is drawn from this level alone
-        found = tokenizer(slices(2), dropped_levels=dropped_levels)
-        (gradient,) = torch.autograd.grad(found.images.square().sum(), [first])
+        output = tokenizer(slices(2), dropped_levels=dropped_levels)
+        (gradient,) = torch.autograd.grad(output.images.square().sum(), [first])
         assert gradient.abs().sum() > 0, level
 
 
 def test_the_commitment_is_summed_over_levels():
     tokenizer = small()
-    found = []
+    commitments = []
     for level in range(2):
-        tokenizer.codebook(level).register_forward_hook(lambda _m, _i, out: found.append(out.commitment))
+        tokenizer.codebook(level).register_forward_hook(
+            lambda _m, _i, out: commitments.append(out.commitment)
+        )
     total = tokenizer(slices(2)).commitment
-    torch.testing.assert_close(total, sum(found))
+    torch.testing.assert_close(total, sum(commitments))
 
 
 def test_training_teaches_every_codebook_and_evaluation_none():
@@ -211,11 +213,11 @@ def test_the_start_puts_every_codebook_where_the_latents_are():
     tokenizer.train().init_from_kmeans(slices(8), torch.Generator().manual_seed(0))
     assert tokenizer.training
     assert tokenizer.eval()(slices(8)).commitment < before / 3
-    found = tokenizer(slices(8)).tokens
-    assert [len(grid.unique()) for grid in found] == [16, 8]
+    grids = tokenizer(slices(8)).tokens
+    assert [len(grid.unique()) for grid in grids] == [16, 8]
 
 
-def test_a_silent_level_is_always_the_finest_first():
+def test_the_finest_level_is_always_dropped_first():
     dropped_levels = draw_dropped_levels(3, 4000, 0.5, torch.Generator().manual_seed(0))
     assert not dropped_levels[2].any()
     assert (dropped_levels[1] <= dropped_levels[0]).all()
@@ -259,11 +261,11 @@ def test_ssim_of_a_slice_smaller_than_its_window_is_refused():
 
 def test_the_two_losses_by_hand():
     images, drawn = slices(2), slices(2, seed=1)
-    found = Reconstruction(drawn, (), torch.tensor(0.5))
+    reconstruction = Reconstruction(drawn, (), torch.tensor(0.5))
     similarity = ssim((drawn + 1) / 2, (images + 1) / 2)
-    squared = loss(found, images, LossConfig(kind="mse", commitment=1.0))
+    squared = loss(reconstruction, images, LossConfig(kind="mse", commitment=1.0))
     torch.testing.assert_close(squared.total, (drawn - images).square().mean() + 0.5)
-    faithful = loss(found, images, LossConfig(kind="l1_ssim", commitment=0.25))
+    faithful = loss(reconstruction, images, LossConfig(kind="l1_ssim", commitment=0.25))
     torch.testing.assert_close(faithful.reconstruction, (drawn - images).abs().mean() / 2 + 1 - similarity)
     torch.testing.assert_close(faithful.total, faithful.reconstruction + 0.25 * 0.5)
     torch.testing.assert_close(squared.ssim, similarity)
@@ -272,8 +274,8 @@ def test_the_two_losses_by_hand():
 def test_the_loss_is_in_float32_under_autocast():
     images = slices(1)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = small().train()(images)
-        total = loss(found, images, LossConfig()).total
+        output = small().train()(images)
+        total = loss(output, images, LossConfig()).total
     assert total.dtype == torch.float32
 
 

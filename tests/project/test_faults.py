@@ -243,7 +243,7 @@ CASES = [
     (f"{TRAIN} --precision 7", "precision 7"),
     (
         "train tokenizer prepared --out run --device cpu",
-        "run: was begun with other settings .*use another --out",
+        "run: was started with other settings .*use another --out",
     ),
     ("train tokenizer prepared --out occupied --device cpu", "occupied: exists and is no training"),
     ("train tokenizer prepared --out volume.nii.gz/new --device cpu", "volume.nii.gz"),
@@ -330,7 +330,7 @@ def test_a_training_that_left_the_numbers_says_so_and_keeps_no_model(here, monke
     assert main.main([*line.split(), *settings]) == 1
     last = capfd.readouterr().err.splitlines()[-1]
     assert last.startswith(
-        "slicebook: poisoned: the loss is NaN or infinite after step 1; no model was kept yet"
+        "slicebook: poisoned: the loss is NaN or infinite after step 1; no model was saved yet"
     )
     assert not list((here / "poisoned").glob("*.safetensors"))
 

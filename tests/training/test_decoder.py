@@ -1,4 +1,4 @@
-"""The generation decoder: what it learns, what it leaves alone, and how its training goes on."""
+"""The generation decoder: its losses, what it leaves unchanged, and how its training resumes."""
 
 import csv
 import shutil
@@ -90,15 +90,15 @@ def test_no_token_hangs_on_the_last_decoder_and_every_pixel_does(architecture):
 
 
 def test_the_last_decoder_and_the_discriminator_learn_and_nothing_else(own):
-    found, made = gradients(own)
+    changed, made = gradients(own)
     theirs = {id(p) for p in made.adversaries.learner.pixel_decoder()}
     theirs |= {id(p) for p in made.adversaries.discriminator.parameters()}
     parameters = dict(made.adversaries.named_parameters())
-    assert {id(parameters[name]) for name in found} == theirs
-    assert all(gradient.abs().max() > 0 for name, gradient in found.items() if name.endswith("weight"))
+    assert {id(parameters[name]) for name in changed} == theirs
+    assert all(gradient.abs().max() > 0 for name, gradient in changed.items() if name.endswith("weight"))
 
 
-def test_the_decoder_teaches_the_discriminator_nothing(own):
+def test_the_decoder_loss_has_no_gradient_in_the_discriminator(own):
     """What fools the discriminator must not make it easier to fool."""
     weak, strong = (gradients(own, f"decoder.training.adversarial_weight={w}")[0] for w in (0, 100))
     for name, gradient in weak.items():
@@ -108,14 +108,14 @@ def test_the_decoder_teaches_the_discriminator_nothing(own):
 
 def at_pixels(own, *settings, change=None):
     """Return gradients at the pixels, rebuilt slices first: the loss's, the discriminator's, and both."""
-    found: list[Any] = []
+    hooked: list[Any] = []
 
     def watched(made):
         whole = made.adversaries.learner.decode_unchecked
 
         def render(*given):
             drawn = whole(*given)
-            drawn.register_hook(found.append)
+            drawn.register_hook(hooked.append)
             return drawn
 
         made.adversaries.learner.decode_unchecked = render
@@ -123,10 +123,10 @@ def at_pixels(own, *settings, change=None):
             change(made)
 
     gradients(own, *settings, change=watched)
-    return found
+    return hooked
 
 
-def test_both_judges_begin_with_pulls_in_the_proportion_that_is_set(own):
+def test_gradient_norms_start_in_the_ratio_of_adversarial_weight(own):
     reconstruction_grad, adversarial_grad, total = at_pixels(own, "decoder.training.adversarial_weight=0.5")
     _, _, reconstruction = at_pixels(own, "decoder.training.adversarial_weight=0")
     assert torch.allclose(reconstruction, reconstruction_grad, atol=1e-9)
@@ -140,7 +140,7 @@ def test_both_judges_begin_with_pulls_in_the_proportion_that_is_set(own):
     )
 
 
-def test_samples_that_do_not_stray_are_judged_by_the_discriminator_alone(own):
+def test_samples_that_agree_at_low_resolution_have_only_the_adversarial_gradient(own):
     reconstruction_grad, adversarial_grad, _ = at_pixels(own)
     assert len(reconstruction_grad) == len(adversarial_grad) == 8
     assert (reconstruction_grad[4:] == 0).all()
@@ -164,10 +164,10 @@ def test_samples_are_held_to_the_faithful_decoders_outline(own, weight):
 def test_an_outline_is_the_average_over_a_cell_of_the_finest_grid(own):
     made, draw = objective(own), torch.Generator().manual_seed(0)
     drawn = torch.rand(1, 1, 36, 64, generator=draw)
-    found = made.adversaries.lowres(drawn)
-    assert found.shape == (1, 1, 5, 8)  # 36 rows are four and a half cells of 8
-    assert float(found[0, 0, 1, 2]) == pytest.approx(float(drawn[0, 0, 8:16, 16:24].mean()))
-    assert float(found[0, 0, 4, 0]) == pytest.approx(float(drawn[0, 0, 32:, :8].mean()))
+    averages = made.adversaries.lowres(drawn)
+    assert averages.shape == (1, 1, 5, 8)  # 36 rows are four and a half cells of 8
+    assert float(averages[0, 0, 1, 2]) == pytest.approx(float(drawn[0, 0, 8:16, 16:24].mean()))
+    assert float(averages[0, 0, 4, 0]) == pytest.approx(float(drawn[0, 0, 32:, :8].mean()))
 
 
 def test_outlines_are_those_of_the_faithful_decoder(own):
@@ -178,7 +178,7 @@ def test_outlines_are_those_of_the_faithful_decoder(own):
         assert torch.allclose(made.lowres_targets[size], wanted, atol=1e-6)
 
 
-def test_the_discriminator_is_taught_that_samples_are_none(own):
+def test_the_discriminator_learns_that_samples_are_fake(own):
     """Its gradient hangs on what they are."""
 
     def others(made):
@@ -192,7 +192,7 @@ def test_the_discriminator_is_taught_that_samples_are_none(own):
     )
 
 
-def test_the_balance_does_not_hang_on_the_scale_of_the_verdicts(own):
+def test_the_adaptive_weight_does_not_depend_on_the_scale_of_the_logits(own):
     plain, scaled = gradients(own)[0], gradients(own, change=lambda made: louder(made, 50))[0]
     for name in plain:
         if not name.startswith("discriminator"):
@@ -204,10 +204,10 @@ def louder(made, times):
         made.adversaries.discriminator.body[-1].weight.mul_(times)
 
 
-def test_a_discriminator_that_falls_silent_later_is_not_amplified(own):
+def test_a_discriminator_with_vanishing_gradients_is_not_amplified(own):
     """The balance is measured while it learns alone, and then stays."""
 
-    def heard(quieter):
+    def weight_of(quieter):
         def change(made):
             made.training_step(batch(own), 0, 0.0)
             louder(made, quieter)
@@ -215,21 +215,21 @@ def test_a_discriminator_that_falls_silent_later_is_not_amplified(own):
         reconstruction_grad, _, total = at_pixels(own, change=change)[-3:]
         return float((total - reconstruction_grad).norm())
 
-    assert heard(0.01) == pytest.approx(0.01 * heard(1), rel=0.05)
+    assert weight_of(0.01) == pytest.approx(0.01 * weight_of(1), rel=0.05)
 
 
 def test_the_balance_follows_while_the_discriminator_learns_alone(own):
     made = objective(own)
-    found = []
+    weights = []
     for step in range(60):
         made.training_step(batch(own), step, 0.0)
-        found.append(float(made.adversaries.adaptive_weight))
+        weights.append(float(made.adversaries.adaptive_weight))
         if step == 0:
             louder(made, 0.01)
-    assert found[0] > 0
-    assert found[-1] == pytest.approx(100 * found[0], rel=0.5)
+    assert weights[0] > 0
+    assert weights[-1] == pytest.approx(100 * weights[0], rel=0.5)
     made.training_step(batch(own), 60, 0.5)
-    assert float(made.adversaries.adaptive_weight) == found[-1]
+    assert float(made.adversaries.adaptive_weight) == weights[-1]
 
 
 def test_the_discriminator_learns_alone_at_first(own):
@@ -238,34 +238,34 @@ def test_the_discriminator_learns_alone_at_first(own):
         gradients(own, "decoder.training.adversarial_weight=0")[0],
     )
     assert all(gradient.equal(dropped_levels[name]) for name, gradient in alone.items())
-    heard = gradients(own, fraction=0.3)[0]
-    assert any(not gradient.equal(dropped_levels[name]) for name, gradient in heard.items())
+    used = gradients(own, fraction=0.3)[0]
+    assert any(not gradient.equal(dropped_levels[name]) for name, gradient in used.items())
 
 
-def test_a_discriminator_hears_how_strong_an_edge_is():
+def test_a_discriminator_sees_the_strength_of_an_edge():
     torch.manual_seed(0)
-    told, images = Discriminator(8), torch.randn(2, 1, 33, 32)
-    assert torch.allclose(told(2 * images), 2 * told(images), rtol=1e-4, atol=1e-6)
+    discriminator, images = Discriminator(8), torch.randn(2, 1, 33, 32)
+    assert torch.allclose(discriminator(2 * images), 2 * discriminator(images), rtol=1e-4, atol=1e-6)
 
 
 def test_a_discriminator_learns_to_tell_soft_slices_from_real_ones():
     torch.manual_seed(0)
-    told = Discriminator(8)
-    optimizer = torch.optim.AdamW(told.parameters(), lr=1e-3)
+    discriminator = Discriminator(8)
+    optimizer = torch.optim.AdamW(discriminator.parameters(), lr=1e-3)
     for _ in range(40):
         real = torch.rand(8, 1, 32, 32)
         soft = nn.functional.avg_pool2d(real, 3, stride=1, padding=1)
-        loss = (1 - told(real)).relu().mean() + (1 + told(soft)).relu().mean()
+        loss = (1 - discriminator(real)).relu().mean() + (1 + discriminator(soft)).relu().mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     assert float(loss.detach()) < 0.5  # 2 when nothing is known
 
 
-def test_a_verdict_sees_30_pixels():
-    told = Discriminator(8)
+def test_the_receptive_field_is_30_pixels():
+    discriminator = Discriminator(8)
     image = torch.zeros(1, 1, 96, 96, requires_grad=True)
-    verdicts = told(image)
+    verdicts = discriminator(image)
     verdicts[0, 0, verdicts.shape[2] // 2, verdicts.shape[3] // 2].backward()
     rows, columns = image.grad[0, 0].nonzero().unbind(1)
     assert int(rows.max() - rows.min()) + 1 == int(columns.max() - columns.min()) + 1 == 30
@@ -298,7 +298,7 @@ def train(own, out, *settings, **options):
     return train_decoder(loaded, prior, data, override(recipe, settings), out, changed)
 
 
-def test_the_model_keeps_every_token_and_draws_otherwise(trained, own):
+def test_the_decoder_keeps_all_tokens_and_changes_images(trained, own):
     before, after = own[0].tokenizer, load_tokenizer(trained.run / "prior" / "decoder", kind=KIND).tokenizer
     images = batch(own, 6).images
     assert all(a.equal(b) for a, b in zip(before.encode(images), after.encode(images), strict=True))
@@ -344,7 +344,7 @@ def test_the_tokenizer_that_is_given_stays_as_it_was(own, tmp_path):
     assert all(parameter.requires_grad for parameter in own[0].tokenizer.parameters())
 
 
-def test_the_latest_average_is_kept(trained, own):
+def test_the_latest_average_is_saved(trained, own):
     with (trained.run / "prior" / "decoder" / "metrics.csv").open(newline="") as file:
         last = list(csv.DictReader(file))[-1]
     info = load_tokenizer(trained.run / "prior" / "decoder", kind=KIND).info
@@ -353,7 +353,7 @@ def test_the_latest_average_is_kept(trained, own):
     assert float(last["validation_sharpness"]) > 0
 
 
-def test_a_training_goes_on_where_it_stopped_bit_for_bit(own, tmp_path, monkeypatch):
+def test_an_interrupted_training_resumes_bit_for_bit(own, tmp_path, monkeypatch):
     settings = ("decoder.training.epochs=4", "decoder.training.validate_every=2")
     wanted = train(own, tmp_path / "whole", *settings)
     whole = DecoderObjective.training_step
@@ -393,20 +393,20 @@ def test_the_founding_architecture_is_trained_too(own, tmp_path, monkeypatch):
     assert all(
         a.equal(b) for a, b in zip(tokenizer.encode(images), made.tokenizer.encode(images), strict=True)
     )
-    before, after = (one.network.pixel_decoder.state_dict() for one in (tokenizer, made.tokenizer))
+    before, after = (model.network.pixel_decoder.state_dict() for model in (tokenizer, made.tokenizer))
     means = [name for name in before if name.endswith("running_mean")]
     assert means
     assert all(before[name].equal(after[name]) for name in means)
     assert not all(before[name].equal(after[name]) for name in before)
 
 
-def test_a_prior_draws_with_it(trained):
+def test_a_prior_uses_the_trained_decoder(trained):
     loaded, drawn = load_prior(trained.run), load_tokenizer(trained.run / "prior" / "decoder", kind=KIND)
     assert hash_tensors(loaded.tokenizer.images.state_dict()) == hash_tensors(drawn.tokenizer.state_dict())
     assert loaded.info.decoder_provenance == drawn.info.provenance
 
 
-def test_null_draws_with_the_tokenizers_own_decoder(trained, own, tmp_path):
+def test_decoder_null_uses_the_tokenizers_decoder(trained, own, tmp_path):
     train_generator(
         trained.run, ["decoder=null", "prior.training.epochs=1"], out=tmp_path, masks=False, options=OPTIONS
     )
@@ -437,13 +437,13 @@ def draw(own, path, count=32):
     return draw_samples(load_prior(loaded.path.parent), data.split("train"), count, path, display=display)
 
 
-def test_each_size_of_slice_has_its_share_of_samples_and_at_least_a_group(own, tmp_path):
+def test_each_slice_size_has_its_share_of_samples_and_at_least_a_batch(own, tmp_path):
     kinds = load_prior(own[0].path.parent).info.slices
     assert sorted(kind.slices for kind in kinds) == [6, 18]
-    found = draw(own, tmp_path / "few.safetensors")
-    assert set(found) == {(kind.rows, kind.columns) for kind in kinds}
+    samples = draw(own, tmp_path / "few.safetensors")
+    assert set(samples) == {(kind.rows, kind.columns) for kind in kinds}
     for kind in kinds:
-        grids = found[kind.rows, kind.columns]
+        grids = samples[kind.rows, kind.columns]
         share = max(16, round(32 * kind.slices / 24))
         sides = own[0].tokenizer.grids((kind.rows, kind.columns))
         assert [tuple(grid.shape) for grid in grids] == [(share, *side) for side in sides]
@@ -465,7 +465,7 @@ def test_samples_are_drawn_under_conditions_of_training_slices(own, tmp_path, mo
     assert min(seed for seed, _, _ in asked) == 2**62
 
 
-def test_samples_are_drawn_once_for_a_prior_and_a_count(own, tmp_path, monkeypatch):
+def test_samples_are_generated_once_per_prior_and_count(own, tmp_path, monkeypatch):
     path = tmp_path / "samples.safetensors"
     first = draw(own, path)
     with monkeypatch.context() as patch:
@@ -478,16 +478,16 @@ def test_samples_are_drawn_once_for_a_prior_and_a_count(own, tmp_path, monkeypat
     assert sum(len(grids[0]) for grids in draw(own, path, 72).values()) == 72
 
 
-def test_the_noise_that_is_put_back_is_what_the_last_drawings_lack(trained, own, tmp_path):
+def test_added_noise_is_measured_on_the_new_decoder(trained, own, tmp_path):
     shutil.copytree(trained.run, tmp_path / "run")
     settings = ["decoder.training.epochs=1", "decoder.training.learning_rate=0.01"]
     shutil.rmtree(tmp_path / "run" / "prior" / "decoder")
     train_generator(tmp_path / "run", settings, options=OPTIONS)
     rough = load_prior(tmp_path / "run").info.noise_model
     train_generator(tmp_path / "run", ["decoder=null"], options=OPTIONS)
-    own_drawings = load_prior(tmp_path / "run").info.noise_model
-    assert rough.spread == own_drawings.spread
-    assert rough.drawn != own_drawings.drawn
+    plain = load_prior(tmp_path / "run").info.noise_model
+    assert rough.spread == plain.spread
+    assert rough.drawn != plain.drawn
 
 
 def test_a_finished_prior_gets_another_decoder_and_stays(trained, tmp_path):
@@ -512,14 +512,20 @@ def test_a_finished_prior_gets_another_decoder_and_stays(trained, tmp_path):
     assert hash_tensors(load_prior(run).tokenizer.images.state_dict()) == hash_tensors(faithful.state_dict())
 
 
-def test_the_mirror_alone_is_on_unless_said(own):
+def test_only_the_flip_is_on_by_default(own):
     settings = override(own[2], ["decoder.training.augment={flip_probability: 0.3}"]).decoder.training.augment
     fresh = load_recipe(
         "generate", ["decoder.training.augment.flip_probability=0.3"]
     ).decoder.training.augment
-    for found in (settings, fresh):
-        assert found.flip_probability == 0.3
-        assert (found.rotate_degrees, found.scale, found.shift, found.gamma, found.intensity_scale) == (
+    for augmentation in (settings, fresh):
+        assert augmentation.flip_probability == 0.3
+        assert (
+            augmentation.rotate_degrees,
+            augmentation.scale,
+            augmentation.shift,
+            augmentation.gamma,
+            augmentation.intensity_scale,
+        ) == (
             0,
             0,
             0,
@@ -532,17 +538,17 @@ def test_the_mirror_alone_is_on_unless_said(own):
 # --- What is refused
 
 
-def test_reconstruction_refuses_a_decoder_that_invents(trained, tmp_path):
+def test_reconstruction_refuses_a_generation_decoder(trained, tmp_path):
     with pytest.raises(CheckpointError, match="holds a generation decoder, wanted a tokenizer"):
         reconstruct(trained.run / "prior" / "decoder", trained.raw, tmp_path / "out", device="cpu")
 
 
-def test_patience_is_refused_where_nothing_chooses():
+def test_patience_is_refused_for_decoders():
     with pytest.raises(ConfigError, match=r"decoder\.training\.patience"):
         load_recipe("generate", ["decoder.training.patience=2"])
 
 
-def test_other_settings_do_not_go_on_with_a_training(own, trained):
+def test_other_settings_do_not_resume_a_training(own, trained):
     with pytest.raises(
         ConfigError, match=r"training\.adversarial_weight: 0\.5 then, 0\.7 now.*use another --out"
     ):

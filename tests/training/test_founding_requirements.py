@@ -124,13 +124,13 @@ def test_4_the_quantiser_has_the_numbers_of_the_document(founding):
 def test_4_codes_are_found_by_squared_distance_looked_up_and_passed_straight_through(founding):
     codebook = founding.codebook(2)
     vectors = torch.randn(6, 128, requires_grad=True)
-    found = codebook(vectors)
-    assert found.tokens.equal(torch.cdist(vectors, codebook.codes).argmin(1))
-    assert found.tokens.equal(nearest_code(vectors, codebook.codes))
-    codes = codebook.dequantize(found.tokens)
-    torch.testing.assert_close(found.vectors, codes)
-    torch.testing.assert_close(found.commitment, (vectors - codes).square().mean())
-    found.vectors.sum().backward()
+    quantized = codebook(vectors)
+    assert quantized.tokens.equal(torch.cdist(vectors, codebook.codes).argmin(1))
+    assert quantized.tokens.equal(nearest_code(vectors, codebook.codes))
+    codes = codebook.dequantize(quantized.tokens)
+    torch.testing.assert_close(quantized.vectors, codes)
+    torch.testing.assert_close(quantized.commitment, (vectors - codes).square().mean())
+    quantized.vectors.sum().backward()
     assert vectors.grad.eq(1).all()
 
 
@@ -140,11 +140,11 @@ def test_5_and_6_all_codes_go_through_the_one_decoder_to_a_slice_of_native_size(
         lambda _module, given, drawn: seen.extend([given[0].shape, drawn.shape])
     )
     with torch.no_grad():
-        found = founding(torch.zeros(1, 1, 256, 128))
+        output = founding(torch.zeros(1, 1, 256, 128))
     hook.remove()
     assert seen == [(1, 3 * 128, 32, 32), (1, 1, 256, 256)]
-    assert found.images.shape == (1, 1, 256, 128)
-    assert [tuple(grid.shape) for grid in found.tokens] == [(1, 32, 32), (1, 8, 8), (1, 4, 4)]
+    assert output.images.shape == (1, 1, 256, 128)
+    assert [tuple(grid.shape) for grid in output.tokens] == [(1, 32, 32), (1, 8, 8), (1, 4, 4)]
 
 
 def test_7_the_training_has_the_numbers_of_the_document():
@@ -191,8 +191,8 @@ def test_8_prediction_writes_pairs_with_an_ssim_each_and_their_mean(run, tmp_pat
 
 def test_8_asked_for_before_any_training_it_says_so_plainly(tmp_path, capsys):
     assert main.main(["reconstruct", str(tmp_path), "volume.nii.gz", "-o", str(tmp_path / "out")]) == 1
-    said = capsys.readouterr().err
-    assert "holds no trained model yet; train one first: slicebook train tokenizer DATA" in said
+    errors = capsys.readouterr().err
+    assert "holds no trained model yet; train one first: slicebook train tokenizer DATA" in errors
     assert list(tmp_path.iterdir()) == []
 
 

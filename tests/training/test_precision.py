@@ -73,7 +73,7 @@ def test_no_training_step_makes_a_tensor_of_float64(trained, unrefused, tmp_path
     assert trainings == ["TokenizerObjective", "LabelObjective", "PriorObjective", "DecoderObjective"]
 
 
-def test_drawing_makes_no_tensor_of_float64(trained):
+def test_sampling_makes_no_tensor_of_float64(trained):
     loaded = load_prior(trained.run)
     layout = loaded.tokenizer.layout((32, 64))
     with NoFloat64():
@@ -107,7 +107,7 @@ def test_auto_trains_as_the_precision_that_it_measures(
     assert line in capsys.readouterr().err
 
 
-def test_a_training_that_goes_on_keeps_the_precision_it_measured(data, tmp_path, monkeypatch):
+def test_a_resumed_training_keeps_its_measured_precision(data, tmp_path, monkeypatch):
     verdicts = iter(["bf16-mixed"])
     monkeypatch.setattr(trainer, "fastest_precision", lambda *_, **__: (next(verdicts), {}))
     whole = Trainer._epoch

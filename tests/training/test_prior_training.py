@@ -1,4 +1,4 @@
-"""The training of a prior: its step, its files, how it goes on, and what it refuses."""
+"""The training of a prior: its step, its files, how it resumes, and what it refuses."""
 
 import csv
 import math
@@ -36,14 +36,14 @@ def draw(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-# --- What is withheld and misheard
+# --- Token noise and dropout
 
 
-def test_without_corruption_all_is_heard_rightly():
+def test_without_token_noise_no_token_changes():
     assert corrupt_tokens(LAYOUT, rows(50), 0.0, draw()).equal(rows(50))
 
 
-def test_the_share_misheard_differs_by_slice_up_to_twice_the_setting():
+def test_the_share_of_token_noise_differs_by_slice_up_to_twice_the_setting():
     tokens = torch.zeros(4000, COUNT, dtype=torch.int64)
     wrong = (corrupt_tokens(LAYOUT, tokens, 0.2, draw()) != 0).float()
     last = wrong[:, LAYOUT.slice_of(2)]  # one in five codes is the right one by chance
@@ -54,7 +54,7 @@ def test_the_share_misheard_differs_by_slice_up_to_twice_the_setting():
     assert (corrupt_tokens(LAYOUT, tokens, 0.01, draw()) != 0).float().mean() < 0.02
 
 
-def test_misheard_tokens_are_codes_of_their_stage_all_alike():
+def test_token_noise_is_uniform_over_the_codes_of_its_grid():
     tokens = rows(1).repeat(3000, 1)
     input_tokens = corrupt_tokens(LAYOUT, tokens, 0.5, draw())
     for index, size in enumerate(SIZES):
@@ -65,32 +65,32 @@ def test_misheard_tokens_are_codes_of_their_stage_all_alike():
         assert set(input_tokens[:, part.start].tolist()) == set(range(size))
 
 
-def test_what_is_unknown_is_not_misheard():
+def test_token_noise_leaves_unknown_tokens():
     tokens = rows(200)
     tokens[:, LAYOUT.slice_of(0)] = SIZES[0]
     assert (corrupt_tokens(LAYOUT, tokens, 0.5, draw())[:, LAYOUT.slice_of(0)] == SIZES[0]).all()
 
 
-def test_all_conditions_of_a_slice_are_withheld_together():
+def test_condition_dropout_drops_all_conditions_of_a_slice():
     known = Conditions(torch.rand(2000), torch.ones(2000, dtype=torch.int64))
-    found = drop_conditions(known, 0.3, draw())
-    hidden = found.position.isnan()
+    conditions = drop_conditions(known, 0.3, draw())
+    hidden = conditions.position.isnan()
     assert float(hidden.float().mean()) == pytest.approx(0.3, abs=0.04)
-    assert (found.group == torch.where(hidden, -1, 1)).all()
-    assert found.position[~hidden].equal(known.position[~hidden])
+    assert (conditions.group == torch.where(hidden, -1, 1)).all()
+    assert conditions.position[~hidden].equal(known.position[~hidden])
 
 
-def test_all_mask_tokens_of_a_slice_are_withheld_together_and_no_others():
+def test_mask_dropout_drops_all_mask_tokens_of_a_slice_and_no_others():
     tokens = rows(2000)
-    found = drop_masks(LAYOUT, tokens, 0.3, draw())
-    hidden = found[:, LAYOUT.slice_of(0)] == SIZES[0]
+    dropped = drop_masks(LAYOUT, tokens, 0.3, draw())
+    hidden = dropped[:, LAYOUT.slice_of(0)] == SIZES[0]
     assert (hidden == hidden[:, :1]).all()
     assert float(hidden.float().mean()) == pytest.approx(0.3, abs=0.04)
-    assert found[~hidden[:, 0]].equal(tokens[~hidden[:, 0]])
-    assert found[:, 2:].equal(tokens[:, 2:])
+    assert dropped[~hidden[:, 0]].equal(tokens[~hidden[:, 0]])
+    assert dropped[:, 2:].equal(tokens[:, 2:])
 
 
-def test_withholding_leaves_what_was_given_as_it_was():
+def test_mask_dropout_does_not_change_its_input():
     tokens = rows(20)
     drop_masks(LAYOUT, tokens, 1.0, draw())
     assert tokens.equal(rows(20))
@@ -99,10 +99,10 @@ def test_withholding_leaves_what_was_given_as_it_was():
 # --- A step
 
 
-def objective(keep=None, **settings):
+def objective(save_model=None, **settings):
     plain = {"token_corruption": 0.0, "condition_dropout": 0.0, "mask_dropout": 0.0, **settings}
     fabric = Fabric(accelerator="cpu", devices=1)
-    return PriorObjective(tiny(), PriorTrainingConfig(**plain), fabric, keep or (lambda *_: None))
+    return PriorObjective(tiny(), PriorTrainingConfig(**plain), fabric, save_model or (lambda *_: None))
 
 
 def batch(count=4):
@@ -121,29 +121,29 @@ def test_a_step_depends_on_seed_and_step_alone():
     assert len({scores(3), scores(4), scores(3, seed=7)}) == 3
 
 
-def test_the_loss_weighs_both_trunks_alike():
+def test_the_loss_weights_both_transformers_equally():
     made = objective()
     made.module.eval()
-    found = made.training_step(batch(), 0, 0.0)
+    scores = made.training_step(batch(), 0, 0.0)
     # Two stages of two tokens each are the coarse trunk's.
-    coarse = (found["nats_mask_0"] + found["nats_image_1"]) / 2
-    assert float(found["loss"].detach()) == pytest.approx(float(coarse + found["nats_image_0"]), rel=1e-5)
+    coarse = (scores["nats_mask_0"] + scores["nats_image_1"]) / 2
+    assert float(scores["loss"].detach()) == pytest.approx(float(coarse + scores["nats_image_0"]), rel=1e-5)
 
 
 def test_nats_of_a_stage_are_those_of_its_known_tokens():
-    made, one = objective(), batch()
+    made, tokens_batch = objective(), batch()
     made.module.eval()
-    one.tokens[2:, LAYOUT.slice_of(0)] = SIZES[0]
-    found = made.training_step(one, 0, 0.0)["nats_mask_0"]
-    one.tokens[:2, LAYOUT.slice_of(0)] = SIZES[0]
-    assert float(found) > 0.5
-    assert float(made.training_step(one, 0, 0.0)["nats_mask_0"]) == 0
+    tokens_batch.tokens[2:, LAYOUT.slice_of(0)] = SIZES[0]
+    loss = made.training_step(tokens_batch, 0, 0.0)["nats_mask_0"]
+    tokens_batch.tokens[:2, LAYOUT.slice_of(0)] = SIZES[0]
+    assert float(loss) > 0.5
+    assert float(made.training_step(tokens_batch, 0, 0.0)["nats_mask_0"]) == 0
 
 
 @pytest.mark.parametrize(
     "setting", ["token_corruption", "condition_dropout", "mask_dropout"], ids=lambda name: name
 )
-def test_a_step_trains_on_what_the_settings_spoil(setting):
+def test_a_step_applies_token_noise_and_dropout(setting):
     def loss(**settings):
         made = objective(**settings)
         made.module.eval()
@@ -152,7 +152,7 @@ def test_a_step_trains_on_what_the_settings_spoil(setting):
     assert loss(**{setting: 0.9}) != pytest.approx(loss(), abs=1e-6)
 
 
-def test_the_average_follows_the_learner_slowly_and_soon_forgets_the_start():
+def test_the_moving_average_follows_slowly_and_forgets_the_initial_weights():
     made = objective(ema=0.5)
     before = [parameter.clone() for parameter in made.pair.average.parameters()]
     with torch.no_grad():
@@ -174,21 +174,21 @@ def test_only_the_learner_has_a_gradient():
 
 
 @torch.no_grad()
-def test_validation_scores_the_average_on_what_is_true():
+def test_validation_scores_the_moving_average_without_token_noise():
     made = objective(token_corruption=0.9, condition_dropout=1.0, mask_dropout=1.0, seed=5)
     for parameter in made.pair.learner.parameters():
         parameter.mul_(2)
-    one = batch()
-    found = made.validation_step(one)
+    tokens_batch = batch()
+    scores = made.validation_step(tokens_batch)
     orders = draw_orders(LAYOUT, 4, draw(5))
-    wanted = made.pair.average.eval()(LAYOUT, one.tokens, orders, one.conditions)
-    assert float(found["likelihood"]) == pytest.approx(-float(wanted.mean()), rel=1e-5)
+    wanted = made.pair.average.eval()(LAYOUT, tokens_batch.tokens, orders, tokens_batch.conditions)
+    assert float(scores["likelihood"]) == pytest.approx(-float(wanted.mean()), rel=1e-5)
     bits = float(wanted[:, 2:].sum(1).mean()) / math.log(2) / (16 * 8)  # of the slice, not of its mask
-    assert float(found["bits_per_pixel"]) == pytest.approx(bits, rel=1e-5)
-    assert float(found["nats_mask_0"]) == pytest.approx(float(wanted[:, :2].mean()), rel=1e-5)
+    assert float(scores["bits_per_pixel"]) == pytest.approx(bits, rel=1e-5)
+    assert float(scores["nats_mask_0"]) == pytest.approx(float(wanted[:, :2].mean()), rel=1e-5)
 
 
-def test_the_averaged_weights_are_what_is_kept(tmp_path):
+def test_the_averaged_weights_are_saved(tmp_path):
     kept = []
     made = objective(lambda *arguments: kept.append(arguments))
     made.save(tmp_path / "model", Progress(), {"likelihood": 1.0})
@@ -219,11 +219,11 @@ def begun(run):
     shutil.rmtree(run / "prior" / "decoder")
 
 
-def test_a_prior_that_was_removed_alone_is_not_trained_into_what_hangs_on_it(again, monkeypatch):
+def test_a_removed_prior_is_not_retrained_beside_its_decoder(again, monkeypatch):
     for name in (MODEL_NAME, STATE_NAME):
         (again / "prior" / name).unlink()
     monkeypatch.setattr(PriorObjective, "training_step", lambda *_: pytest.fail("trained"))
-    with pytest.raises(ConfigError, match="prior: exists and is no training to go on with"):
+    with pytest.raises(ConfigError, match="prior: exists and is not a training that can be resumed"):
         train_prior(again, options=OPTIONS)
 
 
@@ -240,8 +240,8 @@ def test_the_model_on_disk_is_the_average(trained):
 
 
 def test_training_raises_the_likelihood(trained):
-    found = [float(row["validation_likelihood"]) for row in rows_of(trained.run / "prior")]
-    assert found == sorted(found)
+    likelihoods = [float(row["validation_likelihood"]) for row in rows_of(trained.run / "prior")]
+    assert likelihoods == sorted(likelihoods)
 
 
 def test_a_prior_knows_the_slices_it_was_trained_on(trained):
@@ -262,7 +262,7 @@ def test_a_prior_knows_the_classes_of_its_slices(trained):
     assert loaded.prior.transformers[0].group.num_embeddings == 5  # and one for unknown
 
 
-def test_a_prior_tells_where_it_and_its_tokenizer_come_from(trained):
+def test_a_prior_has_its_provenance_and_its_tokenizers(trained):
     info, tokenizer = load_prior(trained.run).info, load_tokenizer(trained.run).info
     assert info.tokenizer_provenance == tokenizer.provenance
     assert info.provenance.split_hash == PreparedData.open(trained.data).split_hash
@@ -271,11 +271,11 @@ def test_a_prior_tells_where_it_and_its_tokenizer_come_from(trained):
 
 
 def test_a_prior_holds_the_tokenizers_it_was_trained_over(trained):
-    book = load_prior(trained.run).tokenizer
+    joint_tokenizer = load_prior(trained.run).tokenizer
     masks = load_tokenizer(trained.run / "prior" / "masks", kind="label tokenizer").tokenizer
     images = load_tokenizer(trained.run / "prior" / "decoder", kind="generation decoder").tokenizer
-    for found, own in ((book.images, images), (book.masks, masks)):
-        assert hash_tensors(found.state_dict()) == hash_tensors(own.state_dict())
+    for actual, own in ((joint_tokenizer.images, images), (joint_tokenizer.masks, masks)):
+        assert hash_tensors(actual.state_dict()) == hash_tensors(own.state_dict())
 
 
 def test_a_finished_training_does_nothing(again, monkeypatch):
@@ -288,7 +288,7 @@ def test_a_finished_training_does_nothing(again, monkeypatch):
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
-def test_a_training_goes_on_where_it_stopped_bit_for_bit(again, trained, monkeypatch):
+def test_an_interrupted_training_resumes_bit_for_bit(again, trained, monkeypatch):
     begun(again)
     whole = PriorObjective.training_step
 
@@ -303,16 +303,16 @@ def test_a_training_goes_on_where_it_stopped_bit_for_bit(again, trained, monkeyp
     assert load_prior(again).info.provenance.epoch == 2
     monkeypatch.setattr(PriorObjective, "training_step", whole)
     assert train_generator(again, options=OPTIONS).prior.epochs == 4
-    found, wanted = load_prior(again), load_prior(trained.run)
-    assert found.info.weights_sha256 == wanted.info.weights_sha256
+    actual, wanted = load_prior(again), load_prior(trained.run)
+    assert actual.info.weights_sha256 == wanted.info.weights_sha256
 
 
-def test_tokens_are_read_again(again, trained, monkeypatch):
+def test_cached_tokens_are_read(again, trained, monkeypatch):
     begun(again)
     whole = JointTokenizer.encode
 
     def watched(self, *given):
-        assert self.masks is None, "encoded again"  # without masks it only judges which codes are used
+        assert self.masks is None, "encoded again"  # without masks only the code usage is measured
         return whole(self, *given)
 
     monkeypatch.setattr(JointTokenizer, "encode", watched)
@@ -323,19 +323,19 @@ def tokens_of(run):
     return load_state(run / "prior" / TOKENS_NAME)
 
 
-def test_tokens_hold_every_form_of_the_training_and_one_of_the_validation(trained):
+def test_tokens_hold_all_views_of_training_slices_and_one_of_validation_slices(trained):
     tokens, data = tokens_of(trained.run).tensors, PreparedData.open(trained.data)
-    book = load_prior(trained.run).tokenizer
+    joint_tokenizer = load_prior(trained.run).tokenizer
     split_views: tuple[tuple[Split, int], ...] = (("train", 3), ("validation", 1))
     for name, views in split_views:
-        sets = encode_slices(book, data.split(name), views=views, shift=2, seed=42)
-        for index, one in enumerate(sets):
+        sets = encode_slices(joint_tokenizer, data.split(name), views=views, shift=2, seed=42)
+        for index, token_set in enumerate(sets):
             assert tokens[f"{name}.{index}"].shape[1] == views
-            assert tokens[f"{name}.{index}"].equal(one.tokens)
+            assert tokens[f"{name}.{index}"].equal(token_set.tokens)
 
 
 @pytest.mark.parametrize("fault", ["cut", "flipped", "gone"])
-def test_damaged_tokens_are_made_anew(fault, again, trained):
+def test_damaged_cached_tokens_are_encoded_again(fault, again, trained):
     begun(again)
     path, wanted = again / "prior" / TOKENS_NAME, tokens_of(trained.run)
     content = path.read_bytes()
@@ -347,13 +347,13 @@ def test_damaged_tokens_are_made_anew(fault, again, trained):
     assert hash_tensors(tokens_of(again).tensors) == hash_tensors(wanted.tensors)
 
 
-def test_tokens_of_other_settings_are_made_anew(again):
+def test_cached_tokens_of_other_settings_are_encoded_again(again):
     begun(again)
     train_prior(again, ["prior.training.epochs=1", "prior.training.num_views=2"], options=OPTIONS)
     assert {len(t[0]) for name, t in tokens_of(again).tensors.items() if name.startswith("train")} == {2}
 
 
-def test_without_masks_a_prior_draws_slices_alone(again):
+def test_without_masks_a_prior_models_slices_only(again):
     train_prior(again, ["prior.training.epochs=1"], out=again / "plain", masks=False, options=OPTIONS)
     loaded = load_prior(again / "plain")
     assert loaded.tokenizer.masks is None
@@ -361,7 +361,7 @@ def test_without_masks_a_prior_draws_slices_alone(again):
     assert not (again / "plain" / "masks").exists()
 
 
-def test_data_without_masks_need_no_word_about_them(tmp_path):
+def test_data_without_masks_need_no_option(tmp_path):
     data = prepared_folder(tmp_path / "data")
     train_tokenizer(data, load_recipe("compact", SMALL), tmp_path / "run", options=OPTIONS)
     train_prior(tmp_path / "run", ["prior.training.epochs=1"], options=OPTIONS)
@@ -371,23 +371,23 @@ def test_data_without_masks_need_no_word_about_them(tmp_path):
 # --- What is refused
 
 
-def test_masks_are_not_added_to_a_prior_that_was_begun_without(again, monkeypatch):
+def test_masks_are_not_added_to_a_prior_started_without_them(again, monkeypatch):
     train_prior(again, ["prior.training.epochs=1"], out=again / "plain", masks=False, options=OPTIONS)
     monkeypatch.setattr(generator, "train_labels", lambda *_, **__: pytest.fail("trained masks"))
-    with pytest.raises(ConfigError, match="plain: was begun without masks, and would go on with them"):
+    with pytest.raises(ConfigError, match="plain: was started without masks, and would be resumed with them"):
         train_generator(again, ["prior.training.epochs=1"], out=again / "plain", options=OPTIONS)
     assert not (again / "plain" / "masks").exists()
 
 
-def test_masks_are_not_left_out_of_a_prior_that_was_begun_with_them(again):
-    with pytest.raises(ConfigError, match="prior: was begun with masks, and would go on without them"):
+def test_masks_are_not_left_out_of_a_prior_started_with_them(again):
+    with pytest.raises(ConfigError, match="prior: was started with masks, and would be resumed without them"):
         train_prior(again, masks=False, options=OPTIONS)
 
 
-def test_data_with_other_classes_do_not_go_on_with_a_prior(again, trained, tmp_path, monkeypatch):
+def test_data_with_other_classes_do_not_resume_a_prior(again, trained, tmp_path, monkeypatch):
     prepare(trained.raw, tmp_path / "plain")
     monkeypatch.setattr(generator, "train_labels", lambda *_, **__: pytest.fail("trained masks"))
-    with pytest.raises(ConfigError, match="was begun with classes 0, 1, 2, 3, and the data have none"):
+    with pytest.raises(ConfigError, match="was started with classes 0, 1, 2, 3, and the data have none"):
         train_generator(again, data=tmp_path / "plain", options=OPTIONS)
 
 
@@ -398,7 +398,7 @@ def test_settings_of_the_tokenizer_are_refused(setting, trained, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
-def test_other_settings_do_not_go_on_with_a_training(trained):
+def test_other_settings_do_not_resume_a_training(trained):
     with pytest.raises(ConfigError, match=r"prior\.dropout: 0\.1 then, 0\.2 now.*use another --out"):
         train_prior(trained.run, ["prior.dropout=0.2"], options=OPTIONS)
 
@@ -423,7 +423,7 @@ def test_data_that_was_moved_is_asked_for_and_taken(again, trained, tmp_path):
 
 def test_a_tokenizer_alone_does_not_know_its_data(again):
     (again / STATE_NAME).unlink()
-    with pytest.raises(ConfigError, match="does not say which data it was trained on; give --data DATA"):
+    with pytest.raises(ConfigError, match="has no record of its training data; give --data DATA"):
         train_prior(again, options=OPTIONS)
 
 
@@ -460,7 +460,7 @@ def files_of(run):
     return {path.name: path.stat().st_mtime_ns for path in run.iterdir() if path.is_file()}
 
 
-def test_the_parts_one_by_one_are_what_the_generator_trains(again, trained):
+def test_the_parts_in_turn_equal_the_generator(again, trained):
     shutil.rmtree(again / "prior")
     train_masks(again, options=OPTIONS)
     train_prior(again, options=OPTIONS)
@@ -474,7 +474,7 @@ def test_the_parts_one_by_one_are_what_the_generator_trains(again, trained):
     ("part", "setting"),
     [(train_masks, "prior.dropout=0"), (train_prior, "decoder.samples=1"), (train_decoder, "labels.x=1")],
 )
-def test_a_part_takes_its_own_settings_alone(part, setting, trained, tmp_path):
+def test_a_part_takes_its_own_settings_only(part, setting, trained, tmp_path):
     with pytest.raises(
         ConfigError, match=f"{setting}: is not a setting of this training; wanted settings of"
     ):
@@ -564,7 +564,7 @@ def test_the_generator_checks_its_last_part_before_it_trains_the_first(again, mo
     for name in (MODEL_NAME, STATE_NAME, "metrics.csv", "curves.png"):
         (begun_prior / name).unlink()
     monkeypatch.setattr(generator, "train_labels", lambda *_, **__: pytest.fail("trained masks"))
-    with pytest.raises(ConfigError, match=r"decoder: was begun with other settings \(decoder\.samples"):
+    with pytest.raises(ConfigError, match=r"decoder: was started with other settings \(decoder\.samples"):
         train_generator(again, ["decoder.samples=99"], options=OPTIONS)
 
 

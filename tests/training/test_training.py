@@ -75,7 +75,7 @@ def test_a_run_leaves_its_settings_curves_pictures_model_and_state(finished):
     assert (summary.epochs, summary.steps) == (2, 6)
 
 
-def test_the_metrics_have_a_row_a_validation_with_usage_and_perplexity_of_each_level(finished):
+def test_the_metrics_have_a_row_per_validation_with_usage_and_perplexity_of_each_level(finished):
     rows = rows_of(finished[0])
     assert {
         *("epoch", "step", "seconds", "train_loss", "train_ssim", "validation_loss", "validation_ssim"),
@@ -85,7 +85,7 @@ def test_the_metrics_have_a_row_a_validation_with_usage_and_perplexity_of_each_l
     assert all(0 < row["usage_0"] <= 1 <= row["perplexity_0"] <= 8 for row in rows)
 
 
-def test_the_model_says_where_it_comes_from(finished, data):
+def test_the_model_has_its_provenance(finished, data):
     run, summary = finished
     origin = load_tokenizer(run).info.provenance
     assert (origin.train_patients, origin.train_slices) == (3, 12)
@@ -131,7 +131,7 @@ def test_a_training_without_progress_for_so_long_ends(data, tmp_path, monkeypatc
     assert train(data, recipe, tmp_path / "run").epochs == 4  # and stays ended
 
 
-def test_training_learns_from_training_patients_and_is_judged_on_validation_ones(data, tmp_path, monkeypatch):
+def test_training_patients_are_trained_on_and_validation_patients_scored(data, tmp_path, monkeypatch):
     seen: dict[str, list[bytes]] = {"training_step": [], "validation_step": []}
 
     def watch(name):
@@ -156,7 +156,7 @@ def test_training_learns_from_training_patients_and_is_judged_on_validation_ones
     assert len(seen["validation_step"]) == 4
 
 
-def test_a_validation_teaches_the_model_nothing(data, tmp_path, monkeypatch):
+def test_a_validation_does_not_change_the_model(data, tmp_path, monkeypatch):
     whole = TokenizerObjective.validation_step
     changed: list[str] = []
 
@@ -186,7 +186,7 @@ def watch_steps(look, data, recipe, run):
     return seen
 
 
-def test_usage_is_counted_anew_after_each_validation(data, tmp_path):
+def test_usage_is_reset_after_each_validation(data, tmp_path):
     hits = watch_steps(
         lambda objective, _: int(objective.tokenizer.codebook(0).code_hits.sum()),
         data,
@@ -263,7 +263,7 @@ def test_repeating_a_finished_training_trains_nothing(finished, data, monkeypatc
 
 
 @pytest.mark.parametrize("architecture", ["ladder", "vqvae2"])
-def test_an_interrupted_training_goes_on_to_the_very_same_weights(architecture, data, tmp_path):
+def test_an_interrupted_training_resumes_to_the_same_weights(architecture, data, tmp_path):
     recipe = tiny(
         *(f"tokenizer.architecture={architecture}", "training.epochs=3", "training.loss.level_dropout=0.5"),
         *("tokenizer.quantizer.reset_every=2", "tokenizer.quantizer.reset_below=0.95"),
@@ -287,7 +287,7 @@ def test_an_interrupted_training_goes_on_to_the_very_same_weights(architecture, 
     assert whole_rows == parts_rows
 
 
-def test_a_training_killed_before_its_first_validation_begins_anew(finished, data, tmp_path):
+def test_a_training_killed_before_its_first_validation_starts_again(finished, data, tmp_path):
     run = tmp_path / "run"
     train_until(1, data, tiny(), run)
     (run / f".{MODEL_NAME}.x1y2z3").write_bytes(b"half a mod")
@@ -297,17 +297,17 @@ def test_a_training_killed_before_its_first_validation_begins_anew(finished, dat
 
 
 @pytest.mark.parametrize(
-    ("setting", "said"),
+    ("setting", "message"),
     [
         ("training.learning_rate=0.5", r"training\.learning_rate: 0\.003 then, 0\.5 now"),
         ("tokenizer.quantizer.decay=0.9", r"tokenizer\.quantizer\.decay: 0\.99 then, 0\.9 now"),
         ("training.augment=null", r"training\.augment: "),
     ],
 )
-def test_other_settings_are_refused_by_name(setting, said, finished, data):
+def test_other_settings_are_refused_by_name(setting, message, finished, data):
     run, _ = finished
     before = (run / STATE_NAME).read_bytes()
-    with pytest.raises(ConfigError, match=f"was begun with other settings .*{said}.*another --out"):
+    with pytest.raises(ConfigError, match=f"was started with other settings .*{message}.*another --out"):
         train(data, tiny(setting), run)
     assert (run / STATE_NAME).read_bytes() == before
 
@@ -320,10 +320,10 @@ def test_other_data_are_refused(finished, tmp_path):
 
 def test_a_folder_that_is_no_run_is_left_alone(data, tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(ConfigError, match="is no training to go on with; use another --out"):
+    with pytest.raises(ConfigError, match="is not a training that can be resumed; use another --out"):
         train(data, tiny(), tmp_path)
     assert [item.name for item in tmp_path.iterdir()] == ["thesis.txt"]
-    with pytest.raises(ConfigError, match="is no training to go on with"):
+    with pytest.raises(ConfigError, match="is not a training that can be resumed"):
         train(data, tiny(), tmp_path / "thesis.txt")
 
 
@@ -344,7 +344,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(finished, 
 # --- Stopping
 
 
-def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_model(tmp_path):
+def test_a_loss_of_nan_stops_and_keeps_the_last_good_model(tmp_path):
     data, run = prepared_folder(tmp_path / "data"), tmp_path / "run"
     train_until(3, data, tiny(), run)
     before = {name: (run / name).read_bytes() for name in (MODEL_NAME, STATE_NAME, "metrics.csv")}
@@ -359,14 +359,14 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_model(tmp_path):
     load_tokenizer(run)
 
 
-def test_a_learning_rate_far_too_high_stops_before_anything_is_kept(data, tmp_path):
+def test_a_learning_rate_far_too_high_stops_before_anything_is_saved(data, tmp_path):
     recipe = tiny("training.learning_rate=1e36", "training.warmup=0", "training.grad_clip_norm=0")
-    with pytest.raises(ConfigError, match="no model was kept yet; train to another --out with a lower"):
+    with pytest.raises(ConfigError, match="no model was saved yet; train to another --out with a lower"):
         train(data, recipe, tmp_path / "run")
     assert not (tmp_path / "run" / MODEL_NAME).exists()
 
 
-def test_a_validation_loss_that_is_no_number_stops_before_anything_is_kept(tmp_path):
+def test_a_validation_loss_of_nan_stops_before_anything_is_saved(tmp_path):
     data = prepared_folder(tmp_path / "data")
     poison(data, "validation")
     with pytest.raises(ConfigError, match="the loss is NaN or infinite after step"):
@@ -379,9 +379,9 @@ def test_few_codes_in_use_raise_a_visible_warning(data, tmp_path, capsys):
     with pytest.warns(UserWarning, match=r"level 0 uses \d+% of its 4096 codes.*codebook_sizes\[0\]"):
         train(data, recipe, tmp_path / "run", progress=True)
     assert rows_of(tmp_path / "run")[0]["usage_0"] < 0.25
-    (told,) = [line for line in capsys.readouterr().err.splitlines() if "4,096 codes" in line]
-    assert "for 768 training tokens, fewer than 20 a code" in told
-    assert "codebook_sizes[0]" in told
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "4,096 codes" in line]
+    assert "for 768 training tokens, fewer than 20 per code" in line
+    assert "codebook_sizes[0]" in line
 
 
 def test_a_training_prints_device_threads_loss_ssim_usage_and_speed(data, tmp_path, capsys):
@@ -393,7 +393,7 @@ def test_a_training_prints_device_threads_loss_ssim_usage_and_speed(data, tmp_pa
     for word in ("train loss", "validation loss", "ssim", "codes in use", "images/s", "best so far"):
         assert word in line
     train(data, tiny("training.epochs=1"), run, progress=True)
-    assert f"{run}: going on at 100%" in capsys.readouterr().err
+    assert f"{run}: resuming at 100%" in capsys.readouterr().err
 
 
 def test_data_that_are_not_prepared_are_refused_before_anything_is_written(tmp_path):
@@ -463,7 +463,7 @@ def test_two_processes_that_torchrun_starts_train_one_model(finished, data, tmp_
     assert load_tokenizer(tmp_path / "run").info.provenance.step in (3, 6)
 
 
-def test_a_recipe_with_another_name_goes_on_as_the_same_training(finished, data):
+def test_a_recipe_with_another_name_resumes_the_same_training(finished, data):
     recipe: Recipe = tiny().model_copy(update={"name": "renamed"})
     assert train(data, recipe, finished[0]) == replace(finished[1])
 
@@ -541,7 +541,7 @@ def test_a_batch_of_one_slice_trains_batch_norm_of_a_single_value(tmp_path):
     assert train(data, tiny("training.epochs=1", *settings), tmp_path / "run").steps == 12
 
 
-def test_batches_that_are_repeated_over_processes_are_said(data, tmp_path, capsys, monkeypatch):
+def test_batches_repeated_over_processes_are_reported(data, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(SliceBatches, "repeated", 1)
     train(data, tiny("training.epochs=1"), tmp_path / "run", progress=True)
     assert "1 batches per epoch are repeated, so that each of the" in capsys.readouterr().err

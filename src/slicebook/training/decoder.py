@@ -1,11 +1,10 @@
-"""Teach a trained tokenizer's last decoder to draw crisply, for generation. No token changes.
+"""Adversarial finetuning of a tokenizer's decoder, for generation. Tokens do not change.
 
-The loss that a tokenizer learns from is least for a soft edge wherever the tokens leave its place open:
-faithful, but no real slice looks so, and least of all one drawn from tokens that a prior sampled. Here a copy
-of the last decoder goes on with a discriminator (Isola et al. 2017, https://arxiv.org/abs/1611.07004, section
-3.2.2), which judges drawings of both kinds of tokens. A sample has no original to be true to, so its drawing
-is held to what the faithful decoder makes of it, on the average over each cell of the finest grid: what lies
-within a cell is free. Reconstruction keeps the faithful decoder.
+The reconstruction loss is minimal for a blurred edge where tokens leave its position uncertain. A copy of the
+decoder is therefore trained with a patch discriminator (Isola et al. 2017, https://arxiv.org/abs/1611.07004,
+section 3.2.2), on encoded tokens and on samples of the prior. A sample has no original, so its image is
+compared with that of the tokenizer's own decoder at low resolution: block averages over the cells of the
+finest grid. Reconstruction keeps using the tokenizer's own decoder.
 """
 
 from __future__ import annotations
@@ -40,21 +39,21 @@ from slicebook.training.trainer import Progress, Trainer, provenance, step_gener
 
 KIND: Kind = "generation decoder"
 SAMPLES_NAME = "samples.safetensors"
-FIRST_SEED = 2**62  # of the samples that are learned from: no user starts so high, so none is drawn again
-SLOPE = 0.2  # of the leaky rectifiers
+FIRST_SEED = 2**62  # of the samples used for training, far above the seeds that users choose
+SLOPE = 0.2  # negative slope of the leaky ReLUs
 WARMUP = (0.2, 0.4)  # shares of the training between which the adversarial weight rises from 0
 DISCRIMINATOR_LR_SCALE = 2.0  # over the decoder's learning rate (Heusel et al. 2017, section 2)
-SETTLING = 0.1  # share that a step has in the running mean of the pulls' proportion
+MOMENTUM = 0.1  # of the running (geometric) mean of the ratio of gradient norms
 
 Samples = Mapping[tuple[int, int], Sequence[Int64[Tensor, "n _ _"]]]
-"""Of each size of slice, the token grids that a prior drew, finest first."""
-AT_ONCE = 16  # samples that the faithful decoder draws
+"""Token grids sampled from a prior, finest first, by slice size."""
+DECODE_BATCH = 16  # samples decoded at a time for the low-resolution targets
 
 
 class Discriminator(nn.Module):
-    """Tells real patches from drawn ones: each of its outputs sees 30 pixels a side.
+    """Patch discriminator with a receptive field of 30×30 pixels.
 
-    Without norms: they would take away how strong an edge is.
+    Without normalisation layers, which would remove the strength of edges.
     """
 
     def __init__(self, width: int) -> None:
@@ -66,21 +65,21 @@ class Discriminator(nn.Module):
             channels = wide
         self.body = nn.Sequential(*layers, nn.Conv2d(channels, 1, 3, padding=1))
         for layer in self.body:
-            if isinstance(layer, nn.Conv2d):  # He et al. 2015: signals keep their size from layer to layer
+            if isinstance(layer, nn.Conv2d):  # He et al. 2015: keeps the variance of activations
                 nn.init.kaiming_normal_(layer.weight, SLOPE, nonlinearity="leaky_relu")
                 assert layer.bias is not None
                 nn.init.zeros_(layer.bias)
 
     def forward(self, images: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b 1 _ _"]:
-        """Return a verdict a patch: above 0 is real."""
-        verdicts: Tensor = self.body(images)
-        return verdicts
+        """Return one logit per patch; above 0 is real."""
+        logits: Tensor = self.body(images)
+        return logits
 
 
 class DecoderGAN(nn.Module):
-    """A decoder that learns, the average of its weights that is kept, and the discriminator between them."""
+    """The decoder in training, the moving average of its weights, which is saved, and the discriminator."""
 
-    def __init__(self, tokenizer: Tokenizer, config: DecoderConfig, judged_by: LossConfig) -> None:
+    def __init__(self, tokenizer: Tokenizer, config: DecoderConfig, reconstruction_loss: LossConfig) -> None:
         super().__init__()
         self.average = copy.deepcopy(tokenizer).requires_grad_(False)
         self.learner = copy.deepcopy(self.average)
@@ -88,13 +87,13 @@ class DecoderGAN(nn.Module):
             parameter.requires_grad_(True)
         self.discriminator = Discriminator(config.discriminator_width)
         self.adaptive_weight: Tensor
-        self.register_buffer("adaptive_weight", torch.zeros(()))  # not known yet
-        self.loss = judged_by
+        self.register_buffer("adaptive_weight", torch.zeros(()))  # 0 until the first step
+        self.loss = reconstruction_loss
         self.lowres_weight = config.training.lowres_weight
-        self.cell = tokenizer.config.scaling_rates[0]  # pixels of a side
+        self.cell = tokenizer.config.scaling_rates[0]  # side in pixels
 
     def train(self, mode: bool = True) -> DecoderGAN:
-        """Set the mode of the discriminator alone: both tokenizers keep their batch norm's statistics."""
+        """Set the mode of the discriminator only: the tokenizers keep their batch norm statistics."""
         super().train(mode)
         self.average.eval()
         self.learner.eval()
@@ -103,7 +102,7 @@ class DecoderGAN(nn.Module):
     @torch.no_grad()
     def lowres_targets(self, grids: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
         """Return the block averages of what the averaged decoder decodes from tokens."""
-        parts = zip(*(torch.split(grid, AT_ONCE) for grid in grids), strict=True)
+        parts = zip(*(torch.split(grid, DECODE_BATCH) for grid in grids), strict=True)
         return torch.cat([self.lowres(self.average.decode_unchecked(part, size).float()) for part in parts])
 
     def lowres(self, drawn: Tensor) -> Tensor:
@@ -113,10 +112,10 @@ class DecoderGAN(nn.Module):
     def forward(
         self, images: Tensor, sampled: Sequence[Tensor], lowres_targets: Tensor, weight: float, averaged: bool
     ) -> dict[str, Tensor]:
-        """Return the scores of a batch; to learn from, `loss` carries the gradients of both sides.
+        """Return the scores of a batch; `loss` carries the gradients of decoder and discriminator.
 
-        `sampled` are token grids that a prior drew, and `lowres_targets` the block averages of the faithful
-        decoder's images of them. Neither is used where the averaged weights are scored.
+        `sampled` are token grids sampled from a prior, `lowres_targets` the block averages of their
+        images. Both are unused if the averaged weights are scored (`averaged`).
         """
         tokens = self.average.encode(images)
         size, count = (images.shape[-2], images.shape[-1]), len(images)
@@ -139,12 +138,12 @@ class DecoderGAN(nn.Module):
         (reconstruction_grad,) = torch.autograd.grad(
             parts.total + self.lowres_weight * lowres_consistency, drawn
         )
-        verdicts = self.discriminator(drawn).float()
-        # Divided afterwards: the gradient of a mean is too small for float16, which 16-mixed computes it in.
-        adversarial_grad = torch.autograd.grad(-verdicts.sum(), drawn)[0] / verdicts.numel()
-        self._weigh(reconstruction_grad[:count], adversarial_grad[:count], settled=weight > 0)
+        logits = self.discriminator(drawn).float()
+        # Divided afterwards: the gradient of a mean underflows in float16 (16-mixed).
+        adversarial_grad = torch.autograd.grad(-logits.sum(), drawn)[0] / logits.numel()
+        self._update_adaptive_weight(reconstruction_grad[:count], adversarial_grad[:count], fixed=weight > 0)
         at_pixels = reconstruction_grad + weight * self.adaptive_weight * adversarial_grad
-        carrier = (drawn * at_pixels).sum()  # its gradient is wanted, its value is not
+        carrier = (drawn * at_pixels).sum()  # only its gradient is used
         real, false = self.discriminator(target).float(), self.discriminator(drawn.detach()).float()
         # The hinge loss (Lim & Ye 2017, https://arxiv.org/abs/1705.02894, section 3).
         discriminator_loss = (1 - real).relu().mean() + (1 + false).relu().mean()
@@ -155,20 +154,22 @@ class DecoderGAN(nn.Module):
         }
 
     @torch.no_grad()
-    def _weigh(self, reconstruction_grad: Tensor, adversarial_grad: Tensor, *, settled: bool) -> None:
-        """Measure what makes the discriminator's gradient at the pixels as long as the loss's.
+    def _update_adaptive_weight(
+        self, reconstruction_grad: Tensor, adversarial_grad: Tensor, *, fixed: bool
+    ) -> None:
+        """Update the ratio of the norms of the reconstruction and adversarial gradients.
 
-        Once settled it stays: a proportion kept in every step (Esser et al. 2021, eq. 7) would amplify a
-        discriminator that has nothing to say.
+        It is fixed once the adversarial weight is above 0: a ratio measured at every step (Esser et al. 2021,
+        eq. 7) would amplify a discriminator with vanishing gradients.
         """
         ratio = reconstruction_grad.norm() / adversarial_grad.norm().clamp(min=1e-12)
-        mean = self.adaptive_weight if settled else self.adaptive_weight ** (1 - SETTLING) * ratio**SETTLING
-        # In place: several processes share the buffer that they began with.
+        mean = self.adaptive_weight if fixed else self.adaptive_weight ** (1 - MOMENTUM) * ratio**MOMENTUM
+        # In place: DDP broadcasts the registered buffer.
         self.adaptive_weight.copy_(torch.where(self.adaptive_weight > 0, mean, ratio))
 
 
 class DecoderObjective:
-    """The training step of a last decoder: tokens, a drawing of them, and two judges."""
+    """The training step of a generation decoder: reconstruction, low-resolution and adversarial loss."""
 
     monitor: str | None = None
 
@@ -189,23 +190,23 @@ class DecoderObjective:
             size: self.adversaries.lowres_targets([grid.to(fabric.device) for grid in grids], size)
             for size, grids in samples.items()
         }
-        self.module: nn.Module = self.adversaries  # the loop puts its wrapped form here
+        self.module: nn.Module = self.adversaries  # the trainer replaces it by its wrapped module
         self.recipe = recipe
         self.data = data
         self.fabric = fabric
 
     def param_groups(self) -> list[dict[str, Any]]:
-        """Return the decoder's parameters, and the discriminator's, which learn faster."""
+        """Return the parameters of the decoder, and of the discriminator with a higher learning rate."""
         return [
             {"params": list(self.adversaries.learner.pixel_decoder()), "lr_scale": 1.0},
             {"params": list(self.adversaries.discriminator.parameters()), "lr_scale": DISCRIMINATOR_LR_SCALE},
         ]
 
     def setup(self, batches: Iterable[Batch]) -> None:
-        """Nothing to prepare."""
+        """Do nothing."""
 
     def training_step(self, batch: Batch, step: int, fraction: float) -> dict[str, Tensor]:
-        """Return the scores of slices, some mirrored, and of as many samples."""
+        """Return the scores of a batch of augmented slices and as many samples."""
         config = self.config.training
         update_ema(self.adversaries.average, self.adversaries.learner, config.ema, step)
         draw = step_generator(config.seed, step, self.fabric.global_rank)
@@ -224,17 +225,17 @@ class DecoderObjective:
         return scores
 
     def validation_step(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the averaged weights' reconstruction loss, SSIM, and sharpness; 1 is that of real slices."""
-        nothing = batch.images.new_zeros(())
-        scores: dict[str, Tensor] = self.module(batch.images, (), nothing, 0.0, averaged=True)
+        """Return reconstruction loss, SSIM and sharpness (1 for real slices) of the averaged weights."""
+        unused = batch.images.new_zeros(())
+        scores: dict[str, Tensor] = self.module(batch.images, (), unused, 0.0, averaged=True)
         return scores
 
     def usage(self) -> dict[str, float]:
-        """Nothing to tell."""
+        """Return nothing."""
         return {}
 
     def epoch_metrics(self) -> dict[str, float]:
-        """Nothing to tell."""
+        """Return nothing."""
         return {}
 
     def save(self, path: Path, progress: Progress, scores: Mapping[str, float]) -> None:
@@ -247,14 +248,14 @@ class DecoderObjective:
 def draw_samples(
     loaded: LoadedPrior, train: SliceSet, count: int, path: Path, *, display: Display
 ) -> Samples:
-    """Draw from a prior under conditions of training slices, or read what was drawn before.
+    """Sample from a prior with the conditions of training slices, or read saved samples.
 
     Args:
-        loaded: The prior; its tokens alone matter, not its decoder.
-        train: Each size of slice has its share of the samples, and at least a group.
-        count: Of the samples.
-        path: Where they are kept.
-        display: Says how many are drawn.
+        loaded: The prior; its decoder is not used.
+        train: Training slices; each slice size has its share of the samples, and at least one batch.
+        count: Number of samples.
+        path: File of the samples.
+        display: Receives a line per slice size.
     """
     made_from = {"prior": hash_tensors(loaded.prior.state_dict()), "count": count}
     rows = load_kept(path, made_from)
@@ -262,7 +263,7 @@ def draw_samples(
         rows = {}
         for kind in loaded.info.slices:
             share = max(SAMPLING_BATCH, round(count * kind.slices / len(train)))
-            display.say(f"{share} samples of {kind.rows}×{kind.columns}, for the decoder to learn from")
+            display.say(f"{share} samples of {kind.rows}×{kind.columns} for training the decoder")
             alike = [r for r in train.records if (r.rows, r.columns) == (kind.rows, kind.columns)]
             chosen = np.random.default_rng(FIRST_SEED).integers(0, len(alike), share)
             conditions = conditions_of([alike[index] for index in chosen], loaded.info.classes)
@@ -274,7 +275,7 @@ def draw_samples(
 
 
 def read_samples(loaded: LoadedPrior, folder: Path) -> Samples:
-    """Return the samples of a prior that a decoder in `folder` was trained on."""
+    """Return the samples that the decoder in `folder` was trained on."""
     return _grids(loaded, load_state(folder / SAMPLES_NAME).tensors)
 
 
@@ -291,13 +292,13 @@ def train_decoder(
     out: Path,
     options: TrainingOptions = DEFAULT_OPTIONS,
 ) -> LoadedTokenizer:
-    """Train a copy of a tokenizer's last decoder as `recipe.decoder` says, or resume; return the whole.
+    """Train a copy of a tokenizer's decoder, or resume; return the tokenizer with the new decoder.
 
     Args:
-        tokenizer: Trained. Left as it is.
-        prior: Trained over its tokens; its samples are judged beside what the tokenizer rebuilds.
+        tokenizer: Trained tokenizer; it is not changed.
+        prior: Prior over its tokens, which provides samples.
         data: What both were trained on.
-        recipe: Its recipe; `decoder` is not None.
+        recipe: Recipe with settings of `decoder`.
         out: Folder of this training.
         options: Device and the like.
 
@@ -357,6 +358,6 @@ def _train(
 
 
 def _roughness(images: Float[Tensor, "b 1 h w"]) -> Float[Tensor, ""]:
-    """Root mean square difference of neighbouring pixels: soft edges have less."""
+    """Root mean square difference of neighbouring pixels, a measure of sharpness."""
     down, right = images.diff(dim=-2).square().mean(), images.diff(dim=-1).square().mean()
     return (down + right).sqrt()

@@ -1,4 +1,4 @@
-"""One training of a prior: what identifies it, its data, its files."""
+"""The training of a prior: its identity, data and files."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class PriorRun:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What a resumed training must share, as `open_run` takes it."""
+        """What a resumed training must have in common, for `open_run`."""
         return {
             "recipe": self.recipe.model_dump(mode="json", include={"prior"}),
             "split_hash": self.data.split_hash,
@@ -78,7 +78,7 @@ class PriorRun:
         }
 
     def check_resumable(self) -> None:
-        """Refuse a folder with a training of other settings, data, masks or classes."""
+        """Raise if the folder has a training with other settings, data, masks or classes."""
         state = open_run(self.folder, self.identity)
         if state is None:
             return
@@ -86,13 +86,13 @@ class PriorRun:
         if had_masks != self.with_masks:
             before, now = ("with", "without") if had_masks else ("without", "with")
             raise ConfigError(
-                f"{self.folder}: was begun {before} masks, and would go on {now} them; use data and "
+                f"{self.folder}: was started {before} masks, and would be resumed {now} them; use data and "
                 "--no-masks as before, --restart, or another --out"
             )
         known = state.progress.get("classes", list(self.classes))
         if known != list(self.classes):
             raise ConfigError(
-                f"{self.folder}: was begun with classes {', '.join(known) or 'none'}, and the data have "
+                f"{self.folder}: was started with classes {', '.join(known) or 'none'}, and the data have "
                 f"{', '.join(self.classes) or 'none'}; give --data prepared with the same --class-regex, "
                 "--restart, or another --out"
             )
@@ -164,7 +164,7 @@ def _objective(run: PriorRun, joint_tokenizer: JointTokenizer, fabric: Fabric) -
 
 
 def refuse_unused_codes(tokenizer: LoadedTokenizer, train: SliceSet) -> None:
-    """Refuse a tokenizer of which a level uses under a quarter of its codes."""
+    """Raise if a level of a tokenizer uses less than a quarter of its codes."""
     token_sets = encode_slices(JointTokenizer(tokenizer.tokenizer), _subset(train))
     for level, size in enumerate(tokenizer.info.recipe.tokenizer.codebook_sizes):
         count = torch.zeros(size)
@@ -188,7 +188,7 @@ def _subset(slices: SliceSet) -> SliceSet:
 def fit_noise(
     tokenizer: LoadedTokenizer, train: SliceSet, samples: Samples | None = None
 ) -> NoiseModel | None:
-    """Measure the noise that a tokenizer was trained to leave out; None where it keeps noise.
+    """Measure the noise that a tokenizer was trained to remove; None if it keeps noise.
 
     Args:
         tokenizer: With the decoder that generation uses.

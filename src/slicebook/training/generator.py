@@ -36,7 +36,7 @@ PARTS = {"masks": "labels", "prior": "prior", "decoder": "decoder"}
 
 @dataclass(frozen=True)
 class GeneratorSummary:
-    """How the trainings of a generator's parts ended; None where a part is not used."""
+    """Summaries of the trainings of a generator's parts; None for a part that is not used."""
 
     masks: TrainingSummary | None
     prior: TrainingSummary
@@ -164,15 +164,15 @@ def train_generator(
 
 @dataclass(frozen=True)
 class _Job:
-    """What the parts of one generator share.
+    """What the trainings of a generator's parts share.
 
     Attributes:
-        run: The path that the user gave, for messages.
+        run: Path given by the user, for messages.
         tokenizer: Trained.
         data: What the tokenizer was trained on.
         recipe: The tokenizer's, with the settings of this training applied.
         folder: Of the generator.
-        is_default: Whether that is where the other commands look for it.
+        is_default: Whether it is the default folder, where other commands look for it.
         options: Of each part's training.
     """
 
@@ -244,7 +244,7 @@ def find_data(tokenizer: LoadedTokenizer, data: str | Path | None) -> PreparedDa
         known = load_state(state).progress.get("data") if state.is_file() else None
         if known is None:
             raise ConfigError(
-                f"{tokenizer.path.parent}: does not say which data it was trained on; give --data DATA, the "
+                f"{tokenizer.path.parent}: has no record of its training data; give --data DATA, the "
                 "prepared folder"
             )
         data = known
@@ -258,7 +258,7 @@ def find_data(tokenizer: LoadedTokenizer, data: str | Path | None) -> PreparedDa
 
 
 def _check_all(job: _Job, folders: Sequence[Path], masks: bool) -> None:
-    """Refuse what one of the parts would refuse later."""
+    """Raise before the first training what a later part would raise."""
     if job.options.restart:
         for folder in folders:
             check_run_files(folder)
@@ -329,7 +329,7 @@ def _progress(run: Path) -> Progress | None:
 
 
 def _install_decoder(job: _Job, source: LoadedTokenizer) -> None:
-    """Put a decoder into the file of a finished prior, with the noise model of its images."""
+    """Write a decoder into the file of a finished prior, with the noise model of its images."""
     loaded = load_prior(job.folder)
     if hash_tensors(loaded.tokenizer.images.state_dict()) == hash_tensors(source.tokenizer.state_dict()):
         return

@@ -35,13 +35,13 @@ class EMAModel(nn.Module):
 
 
 class PriorObjective:
-    """The training step of a prior: draw an order, replace a few input tokens at random, predict each token.
+    """The training step of a prior: random order, token noise, next-token prediction.
 
     Args:
         prior: Untrained.
-        config: Of the training.
+        config: Training settings.
         fabric: The device.
-        save_model: Writes the model to share, given its path, weights, progress and scores.
+        save_model: Writes the model file, given its path, weights, progress and scores.
     """
 
     monitor: str | None = "likelihood"
@@ -54,7 +54,7 @@ class PriorObjective:
         save_model: Callable[[Path, Prior, Progress, Mapping[str, float]], None],
     ) -> None:
         self.pair = EMAModel(prior)
-        self.module: nn.Module = self.pair  # the loop puts its wrapped form here
+        self.module: nn.Module = self.pair  # the trainer replaces it by its wrapped module
         self.config = config
         self.fabric = fabric
         self.save_model = save_model
@@ -64,7 +64,7 @@ class PriorObjective:
         return [{"params": list(self.pair.learner.parameters()), "lr_scale": 1.0}]
 
     def setup(self, batches: Iterable[TokenBatch]) -> None:
-        """Nothing to prepare."""
+        """Do nothing."""
 
     def training_step(self, batch: TokenBatch, step: int, fraction: float) -> dict[str, Tensor]:
         """Return the loss, and nats/token of each grid."""
@@ -81,7 +81,7 @@ class PriorObjective:
             return losses
 
         losses = self.module(predict, averaged=False)
-        # Each trunk has its own mean: the finest stage, with nearly all the tokens, would drown the others.
+        # Each transformer has its own mean: the finest grid has nearly all tokens and would dominate.
         first = batch.layout.starts[-2]
         coarse = losses[:, :first].mean() if first else losses.new_zeros(())
         return {"loss": coarse + losses[:, first:].mean(), **_by_stage(batch.layout, losses.detach())}
@@ -106,11 +106,11 @@ class PriorObjective:
         }
 
     def usage(self) -> dict[str, float]:
-        """Nothing to tell."""
+        """Return nothing."""
         return {}
 
     def epoch_metrics(self) -> dict[str, float]:
-        """Nothing to tell."""
+        """Return nothing."""
         return {}
 
     def save(self, path: Path, progress: Progress, scores: Mapping[str, float]) -> None:
@@ -129,7 +129,7 @@ def corrupt_tokens(
     wrong = torch.rand(tokens.shape, generator=generator) < part
     sizes = torch.cat([torch.full((len(stage),), stage.size) for stage in layout.stages])
     others = (torch.rand(tokens.shape, generator=generator) * sizes).long()
-    # What is unknown stays so.
+    # Unknown tokens stay unknown.
     wrong = wrong.to(tokens.device) & (tokens < sizes.to(tokens.device))
     return torch.where(wrong, others.to(tokens.device), tokens)
 

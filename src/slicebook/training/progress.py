@@ -1,4 +1,4 @@
-"""How a training shows itself: a live line on a terminal, lasting lines in a log, TensorBoard if there."""
+"""Progress of a training: a progress bar on a terminal, lines in a log, TensorBoard if installed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
 
 class Display:
-    """Progress of one run; silent unless shown.
+    """Progress display of one run.
 
     Args:
         run: Folder of the run; TensorBoard's events go there when the package is installed.
@@ -47,25 +47,25 @@ class Display:
             self.writer.close()
 
     def say(self, text: str) -> None:
-        """Print a line that stays."""
-        # A path may hold [brackets], and a log is searched by lines: neither markup nor wrapping.
+        """Print a line."""
+        # Paths may contain [brackets], and logs are searched by line: no markup, no wrapping.
         self.console.print(text, markup=False, soft_wrap=True)
 
-    def begin(self, fraction: float, *, again: bool) -> None:
-        """Start the clock of the time left at a fraction done."""
+    def begin(self, fraction: float, *, resumed: bool) -> None:
+        """Start the estimate of the remaining time at a completed fraction."""
         self.started, self.from_fraction = time.perf_counter(), fraction
-        if again:
-            self.say(f"{self.run}: going on at {fraction:.0%}")
+        if resumed:
+            self.say(f"{self.run}: resuming at {fraction:.0%}")
 
     def trained(self, epoch: int, fraction: float, scores: Mapping[str, float]) -> None:
-        """Show the means of the epoch so far."""
+        """Show the mean scores of the epoch so far."""
         done = max(fraction - self.from_fraction, 1e-9)
         left = (time.perf_counter() - self.started) / done * (1 - fraction)
         text = f"{_line(scores)}  {left // 60:.0f}:{left % 60:02.0f} left"
         self.bar.update(self.task, completed=fraction, epoch=f"epoch {epoch + 1}", scores=text)
 
     def validated(self, step: int, row: Mapping[str, float], *, best: bool) -> None:
-        """Leave a line for a validation."""
+        """Print a line for a validation."""
         self.say(f"epoch {row['epoch']:.0f}  {_line(row)}{'  best so far' if best else ''}")
         if self.writer:
             for name, value in row.items():

@@ -1,4 +1,4 @@
-"""The folder that one training writes: what it may go on from, its settings, its curves."""
+"""The folder of a training run: options, lock, resume, settings and curves."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from slicebook.recipes import override
 from slicebook.training.progress import Display
 from slicebook.visualization import figures
 
-# What a training leaves that was killed before its first validation, files in the making included.
+# Files of a training that was killed before its first validation, partial files included.
 BEGUN = re.compile(
     r"\.lock|config\.yaml|prior|masks|decoder|(tokens|samples)\.safetensors|batch\.png|events\.out\..*"
     r"|\.(config|batch|model|state|metrics|curves|tokens|samples)\..*"
 )
-# What any training leaves, and the subfolders in which trainings over it lie.
+# Files of any training, and the subfolders of trainings that depend on it.
 WRITTEN = re.compile(BEGUN.pattern + r"|(model|state)\.safetensors|metrics\.csv|curves\.png")
 SUBFOLDERS = ("prior", "masks", "decoder")
 TOKENS_PER_CODE = 20
@@ -83,11 +83,10 @@ DEFAULT_OPTIONS = TrainingOptions()
 
 @contextlib.contextmanager
 def hold_run(run: Path) -> Iterator[None]:
-    """Keep a run folder to this process, and those that train with it, until the block ends.
+    """Lock a run folder for this training until the block ends.
 
-    The operating system drops the lock when its process dies, however it dies: nothing needs to be removed
-    by hand. Rank 0 holds it for all. Where the file system has no locks, or may not be written to, there is
-    none.
+    The operating system releases the lock when the process ends, so nothing needs to be removed by hand. Rank
+    0 holds it for all processes. There is no lock where the file system is read-only or does not support it.
 
     Raises:
         ConfigError: Another training holds the folder.
@@ -102,11 +101,11 @@ def hold_run(run: Path) -> Iterator[None]:
     finally:
         if handle is not None:
             path.unlink(missing_ok=True)
-            fcntl.flock(handle, fcntl.LOCK_UN)  # a loading process may hold a copy of the handle
+            fcntl.flock(handle, fcntl.LOCK_UN)  # a loading process may have a copy of the handle
             os.close(handle)
             with contextlib.suppress(OSError):
                 if made:
-                    run.rmdir()  # refuses unless nothing was written
+                    run.rmdir()  # fails unless it is empty
 
 
 def _lock(path: Path) -> int | None:
@@ -126,7 +125,7 @@ def _lock(path: Path) -> int | None:
                 ) from None
             if path.exists() and os.path.samestat(os.fstat(handle), path.stat()):
                 break
-            os.close(handle)  # its last holder removed it in between
+            os.close(handle)  # its last holder removed it meanwhile
         os.ftruncate(handle, 0)
         os.write(handle, f"process {os.getpid()} on {socket.gethostname()}".encode())
     except ConfigError:
@@ -137,7 +136,7 @@ def _lock(path: Path) -> int | None:
 
 
 def check_run_files(run: Path) -> None:
-    """Refuse to delete the training in a folder that also holds something else."""
+    """Raise if a folder to restart contains anything but files of a training."""
     items = sorted(run.iterdir()) if run.is_dir() else [run] if run.exists() else []
     for item in items:
         if not WRITTEN.fullmatch(item.name) or item.is_dir() != (item.name in SUBFOLDERS):
@@ -154,7 +153,7 @@ def restart_run(run: Path, fabric: Fabric) -> None:
         ConfigError: The folder holds something else too, or another training writes there.
     """
     check_run_files(run)
-    fabric.barrier()  # all processes have looked before rank 0 deletes
+    fabric.barrier()  # all processes have checked before rank 0 deletes
     if run.is_dir() and fabric.is_global_zero:
         with hold_run(run):
             for item in run.iterdir():
@@ -164,12 +163,12 @@ def restart_run(run: Path, fabric: Fabric) -> None:
 
 
 def open_run(run: Path, identity: Mapping[str, Any]) -> State | None:
-    """Return the state to go on from, or None for a new run.
+    """Return the state to resume from, or None for a new run.
 
     Args:
         run: Folder of the training.
-        identity: What a training must share with the one that went before: `recipe` (its settings) and
-            `split_hash`; of what is trained over other models, `book` (hashes of them, those known so far).
+        identity: What a resumed training must have in common: `recipe` (its settings) and `split_hash`; if
+            it depends on other models, `book` (their hashes, as far as known).
 
     Raises:
         ConfigError: The folder is something else, or a training with other settings or data.
@@ -187,22 +186,24 @@ def open_run(run: Path, identity: Mapping[str, Any]) -> State | None:
                 f"{run}: was trained on the tokens of another tokenizer, or of another prior; use another "
                 "--out, or --restart"
             )
-        # Read anew, so that settings which that version did not know have their defaults.
+        # Validated, so that settings unknown to the version that wrote it get their defaults.
         before = validate(Recipe, state.progress["recipe"], str(run)).model_dump(mode="json")
         different = _differences({key: before[key] for key in identity["recipe"]}, identity["recipe"])
         if different:
             raise ConfigError(
-                f"{run}: was begun with other settings ({'; '.join(different)}); use another --out, or "
+                f"{run}: was started with other settings ({'; '.join(different)}); use another --out, or "
                 "--restart"
             )
         return state
     if run.exists() and (not run.is_dir() or any(not BEGUN.fullmatch(item.name) for item in run.iterdir())):
-        raise ConfigError(f"{run}: exists and is no training to go on with; use another --out, or remove it")
+        raise ConfigError(
+            f"{run}: exists and is not a training that can be resumed; use another --out, or remove it"
+        )
     return None
 
 
 def _differences(before: Any, now: Any, key: str = "") -> list[str]:
-    if key in ("name", "description", "labels"):  # the settings of masks change no training but their own
+    if key in ("name", "description", "labels"):  # the settings of masks affect no other training
         return []
     if isinstance(before, dict) and isinstance(now, dict):
         keys = sorted({*before, *now})
@@ -215,7 +216,7 @@ def _differences(before: Any, now: Any, key: str = "") -> list[str]:
 
 
 def begin_run(run: Path, recipe: Recipe, train: SliceSet, display: Display) -> None:
-    """Write the settings and a picture of a training batch; say where a codebook is large for the data."""
+    """Write the settings and a picture of a training batch; report codebooks too large for the data."""
     write_text(run / "config.yaml", recipe.to_yaml())
     config, tokenizer = recipe.training, Tokenizer(recipe.tokenizer)
     record = train.records[0]
@@ -232,7 +233,7 @@ def begin_run(run: Path, recipe: Recipe, train: SliceSet, display: Display) -> N
         if count < TOKENS_PER_CODE * size:
             display.say(
                 f"level {level}: {size:,} codes for {count:,} training tokens, fewer "
-                f"than {TOKENS_PER_CODE} a code; a smaller tokenizer.codebook_sizes[{level}] would suit"
+                f"than {TOKENS_PER_CODE} per code; a smaller tokenizer.codebook_sizes[{level}] would suit"
             )
 
 
@@ -254,7 +255,7 @@ def _first_batch(
 
 
 def write_metrics(run: Path, history: list[dict[str, float]]) -> None:
-    """Write `metrics.csv`, a row a validation, and draw `curves.png` from it."""
+    """Write `metrics.csv`, one row per validation, and `curves.png`."""
     columns = list(dict.fromkeys(name for row in history for name in row))
     rows = [{name: f"{value:.6g}" for name, value in row.items()} for row in history]
     write_csv(run / "metrics.csv", rows, columns)

@@ -1,4 +1,4 @@
-"""The tokens of all slices of a training, encoded once and kept in its folder."""
+"""Cache of the tokens of all slices of a training, in its folder."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ def load_or_encode(
     device: torch.device,
     write: bool,
 ) -> dict[str, list[TokenSet]]:
-    """Read the tokens that `folder` keeps, or encode the slices and keep their tokens there.
+    """Read the tokens cached in `folder`, or encode the slices and cache their tokens.
 
     Args:
         folder: Folder of the training.
         joint_tokenizer: The tokenizers.
-        splits: Slices of `train`, encoded in `config.num_views` forms, and of `validation`, in one.
-        config: Settings of the views.
+        splits: Slices of `train`, encoded in `config.num_views` views, and of `validation`, in one.
+        config: Settings of the views (augmented copies).
         classes: Names of the classes, in the order of their numbers.
-        identity: `book` and `split_hash`: what the tokens depend on besides.
+        identity: `book` (hashes of the tokenizers) and `split_hash`.
         display: Receives a line per split that is encoded.
         device: Device of the tokenizers.
         write: Whether this process writes the file.
@@ -60,7 +60,7 @@ def load_or_encode(
     for split, slices in splits.items():
         views = config.num_views if split == "train" else 1
         if kept is None:
-            display.say(f"encoding {len(slices)} {split} slices, {views} views of each")
+            display.say(f"encoding {len(slices)} {split} slices, {views} augmentations of each slice")
         encoded[split] = encode_slices(
             joint_tokenizer,
             slices,
@@ -82,7 +82,7 @@ def load_or_encode(
 
 
 def _read(path: Path, made_from: Mapping[str, Any]) -> dict[str, list[Tensor]] | None:
-    """Return the tokens of each split, one tensor per slice size; None unless made from the same."""
+    """Return the tokens of each split, one tensor per slice size; None if made from something else."""
     tensors = load_kept(path, made_from)
     if tensors is None:
         return None

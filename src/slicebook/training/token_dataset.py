@@ -1,4 +1,4 @@
-"""Tokens of a split, encoded once: what a prior learns from."""
+"""Token dataset of a prior: the encoded slices of a split."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ BATCH = 32
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """Rows of tokens of one size of slice.
+    """A batch of token sequences, of one slice size.
 
     Attributes:
-        layout: Of the rows.
-        tokens: One row a slice.
-        conditions: What is known of each slice.
-        indices: Where the slices stand in their set.
+        layout: Of the sequences.
+        tokens: One sequence per slice.
+        conditions: One per slice.
+        indices: Indices of the slices in their `SliceSet`.
     """
 
     layout: SequenceLayout
@@ -43,25 +43,25 @@ class TokenBatch:
         return len(self.tokens)
 
     def to(self, device: torch.device) -> TokenBatch:
-        """Move what is computed with."""
+        """Move tokens and conditions to a device."""
         return TokenBatch(self.layout, self.tokens.to(device), self.conditions.to(device), self.indices)
 
 
 @dataclass(frozen=True)
 class TokenSet:
-    """All slices of one size.
+    """Tokens of all slices of one size.
 
     Attributes:
         size: Rows and columns of a slice.
-        layout: Of the rows of tokens.
-        tokens: Of every form of every slice; form 0 is the slice as it is.
-        conditions: One a slice.
-        indices: Where each stands in its `SliceSet`.
+        layout: Of the sequences.
+        tokens: Of each view of each slice; view 0 is the slice itself.
+        conditions: One per slice.
+        indices: Indices of the slices in their `SliceSet`.
     """
 
     size: tuple[int, int]
     layout: SequenceLayout
-    tokens: Int32[Tensor, "slices forms n"]
+    tokens: Int32[Tensor, "slices views n"]
     conditions: Conditions
     indices: Int64[Tensor, " slices"]
 
@@ -79,24 +79,24 @@ def encode_slices(
     seed: int = 42,
     device: torch.device | str = "cpu",
     classes: Sequence[str] = (),
-    known: Sequence[Int32[Tensor, "_slices _forms _n"]] | None = None,
+    known: Sequence[Int32[Tensor, "_slices _views _n"]] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[TokenSet]:
-    """Encode slices, and mirrored and moved forms of them, size by size.
+    """Encode slices and augmented views of them (mirrored and shifted), size by size.
 
-    Moving is by whole pixels, the edge repeated: no form is smoother than its slice. Every second form is
-    mirrored. The slice is changed, not its tokens, for a token grid moved by less than a token is another.
+    Shifts are by whole pixels with replicated edges, so that no view is smoother than its slice. Every second
+    view is mirrored. Slices are augmented, not tokens: a shift by less than a token changes the whole grid.
 
     Args:
-        joint_tokenizer: What encodes.
-        slices: What is encoded; masks with them where the book has masks.
-        views: Forms of each slice, the slice as it is among them.
-        shift: Pixels by which a form is moved, at most, along each axis.
-        seed: Of the moves.
-        device: Where the book is.
-        classes: Names of the classes that a condition may name, in the order of their numbers.
-        known: The tokens, one tensor a size, where they were made before.
-        progress: Called with slices done and all slices.
+        joint_tokenizer: Encodes images, and masks if it has a mask tokenizer.
+        slices: Slices to encode.
+        views: Number of views per slice, the slice itself included.
+        shift: Maximum shift in pixels along each axis.
+        seed: Of the shifts.
+        device: Device of the tokenizers.
+        classes: Names of the classes, in the order of their numbers.
+        known: Cached tokens, one tensor per size.
+        progress: Called with the number of encoded slices and of all slices.
     """
     sizes: dict[tuple[int, int], list[int]] = defaultdict(list)
     for index, record in enumerate(slices.records):
@@ -110,16 +110,16 @@ def encode_slices(
             part = indices[start : start + BATCH]
             images = torch.stack([slices[index] for index in part])
             masks, masked = _masks(joint_tokenizer, slices, part)
-            forms = []
+            view_tokens = []
             for view in range(views):
                 draw = np.random.default_rng([seed, part[0], view])
                 steps = draw.integers(-shift, shift + 1, (len(part), 2)) * (view > 0)
-                change = _Change(view % 2 == 1, steps, shift)
+                augment = _Augmentation(view % 2 == 1, steps, shift)
                 tokens = joint_tokenizer.encode(
-                    change(images).to(device), None if masks is None else change(masks)[:, 0].to(device)
+                    augment(images).to(device), None if masks is None else augment(masks)[:, 0].to(device)
                 )
-                forms.append(_forget(tokens.cpu(), layout, masked))
-            rows.append(torch.stack(forms, 1).to(torch.int32))
+                view_tokens.append(_set_masks_unknown(tokens.cpu(), layout, masked))
+            rows.append(torch.stack(view_tokens, 1).to(torch.int32))
             done += len(part)
             if progress:
                 progress(done, len(slices))
@@ -131,7 +131,7 @@ def encode_slices(
 
 
 def conditions_of(records: Sequence[SliceRecord], classes: Sequence[str]) -> Conditions:
-    """Return what is known of slices; a class is named by its place among `classes`."""
+    """Return the conditions of slices; a class is its index in `classes`."""
     return Conditions(
         torch.tensor([record.position for record in records], dtype=torch.float32),
         torch.tensor([classes.index(r.group) if r.group in classes else -1 for r in records]),
@@ -139,8 +139,8 @@ def conditions_of(records: Sequence[SliceRecord], classes: Sequence[str]) -> Con
 
 
 @dataclass(frozen=True)
-class _Change:
-    """A mirror, and a move of each slice by whole pixels, down and right."""
+class _Augmentation:
+    """A flip, and a shift of each slice by whole pixels, down and right."""
 
     mirror: bool
     steps: NDArray[np.int64]
@@ -164,7 +164,7 @@ class _Change:
 def _masks(
     joint_tokenizer: JointTokenizer, slices: SliceSet, part: list[int]
 ) -> tuple[UInt8[Tensor, "b 1 h w"] | None, Bool[Tensor, " b"]]:
-    """Masks of some slices, blank where there are none, and which have one."""
+    """Return masks of slices, blank where there is none, and whether each slice has one."""
     masked = torch.tensor([slices.records[index].label_offset >= 0 for index in part])
     if joint_tokenizer.masks is None:
         return None, masked
@@ -174,8 +174,10 @@ def _masks(
     return torch.stack(masks)[:, None], masked
 
 
-def _forget(tokens: Int64[Tensor, "b n"], layout: SequenceLayout, masked: Bool[Tensor, " b"]) -> Tensor:
-    """Make the mask tokens of slices without a mask unknown."""
+def _set_masks_unknown(
+    tokens: Int64[Tensor, "b n"], layout: SequenceLayout, masked: Bool[Tensor, " b"]
+) -> Tensor:
+    """Set the mask tokens of slices without a mask to unknown."""
     for index, stage in enumerate(layout.stages):
         if stage.kind == "mask":
             tokens[~masked, layout.slice_of(index)] = stage.size
@@ -186,12 +188,12 @@ class TokenBatches:
     """Iterate over batches of one size each, in an order that depends on `(seed, epoch)` alone.
 
     Args:
-        sets: What to read.
-        batch_size: Slices per batch, at most: those of one size are shared out evenly.
-        shuffle: Draw a new order, and a form of each slice, each epoch; else form 0, in the order of the set.
-        seed: Start of the draws.
-        rank: Of this process.
-        world_size: Processes that train together.
+        sets: Token sets, one per slice size.
+        batch_size: Maximum; slices of one size are distributed evenly over batches.
+        shuffle: Whether to draw a new order and a random view of each slice each epoch; otherwise view 0, in
+            the order of the set.
+        seed: Of the order and the views.
+        rank, world_size: Of this process.
     """
 
     def __init__(
@@ -211,7 +213,7 @@ class TokenBatches:
         self.order = BatchOrder(groups, batch_size, shuffle, seed, rank, world_size)
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose draws the next iteration follows."""
+        """Set the epoch, which determines order and views."""
         self.epoch = self.order.epoch = epoch
 
     @property

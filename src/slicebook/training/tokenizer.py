@@ -1,8 +1,4 @@
-"""One training loop on Lightning Fabric.
-
-The loop knows epochs, the clock, validation, checkpoints and the display; it asks an `Objective` for the loss
-of a batch and for scores. Repeating a training's command goes on from its last validation.
-"""
+"""Training of tokenizers, of slices and of label masks."""
 
 from __future__ import annotations
 
@@ -40,11 +36,11 @@ from slicebook.training.trainer import Progress, Trainer, provenance, step_gener
 LOW_USAGE = 0.25
 
 
-DICE_WEIGHT = 0.2  # against nats a pixel: enough for the small organs, and the large ones keep their edges
+DICE_WEIGHT = 0.2  # relative to nats per pixel; enough for small organs
 
 
 class _ScoredTokenizer(nn.Module):
-    """A tokenizer whose forward pass ends in its scores, so that autocast and DDP see one whole step."""
+    """A tokenizer with its loss in the forward pass, so that autocast and DDP wrap the whole step."""
 
     def __init__(self, tokenizer: Tokenizer, config: LossConfig) -> None:
         super().__init__()
@@ -59,7 +55,7 @@ class _ScoredTokenizer(nn.Module):
 
 
 class _ScoredLabelTokenizer(nn.Module):
-    """The same for masks, uint8."""
+    """The same for label masks, uint8."""
 
     def __init__(self, tokenizer: Tokenizer, config: LossConfig) -> None:
         super().__init__()
@@ -67,7 +63,7 @@ class _ScoredLabelTokenizer(nn.Module):
         self.config = config
 
     def forward(self, masks: Tensor, **options: Any) -> dict[str, Tensor]:
-        """Return loss, cross-entropy (nats a pixel), Dice and commitment; the loss carries the gradient."""
+        """Return loss, cross-entropy (nats per pixel), Dice and commitment; the loss carries the gradient."""
         values = self.tokenizer.config.label_values
         output = self.tokenizer(one_hot(masks[:, 0], values), **options)
         parts = compare(output.images, masks[:, 0], values)
@@ -87,29 +83,31 @@ class _ReconstructionObjective(ABC):
 
     monitor: str | None
     scored: type[nn.Module]
-    """The tokenizer with its scores behind it."""
+    """The module that computes loss and scores."""
 
     def __init__(self, tokenizer: Tokenizer, recipe: Recipe, data: PreparedData, fabric: Fabric) -> None:
         self.tokenizer = tokenizer
-        self.module = self.scored(tokenizer, recipe.training.loss)  # the loop puts its wrapped form here
+        self.module = self.scored(
+            tokenizer, recipe.training.loss
+        )  # the trainer replaces it by its wrapped module
         self.recipe = recipe
         self.data = data
         self.fabric = fabric
 
     @abstractmethod
     def model_input(self, images: Tensor) -> Tensor:
-        """Return a batch as the tokenizer takes it."""
+        """Return a batch in the format of the tokenizer's input."""
 
     @abstractmethod
     def augmented(self, images: Tensor, config: AugmentConfig, generator: torch.Generator) -> Tensor:
-        """Return a batch, changed at random."""
+        """Return a randomly augmented batch."""
 
     def param_groups(self) -> list[dict[str, Any]]:
         """Return all parameters."""
         return [{"params": list(self.module.parameters()), "lr_scale": 1.0}]
 
     def setup(self, batches: Iterable[Batch]) -> None:
-        """Start the codebooks by k-means, of as many slices of one shape as the recipe asks for."""
+        """Initialise the codebooks by k-means of `kmeans_slices` slices of one shape."""
         wanted = self.recipe.tokenizer.quantizer.kmeans_slices
         if not wanted:
             return
@@ -141,7 +139,7 @@ class _ReconstructionObjective(ABC):
                 self.tokenizer.levels, len(images), config.loss.level_dropout, draw
             ).to(images.device)
         every = self.recipe.tokenizer.quantizer.reset_every
-        # No revival at the end, so that the codes and their decoder come to rest.
+        # No reset near the end, so that codes and decoder converge.
         reset_dead_codes = every > 0 and step % every == every - 1 and fraction < 0.9
         scores: dict[str, Tensor] = self.module(
             images, reset_dead_codes=reset_dead_codes, dropped_levels=dropped_levels
@@ -149,7 +147,7 @@ class _ReconstructionObjective(ABC):
         return scores
 
     def validation_step(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the scores of unseen slices."""
+        """Return the scores of validation slices."""
         scores: dict[str, Tensor] = self.module(batch.images)
         return scores
 
@@ -162,7 +160,7 @@ class _ReconstructionObjective(ABC):
         return metrics
 
     def epoch_metrics(self) -> dict[str, float]:
-        """Return the usage, warn where it is low, and begin to count anew."""
+        """Return the usage, warn where it is low, and reset the counts."""
         metrics = self.usage()
         for level in range(self.tokenizer.levels):
             codebook, used = self.tokenizer.codebook(level), metrics[f"usage_{level}"]
@@ -183,7 +181,7 @@ class _ReconstructionObjective(ABC):
 
 
 class TokenizerObjective(_ReconstructionObjective):
-    """Of slices in [-1, 1], judged by SSIM."""
+    """Objective of a tokenizer of slices in [-1, 1], monitored by SSIM."""
 
     monitor: str | None = "ssim"
     scored = _ScoredTokenizer
@@ -195,12 +193,12 @@ class TokenizerObjective(_ReconstructionObjective):
     def augmented(
         self, images: Float[Tensor, "b 1 h w"], config: AugmentConfig, generator: torch.Generator
     ) -> Float[Tensor, "b 1 h w"]:
-        """Return the slices, moved and changed in intensity."""
+        """Return the slices, with random geometry and intensity."""
         return augment(images, draw_augmentation(config, len(images), generator))
 
 
 class LabelObjective(_ReconstructionObjective):
-    """Of label masks, judged by Dice."""
+    """Objective of a tokenizer of label masks, monitored by Dice."""
 
     monitor: str | None = "dice"
     scored = _ScoredLabelTokenizer
@@ -212,7 +210,7 @@ class LabelObjective(_ReconstructionObjective):
     def augmented(
         self, images: UInt8[Tensor, "b 1 h w"], config: AugmentConfig, generator: torch.Generator
     ) -> UInt8[Tensor, "b 1 h w"]:
-        """Return the masks, moved."""
+        """Return the masks, with random geometry."""
         return augment_labels(images, draw_augmentation(config, len(images), generator))
 
 
@@ -257,11 +255,11 @@ def train_labels(
     Args:
         data: Folder that `slicebook prepare` wrote.
         recipe: All settings; where it names no label values, those of the data are taken.
-        out: Folder of the run: not that of another training.
+        out: Folder of the run.
         options: Seed, device and the like.
 
     Raises:
-        DataError: The folder is not prepared or without masks, or a mask holds a label that the recipe lacks.
+        DataError: The folder is not prepared or without masks, or a mask has a label that the recipe lacks.
         ConfigError: `out` holds a training with other settings or data, or the loss became NaN or infinite.
     """
     opened = PreparedData.open(data)
@@ -304,11 +302,11 @@ def _train(opened: PreparedData, recipe: Recipe, run: Path, options: TrainingOpt
         if state is None and fabric.is_global_zero:
             begin_run(run, recipe, train, display)
         objective = (LabelObjective if masks else TokenizerObjective)(tokenizer, recipe, opened, fabric)
-        # The data's place is for the prior, later; it may change in between.
+        # The path of the data is for training a prior; the data may be moved later.
         trainer = Trainer(objective, config, run, identity | {"data": str(opened.folder.resolve())}, fabric)
         with display, explain_dead_worker():
             progress = trainer(batches, validation_batches, state, display)
-        fabric.barrier()  # without it, tearing down gloo now and then aborts
+        fabric.barrier()  # without it, gloo sometimes aborts at exit
     return summarise_run(run, progress)
 
 

@@ -26,7 +26,7 @@ from slicebook.training.run import write_metrics
 
 @dataclass
 class Progress:
-    """Where a training stands; written into its state."""
+    """Progress of a training, saved in its state."""
 
     epoch: int = 0
     step: int = 0
@@ -35,7 +35,7 @@ class Progress:
     best_epoch: int = 0
     finished: bool = False
     history: list[dict[str, float]] = field(default_factory=list)
-    """One row of `metrics.csv` a validation."""
+    """One row of `metrics.csv` per validation."""
 
 
 B = TypeVar("B", bound="DeviceBatch")
@@ -46,7 +46,7 @@ class DeviceBatch(Sized, Protocol):
     """A batch of slices that can be moved to a device."""
 
     def to(self: B, device: torch.device) -> B:
-        """Move what the device computes with."""
+        """Move the tensors to a device."""
 
 
 P = TypeVar("P", bound=DeviceBatch)
@@ -56,7 +56,7 @@ In = TypeVar("In", bound=DeviceBatch, contravariant=True)
 
 @runtime_checkable
 class BatchLoader(Protocol[Out]):
-    """Batches in an order that depends on the epoch alone."""
+    """Batches in an order that depends on the epoch only."""
 
     @property
     def repeated(self) -> int:
@@ -67,22 +67,22 @@ class BatchLoader(Protocol[Out]):
     def __iter__(self) -> Iterator[Out]: ...
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch."""
+        """Set the epoch."""
 
 
 @runtime_checkable
 class Objective(Protocol[In]):
-    """What the loop trains: one module, the loss of a batch, and scores."""
+    """What the trainer optimises: a module, its training loss and its validation scores."""
 
     module: nn.Module
     monitor: str | None
     """The validation score by which the best model is kept, higher is better; None keeps the latest model."""
 
     def param_groups(self) -> list[dict[str, Any]]:
-        """Return the parameters, as an optimiser takes them; `lr_scale` multiplies the learning rate."""
+        """Return parameter groups for the optimiser; `lr_scale` multiplies the learning rate."""
 
     def setup(self, batches: Iterable[In]) -> None:
-        """Prepare an untrained module, which is on its device."""
+        """Initialise an untrained module, which is on its device."""
 
     def training_step(self, batch: In, step: int, fraction: float) -> dict[str, Tensor]:
         """Return the scores of a training batch; `loss` among them carries the gradient."""
@@ -91,19 +91,19 @@ class Objective(Protocol[In]):
         """Return the mean scores of a validation batch."""
 
     def usage(self) -> dict[str, float]:
-        """Return what the module tells of the training steps since the last report."""
+        """Return statistics of the training steps since the last `epoch_metrics`."""
 
     def epoch_metrics(self) -> dict[str, float]:
-        """Return the same and begin anew; warn of what a user should mend."""
+        """Return the same, reset them, and warn of problems."""
 
     def save(self, path: Path, progress: Progress, scores: Mapping[str, float]) -> None:
-        """Write the model to share."""
+        """Write the model file."""
 
 
 def step_generator(seed: int, step: int, rank: int) -> torch.Generator:
-    """Return the generator of one step, and seed torch's own by it.
+    """Return the random generator of one step, and seed torch's global one.
 
-    Hangs on (seed, step, rank) alone: a training that goes on draws what it would have drawn.
+    Depends on (seed, step, rank) only, so a resumed training uses the same random numbers.
     """
     own = ((seed * 1_000_003 + step) * 4096 + rank) % 2**63
     torch.manual_seed(own)
@@ -112,8 +112,8 @@ def step_generator(seed: int, step: int, rank: int) -> torch.Generator:
 
 @torch.no_grad()
 def update_ema(average: nn.Module, learner: nn.Module, decay: float, step: int) -> None:
-    """Move a running average of weights a step towards the learner's."""
-    # Short at first, so that the start is soon forgotten.
+    """Update an exponential moving average of weights."""
+    # A lower decay at first, so that the initial weights have little influence.
     decay = min(decay, (1 + step) / (10 + step))
     kept: list[Tensor] = list(average.parameters())
     new: list[Tensor] = list(learner.parameters())
@@ -123,7 +123,7 @@ def update_ema(average: nn.Module, learner: nn.Module, decay: float, step: int) 
 def provenance(
     data: PreparedData, train: SliceSet, device: torch.device, progress: Progress, scores: Mapping[str, float]
 ) -> Provenance:
-    """Say where a model comes from that was trained until now."""
+    """Return the provenance of the model at this point of its training."""
     return Provenance(
         versions=versions(),
         commit=commit(),
@@ -139,18 +139,18 @@ def provenance(
     )
 
 
-CHECK_EVERY = 20  # steps between looks at the loss: each look waits for the device
+CHECK_EVERY = 20  # steps between checks of the loss; each waits for the device
 
 
 class Trainer(Generic[P]):
-    """The loop: epochs of steps, validation, and the files of a run.
+    """The training loop: epochs, validation, and the files of a run.
 
     Args:
-        objective: What is trained.
-        config: How long, how fast.
+        objective: Module, loss and scores.
+        config: Duration, learning rate, validation.
         run: Folder for `model.safetensors`, `state.safetensors`, `metrics.csv` and `curves.png`.
-        identity: Settings and data, kept in the state: only the same may go on.
-        fabric: The device, or one process of many.
+        identity: Settings and data, saved in the state: a resumed training must have the same.
+        fabric: Device and process group.
     """
 
     def __init__(
@@ -171,7 +171,7 @@ class Trainer(Generic[P]):
     def __call__(
         self, training: BatchLoader[P], validation: BatchLoader[P], state: State | None, display: Display
     ) -> Progress:
-        """Train from the start or from a state until epochs or minutes are used up."""
+        """Train from the start, or from a state, until `epochs` or `max_minutes` are reached."""
         module = self.objective.module.to(self.fabric.device)
         module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
         self.unwrapped = module
@@ -191,7 +191,7 @@ class Trainer(Generic[P]):
         self.started = time.perf_counter() - self.progress.seconds
         self.steps = self.config.epochs * len(training)
         display.say(f"{self.run}: device {self.fabric.device}, CPU threads: {torch.get_num_threads()}")
-        display.begin(self._fraction(), again=state is not None)
+        display.begin(self._fraction(), resumed=state is not None)
         if training.repeated:
             display.say(
                 f"{training.repeated} batches per epoch are repeated, so that each of the "
@@ -209,7 +209,7 @@ class Trainer(Generic[P]):
         return self.progress
 
     def _precision(self, training: BatchLoader[P], state: State | None, display: Display) -> str:
-        """Return the precision that the run began with, or measure which one its steps are faster in."""
+        """Return the precision of the interrupted run, or measure in which one steps are faster."""
         if state is not None and state.progress.get("precision") in PRECISIONS[self.fabric.device.type]:
             return str(state.progress["precision"])
         training.set_epoch(0)
@@ -224,14 +224,14 @@ class Trainer(Generic[P]):
         name, seconds = fastest_precision(step, self.fabric.device, broadcast=self.fabric.broadcast)
         with torch.no_grad():
             for tensor, value in zip(tensors, before, strict=True):
-                tensor.copy_(value)  # the steps taught codebooks and batch norms
+                tensor.copy_(value)  # the steps have updated codebooks and batch norms
         self.unwrapped.zero_grad()
         times = ", ".join(f"{1000 * value:.0f} ms in {key}" for key, value in seconds.items())
         display.say(f"precision {name}: a training step takes {times}")
         return name
 
     def _epoch(self, training: BatchLoader[P], display: Display) -> dict[str, float]:
-        """Train one epoch, or to the end of the time; return mean scores and images a second."""
+        """Train one epoch, or until `max_minutes`; return mean scores and images per second."""
         self.unwrapped.train()
         training.set_epoch(self.progress.epoch)
         sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.fabric.device))
@@ -267,8 +267,8 @@ class Trainer(Generic[P]):
         }
 
     def _clip(self) -> None:
-        """Clip the gradients of each group of parameters by itself: judges do not weigh on each other."""
-        # 16-mixed multiplies the loss, and with it the gradients, by a large scale until here.
+        """Clip the gradients of each parameter group separately: decoder and discriminator."""
+        # 16-mixed scales the loss, and so the gradients, by a large factor.
         self.scaling.unscale_gradients(self.optimizer.optimizer)
         for group in self.optimizer.param_groups:
             nn.utils.clip_grad_norm_(group["params"], self.config.grad_clip_norm)
@@ -279,11 +279,11 @@ class Trainer(Generic[P]):
         return means
 
     def _check(self, means: Mapping[str, float]) -> None:
-        """Stop at a loss that is no number, before anything of it is kept."""
+        """Stop at a loss that is NaN or infinite, before anything is saved."""
         if not all(math.isfinite(value) for value in means.values()):
             kept = self.run / MODEL_NAME
             which = "best" if self.objective.monitor else "latest"
-            good = f"{kept} is the {which} until then" if kept.exists() else "no model was kept yet"
+            good = f"{kept} is the {which} until then" if kept.exists() else "no model was saved yet"
             raise ConfigError(
                 f"{self.run}: the loss is NaN or infinite after step {self.progress.step}; {good}; train "
                 f"to another --out with a lower learning_rate (found {self.config.learning_rate:g})"
@@ -304,7 +304,7 @@ class Trainer(Generic[P]):
         return {f"validation_{name}": value for name, value in means.items()}
 
     def _record(self, row: dict[str, float]) -> None:
-        """Write all that a validation leaves: history, curves, the best model, and the state to go on."""
+        """Write history, curves, the best model, and the state for resuming."""
         progress = self.progress
         progress.seconds = time.perf_counter() - self.started
         progress.history.append(
@@ -332,11 +332,11 @@ class Trainer(Generic[P]):
             "scaling": self.scaling.state_dict(),
             **self.identity,
         }
-        # The state comes last: whatever it says was done lies on disk already.
+        # The state is written last, so that all files it refers to exist.
         save_state(self.run / STATE_NAME, State(tensors, record))
 
     def _fraction(self) -> float:
-        """Share of the training that is done, by steps or by the clock; the same on every process."""
+        """Completed fraction of the training, by steps or by time; the same on every process."""
         fraction = self.progress.step / self.steps
         if self.config.max_minutes:
             elapsed = (time.perf_counter() - self.started) / (60 * self.config.max_minutes)
@@ -352,7 +352,7 @@ def _optimizer(config: LoopConfig, groups: list[dict[str, Any]]) -> torch.optim.
 
 
 def _learning_rate(config: LoopConfig, fraction: float) -> float:
-    """Rise linearly over the warm-up, then follow half a cosine to 0 (Loshchilov & Hutter 2017) or stay."""
+    """Linear warm-up, then half a cosine to 0 (Loshchilov & Hutter 2017), or constant."""
     rate = config.learning_rate
     if fraction < config.warmup:
         return rate * max(fraction / config.warmup, 1e-3)
@@ -362,7 +362,7 @@ def _learning_rate(config: LoopConfig, fraction: float) -> float:
 
 
 def _restore(state: State, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Put the weights and the optimiser's moments back."""
+    """Restore the weights and the optimiser's moments."""
     weights = {name[6:]: tensor for name, tensor in state.tensors.items() if name.startswith("model.")}
     moments: dict[int, dict[str, Tensor]] = defaultdict(dict)
     for key, tensor in state.tensors.items():

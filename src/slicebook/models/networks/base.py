@@ -23,7 +23,7 @@ class Network(nn.Module, ABC):
 
     @abstractmethod
     def features(self, images: Float[Tensor, "b c h w"]) -> Sequence[Float[Tensor, "b _ _ _"]]:
-        """Encode slices to one feature map per level, finest first; sides are multiples of the total stride."""
+        """Encode slices to one feature map per level, finest first; sides are multiples of the stride."""
 
     @abstractmethod
     def latents(

@@ -1,4 +1,4 @@
-"""What tests of book and others share."""
+"""A tokenizer with random weights, for tests of joint tokenizers."""
 
 from typing import Any
 

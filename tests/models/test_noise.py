@@ -1,4 +1,4 @@
-"""The noise of a slice: measured, and taken away while edges stay."""
+"""The noise of slices: measured, removed with edges kept, and added."""
 
 import math
 
@@ -41,7 +41,7 @@ def test_a_straight_edge_has_no_noise():
     assert float(noise_level(step())) == pytest.approx(0, abs=1e-6)
 
 
-def test_noise_on_a_slice_is_told_from_the_slice():
+def test_noise_is_separated_from_the_slice():
     assert float(noise_level(step(side=128) + noise(0.05, (1, 1, 128, 128)))) == pytest.approx(0.05, rel=0.05)
 
 
@@ -56,27 +56,27 @@ def test_a_level_can_be_that_of_a_part():
 
 
 def test_each_slice_has_a_level_of_its_own():
-    found = noise_level(torch.cat([noise(0.1), noise(0.3, seed=1)]))
-    assert found.tolist() == pytest.approx([0.1, 0.3], rel=0.05)
+    levels = noise_level(torch.cat([noise(0.1), noise(0.3, seed=1)]))
+    assert levels.tolist() == pytest.approx([0.1, 0.3], rel=0.05)
 
 
-def test_smoothing_takes_noise_away():
+def test_denoising_removes_noise():
     image = noise(0.1)
     assert denoise(image, 2.0).std() < 0.35 * image.std()
 
 
-def test_more_strength_takes_more_away():
+def test_more_strength_removes_more():
     left = [float(denoise(noise(0.1), strength).std()) for strength in (0.5, 1, 2, 4)]
     assert left == sorted(left, reverse=True)
 
 
-def test_smoothing_keeps_edges():
-    found = denoise(step() + noise(0.03, (1, 1, 48, 48)), 2.0)
-    jump = found[..., 24].mean() - found[..., 23].mean()
+def test_denoising_keeps_edges():
+    denoised = denoise(step() + noise(0.03, (1, 1, 48, 48)), 2.0)
+    jump = denoised[..., 24].mean() - denoised[..., 23].mean()
     assert float(jump) == pytest.approx(1, abs=0.05)
 
 
-def test_smoothing_moves_no_intensity():
+def test_denoising_keeps_the_mean_intensity():
     image = 0.3 + noise(0.1)
     assert float(denoise(image, 2.0).mean()) == pytest.approx(float(image.mean()), abs=1e-3)
 
@@ -86,7 +86,7 @@ def test_a_slice_without_noise_stays_as_it_is():
     assert torch.allclose(denoise(image, 2.0), image, atol=10 * SMALLEST**2)
 
 
-def test_each_slice_is_smoothed_by_its_own_noise():
+def test_each_slice_is_denoised_by_its_own_noise():
     pair = torch.cat([noise(0.05), noise(0.4, seed=1)])
     assert torch.allclose(denoise(pair, 1.0)[:1], denoise(pair[:1], 1.0), atol=1e-6)
 
@@ -124,7 +124,7 @@ def array(image):
     return image[0, 0].numpy()
 
 
-def test_grain_learns_how_strong_noise_is_where():
+def test_the_noise_model_learns_noise_by_intensity():
     noise_model = fit_noise_model(bright_noise(), 2.0)
     dark, bright = (
         np.interp(at, np.linspace(-1, 1, len(noise_model.spread)), noise_model.spread) for at in (-0.5, 0.5)
@@ -147,7 +147,7 @@ def test_a_slice_of_more_contrast_gets_more_noise_where_training_slices_did():
         assert noise_model.level(array(contrasted(height)), 0) == pytest.approx(0.04 * height, rel=0.15)
 
 
-def test_texture_that_a_decoder_invents_makes_no_sample_noisier():
+def test_texture_of_a_decoder_makes_no_sample_noisier():
     heights = (0.2, 0.5, 1.0, 1.5)
     pairs = [(contrasted(h) + noise(0.04 * h, seed=k), contrasted(h)) for k, h in enumerate(heights)]
     noise_model = fit_noise_model(pairs, 2.0)
@@ -157,7 +157,7 @@ def test_texture_that_a_decoder_invents_makes_no_sample_noisier():
     )
 
 
-def test_noise_put_back_is_like_the_noise_learnt():
+def test_added_noise_is_like_the_measured_noise():
     noise_model = fit_noise_model(bright_noise(), 2.0)
     flat = array(halves())
     noisy = noise_model.add_noise(flat, noise_model.level(flat, 3), 3) - flat
@@ -166,12 +166,12 @@ def test_noise_put_back_is_like_the_noise_learnt():
     assert abs(noisy.mean()) < 0.003
 
 
-def test_coarse_noise_comes_back_coarse():
+def test_added_noise_has_the_measured_correlation():
     draw = np.random.default_rng(0)
     slices = [
         torch.from_numpy(gaussian_filter(draw.normal(0, 0.2, (96, 96)), 0.8))[None, None] for _ in "abcd"
     ]
-    noise_model = fit_noise_model([(one, torch.zeros_like(one)) for one in slices], 4.0)
+    noise_model = fit_noise_model([(image, torch.zeros_like(image)) for image in slices], 4.0)
     beside = noise_model.correlation[REACH][REACH + 1]
     assert beside > 0.3
     noisy = noise_model.add_noise(np.zeros((200, 200), dtype=np.float32), 0.05, 0)
@@ -179,7 +179,7 @@ def test_coarse_noise_comes_back_coarse():
 
 
 @pytest.mark.parametrize("own", [0.0, 0.03, 0.06])
-def test_only_what_a_reconstruction_lacks_is_put_back(own):
+def test_only_noise_that_a_reconstruction_lacks_is_added(own):
     """Variances of independent noise add up to that of the slices, whatever the decoder draws by itself."""
     images, flat = noise(0.08, (8, 1, 64, 64)), torch.zeros(8, 1, 64, 64)
     drawn = flat + noise(own, (8, 1, 64, 64), seed=1)
@@ -191,14 +191,14 @@ def test_only_what_a_reconstruction_lacks_is_put_back(own):
     assert np.std(again) == pytest.approx(0.08, rel=0.05)
 
 
-def test_only_what_drawings_of_samples_lack_is_put_back():
+def test_only_noise_that_decoded_samples_lack_is_added():
     images, samples = noise(0.08, (8, 1, 64, 64)), noise(0.05, (8, 1, 64, 64), seed=1)
     noise_model = fit_noise_model([(images, torch.zeros(8, 1, 64, 64))], 3.0, [samples])
     again = [noise_model.add_noise(array(image), 0.08, seed) for seed, image in enumerate(samples[:, None])]
     assert np.std(again) == pytest.approx(0.08, rel=0.05)
 
 
-def test_an_edge_in_a_drawing_is_no_texture():
+def test_an_edge_in_a_decoded_image_is_no_texture():
     pairs = [(halves() + noise(0.05, seed=seed), halves()) for seed in range(4)]
     assert max(fit_noise_model(pairs, 2.0, [halves()]).drawn) < 1e-3
 
@@ -211,7 +211,7 @@ def test_a_reconstruction_rougher_than_the_slices_gets_no_noise():
     assert louder.std() == pytest.approx(0.03, rel=0.1)
 
 
-def test_neither_line_nor_levels_go_beyond_what_was_seen():
+def test_contrast_and_level_are_clamped_to_the_measured_range():
     heights = (0.2, 0.5, 1.0)
     pairs = [(contrasted(h) + noise(0.04 * h, seed=k), contrasted(h)) for k, h in enumerate(heights)]
     noise_model = fit_noise_model(pairs, 2.0)
@@ -219,19 +219,19 @@ def test_neither_line_nor_levels_go_beyond_what_was_seen():
     assert noise_model.level(array(contrasted(2.0)), 0) == pytest.approx(most)
     assert noise_model.level(np.zeros((9, 9), dtype=np.float32), 0) == pytest.approx(0.008, rel=0.15)
     wild = noise_model.model_copy(update={"deviations": (-9.0, 9.0)})
-    found = [wild.level(array(contrasted(1.0)), seed) for seed in range(20)]
-    assert (min(found), max(found)) == pytest.approx(tuple(map(math.exp, noise_model.bounds)))
+    levels = [wild.level(array(contrasted(1.0)), seed) for seed in range(20)]
+    assert (min(levels), max(levels)) == pytest.approx(tuple(map(math.exp, noise_model.bounds)))
 
 
 @pytest.mark.parametrize("count", [1, 7])
-def test_reconstructions_all_alike_tell_nothing(count):
+def test_equal_reconstructions_give_no_slope(count):
     pairs = [(noise(0.05, seed=seed), torch.zeros(1, 1, 96, 128)) for seed in range(count)]
     noise_model = fit_noise_model(pairs, 2.0)
     assert noise_model.slope == 0
     assert noise_model.level(array(noise(0.2)), 0) == pytest.approx(0.05, rel=0.1)
 
 
-def test_noise_hangs_on_its_seed_alone():
+def test_noise_depends_on_its_seed_only():
     noise_model = fit_noise_model(bright_noise(), 2.0)
     image = np.zeros((40, 24), dtype=np.float32)
     assert np.array_equal(noise_model.add_noise(image, 0.1, 5), noise_model.add_noise(image, 0.1, 5))
@@ -246,7 +246,7 @@ def test_no_noise_level_leaves_a_slice_as_it_is_and_a_high_one_leaves_no_bounds(
     assert np.abs(noise_model.add_noise(image, 5.0, 1)).max() == 1
 
 
-def test_blank_slices_have_grain_that_is_nothing():
+def test_blank_slices_have_no_noise():
     noise_model = fit_noise_model([(torch.zeros(2, 1, 16, 16), torch.zeros(2, 1, 16, 16))], 2.0)
     blank = np.zeros((16, 16), dtype=np.float32)
     assert not noise_model.add_noise(blank, noise_model.level(blank, 0), 0).any()

@@ -1,24 +1,24 @@
-"""Tokens of a split: every form of every slice, and batches of them."""
+"""Tokens of a split: every view of every slice, and batches of them."""
 
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from helpers.book import tokenizer
+from helpers.joint_tokenizer import tokenizer
 from helpers.labels import VALUES, labelled_folder
 from helpers.training import prepared_folder
 
 from slicebook.data.dataset import PreparedData, SliceSet
 from slicebook.models.sequence import JointTokenizer
 from slicebook.models.transformer import Conditions
-from slicebook.training.token_dataset import TokenBatches, TokenSet, _Change, encode_slices
+from slicebook.training.token_dataset import TokenBatches, TokenSet, _Augmentation, encode_slices
 
 UNMASKED = (1, 6)
 
 
 @pytest.fixture(scope="module")
-def book():
+def joint_tokenizer():
     return JointTokenizer(
         tokenizer(0, scaling_rates=(4, 4), codebook_sizes=(8, 6)),
         tokenizer(1, scaling_rates=(8,), codebook_sizes=(5,), label_values=VALUES),
@@ -34,7 +34,7 @@ def slices(tmp_path_factory):
 
 @pytest.fixture
 def seen(monkeypatch):
-    """What a book is asked to encode: pairs of images and masks."""
+    """Collect what a joint tokenizer encodes: pairs of images and masks."""
     asked, whole = [], JointTokenizer.encode
 
     def encode(self, images, masks=None):
@@ -48,42 +48,42 @@ def seen(monkeypatch):
 # --- Forms
 
 
-def test_form_0_is_the_slice_as_it_is(book, slices):
-    (found,) = encode_slices(book, slices, views=3, shift=4)
-    assert found.tokens.shape == (12, 3, found.layout.starts[-1])
-    wanted = book.encode(slices[2][None], slices.labels(2)[None])
-    assert found.tokens[2, :1].long().equal(wanted)
+def test_view_0_is_the_slice_itself(joint_tokenizer, slices):
+    (token_set,) = encode_slices(joint_tokenizer, slices, views=3, shift=4)
+    assert token_set.tokens.shape == (12, 3, token_set.layout.starts[-1])
+    wanted = joint_tokenizer.encode(slices[2][None], slices.labels(2)[None])
+    assert token_set.tokens[2, :1].long().equal(wanted)
 
 
-def test_every_second_form_is_mirrored(book, slices, seen):
-    encode_slices(book, slices, views=4, shift=0)
+def test_every_second_view_is_mirrored(joint_tokenizer, slices, seen):
+    encode_slices(joint_tokenizer, slices, views=4, shift=0)
     plain, mirrored, again, last = (images for images, _ in seen)
     assert mirrored.equal(plain.flip(-1))
     assert again.equal(plain)
     assert last.equal(mirrored)
 
 
-def test_a_mask_is_changed_as_its_slice_is(book, slices, seen, monkeypatch):
+def test_a_mask_is_augmented_as_its_slice(joint_tokenizer, slices, seen, monkeypatch):
     def image_of_mask(self, index):
         there = self.records[index].label_offset >= 0
         return self.labels(index)[None] / 5 if there else torch.zeros(1, 32, 32)
 
     monkeypatch.setattr(SliceSet, "__getitem__", image_of_mask)
-    encode_slices(book, slices, views=4, shift=5)
+    encode_slices(joint_tokenizer, slices, views=4, shift=5)
     assert len({float(images.sum()) for images, _ in seen}) > 1
     for images, masks in seen:
         assert images[:, 0].equal(masks / 5)
 
 
-def test_a_move_is_by_whole_pixels_with_the_edge_repeated():
+def test_a_shift_is_by_whole_pixels_with_replicated_edges():
     image = torch.tensor([[[[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]]]).repeat(2, 1, 1, 1)
-    found = _Change(False, np.array([[1, 0], [0, -2]]), 2)(image)
-    assert found[0, 0].tolist() == [[1, 2, 3], [1, 2, 3]]
-    assert found[1, 0].tolist() == [[3, 3, 3], [6, 6, 6]]
+    shifted = _Augmentation(False, np.array([[1, 0], [0, -2]]), 2)(image)
+    assert shifted[0, 0].tolist() == [[1, 2, 3], [1, 2, 3]]
+    assert shifted[1, 0].tolist() == [[3, 3, 3], [6, 6, 6]]
 
 
-def test_moves_stay_within_the_shift_and_reach_it(book, slices, seen):
-    encode_slices(book, slices, views=20, shift=2)
+def test_shifts_stay_within_the_maximum_and_reach_it(joint_tokenizer, slices, seen):
+    encode_slices(joint_tokenizer, slices, views=20, shift=2)
     plain = torch.nn.functional.pad(seen[0][0], (2, 2, 2, 2), mode="replicate")
     reached = set()
     for number, (images, _) in enumerate(seen[1:], start=1):
@@ -96,85 +96,91 @@ def test_moves_stay_within_the_shift_and_reach_it(book, slices, seen):
     assert {step for pair in reached for step in pair} == {0, 1, 2, 3, 4}
 
 
-def test_the_seed_draws_the_moves(book, slices):
+def test_the_seed_determines_the_shifts(joint_tokenizer, slices):
     first, same, other = (
-        encode_slices(book, slices, views=4, shift=6, seed=seed)[0].tokens for seed in (1, 1, 2)
+        encode_slices(joint_tokenizer, slices, views=4, shift=6, seed=seed)[0].tokens for seed in (1, 1, 2)
     )
     assert first.equal(same)
     assert first[:, 0].equal(other[:, 0])
     assert not first.equal(other)
 
 
-def test_a_slice_without_a_mask_has_unknown_mask_tokens(book, slices):
-    (found,) = encode_slices(book, slices, views=2, shift=1)
-    mask = found.tokens[..., found.layout.slice_of(0)]
+def test_a_slice_without_a_mask_has_unknown_mask_tokens(joint_tokenizer, slices):
+    (token_set,) = encode_slices(joint_tokenizer, slices, views=2, shift=1)
+    mask = token_set.tokens[..., token_set.layout.slice_of(0)]
     unknown = (mask == 5).all(-1).all(-1)
     assert unknown.nonzero()[:, 0].tolist() == list(UNMASKED)
     assert (mask[~unknown] < 5).all()
-    assert (found.tokens[..., found.layout.slice_of(1)] < 6).all()
+    assert (token_set.tokens[..., token_set.layout.slice_of(1)] < 6).all()
 
 
-def test_a_book_without_masks_reads_none(book, slices, monkeypatch):
+def test_without_a_mask_tokenizer_no_masks_are_read(joint_tokenizer, slices, monkeypatch):
     monkeypatch.setattr(SliceSet, "labels", lambda *_: pytest.fail("read a mask"))
-    (found,) = encode_slices(JointTokenizer(book.images), slices)
-    assert [stage.kind for stage in found.layout.stages] == ["image", "image"]
+    (token_set,) = encode_slices(JointTokenizer(joint_tokenizer.images), slices)
+    assert [stage.kind for stage in token_set.layout.stages] == ["image", "image"]
 
 
 # --- Sets
 
 
-def test_each_size_has_a_set_that_knows_its_slices(book, tmp_path):
+def test_each_size_has_a_set_that_knows_its_slices(joint_tokenizer, tmp_path):
     data = PreparedData.open(prepared_folder(tmp_path / "data", shapes=((32, 32), (16, 48))))
     slices = data.split("train")
-    found = encode_slices(JointTokenizer(book.images), slices)
-    assert [one.size for one in found] == [(32, 32), (16, 48)]
-    for one in found:
-        records = [slices.records[index] for index in one.indices.tolist()]
-        assert {(record.rows, record.columns) for record in records} == {one.size}
-        assert one.conditions.position.tolist() == pytest.approx([record.position for record in records])
-        assert (one.conditions.group == -1).all()
-        assert one.layout.starts[-1] == one.tokens.shape[-1]
-    assert sorted(index for one in found for index in one.indices.tolist()) == list(range(12))
+    token_sets = encode_slices(JointTokenizer(joint_tokenizer.images), slices)
+    assert [token_set.size for token_set in token_sets] == [(32, 32), (16, 48)]
+    for token_set in token_sets:
+        records = [slices.records[index] for index in token_set.indices.tolist()]
+        assert {(record.rows, record.columns) for record in records} == {token_set.size}
+        assert token_set.conditions.position.tolist() == pytest.approx(
+            [record.position for record in records]
+        )
+        assert (token_set.conditions.group == -1).all()
+        assert token_set.layout.starts[-1] == token_set.tokens.shape[-1]
+    assert sorted(index for token_set in token_sets for index in token_set.indices.tolist()) == list(
+        range(12)
+    )
 
 
-def test_a_slice_has_the_number_of_its_class(book, slices):
+def test_a_slice_has_the_number_of_its_class(joint_tokenizer, slices):
     groups = ["b", "", "a", "other"] * 3
     named = tuple(replace(r, group=group) for r, group in zip(slices.records, groups, strict=True))
-    (found,) = encode_slices(book, SliceSet(slices.folder, named), classes=("a", "b"))
-    assert found.conditions.group.tolist() == [1, -1, 0, -1] * 3
+    (token_set,) = encode_slices(joint_tokenizer, SliceSet(slices.folder, named), classes=("a", "b"))
+    assert token_set.conditions.group.tolist() == [1, -1, 0, -1] * 3
 
 
-def test_known_tokens_are_not_made_again(book, slices, seen):
-    before = encode_slices(book, slices, views=2, shift=3)
+def test_known_tokens_are_not_encoded_again(joint_tokenizer, slices, seen):
+    before = encode_slices(joint_tokenizer, slices, views=2, shift=3)
     seen.clear()
-    again = encode_slices(book, slices, views=2, shift=3, known=[one.tokens for one in before])
+    again = encode_slices(
+        joint_tokenizer, slices, views=2, shift=3, known=[token_set.tokens for token_set in before]
+    )
     assert seen == []
     assert again[0].tokens.equal(before[0].tokens)
     assert again[0].conditions.position.equal(before[0].conditions.position)
 
 
-def test_progress_counts_slices(book, slices, monkeypatch):
+def test_progress_counts_slices(joint_tokenizer, slices, monkeypatch):
     monkeypatch.setattr("slicebook.training.token_dataset.BATCH", 5)
-    told = []
-    encode_slices(book, slices, progress=lambda done, total: told.append((done, total)))
-    assert told == [(5, 12), (10, 12), (12, 12)]
+    calls = []
+    encode_slices(joint_tokenizer, slices, progress=lambda done, total: calls.append((done, total)))
+    assert calls == [(5, 12), (10, 12), (12, 12)]
 
 
 # --- Batches
 
 
-def token_set(book, count, size, start, forms=3):
-    """A set whose tokens say which slice and which form they are of: 100 × slice + form."""
-    layout = JointTokenizer(book.images).layout(size)
+def token_set(joint_tokenizer, count, size, start, views=3):
+    """A set whose tokens say which slice and which view they are of: 100 × slice + view."""
+    layout = JointTokenizer(joint_tokenizer.images).layout(size)
     indices = torch.arange(start, start + count)
-    tokens = (100 * indices[:, None] + torch.arange(forms)).to(torch.int32)
+    tokens = (100 * indices[:, None] + torch.arange(views)).to(torch.int32)
     tokens = tokens[..., None].expand(-1, -1, layout.starts[-1])
     return TokenSet(size, layout, tokens, Conditions(indices / 50, torch.full((count,), -1)), indices)
 
 
 @pytest.fixture(scope="module")
-def sets(book):
-    return [token_set(book, 7, (32, 32), 0), token_set(book, 5, (16, 48), 7)]
+def sets(joint_tokenizer):
+    return [token_set(joint_tokenizer, 7, (32, 32), 0), token_set(joint_tokenizer, 5, (16, 48), 7)]
 
 
 def codes(batches):
@@ -183,15 +189,15 @@ def codes(batches):
 
 
 def test_unshuffled_batches_hold_each_slice_once_as_it_is(sets):
-    found = codes(TokenBatches(sets, 4))
-    assert found == [[0, 100, 200, 300], [400, 500, 600], [700, 800, 900], [1000, 1100]]
+    batches = codes(TokenBatches(sets, 4))
+    assert batches == [[0, 100, 200, 300], [400, 500, 600], [700, 800, 900], [1000, 1100]]
 
 
-def test_shuffled_batches_hold_each_slice_once_in_some_form(sets):
-    found = [code for batch in codes(TokenBatches(sets, 4, shuffle=True)) for code in batch]
-    assert sorted(code // 100 for code in found) == list(range(12))
-    assert {code % 100 for code in found} == {0, 1, 2}
-    assert [code // 100 for code in found] != list(range(12))
+def test_shuffled_batches_hold_a_view_of_each_slice_once(sets):
+    seen = [code for batch in codes(TokenBatches(sets, 4, shuffle=True)) for code in batch]
+    assert sorted(code // 100 for code in seen) == list(range(12))
+    assert {code % 100 for code in seen} == {0, 1, 2}
+    assert [code // 100 for code in seen] != list(range(12))
 
 
 def test_an_epoch_is_drawn_from_seed_and_epoch_alone(sets):
@@ -219,7 +225,7 @@ def test_no_slice_of_a_rare_size_is_lost(sets):
     assert sorted(i for batch in batches for i in batch.indices.tolist()) == list(range(12))
 
 
-def test_processes_share_an_epoch_and_its_forms(sets):
+def test_processes_share_an_epoch_and_its_views(sets):
     whole = codes(TokenBatches(sets, 3, shuffle=True))
     shares = [codes(TokenBatches(sets, 3, shuffle=True, rank=rank, world_size=5)) for rank in range(5)]
     assert [len(share) for share in shares] == [1, 1, 1, 1, 1]

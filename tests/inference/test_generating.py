@@ -543,7 +543,7 @@ def test_auto_samples_in_the_measured_precision_and_records_it(trained, tmp_path
 def test_an_interrupted_set_goes_on_in_its_own_precision(trained, tmp_path, monkeypatch):
     interrupted(trained, tmp_path / "out", monkeypatch)  # in float32
     drawn = precisions(monkeypatch)  # a measurement would fail: no verdict is left
-    monkeypatch.setattr(generating, "GROUP", 2)
+    monkeypatch.setattr(generating, "SAMPLING_BATCH", 2)
     generate(trained.run, tmp_path / "out", count=5, seed=5, device="cpu")
     assert drawn == ["32-true", "32-true"]
 

@@ -245,7 +245,7 @@ CASES = [
         "train tokenizer prepared --out run --device cpu",
         "run: was started with other settings .*use another --out",
     ),
-    ("train tokenizer prepared --out occupied --device cpu", "occupied: exists and is no training"),
+    ("train tokenizer prepared --out occupied --device cpu", "occupied: exists and is not a training"),
     ("train tokenizer prepared --out volume.nii.gz/new --device cpu", "volume.nii.gz"),
     (
         "evaluate run prepared-untested --out new",
@@ -303,7 +303,7 @@ CASES = [
         r"training\.epochs=3: is not a setting of this training; wanted settings of prior, such as prior\.",
     ),
     ("train prior drawn prior.training.epoch=3", "unknown setting 'prior.training.epoch'; did you mean"),
-    ("train prior drawn --out occupied --no-masks", "occupied: exists and is no training"),
+    ("train prior drawn --out occupied --no-masks", "occupied: exists and is not a training"),
     ("train prior drawn --data prepared --out new", "prepared: .*another split, than .*give --data the same"),
     ("train prior moved --out new", "gone: "),
 ]

@@ -99,7 +99,7 @@ def test_the_last_decoder_and_the_discriminator_learn_and_nothing_else(own):
 
 
 def test_the_decoder_loss_has_no_gradient_in_the_discriminator(own):
-    """What fools the discriminator must not make it easier to fool."""
+    """The decoder must not make the discriminator easier to fool."""
     weak, strong = (gradients(own, f"decoder.training.adversarial_weight={w}")[0] for w in (0, 100))
     for name, gradient in weak.items():
         same = torch.allclose(gradient, strong[name], rtol=1e-4, atol=1e-7)
@@ -107,7 +107,7 @@ def test_the_decoder_loss_has_no_gradient_in_the_discriminator(own):
 
 
 def at_pixels(own, *settings, change=None):
-    """Return gradients at the pixels, rebuilt slices first: the loss's, the discriminator's, and both."""
+    """Return gradients at the pixels, reconstructions first: reconstruction, adversarial, and their sum."""
     hooked: list[Any] = []
 
     def watched(made):
@@ -148,8 +148,8 @@ def test_samples_that_agree_at_low_resolution_have_only_the_adversarial_gradient
 
 
 @pytest.mark.parametrize("weight", [0.0, 4.0])
-def test_samples_are_held_to_the_faithful_decoders_outline(own, weight):
-    """Drawn brighter as a whole, each pixel is pulled back alike."""
+def test_samples_are_compared_with_the_tokenizers_decoder_at_low_resolution(own, weight):
+    """A constant offset gives each pixel the same gradient."""
 
     def brighter(made):
         made.lowres_targets = {
@@ -179,7 +179,7 @@ def test_outlines_are_those_of_the_faithful_decoder(own):
 
 
 def test_the_discriminator_learns_that_samples_are_fake(own):
-    """Its gradient hangs on what they are."""
+    """Its gradient depends on the samples."""
 
     def others(made):
         made.samples = {
@@ -205,7 +205,7 @@ def louder(made, times):
 
 
 def test_a_discriminator_with_vanishing_gradients_is_not_amplified(own):
-    """The balance is measured while it learns alone, and then stays."""
+    """The adaptive weight is measured during its warm-up and then fixed."""
 
     def weight_of(quieter):
         def change(made):

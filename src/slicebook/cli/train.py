@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,6 +19,9 @@ from slicebook.cli.options import (
     out_option,
     show,
 )
+
+if TYPE_CHECKING:
+    from slicebook.training.run import TrainingOptions
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
@@ -77,7 +80,7 @@ def train_tokenizer(
     recipe: Recipe = "compact",
     out: Annotated[Path | None, out_option("RUN", "Run folder; runs/RECIPE by default.")] = None,
     *,
-    options: Any,
+    options: "TrainingOptions",
 ) -> object:
     """Train a tokenizer on a prepared folder. The same command resumes an interrupted training."""
     from slicebook.recipes import load_recipe
@@ -90,7 +93,12 @@ def train_tokenizer(
 @app.command("masks")
 @training
 def train_masks(
-    run: Run, settings: Settings = None, data: DataOption = None, out: Out = None, *, options: Any
+    run: Run,
+    settings: Settings = None,
+    data: DataOption = None,
+    out: Out = None,
+    *,
+    options: "TrainingOptions",
 ) -> object:
     """Train the tokenizer of label masks. Takes settings labels.…; the same command resumes."""
     from slicebook.training import generator
@@ -107,7 +115,7 @@ def train_prior(
     out: Out = None,
     masks: Masks = True,
     *,
-    options: Any,
+    options: "TrainingOptions",
 ) -> object:
     """Train the prior over tokens. Takes settings prior.…; the same command resumes."""
     from slicebook.training import generator
@@ -118,7 +126,12 @@ def train_prior(
 @app.command("decoder")
 @training
 def train_decoder(
-    run: Run, settings: Settings = None, data: DataOption = None, out: Out = None, *, options: Any
+    run: Run,
+    settings: Settings = None,
+    data: DataOption = None,
+    out: Out = None,
+    *,
+    options: "TrainingOptions",
 ) -> object:
     """Train the decoder of a finished prior. Takes settings decoder.…; the same command resumes."""
     from slicebook.training import generator
@@ -135,7 +148,7 @@ def train_generator(
     out: Out = None,
     masks: Masks = True,
     *,
-    options: Any,
+    options: "TrainingOptions",
 ) -> object:
     """Train masks, prior and decoder in turn. The same command resumes."""
     from slicebook.training import generator

@@ -21,7 +21,7 @@ REACH = 3  # pixels over which noise is assumed to be correlated
 INTENSITIES = 17  # from -1 to 1, at which the noise is measured
 QUANTILES = 21
 ALIKE = 1e-3  # spread of log contrasts below which no slope is fitted
-ENOUGH = 1e-3  # share of all flat places that makes an intensity's noise worth measuring
+ENOUGH = 1e-3  # share of all flat pixels below which an intensity bin is interpolated
 
 
 def noise_level(

@@ -119,9 +119,8 @@ class Prior(nn.Module):
             order = orders[:, part]
             windows = stage_windows(layout, stage, input_tokens, ranks, order - part.start)
             queries.append(transformer.query_embedding(stage, windows, positions[order]))
-        context = torch.cat(
-            embeddings, 1
-        )  # [b, end, width]: embeddings of all tokens up to the transformer's last
+        # [b, end, width]: embeddings of all tokens up to the transformer's last
+        context = torch.cat(embeddings, 1)
         start_embedding = transformer.stage.weight[-1].expand(len(input_tokens), 1, -1).to(context)
         # A step gets the token before it; the first step of a transformer gets none.
         # Both sums [b, end - begin, width]: one step per token that it predicts.

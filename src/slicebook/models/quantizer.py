@@ -182,9 +182,8 @@ class Quantizer(nn.Module):
         # Count and sum move together: a code moved alone is put back by its next update.
         new_values = torch.cat([codes * counts[:, None], counts[:, None]], 1).contiguous()
         if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.broadcast(
-                new_values, src=0
-            )  # otherwise the codebooks of the processes would differ
+            # Otherwise the codebooks of the processes would differ: each draws its own vectors.
+            torch.distributed.broadcast(new_values, src=0)
         self.ema_embed_sum.copy_(torch.where(chosen[:, None], new_values[:, :-1], self.ema_embed_sum))
         self.ema_cluster_size.copy_(torch.where(chosen, new_values[:, -1], self.ema_cluster_size))
 

@@ -119,7 +119,7 @@ def _window(stage: TokenGrid, of: TokenGrid, radius: int) -> Int64[Tensor, "_ _"
     row, column = ((axis.flatten() * stage.stride + stage.stride // 2) // of.stride for axis in _axes(stage))
     steps = torch.arange(-radius, radius + 1)
     down, right = (axis.flatten() for axis in torch.meshgrid(steps, steps, indexing="ij"))
-    if stage is of:  # a place knows nothing of itself
+    if stage is of:  # a token is not its own neighbour
         others = (down != 0) | (right != 0)
         down, right = down[others], right[others]
     rows, columns = row[:, None] + down, column[:, None] + right

@@ -96,7 +96,7 @@ class Tokenizer(nn.Module):
 
         Args:
             images: Slices in [-1, 1], or label masks, one-hot.
-            reset_dead_codes: In training mode, give dead codes a new place after this step's update.
+            reset_dead_codes: In training mode, replace dead codes after this step's update.
             dropped_levels: Levels replaced by their mean code, for each slice.
         """
         context: Context = ()

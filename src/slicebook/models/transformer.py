@@ -15,15 +15,9 @@ from slicebook.config import PriorConfig, TrunkConfig
 from slicebook.models.sequence import NEIGHBOUR_RADIUS, PARENT_RADIUS
 
 HEAD_DIM = 64
-
-
-MAX_DENSE_ATTENTION = 1024  # steps up to which all pairs of them are held at once
-
-
+MAX_DENSE_ATTENTION = 1024  # steps up to which attention is computed as a dense matrix
 NUM_FREQUENCIES = 6  # octaves of the Fourier features of positions
-
-
-NEAREST_WAVE, FARTHEST_WAVE = 4.0, 512.0  # pixels a radian of the rotary positions
+NEAREST_WAVE, FARTHEST_WAVE = 4.0, 512.0  # pixels per radian of the rotary positions
 
 
 @dataclass(frozen=True)
@@ -166,9 +160,8 @@ class PriorTransformer(nn.Module):
             nn.Linear(dim * (around + above * stage), width) for stage in self.stages
         )
         self.stage = nn.Embedding(len(codebooks) + 1, width)  # the last: start of the sequence
-        self.places = nn.Linear(
-            4 * NUM_FREQUENCIES, 2 * width
-        )  # one half for token embeddings, one for queries
+        # One half is for token embeddings, one for queries.
+        self.places = nn.Linear(4 * NUM_FREQUENCIES, 2 * width)
         self.blocks = nn.ModuleList(_Block(width, prior.dropout) for _ in range(config.layers))
         self.norm = nn.LayerNorm(width)
         self.heads = nn.ModuleList(nn.Linear(width, len(codebooks[stage])) for stage in self.stages)

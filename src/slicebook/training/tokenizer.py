@@ -87,9 +87,8 @@ class _ReconstructionObjective(ABC):
 
     def __init__(self, tokenizer: Tokenizer, recipe: Recipe, data: PreparedData, fabric: Fabric) -> None:
         self.tokenizer = tokenizer
-        self.module = self.scored(
-            tokenizer, recipe.training.loss
-        )  # the trainer replaces it by its wrapped module
+        # The trainer replaces it by its wrapped module.
+        self.module = self.scored(tokenizer, recipe.training.loss)
         self.recipe = recipe
         self.data = data
         self.fabric = fabric
@@ -125,9 +124,8 @@ class _ReconstructionObjective(ABC):
         """Return the scores of augmented slices, the commitment among them."""
         images = batch.images
         if len(images) == 1 and self.recipe.tokenizer.architecture == "vqvae2":
-            images = images.repeat(
-                2, 1, 1, 1
-            )  # batch norm refuses a 1×1 grid of one slice: it has no variance
+            # Batch norm refuses a 1×1 grid of one slice, which has no variance.
+            images = images.repeat(2, 1, 1, 1)
         images = images.contiguous(memory_format=torch.channels_last)
         config = self.recipe.training
         draw = step_generator(config.seed, step, self.fabric.global_rank)

@@ -20,7 +20,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
     epilog="Research software, not a medical device.",
 )
-app.add_typer(train.app, name="train", help="Train a tokenizer, or the parts of a generator.")
+app.add_typer(
+    train.app, name="train", help="Train a tokenizer, a mask tokenizer, a prior or a generation decoder."
+)
 
 for command in (
     tokenizer.demo,

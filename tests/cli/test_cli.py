@@ -234,7 +234,11 @@ def test_evaluate_scores_held_out_patients(run, prepared, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("parts", "parsed"),
-    [(None, None), ("audit", ["audit"]), ("fidelity, generation", ["fidelity", "generation"])],
+    [
+        (None, None),
+        ("memorization", ["memorization"]),
+        ("reconstruction, generation", ["reconstruction", "generation"]),
+    ],
 )
 def test_evaluate_takes_parts_between_commas(parts, parsed, run, prepared, tmp_path, monkeypatch):
     def refuse(*_, **how):
@@ -328,7 +332,7 @@ def test_the_demo_makes_everything_and_goes_on_when_repeated(recipe, tmp_path, m
     assert first["evaluation"]["patients"] == 2
     wanted = ("phantom", "prepared", "run/model.safetensors", "run/curves.png", "reconstruction", "table.txt")
     assert [name for name in (*wanted, "evaluation/report.html") if not (out / name).exists()] == []
-    parts = ("fidelity", "generation", "audit", "usefulness")
+    parts = ("reconstruction", "generation", "memorization", "downstream")
     assert first["evaluation"]["skipped"] == {}
     assert all(first["evaluation"][part] for part in parts)
     again = answer(capsys, "demo", "--out", out, "--recipe", recipe, "--device", "cpu")

@@ -38,7 +38,7 @@ def test_folders_of_one_name_are_told_apart_by_what_is_above_them(variant):
 
 
 def test_the_four_answers_stand_first(variant):
-    found = compare_reports([variant("a"), variant("b", usefulness=None)])
+    found = compare_reports([variant("a"), variant("b", downstream=None)])
     assert [row[0] for row in found.table()[1:5]] == [
         "Is it faithful?", "Does it generate?", "Does it copy patients?", "Is it useful?",
     ]  # fmt: skip
@@ -47,7 +47,7 @@ def test_the_four_answers_stand_first(variant):
 
 
 def test_a_score_stands_with_its_interval(variant):
-    key = "fidelity__scores__ssim_foreground__"
+    key = "reconstruction__scores__ssim_foreground__"
     other = variant("b", **{key + "mean_of_patients": 0.75, key + "interval": [0.7, 0.81]})
     assert rows_of(compare_reports([variant("a"), other]))["ssim_foreground"][1] == "0.750 [0.700, 0.810]"
 
@@ -69,37 +69,38 @@ def test_the_audit_stands_with_what_was_planted_last(variant):
     def seen(controls):
         return [*controls[:-1], controls[-1] | {"detected": 0.5, "planted": 6}]
 
-    rows = rows_of(compare_reports([variant("a"), variant("b", audit__copies__controls=seen)]))
+    rows = rows_of(compare_reports([variant("a"), variant("b", memorization__copies__controls=seen)]))
     assert rows["samples beyond the gap"][0] == "0 (copies from 2) and 0 (from 1) of 24"
     assert rows["planted copies detected"][1] == "50% of 6"
 
 
 def test_the_advantage_over_jpeg_2000_stands_where_it_was_coded(variant):
-    coded = variant("a", fidelity__codecs__jpeg2000__advantage__ssim_foreground__mean_of_patients=0.1)
-    cells = rows_of(compare_reports([coded, variant("b", fidelity__codecs=None)]))
+    coded = variant("a", reconstruction__codecs__jpeg2000__advantage__ssim_foreground__mean_of_patients=0.1)
+    cells = rows_of(compare_reports([coded, variant("b", reconstruction__codecs=None)]))
     assert cells["ssim_foreground minus JPEG 2000"][0].startswith("0.100 [")
     assert cells["ssim_foreground minus JPEG 2000"][1] == "–"
 
 
 def test_a_measure_that_no_report_has_is_left_out(variant):
-    both = compare_reports([variant("a", audit=None), variant("b", audit=None)])
+    both = compare_reports([variant("a", memorization=None), variant("b", memorization=None)])
     assert not [row for row in both.rows if "copies" in row.measure and "?" not in row.measure]
     assert all(any(row.cells) for row in both.rows)
 
 
 def test_a_measure_that_one_report_has_is_kept(variant):
-    rows = rows_of(compare_reports([variant("a", audit=None), variant("b")]))
+    rows = rows_of(compare_reports([variant("a", memorization=None), variant("b")]))
     assert rows["membership AUC"][0] == "–"
     assert rows["membership AUC"][1] != "–"
 
 
 def test_reports_that_differ_in_their_model_alone_are_compared(variant):
-    other = variant("b", provenance__model__weights_sha256="0" * 64, fidelity__headline="ssim_foreground")
+    change = {"provenance__model__weights_sha256": "0" * 64, "reconstruction__headline": "ssim_foreground"}
+    other = variant("b", **change)
     assert compare_reports([variant("a"), other]).differences == ()
 
 
 def test_a_part_that_was_not_judged_is_no_difference(variant):
-    found = compare_reports([variant("a"), variant("b", generation=None, audit=None, usefulness=None)])
+    found = compare_reports([variant("a"), variant("b", generation=None, memorization=None, downstream=None)])
     assert found.differences == ()
 
 
@@ -117,10 +118,10 @@ def test_a_part_that_was_not_judged_is_no_difference(variant):
             texture_alone,
             "features is texture and efficientnet.* in a and c, and texture in b",
         ),
-        ("usefulness__steps", 300, "segmenter is 4 steps in a and c, and 300 steps in b"),
+        ("downstream__steps", 300, "segmenter is 4 steps in a and c, and 300 steps in b"),
         ("provenance__seed", 7, "seed is 42 in a and c, and 7 in b"),
         (
-            "usefulness__convention",
+            "downstream__convention",
             "other",
             "Dice is computed by definition 1 in a and c, and by definition 2 in b",
         ),
@@ -133,7 +134,7 @@ def test_what_forbids_a_comparison_is_said_with_the_report_that_differs(key, val
 
 
 def test_another_definition_is_told_under_the_title_of_its_report(variant):
-    found = compare_reports([variant("a"), variant("b", usefulness__convention="Dice, otherwise")])
+    found = compare_reports([variant("a"), variant("b", downstream__convention="Dice, otherwise")])
     assert found.conventions["Dice in b"] == "Dice, otherwise"
     assert found.conventions["Dice"].startswith("Dice of each label")
 

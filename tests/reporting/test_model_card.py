@@ -65,7 +65,7 @@ def test_its_answers_are_those_of_the_page(whole, evaluated):
 
 
 def test_scores_stand_with_their_intervals_and_conventions(whole, evaluated):
-    score = read_report(evaluated).fidelity.scores["ssim_foreground"]
+    score = read_report(evaluated).reconstruction.scores["ssim_foreground"]
     section = part(whole, "Is it faithful?")
     assert f"| ssim_foreground | {score.in_words()} |" in section
     assert f"- ssim_foreground: {score.convention}" in section
@@ -95,12 +95,12 @@ def test_the_card_says_whether_noise_was_added(told, noise, sentence):
 
 
 def test_what_the_segmenter_learnt_stands_by_label(told):
-    section = part(told(usefulness__generated__mean=0.5, usefulness__training_set__mean=0.8), "Is it useful?")
+    section = part(told(downstream__generated__mean=0.5, downstream__training_set__mean=0.8), "Is it useful?")
     assert "| mean | 0.5 | 0.8 |" in section
 
 
 def test_a_label_that_real_slices_taught_nothing_of_is_named(told):
-    text = told(usefulness__training_set__labels__3__mean_of_patients=0.0)
+    text = told(downstream__training_set__labels__3__mean_of_patients=0.0)
     assert re.search(
         r"Label (\d, )*3(, \d)*: the segmenter trained on the training set has a Dice of zero", text
     )
@@ -167,7 +167,7 @@ def test_what_the_report_warns_of_stands_before_any_section(told):
     ],
 )
 def test_what_may_be_done_with_samples_hangs_on_the_audit(valid, found, said, told):
-    text = told(audit__copies__valid=valid, audit__copies__copies_found=found)
+    text = told(memorization__copies__valid=valid, memorization__copies__copies_found=found)
     assert said in part(text, "Ethical considerations")
 
 
@@ -181,8 +181,9 @@ def test_what_may_be_done_with_samples_hangs_on_the_audit(valid, found, said, to
     ],
 )
 def test_what_may_be_done_with_weights_hangs_on_membership(interval, patients, said, told):
-    change = {"audit__membership__training_patients": 6, "audit__membership__held_out_patients": patients}
-    assert f"- weights: {said}" in told(audit__membership__interval=interval, **change).replace("*", "")
+    change = {"interval": interval, "training_patients": 6, "held_out_patients": patients}
+    text = told(**{f"memorization__membership__{name}": value for name, value in change.items()})
+    assert f"- weights: {said}" in text.replace("*", "")
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
@@ -193,7 +194,7 @@ def test_it_says_whose_slices_judge(split, told):
 
 
 def test_without_an_audit_samples_and_weights_are_guarded(told):
-    section = part(told(audit=None), "Ethical considerations")
+    section = part(told(memorization=None), "Ethical considerations")
     assert "not searched for copies. Protect" in section
     assert "weights: not evaluated. Protect" in section
 
@@ -222,10 +223,10 @@ def test_why_a_part_was_not_judged_is_not_repeated_for_errors_name_places(told, 
 @pytest.mark.parametrize(
     ("name", "title"),
     [
-        ("fidelity", "Is it faithful?"),
+        ("reconstruction", "Is it faithful?"),
         ("generation", "Does it generate?"),
-        ("audit", "Does it copy patients?"),
-        ("usefulness", "Is it useful?"),
+        ("memorization", "Does it copy patients?"),
+        ("downstream", "Is it useful?"),
     ],
 )
 def test_a_part_that_was_not_judged_is_said_to_be_so(name, title, told):
@@ -236,13 +237,13 @@ def test_a_part_that_was_not_judged_is_said_to_be_so(name, title, told):
 
 
 def test_a_tokenizer_alone_has_a_card_that_speaks_of_no_samples(told):
-    text = told(provenance__prior=None, generation=None, audit=None, usefulness=None)
+    text = told(provenance__prior=None, generation=None, memorization=None, downstream=None)
     assert "- samples:" not in text
     assert "prior" not in part(text, "Model details")
 
 
 def test_a_prior_alone_has_a_card(told):
-    text = told(provenance__model=None, fidelity=None)
+    text = told(provenance__model=None, reconstruction=None)
     assert "SHA-256 of the prior weights" in text
     assert "SHA-256 of the tokenizer weights" not in text
 
@@ -298,7 +299,7 @@ def test_the_command_says_where_the_card_is(variant, capsys):
     assert capsys.readouterr().out.strip() == str(folder / "MODEL_CARD.md")
 
 
-@pytest.mark.parametrize("missing", [(), ("audit", "usefulness")])
+@pytest.mark.parametrize("missing", [(), ("memorization", "downstream")])
 def test_the_command_it_gives_is_one(missing, told, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     text = told(**dict.fromkeys(missing))

@@ -125,7 +125,7 @@ def test_the_page_has_no_fault(chromium, html, tmp_path, view):
         ("desktop", 'role="img"', "", "a chart has no title"),
         ("desktop", '<th scope="col">', "<th>", "a table has no header"),
         ("desktop", "</main>", "<h4>x</h4></main>", "heading h4 after h2"),
-        ("desktop", "</main>", '<p id="audit">x</p></main>', "an id is not unique"),
+        ("desktop", "</main>", '<p id="memorization">x</p></main>', "an id is not unique"),
         ("dark", "</main>", '<p style="color: #444">x</p></main>', "contrast"),
         ("desktop", "</style>", ".chart text { fill: #aaa !important; }</style>", "contrast"),
         ("print", "content-visibility: visible", "content-visibility: hidden", "details are closed"),

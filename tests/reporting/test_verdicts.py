@@ -47,7 +47,7 @@ def test_four_questions_are_asked_in_the_order_people_ask(evaluated):
 
 
 @pytest.mark.parametrize(
-    ("part", "which"), [("fidelity", 0), ("generation", 1), ("audit", 2), ("usefulness", 3)]
+    ("part", "which"), [("reconstruction", 0), ("generation", 1), ("memorization", 2), ("downstream", 3)]
 )
 def test_what_was_not_judged_has_no_answer(variant, part, which):
     found = verdicts(read_report(variant("report", **{part: None})))
@@ -59,12 +59,12 @@ def test_what_was_not_judged_has_no_answer(variant, part, which):
     [([0.01, 0.2], "yes"), ([-0.1, 0.1], "partly"), ([-0.2, -0.01], "no"), (None, "measured")],
 )
 def test_faithful_is_above_jpeg_2000_on_the_patients_at_hand(variant, interval, wanted):
-    change = {"fidelity__codecs__jpeg2000__advantage__ssim_foreground__interval": interval}
+    change = {"reconstruction__codecs__jpeg2000__advantage__ssim_foreground__interval": interval}
     assert verdict(variant("report", **ENOUGH, **change), FAITHFUL) == wanted
 
 
 def test_without_a_codec_fidelity_is_a_number_and_no_verdict(variant):
-    found = verdicts(read_report(variant("report", fidelity__codecs=None)))[FAITHFUL]
+    found = verdicts(read_report(variant("report", reconstruction__codecs=None)))[FAITHFUL]
     assert found.answer == "measured"
     assert "--codecs" in found.finding
 
@@ -116,7 +116,7 @@ def test_it_generates_only_where_it_covers(variant, coverage, wanted):
     [(True, False, "none found"), (True, True, "yes"), (False, True, "yes"), (False, False, "invalid")],
 )
 def test_finding_no_copies_counts_only_where_planted_ones_were_found(variant, valid, copied, wanted):
-    change = {"audit__copies__valid": valid, "audit__copies__copies_found": copied}
+    change = {"memorization__copies__valid": valid, "memorization__copies__copies_found": copied}
     assert verdict(variant("report", **change), COPIES) == wanted
 
 
@@ -124,8 +124,8 @@ def test_a_few_samples_beyond_are_not_called_copies(variant):
     def beyond(tests):
         return [tests[0] | {"exceeding": 4, "needed": 5}, tests[1] | {"exceeding": 0}]
 
-    change = {"audit__copies__valid": True, "audit__copies__copies_found": False}
-    found = verdicts(read_report(variant("report", **change, audit__copies__tests=beyond)))[COPIES]
+    change = {"memorization__copies__valid": True, "memorization__copies__copies_found": False}
+    found = verdicts(read_report(variant("report", **change, memorization__copies__tests=beyond)))[COPIES]
     assert found.answer == "none found"
     assert "4 of 24 samples exceed the gap" in found.finding
     assert "copied" not in found.finding
@@ -143,9 +143,9 @@ def test_a_few_samples_beyond_are_not_called_copies(variant):
 )
 def test_useful_is_nine_tenths_of_what_patients_teach(variant, ratio, taught, wanted):
     change = {
-        "usefulness__ratio": ratio,
-        "usefulness__generated__mean": 0.5,
-        "usefulness__training_set__mean": taught,
+        "downstream__ratio": ratio,
+        "downstream__generated__mean": 0.5,
+        "downstream__training_set__mean": taught,
     }
     assert verdict(variant("report", **ENOUGH, **change), USEFUL) == wanted
 
@@ -156,10 +156,10 @@ def test_few_patients_decide_nothing(variant, patients, wanted):
         "patients": patients,
         "generation__held_out_patients": patients,
         "generation__anatomy": None,
-        "fidelity__codecs__jpeg2000__advantage__ssim_foreground__interval": [0.1, 0.2],
-        "usefulness__ratio": 1.0,
-        "usefulness__generated__mean": 0.9,
-        "usefulness__training_set__mean": 0.9,
+        "reconstruction__codecs__jpeg2000__advantage__ssim_foreground__interval": [0.1, 0.2],
+        "downstream__ratio": 1.0,
+        "downstream__generated__mean": 0.9,
+        "downstream__training_set__mean": 0.9,
     }
     for kind in ("texture", "efficientnet-lite0"):
         change[f"generation__features__{kind}__samples__kernel_distance"] = beside(0.5, 0.5, 1.0)
@@ -182,7 +182,7 @@ def test_an_evaluation_survives_its_own_json(evaluated):
 
 
 def test_patients_it_was_trained_on_make_nothing_faithful(variant):
-    change = {"fidelity__codecs__jpeg2000__advantage__ssim_foreground__interval": [0.1, 0.2]}
+    change = {"reconstruction__codecs__jpeg2000__advantage__ssim_foreground__interval": [0.1, 0.2]}
     assert verdict(variant("report", **ENOUGH, **change, split="train"), FAITHFUL) == "measured"
 
 

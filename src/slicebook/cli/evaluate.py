@@ -36,20 +36,30 @@ def evaluate(
     parts: Annotated[
         str | None,
         typer.Option(
-            help="Comma-separated parts: fidelity, generation, audit, usefulness; by default all that the "
-            "model supports."
+            help="Parts to evaluate, separated by commas: reconstruction, generation, memorization (search "
+            "for copies of training slices), downstream (train a segmentation network on samples). All parts "
+            "but reconstruction need a prior. Default: all that the model allows."
         ),
     ] = None,
     split: Annotated[
-        Literal["train", "validation", "test"], typer.Option(help="Split to evaluate on.")
+        Literal["train", "validation", "test"],
+        typer.Option(help="Patients to evaluate on. Use test patients only once, for the final model."),
     ] = "test",
     codecs: Annotated[
         bool | None,
-        typer.Option(help="Compare with JPEG 2000 and JPEG XL; by default where they are installed."),
+        typer.Option(
+            help="Compare with JPEG 2000 and JPEG XL at the same number of bits. Default: on if they are "
+            "installed (extra `codecs`)."
+        ),
     ] = None,
     samples: Annotated[
         int | None,
-        typer.Option("-n", min=2, help="Number of samples; by default about as many as real slices."),
+        typer.Option(
+            "-n",
+            min=2,
+            help="Number of slices to generate. Default: the number of real slices in the split, but at "
+            "least 100 and at most 540.",
+        ),
     ] = None,
     temperature: Temperature = 0.9,
     fine_temperature: FineTemperature = 0.8,
@@ -61,7 +71,10 @@ def evaluate(
     seed: Seed = 42,
     as_json: Json = False,
 ) -> None:
-    """Evaluate a model on held-out patients. Measures reconstruction, generation and memorization."""
+    """Evaluate a model on held-out patients and write a report.
+
+    Measures reconstruction and, for a prior, generation, memorization and downstream use of the samples.
+    """
     from slicebook.data.dataset import PreparedData
     from slicebook.devices import choose_device
     from slicebook.evaluation.evaluate import evaluate as run_evaluation

@@ -20,9 +20,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
     epilog="Research software, not a medical device.",
 )
-app.add_typer(
-    train.app, name="train", help="Train a tokenizer, a mask tokenizer, a prior or a generation decoder."
-)
+app.add_typer(train.app, name="train", help="Train a tokenizer, mask tokenizer, prior or decoder.")
 
 for command in (
     tokenizer.demo,

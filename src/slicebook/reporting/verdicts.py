@@ -65,15 +65,15 @@ def _faithful(report: Evaluation) -> Verdict:
         "the 95 % interval of the difference by patient excludes 0; partly otherwise. Only measured on fewer "
         f"than {MIN_PATIENTS} patients."
     )
-    fidelity = report.fidelity
-    if fidelity is None:
-        return _missing(report, "fidelity", question, "Reconstruction was not evaluated.", rule)
+    reconstruction = report.reconstruction
+    if reconstruction is None:
+        return _missing(report, "reconstruction", question, "Reconstruction was not evaluated.", rule)
     finding = (
-        f"Foreground SSIM {fidelity.scores[fidelity.headline].in_words()} at "
-        f"{fidelity.bits_per_pixel.mean_of_slices:.3f} bits per pixel, on {report.patients} "
+        f"Foreground SSIM {reconstruction.scores[reconstruction.headline].in_words()} at "
+        f"{reconstruction.bits_per_pixel.mean_of_slices:.3f} bits per pixel, on {report.patients} "
         f"{patient_group(report)}."
     )
-    answer, comparison = _compared_with_codec(fidelity, _enough(report, report.patients))
+    answer, comparison = _compared_with_codec(reconstruction, _enough(report, report.patients))
     return Verdict(question, answer, f"{finding} {comparison}", rule)
 
 
@@ -88,12 +88,12 @@ def _enough(report: Evaluation, patients: int) -> bool:
     return report.split != "train" and patients >= MIN_PATIENTS
 
 
-def _compared_with_codec(fidelity: ReconstructionResult, enough: bool) -> tuple[Answer, str]:
-    codec = (fidelity.codecs or {}).get("jpeg2000")
+def _compared_with_codec(reconstruction: ReconstructionResult, enough: bool) -> tuple[Answer, str]:
+    codec = (reconstruction.codecs or {}).get("jpeg2000")
     if codec is None:
         return "measured", "Not compared with codecs (--codecs)."
-    finding = f"JPEG 2000 at the same bits: {codec.scores[fidelity.headline].in_words()}."
-    interval = codec.advantage[fidelity.headline].interval
+    finding = f"JPEG 2000 at the same bits: {codec.scores[reconstruction.headline].in_words()}."
+    interval = codec.advantage[reconstruction.headline].interval
     if interval is None or not enough:
         return "measured", finding
     low, high = interval
@@ -151,9 +151,9 @@ def _copies(report: Evaluation) -> Verdict:
         "None found if the audit is valid (it detects copies planted in 5 % of the samples) and neither of "
         "its two tests finds copies. This does not prove that there are none."
     )
-    if report.audit is None:
-        return _missing(report, "audit", question, "Samples were not searched for copies.", rule)
-    copies, membership = report.audit.copies, report.audit.membership
+    if report.memorization is None:
+        return _missing(report, "memorization", question, "Samples were not searched for copies.", rule)
+    copies, membership = report.memorization.copies, report.memorization.membership
     answer: Answer = "yes" if copies.copies_found else "none found" if copies.valid else "invalid"
     finding = copies.verdict
     if copies.valid:
@@ -174,10 +174,10 @@ def _useful(report: Evaluation) -> Verdict:
         f"trained on the training set, partly from half of that. Only measured if the latter is below "
         f"{MIN_REFERENCE_DICE}, or on fewer than {MIN_PATIENTS} patients."
     )
-    usefulness = report.usefulness
-    if usefulness is None:
-        return _missing(report, "usefulness", question, "No segmenter was trained on samples.", rule)
-    ratio, dice, reference = usefulness.ratio, usefulness.generated.mean, usefulness.training_set.mean
+    downstream = report.downstream
+    if downstream is None:
+        return _missing(report, "downstream", question, "No segmenter was trained on samples.", rule)
+    ratio, dice, reference = downstream.ratio, downstream.generated.mean, downstream.training_set.mean
     if ratio is None or dice is None or reference is None:
         finding = "The segmenter trained on the training set has a Dice of 0: there is no reference."
         return Verdict(question, "measured", finding, rule)

@@ -212,9 +212,9 @@ def test_prepare_splits_by_patient(prepared, capsys):
 
 
 def test_info_tells_a_models_recipe_and_origin(run, capsys):
-    found = answer(capsys, "info", run)
-    assert found["recipe"]["name"] == "tiny"
-    assert found["provenance"]["train_patients"] == 2
+    info = answer(capsys, "info", run)
+    assert info["recipe"]["name"] == "tiny"
+    assert info["provenance"]["train_patients"] == 2
 
 
 def test_training_again_goes_on_where_it_stopped(run, prepared, recipe, capsys):
@@ -288,8 +288,8 @@ def test_generate_draws_so_many_samples_from_a_seed_on(trained, tmp_path, capsys
     line = ["generate", trained.run.parent, "-n", 2, "--seed", 5, "--size", 36, 64, "--device", "cpu"]
     summary = answer(capsys, *line, "--out", tmp_path / "out")
     assert (summary["samples"], summary["size"], summary["with_masks"]) == (2, [36, 64], True)
-    found = sorted(path.name for path in (tmp_path / "out" / "pictures").iterdir())
-    assert found == ["sample-000005.png", "sample-000006.png"]
+    names = sorted(path.name for path in (tmp_path / "out" / "pictures").iterdir())
+    assert names == ["sample-000005.png", "sample-000006.png"]
 
 
 def test_generate_hands_its_options_on(trained, tmp_path, capsys):

@@ -26,9 +26,9 @@ def texture_alone(features):
 
 
 def test_each_report_has_a_column_under_the_name_of_its_folder(variant):
-    found = compare_reports([variant("small"), variant("large") / "report.json"])
-    assert found.table()[0] == ("measure", "small", "large")
-    assert {len(row) for row in found.table()} == {3}
+    comparison = compare_reports([variant("small"), variant("large") / "report.json"])
+    assert comparison.table()[0] == ("measure", "small", "large")
+    assert {len(row) for row in comparison.table()} == {3}
 
 
 def test_folders_of_one_name_are_told_apart_by_what_is_above_them(variant):
@@ -38,12 +38,12 @@ def test_folders_of_one_name_are_told_apart_by_what_is_above_them(variant):
 
 
 def test_the_four_answers_stand_first(variant):
-    found = compare_reports([variant("a"), variant("b", downstream=None)])
-    assert [row[0] for row in found.table()[1:5]] == [
+    comparison = compare_reports([variant("a"), variant("b", downstream=None)])
+    assert [row[0] for row in comparison.table()[1:5]] == [
         "Is it faithful?", "Does it generate?", "Does it copy patients?", "Is it useful?",
     ]  # fmt: skip
-    assert rows_of(found)["Does it copy patients?"] == ("invalid", "invalid")
-    assert rows_of(found)["Is it useful?"][1] == "not asked"
+    assert rows_of(comparison)["Does it copy patients?"] == ("invalid", "invalid")
+    assert rows_of(comparison)["Is it useful?"][1] == "not asked"
 
 
 def test_a_score_stands_with_its_interval(variant):
@@ -100,12 +100,14 @@ def test_reports_that_differ_in_their_model_alone_are_compared(variant):
 
 
 def test_a_part_that_was_not_judged_is_no_difference(variant):
-    found = compare_reports([variant("a"), variant("b", generation=None, memorization=None, downstream=None)])
-    assert found.differences == ()
+    comparison = compare_reports(
+        [variant("a"), variant("b", generation=None, memorization=None, downstream=None)]
+    )
+    assert comparison.differences == ()
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "said"),
+    ("key", "value", "wanted"),
     [
         ("provenance__data__split_hash", "f" * 64, "split hash is .* in a and c, and ffffffffffff in b"),
         ("provenance__data__spacing", 2.0, "preparation is .*native pixels.* in a and c, and .*2 mm.* in b"),
@@ -127,22 +129,22 @@ def test_a_part_that_was_not_judged_is_no_difference(variant):
         ),
     ],
 )
-def test_what_forbids_a_comparison_is_said_with_the_report_that_differs(key, value, said, variant):
+def test_what_forbids_a_comparison_is_said_with_the_report_that_differs(key, value, wanted, variant):
     folders = [variant("a"), variant("b", **{key: value}), variant("c")]
     (difference,) = compare_reports(folders).differences
-    assert re.search(said, difference), difference
+    assert re.search(wanted, difference), difference
 
 
 def test_another_definition_is_told_under_the_title_of_its_report(variant):
-    found = compare_reports([variant("a"), variant("b", downstream__convention="Dice, otherwise")])
-    assert found.conventions["Dice in b"] == "Dice, otherwise"
-    assert found.conventions["Dice"].startswith("Dice of each label")
+    comparison = compare_reports([variant("a"), variant("b", downstream__convention="Dice, otherwise")])
+    assert comparison.conventions["Dice in b"] == "Dice, otherwise"
+    assert comparison.conventions["Dice"].startswith("Dice of each label")
 
 
 def test_what_a_report_warns_of_is_passed_on_under_its_name(variant):
-    found = compare_reports([variant("a", warnings=["TRAINED ON THESE"]), variant("b", warnings=[])])
-    assert found.warnings == ("a: TRAINED ON THESE",)
-    assert "a: TRAINED ON THESE" in found.page()
+    comparison = compare_reports([variant("a", warnings=["TRAINED ON THESE"]), variant("b", warnings=[])])
+    assert comparison.warnings == ("a: TRAINED ON THESE",)
+    assert "a: TRAINED ON THESE" in comparison.page()
 
 
 @pytest.mark.parametrize("names", [[], ["a"]])
@@ -158,9 +160,9 @@ def test_a_folder_without_a_report_is_refused(variant, tmp_path):
 
 def test_the_command_prints_the_table_and_warns(variant, capsys):
     assert main.main(["compare", str(variant("a")), str(variant("b", provenance__seed=7))]) == 0
-    said = capsys.readouterr()
-    assert said.out.splitlines()[0].split() == ["measure", "a", "b"]
-    assert "warning: not comparable: seed is 42 in a, and 7 in b" in said.err
+    printed = capsys.readouterr()
+    assert printed.out.splitlines()[0].split() == ["measure", "a", "b"]
+    assert "warning: not comparable: seed is 42 in a, and 7 in b" in printed.err
 
 
 def test_the_command_writes_the_page_with_its_warnings(variant, tmp_path):
@@ -185,6 +187,6 @@ def test_a_file_of_somebody_else_is_left_alone(variant, tmp_path, capsys):
 
 def test_the_command_prints_a_record(variant, capsys):
     assert main.main(["compare", str(variant("a")), str(variant("b")), "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    (row,) = [row for row in found["rows"] if row["measure"] == "patients"]
+    comparison = json.loads(capsys.readouterr().out)
+    (row,) = [row for row in comparison["rows"] if row["measure"] == "patients"]
     assert row["cells"][0] == {"text": "2", "value": 2}

@@ -19,12 +19,12 @@ class Read(HTMLParser):
         self.feed(text)
 
     def handle_starttag(self, tag, attributes):  # noqa: D102
-        found = dict(attributes)
-        self.sources += [found[name] for name in ("src", "href") if name in found]
-        if tag == "section" and "id" in found:
-            self.sections.append(found["id"])
+        values = dict(attributes)
+        self.sources += [values[name] for name in ("src", "href") if name in values]
+        if tag == "section" and "id" in values:
+            self.sections.append(values["id"])
         assert tag != "script"
-        assert not [name for name in found if name.startswith("on")]
+        assert not [name for name in values if name.startswith("on")]
 
     def handle_data(self, data):  # noqa: D102
         self.texts.append(data)
@@ -89,13 +89,13 @@ def test_text_of_the_report_is_no_markup(variant):
 
 
 def test_numbers_of_the_page_are_those_of_the_report(page, evaluated):
-    found = read_report(evaluated)
+    report = read_report(evaluated)
     text = " ".join(Read(page).texts)
-    assert found.reconstruction.scores["ssim_foreground"].in_words() in text
-    assert found.memorization.copies.verdict in text
-    assert found.provenance["data"]["split_hash"] in text
-    for one in found.generation.measures():
-        assert re.search(rf"{re.escape(one.measure)}", text)
+    assert report.reconstruction.scores["ssim_foreground"].in_words() in text
+    assert report.memorization.copies.verdict in text
+    assert report.provenance["data"]["split_hash"] in text
+    for measure in report.generation.measures():
+        assert re.search(rf"{re.escape(measure.measure)}", text)
 
 
 def test_large_numbers_are_readable(variant):

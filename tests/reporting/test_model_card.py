@@ -59,9 +59,9 @@ def test_no_number_in_it_was_typed_by_hand():
 
 
 def test_its_answers_are_those_of_the_page(whole, evaluated):
-    for one in verdicts(read_report(evaluated)):
-        assert f"| {one.question} | {one.answer} | {one.finding} |" in whole
-        assert f"- {one.question} {one.rule}" in whole
+    for verdict in verdicts(read_report(evaluated)):
+        assert f"| {verdict.question} | {verdict.answer} | {verdict.finding} |" in whole
+        assert f"- {verdict.question} {verdict.rule}" in whole
 
 
 def test_scores_stand_with_their_intervals_and_conventions(whole, evaluated):
@@ -133,15 +133,15 @@ def test_the_data_are_told_by_counts_and_hash(whole, evaluated):
 
 
 @pytest.mark.parametrize(
-    ("split", "said"),
+    ("split", "statement"),
     [
         ("test", "used neither for training nor for selecting the checkpoint"),
         ("validation", "used to select the checkpoint: their scores are slightly optimistic"),
         ("train", "was trained on these patients"),
     ],
 )
-def test_it_says_what_the_models_saw_of_the_patients(split, said, told):
-    assert said in part(told(split=split), "Evaluation data")
+def test_it_says_what_the_models_saw_of_the_patients(split, statement, told):
+    assert statement in part(told(split=split), "Evaluation data")
 
 
 def test_data_of_another_training_are_said_to_be_other(told):
@@ -158,7 +158,7 @@ def test_what_the_report_warns_of_stands_before_any_section(told):
 
 
 @pytest.mark.parametrize(
-    ("valid", "found", "said"),
+    ("valid", "copies_found", "statement"),
     [
         (True, True, "copies of training slices were found. Do not share any sample"),
         (False, True, "copies of training slices were found. Do not share any sample"),
@@ -166,13 +166,13 @@ def test_what_the_report_warns_of_stands_before_any_section(told):
         (False, False, "the audit is not valid"),
     ],
 )
-def test_what_may_be_done_with_samples_hangs_on_the_audit(valid, found, said, told):
-    text = told(memorization__copies__valid=valid, memorization__copies__copies_found=found)
-    assert said in part(text, "Ethical considerations")
+def test_what_may_be_done_with_samples_hangs_on_the_audit(valid, copies_found, statement, told):
+    text = told(memorization__copies__valid=valid, memorization__copies__copies_found=copies_found)
+    assert statement in part(text, "Ethical considerations")
 
 
 @pytest.mark.parametrize(
-    ("interval", "patients", "said"),
+    ("interval", "patients", "statement"),
     [
         ([0.6, 0.8], 6, "they reveal training patients better than chance"),
         ([0.4, 0.8], 6, "one membership-inference attack was not better than chance"),
@@ -180,10 +180,10 @@ def test_what_may_be_done_with_samples_hangs_on_the_audit(valid, found, said, to
         (None, 6, "too few patients to evaluate"),
     ],
 )
-def test_what_may_be_done_with_weights_hangs_on_membership(interval, patients, said, told):
+def test_what_may_be_done_with_weights_hangs_on_membership(interval, patients, statement, told):
     change = {"interval": interval, "training_patients": 6, "held_out_patients": patients}
     text = told(**{f"memorization__membership__{name}": value for name, value in change.items()})
-    assert f"- weights: {said}" in text.replace("*", "")
+    assert f"- weights: {statement}" in text.replace("*", "")
 
 
 @pytest.mark.parametrize("split", ["train", "test"])

@@ -136,4 +136,4 @@ def test_the_page_has_no_fault(chromium, html, tmp_path, view):
 def test_a_broken_page_is_found_out(chromium, html, tmp_path, view, old, new, fault):
     assert old in html
     faults = faults_of(chromium, html.replace(old, new), tmp_path, **VIEWS[view])
-    assert any(fault in one for one in faults)
+    assert any(fault in line for line in faults)

@@ -31,14 +31,14 @@ def share(trained, report, out, **how):
 
 def test_a_clear_audit_goes_with_the_samples(trained, cleared, tmp_path):
     share(trained, cleared, tmp_path / "out")
-    found = json.loads((tmp_path / "out" / "audit.json").read_text())
+    audit = json.loads((tmp_path / "out" / "audit.json").read_text())
     report = read_report(cleared)
-    assert found["model_sha256"] == load_prior(trained.run).info.weights_sha256
-    assert found["copies"]["verdict"] == report.memorization.copies.verdict
-    assert found["sampling"]["samples"] == 24
+    assert audit["model_sha256"] == load_prior(trained.run).info.weights_sha256
+    assert audit["copies"]["verdict"] == report.memorization.copies.verdict
+    assert audit["sampling"]["samples"] == 24
     words = (tmp_path / "out" / "AUDIT.md").read_text()
     assert report.memorization.copies.verdict in words
-    assert found["model_sha256"] in words
+    assert audit["model_sha256"] in words
     assert "At most 3.0% of such samples are copies" in words
 
 

@@ -20,8 +20,8 @@ def verdict(folder, which):
 def beside(generated, real, high=None):
     """Return a change of one measure beside real patients."""
 
-    def change(one):
-        return one | {
+    def change(measure):
+        return measure | {
             "generated": generated,
             "real": real,
             "real_range": [real, real if high is None else high],
@@ -41,17 +41,17 @@ def covers(share):
 
 
 def test_four_questions_are_asked_in_the_order_people_ask(evaluated):
-    found = verdicts(read_report(evaluated))
-    assert [one.question for one in found] == QUESTIONS
-    assert all(one.finding and one.rule for one in found)
+    answers = verdicts(read_report(evaluated))
+    assert [answer.question for answer in answers] == QUESTIONS
+    assert all(answer.finding and answer.rule for answer in answers)
 
 
 @pytest.mark.parametrize(
     ("part", "which"), [("reconstruction", 0), ("generation", 1), ("memorization", 2), ("downstream", 3)]
 )
 def test_what_was_not_judged_has_no_answer(variant, part, which):
-    found = verdicts(read_report(variant("report", **{part: None})))
-    assert [one.answer == "not asked" for one in found] == [index == which for index in range(4)]
+    answers = verdicts(read_report(variant("report", **{part: None})))
+    assert [entry.answer == "not asked" for entry in answers] == [index == which for index in range(4)]
 
 
 @pytest.mark.parametrize(
@@ -64,9 +64,9 @@ def test_faithful_is_above_jpeg_2000_on_the_patients_at_hand(variant, interval, 
 
 
 def test_without_a_codec_fidelity_is_a_number_and_no_verdict(variant):
-    found = verdicts(read_report(variant("report", reconstruction__codecs=None)))[FAITHFUL]
-    assert found.answer == "measured"
-    assert "--codecs" in found.finding
+    faithful = verdicts(read_report(variant("report", reconstruction__codecs=None)))[FAITHFUL]
+    assert faithful.answer == "measured"
+    assert "--codecs" in faithful.finding
 
 
 @pytest.mark.parametrize(
@@ -125,10 +125,10 @@ def test_a_few_samples_beyond_are_not_called_copies(variant):
         return [tests[0] | {"exceeding": 4, "needed": 5}, tests[1] | {"exceeding": 0}]
 
     change = {"memorization__copies__valid": True, "memorization__copies__copies_found": False}
-    found = verdicts(read_report(variant("report", **change, memorization__copies__tests=beyond)))[COPIES]
-    assert found.answer == "none found"
-    assert "4 of 24 samples exceed the gap" in found.finding
-    assert "copied" not in found.finding
+    copies = verdicts(read_report(variant("report", **change, memorization__copies__tests=beyond)))[COPIES]
+    assert copies.answer == "none found"
+    assert "4 of 24 samples exceed the gap" in copies.finding
+    assert "copied" not in copies.finding
 
 
 @pytest.mark.parametrize(
@@ -171,14 +171,14 @@ def test_few_patients_decide_nothing(variant, patients, wanted):
 @pytest.mark.parametrize("which", range(4))
 def test_what_was_asked_for_and_could_not_be_judged_says_why(variant, which):
     name = PARTS[which]
-    found = verdicts(read_report(variant("report", **{name: None, "skipped": {name: "too few"}})))[which]
-    assert found.answer == "not judged"
-    assert "Reason: too few." in found.finding
+    missing = verdicts(read_report(variant("report", **{name: None, "skipped": {name: "too few"}})))[which]
+    assert missing.answer == "not judged"
+    assert "Reason: too few." in missing.finding
 
 
 def test_an_evaluation_survives_its_own_json(evaluated):
-    found = read_report(evaluated)
-    assert Evaluation.model_validate_json(found.model_dump_json()) == found
+    report = read_report(evaluated)
+    assert Evaluation.model_validate_json(report.model_dump_json()) == report
 
 
 def test_patients_it_was_trained_on_make_nothing_faithful(variant):

@@ -23,10 +23,10 @@ def assign_splits(
     *,
     advice: str = "",
 ) -> dict[str, Split]:
-    """Assign each patient (raw identifier) to one split: that of the data set, or drawn with the seed.
+    """Assign each patient to one split: the split of the data set if it has one, else a random split.
 
     Args:
-        patients: Each once, in a fixed order.
+        patients: Raw identifiers, unique and in a fixed order.
         given: The splits that the data set defines.
         fractions: Fraction of the patients in train, validation and test; by default 0.7, 0.15 and 0.15.
         seed: Seed of the draw.
@@ -53,7 +53,7 @@ def assign_splits(
 def _share_out(
     patients: int, fractions: tuple[float, float, float], hint: str, *, has_own_split: bool
 ) -> list[int]:
-    """Return counts near the fractions that sum to `patients`; at least 1 for a fraction above 0."""
+    """Return three counts that sum to `patients`, proportional to the fractions; at least 1 if above 0."""
     wanted = sum(fraction > 0 for fraction in fractions)
     if patients < wanted:
         many = "1 patient" if patients == 1 else f"{patients} patients"

@@ -96,7 +96,7 @@ class Frame:
 
 @dataclass(frozen=True, eq=False)
 class DicomHeader:
-    """One file without its pixels."""
+    """The header of one file, without its pixels."""
 
     path: Path
     patient_id: str
@@ -118,7 +118,7 @@ class DicomHeader:
 
 @contextmanager
 def at_the_door(path: Path) -> Iterator[None]:
-    """Turn exceptions of pydicom into a `DataError`, without their text, which may quote private values."""
+    """Turn exceptions of pydicom into a `DataError`. Their text may be private and is left out."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

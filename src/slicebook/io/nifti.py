@@ -1,6 +1,6 @@
-"""Read and write NIfTI files defensively.
+"""Read and write NIfTI files.
 
-Sizes are checked against the header before anything is allocated, and gzip is read to its checksum.
+Sizes in the header are checked before memory is allocated. The checksum of gzip files is verified.
 """
 
 # mypy: allow-untyped-calls
@@ -75,7 +75,7 @@ def text_fields(path: Path) -> set[str]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
-    """Yield the unpacked stream and the size on disk; damage on the way is a `DataError`."""
+    """Yield the uncompressed stream and the size on disk; raise `DataError` if the file is damaged."""
     try:
         with path.open("rb") as file:
             packed = os.fstat(file.fileno()).st_size

@@ -55,8 +55,12 @@ def model_card(report: Evaluation) -> str:
     answers = verdicts(report)
     verdict_rows: tables.Rows = [("question", "answer", "finding")]
     verdict_rows += [
-        (one.question, one.answer, REASONS[one.answer] if one.answer in MISSING else one.finding)
-        for one in answers
+        (
+            verdict.question,
+            verdict.answer,
+            REASONS[verdict.answer] if verdict.answer in MISSING else verdict.finding,
+        )
+        for verdict in answers
     ]
     environment = Environment(
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,

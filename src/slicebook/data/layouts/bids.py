@@ -112,7 +112,7 @@ def find_bids(discovered: DiscoveredFiles, options: SourceOptions) -> FolderScan
 def _sorted_out(
     discovered: DiscoveredFiles, options: SourceOptions
 ) -> tuple[list[_Name], list[_Name], list[Path], Counter[str], int]:
-    """Return images, masks, files of other names, images over time, and a count of derivatives."""
+    """Return images, masks, files with other names, 4D images, and the number of derivatives."""
     images: list[_Name] = []
     masks: list[_Name] = []
     unmatched: list[Path] = []

@@ -1,4 +1,4 @@
-"""A tree of DICOM files. The patient is the PatientID, or found in the path by --patient-regex."""
+"""A folder of DICOM files. The patient is the PatientID, or what --patient-regex matches in the path."""
 
 # mypy: allow-untyped-calls
 
@@ -132,7 +132,7 @@ def _why_not(series: DicomSeries, options: SourceOptions) -> str | None:
 
 
 def _none_chosen(left_out: list[Source], options: SourceOptions) -> str:
-    """Return that no series is left, and which planes exist; without text of a header."""
+    """Return a message that no series is left. It lists the planes, but no text of a header."""
     series = [source.series for source in left_out if source.series is not None]
     of_plane = [item for item in series if options.plane in (None, item.plane)]
     if not of_plane:

@@ -143,28 +143,20 @@ def series(folder: Path, patient: str, uid: str = "", start: float = 0, **tags: 
     folder.mkdir(parents=True, exist_ok=True)
     uid = uid or generate_uid()
     for number in range(3):
-        dataset = pydicom.Dataset()
-        dataset.file_meta = FileMetaDataset()
-        dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-        dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID = MRImageStorage
-        dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID = generate_uid()
-        dataset.PatientID, dataset.SeriesInstanceUID, dataset.Modality = patient, uid, "MR"
-        dataset.ImagePositionPatient, dataset.ImageOrientationPatient = (
-            [0, 0, start + 3 * number],
-            [1, 0, 0, 0, 1, 0],
-        )
-        dataset.PixelSpacing, dataset.Rows, dataset.Columns = [0.5, 0.5], 4, 6
-        dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
-        dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = (
-            16,
-            16,
-            15,
-            0,
-        )
-        dataset.PixelData = np.random.default_rng().integers(0, 999, (4, 6)).astype("<u2").tobytes()
+        ds = pydicom.Dataset()
+        ds.file_meta = FileMetaDataset()
+        ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        ds.file_meta.MediaStorageSOPClassUID = ds.SOPClassUID = MRImageStorage
+        ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID = generate_uid()
+        ds.PatientID, ds.SeriesInstanceUID, ds.Modality = patient, uid, "MR"
+        ds.ImagePositionPatient, ds.ImageOrientationPatient = [0, 0, start + 3 * number], [1, 0, 0, 0, 1, 0]
+        ds.PixelSpacing, ds.Rows, ds.Columns = [0.5, 0.5], 4, 6
+        ds.SamplesPerPixel, ds.PhotometricInterpretation = 1, "MONOCHROME2"
+        ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 16, 16, 15, 0
+        ds.PixelData = np.random.default_rng().integers(0, 999, (4, 6)).astype("<u2").tobytes()
         for name, value in tags.items():
-            setattr(dataset, name, value)
-        dataset.save_as(folder / f"{number}.dcm", enforce_file_format=True)
+            setattr(ds, name, value)
+        ds.save_as(folder / f"{number}.dcm", enforce_file_format=True)
 
 
 FOLDER = SourceOptions(patient_regex="^([^/]+)/")

@@ -147,28 +147,18 @@ def save_series(folder: Path, patient: str, plane: str) -> None:
     row, column = np.reshape(ORIENTATION[plane], (2, 3))
     series = generate_uid()
     for number in range(3):
-        dataset = pydicom.Dataset()
-        dataset.file_meta = FileMetaDataset()
-        dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-        dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID = MRImageStorage
-        dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID = generate_uid()
-        dataset.PatientID, dataset.PatientName, dataset.SeriesInstanceUID = patient, "Doe^Jane", series
-        dataset.ImagePositionPatient = (np.cross(row, column) * 3 * number).tolist()
-        dataset.ImageOrientationPatient, dataset.PixelSpacing = ORIENTATION[plane], [0.5, 0.5]
-        dataset.Rows, dataset.Columns, dataset.SamplesPerPixel, dataset.PhotometricInterpretation = (
-            4,
-            6,
-            1,
-            "MONOCHROME2",
-        )
-        dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = (
-            16,
-            16,
-            15,
-            0,
-        )
-        dataset.PixelData = np.random.default_rng().integers(0, 999, (4, 6)).astype("<u2").tobytes()
-        dataset.save_as(folder / f"{plane}{number}.dcm", enforce_file_format=True)
+        ds = pydicom.Dataset()
+        ds.file_meta = FileMetaDataset()
+        ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        ds.file_meta.MediaStorageSOPClassUID = ds.SOPClassUID = MRImageStorage
+        ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID = generate_uid()
+        ds.PatientID, ds.PatientName, ds.SeriesInstanceUID = patient, "Doe^Jane", series
+        ds.ImagePositionPatient = (np.cross(row, column) * 3 * number).tolist()
+        ds.ImageOrientationPatient, ds.PixelSpacing = ORIENTATION[plane], [0.5, 0.5]
+        ds.Rows, ds.Columns, ds.SamplesPerPixel, ds.PhotometricInterpretation = 4, 6, 1, "MONOCHROME2"
+        ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 16, 16, 15, 0
+        ds.PixelData = np.random.default_rng().integers(0, 999, (4, 6)).astype("<u2").tobytes()
+        ds.save_as(folder / f"{plane}{number}.dcm", enforce_file_format=True)
 
 
 def test_dicom_series_are_chosen_by_plane_and_not_guessed(tmp_path: Path) -> None:

@@ -94,7 +94,7 @@ def test_a_regex_without_exactly_one_group_is_refused(tmp_path: Path, pattern: s
 
 
 def test_a_regex_that_fits_no_file_shows_file_names(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"fits no file.*Case00\.nii"):
+    with pytest.raises(DataError, match=r"matches no file.*Case00\.nii"):
         find_sources(touch(tmp_path, "Case00.nii"), SourceOptions(patient_regex="(subject)"))
 
 

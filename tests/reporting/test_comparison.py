@@ -43,7 +43,7 @@ def test_the_four_answers_stand_first(variant):
         "Is it faithful?", "Does it generate?", "Does it copy patients?", "Is it useful?",
     ]  # fmt: skip
     assert rows_of(comparison)["Does it copy patients?"] == ("invalid", "invalid")
-    assert rows_of(comparison)["Is it useful?"][1] == "not asked"
+    assert rows_of(comparison)["Is it useful?"][1] == "not requested"
 
 
 def test_a_score_stands_with_its_interval(variant):

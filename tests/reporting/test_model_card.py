@@ -212,7 +212,7 @@ def test_it_names_no_person_and_no_place(told, evaluated):
 
 
 def test_why_a_part_was_not_judged_is_not_repeated_for_errors_name_places(told, monkeypatch):
-    with_reason = Verdict("Does it copy?", "not judged", "Why: prepared-mueller: too few.", "Rule.")
+    with_reason = Verdict("Does it copy?", "skipped", "Why: prepared-mueller: too few.", "Rule.")
     monkeypatch.setattr("slicebook.reporting.model_card.verdicts", lambda _: (with_reason,) * 4)
     assert "mueller" not in told()
 
@@ -232,7 +232,7 @@ def test_why_a_part_was_not_judged_is_not_repeated_for_errors_name_places(told, 
 def test_a_part_that_was_not_judged_is_said_to_be_so(name, title, told):
     text = told(**{name: None})
     assert part(text, title).strip() == "Not evaluated."
-    assert f"| {title} | not asked | Not evaluated. |" in text
+    assert f"| {title} | not requested | Not evaluated. |" in text
     assert f"- {title} Not evaluated." in part(text, "Caveats and recommendations")
 
 

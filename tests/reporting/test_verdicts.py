@@ -1,4 +1,4 @@
-"""The answers: each rule is what it says, and what was not judged is never a yes."""
+"""The answers: each rule is what it says, and what was not evaluated is never a yes."""
 
 import pytest
 
@@ -51,7 +51,7 @@ def test_four_questions_are_asked_in_the_order_people_ask(evaluated):
 )
 def test_what_was_not_judged_has_no_answer(variant, part, which):
     answers = verdicts(read_report(variant("report", **{part: None})))
-    assert [entry.answer == "not asked" for entry in answers] == [index == which for index in range(4)]
+    assert [entry.answer == "not requested" for entry in answers] == [index == which for index in range(4)]
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def test_few_patients_decide_nothing(variant, patients, wanted):
 def test_what_was_asked_for_and_could_not_be_judged_says_why(variant, which):
     name = PARTS[which]
     missing = verdicts(read_report(variant("report", **{name: None, "skipped": {name: "too few"}})))[which]
-    assert missing.answer == "not judged"
+    assert missing.answer == "skipped"
     assert "Reason: too few." in missing.finding
 
 

@@ -86,11 +86,11 @@ class CheckReport:
             ("intensity", f"{low:g} to {high:g}"),
             ("masks", str(self.masks)),
             ("label values", _listed(self.label_values) or "none"),
-            ("duplicates by content", str(len(self.duplicates))),
+            ("duplicate files", str(len(self.duplicates))),
             ("unreadable", str(len(self.unreadable))),
             ("cannot be used", str(len(self.misfits))),
             ("unmatched", str(len(self.unmatched))),
-            ("header text, maybe of the patient", _listed(self.header_fields) or "none"),
+            ("header text that may identify the patient", _listed(self.header_fields) or "none"),
         ]
         copies = [f"same voxels: {first_names(list(group))}" for group in self.duplicates]
         rows += [("series", f"{name}: {count} volumes") for name, count in self.series.items()]

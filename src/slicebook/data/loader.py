@@ -164,7 +164,7 @@ def explain_dead_worker() -> Iterator[None]:
         if "DataLoader worker" not in str(error):
             raise
         raise DataError(
-            f"a process that loads data ended ({str(error).splitlines()[0]}), often for want of memory; "
+            f"a process that loads data ended ({str(error).splitlines()[0]}), often because memory is full; "
             "use --workers 0, fewer workers or a smaller batch size"
         ) from error
 

@@ -241,7 +241,7 @@ class _Writer:
             return True
         if first.patient != source.patient:
             raise DataError(
-                f"{part.path}: the same voxels as {path}, of another patient, so the split could leak; "
+                f"{part.path}: the same voxels as {path}, of another patient; splits could overlap; "
                 "remove one of them, or give both to one patient by --patient-regex"
             )
         self.duplicates += 1

@@ -64,8 +64,8 @@ def _share_out(
         else:
             remedy = "or give --fractions 0.5 0.5 0 to train with these, --fractions 0 0 1 to test on them"
         raise DataError(
-            f"{many} cannot fill {wanted} splits: a patient is in one only; {f'{hint}; ' if hint else ''}"
-            f"add patients; {remedy}"
+            f"{many} cannot fill {wanted} splits: each patient is in one split only; "
+            f"{f'{hint}; ' if hint else ''}add patients; {remedy}"
         )
     counts = [max(int(patients * fraction), fraction > 0) for fraction in fractions]
     while sum(counts) != patients:

@@ -201,7 +201,9 @@ def _affine_of(path: Path, geometry: nib.Nifti1Header) -> Float64[np.ndarray, "4
     try:
         affine = np.array(geometry.get_best_affine(), dtype=np.float64)
     except (HeaderDataError, ValueError) as error:
-        raise DataError(f"{path}: its qform is not a rotation ({error}); mend it and save again") from error
+        raise DataError(
+            f"{path}: its qform is not a rotation ({error}); correct it and save again"
+        ) from error
     affine[:3] *= _MILLIMETRES.get(int(geometry["xyzt_units"]), 1.0)
     check_affine(path, affine)
     return affine

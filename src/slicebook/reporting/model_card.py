@@ -13,10 +13,10 @@ from slicebook.reporting.verdicts import MIN_PATIENTS, patient_group, verdicts
 
 CARD_NAME = "MODEL_CARD.md"
 CHANCE_AUC = 0.5
-MISSING = ("not asked", "not judged")
+MISSING = ("not requested", "skipped")
 REASONS = {
-    "not asked": "Not evaluated.",
-    "not judged": "Could not be evaluated.",
+    "not requested": "Not evaluated.",
+    "skipped": "Could not be evaluated.",
     "invalid": "The audit was not valid, so there is no verdict.",
     "measured": "Measured; too little data for a verdict.",
 }

@@ -24,7 +24,7 @@ PATIENT_GROUPS = {
     "test": "test patients (never used in training)",
 }
 
-Answer = Literal["yes", "partly", "no", "none found", "measured", "invalid", "not judged", "not asked"]
+Answer = Literal["yes", "partly", "no", "none found", "measured", "invalid", "skipped", "not requested"]
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class Verdict:
 
     Attributes:
         question: As a reader asks it.
-        answer: `measured` where there is too little data for a verdict; `not judged` where the part was
-            requested and failed; `not asked` where it was not requested.
+        answer: `measured` where there is too little data for a verdict; `skipped` if the part was
+            requested and could not be evaluated; `not requested` if it was not requested.
         finding: The numbers behind the answer.
         rule: What a yes requires.
     """
@@ -61,9 +61,9 @@ def patient_group(report: Evaluation) -> str:
 def _faithful(report: Evaluation) -> Verdict:
     question = "Is it faithful?"
     rule = (
-        "Yes if the foreground SSIM is above that of JPEG 2000 at the same bits, no if it is below, where "
-        "the 95 % interval of the difference by patient excludes 0; partly otherwise. Only measured on fewer "
-        f"than {MIN_PATIENTS} patients."
+        "Yes if the foreground SSIM is higher than that of JPEG 2000 at the same bits, no if it is lower, "
+        "partly if the 95 % interval of the difference, by patient, contains 0. Only measured, without a "
+        f"verdict, on fewer than {MIN_PATIENTS} patients."
     )
     reconstruction = report.reconstruction
     if reconstruction is None:
@@ -79,8 +79,8 @@ def _faithful(report: Evaluation) -> Verdict:
 
 def _missing(report: Evaluation, part: str, question: str, finding: str, rule: str) -> Verdict:
     if part in report.skipped:
-        return Verdict(question, "not judged", f"{finding} Reason: {report.skipped[part]}.", rule)
-    return Verdict(question, "not asked", finding, rule)
+        return Verdict(question, "skipped", f"{finding} Reason: {report.skipped[part]}.", rule)
+    return Verdict(question, "not requested", finding, rule)
 
 
 def _enough(report: Evaluation, patients: int) -> bool:
@@ -103,10 +103,11 @@ def _compared_with_codec(reconstruction: ReconstructionResult, enough: bool) -> 
 def _generates(report: Evaluation) -> Verdict:
     question = "Does it generate?"
     rule = (
-        "Yes if, for every feature set, the kernel distance is at most the 95th percentile of that between "
-        f"real patients and coverage is at least {MIN_COVERAGE:.0%} of theirs, and if pelvic masks satisfy "
-        f"the anatomy rules at no less than {MIN_ANATOMY:.0%} of the rate of real masks; partly if some of "
-        f"these hold. Only measured on fewer than {MIN_PATIENTS} patients."
+        "Yes if all of these hold: for every kind of features, the kernel distance is at most the 95th "
+        "percentile of the distances between groups of real patients; coverage is at least "
+        f"{MIN_COVERAGE:.0%} of that of real patients; masks of a pelvis satisfy the anatomy rules at least "
+        f"{MIN_ANATOMY:.0%} as often as real masks. Partly if some hold. Only measured, without a verdict, "
+        f"on fewer than {MIN_PATIENTS} patients."
     )
     generation = report.generation
     if generation is None:
@@ -171,8 +172,9 @@ def _useful(report: Evaluation) -> Verdict:
     question = "Is it useful?"
     rule = (
         f"Yes if a segmenter trained on samples alone reaches {MIN_DICE_RATIO:.0%} of the Dice of one "
-        f"trained on the training set, partly from half of that. Only measured if the latter is below "
-        f"{MIN_REFERENCE_DICE}, or on fewer than {MIN_PATIENTS} patients."
+        f"trained on the training set, partly if it reaches {MIN_DICE_RATIO / 2:.0%}. Only measured, without "
+        f"a verdict, if the latter has a Dice below {MIN_REFERENCE_DICE}, or on fewer than {MIN_PATIENTS} "
+        "patients."
     )
     downstream = report.downstream
     if downstream is None:

@@ -89,7 +89,7 @@ def find_dicom(discovered: DiscoveredFiles, options: SourceOptions) -> FolderSca
     if not sources and unmatched:
         names = [path.relative_to(folder).as_posix() for path in unmatched]
         raise DataError(
-            f"{folder}: --patient-regex {options.patient_regex!r} fits no file; {regex_advice(names)}"
+            f"{folder}: --patient-regex {options.patient_regex!r} matches no file; {regex_advice(names)}"
         )
     notes = _lone_slices(sources, folder) + _passed_over(skipped)
     return FolderScan(

@@ -47,7 +47,8 @@ def find_nifti(discovered: DiscoveredFiles, options: SourceOptions) -> FolderSca
             unmatched.append(names[name])
     if not sources and names:
         raise DataError(
-            f"{folder}: --patient-regex {options.patient_regex!r} fits no file; {regex_advice(list(names))}"
+            f"{folder}: --patient-regex {options.patient_regex!r} matches no file; "
+            f"{regex_advice(list(names))}"
         )
     if options.mask and not mask_of:
         raise DataError(

@@ -20,6 +20,23 @@ from slicebook.cli.options import (
     show,
 )
 
+Fractions = Annotated[
+    tuple[float, float, float] | None,
+    typer.Option(
+        metavar="TRAIN VALIDATION TEST",
+        help="Fractions of the patients in each split; they sum to 1. Default: the split that the layout "
+        "defines, otherwise 0.7 0.15 0.15.",
+    ),
+]
+
+ClassRegex = Annotated[
+    str | None,
+    typer.Option(
+        help="Regular expression with one group, searched in the path of each file below DATA. The text "
+        "of the group is the class of the slices. It is stored and must not identify a patient."
+    ),
+]
+
 
 def phantom(
     out: Annotated[Path, out_option("DIR", "New folder for the data set.")],
@@ -100,21 +117,8 @@ def prepare(
             help="Crop or pad slices around their centre to this size in pixels. Default: native size.",
         ),
     ] = None,
-    fractions: Annotated[
-        tuple[float, float, float] | None,
-        typer.Option(
-            metavar="TRAIN VALIDATION TEST",
-            help="Fractions of the patients in each split; they sum to 1. Default: the split that the layout "
-            "defines, otherwise 0.7 0.15 0.15.",
-        ),
-    ] = None,
-    class_regex: Annotated[
-        str | None,
-        typer.Option(
-            help="Regular expression with one group, searched in the path of each file below DATA. The text "
-            "of the group is the class of the slices. It is stored and must not identify a patient."
-        ),
-    ] = None,
+    fractions: Fractions = None,
+    class_regex: ClassRegex = None,
     seed: Seed = 42,
     as_json: Json = False,
 ) -> None:

@@ -28,39 +28,45 @@ from slicebook.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from slicebook.evaluation.report import Evaluation
 
+Parts = Annotated[
+    str | None,
+    typer.Option(
+        help="Parts to evaluate, separated by commas: reconstruction, generation, memorization (search "
+        "for copies of training slices), downstream (train a segmentation network on samples). All parts "
+        "but reconstruction need a prior. Default: all that the model allows."
+    ),
+]
+
+Codecs = Annotated[
+    bool | None,
+    typer.Option(
+        help="Compare with JPEG 2000 and JPEG XL at the same number of bits. Default: on if they are "
+        "installed (extra `codecs`)."
+    ),
+]
+
+Samples = Annotated[
+    int | None,
+    typer.Option(
+        "-n",
+        min=2,
+        help="Number of slices to generate. Default: the number of real slices in the split, but at "
+        "least 100 and at most 540.",
+    ),
+]
+
 
 def evaluate(
     model: Model,
     data: Prepared,
     out: Annotated[Path, out_option("DIR", "Folder for the report, tables and figures.")],
-    parts: Annotated[
-        str | None,
-        typer.Option(
-            help="Parts to evaluate, separated by commas: reconstruction, generation, memorization (search "
-            "for copies of training slices), downstream (train a segmentation network on samples). All parts "
-            "but reconstruction need a prior. Default: all that the model allows."
-        ),
-    ] = None,
+    parts: Parts = None,
     split: Annotated[
         Literal["train", "validation", "test"],
         typer.Option(help="Patients to evaluate on. Use test patients only once, for the final model."),
     ] = "test",
-    codecs: Annotated[
-        bool | None,
-        typer.Option(
-            help="Compare with JPEG 2000 and JPEG XL at the same number of bits. Default: on if they are "
-            "installed (extra `codecs`)."
-        ),
-    ] = None,
-    samples: Annotated[
-        int | None,
-        typer.Option(
-            "-n",
-            min=2,
-            help="Number of slices to generate. Default: the number of real slices in the split, but at "
-            "least 100 and at most 540.",
-        ),
-    ] = None,
+    codecs: Codecs = None,
+    samples: Samples = None,
     temperature: Temperature = 0.9,
     fine_temperature: FineTemperature = 0.8,
     top_p: TopP = 0.95,

@@ -25,51 +25,61 @@ from slicebook.cli.options import (
     show,
 )
 
+FirstSeed = Annotated[
+    int, typer.Option(min=0, help="Random seed of sample 0; sample i has the seed SEED + i.")
+]
+
+Position = Annotated[
+    float | None,
+    typer.Option(
+        help="Position of all slices in the volume, from 0 (first slice) to 1 (last slice). Default: a "
+        "random position for each slice."
+    ),
+]
+
+Class = Annotated[
+    str | None,
+    typer.Option(
+        "--class",
+        help="Class of all slices, if the prior was trained with classes. Default: no class is given.",
+    ),
+]
+
+Size = Annotated[
+    tuple[int, int] | None,
+    typer.Option(
+        metavar="ROWS COLUMNS",
+        help="Slice size in pixels; must occur in the training set. Default: its most frequent size.",
+    ),
+]
+
+RequireAudit = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="REPORT",
+        help="Folder of an evaluation of this model. Nothing is generated unless its memorization audit "
+        "is valid and found no copies. The audit is stored with the samples.",
+    ),
+]
+
 
 def generate(
     model: PriorModel,
     out: Annotated[Path, out_option("DIR", "New folder for the data set.")],
     count: Annotated[int, typer.Option("-n", min=1, help="Number of slices to generate.")] = 64,
-    seed: Annotated[
-        int, typer.Option(min=0, help="Random seed of sample 0; sample i has the seed SEED + i.")
-    ] = 0,
-    position: Annotated[
-        float | None,
-        typer.Option(
-            help="Position of all slices in the volume, from 0 (first slice) to 1 (last slice). Default: a "
-            "random position for each slice."
-        ),
-    ] = None,
-    group: Annotated[
-        str | None,
-        typer.Option(
-            "--class",
-            help="Class of all slices, if the prior was trained with classes. Default: no class is given.",
-        ),
-    ] = None,
+    seed: FirstSeed = 0,
+    position: Position = None,
+    group: Class = None,
     unconditional: Annotated[
         bool, typer.Option("--unconditional", help="Sample without the conditions (position and class).")
     ] = False,
-    size: Annotated[
-        tuple[int, int] | None,
-        typer.Option(
-            metavar="ROWS COLUMNS",
-            help="Slice size in pixels; must occur in the training set. Default: its most frequent size.",
-        ),
-    ] = None,
+    size: Size = None,
     temperature: Temperature = 0.9,
     fine_temperature: FineTemperature = 0.8,
     top_p: TopP = 0.95,
     guidance: Guidance = 0.0,
     noise: Noise = True,
-    require_audit: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="REPORT",
-            help="Folder of an evaluation of this model. Nothing is generated unless its memorization audit "
-            "is valid and found no copies. The audit is stored with the samples.",
-        ),
-    ] = None,
+    require_audit: RequireAudit = None,
     device: Device = "auto",
     precision: Precision = "auto",
     as_json: Json = False,
@@ -111,9 +121,7 @@ def inpaint(
     ],
     out: Annotated[Path, out_option("DIR", "Folder for the inpainted volumes.")],
     count: Annotated[int, typer.Option("-n", min=1, help="Number of inpainted volumes to generate.")] = 1,
-    seed: Annotated[
-        int, typer.Option(min=0, help="Random seed of sample 0; sample i has the seed SEED + i.")
-    ] = 0,
+    seed: FirstSeed = 0,
     temperature: Temperature = 0.9,
     fine_temperature: FineTemperature = 0.8,
     top_p: TopP = 0.95,

@@ -64,7 +64,7 @@ def run_demo(
     """
     began = time.perf_counter()
     out, seed = Path(out), recipe.training.seed
-    _claim(out, recipe)
+    _mark_folder(out, recipe)
     data, prepared, run = out / "phantom", out / "prepared", out / "run"
     held_out = out / "held-out.nii.gz"
 
@@ -93,7 +93,7 @@ def run_demo(
     return DemoSummary(out, training, reconstruction, generator, generation, evaluation, seconds)
 
 
-def _claim(out: Path, recipe: Recipe) -> None:
+def _mark_folder(out: Path, recipe: Recipe) -> None:
     """Create the file that marks a folder as this demo's, or check it."""
     mark = out / "demo.json"
     settings = {"slicebook_version": __version__, "recipe": recipe.model_dump(mode="json")}

@@ -106,10 +106,10 @@ def evaluate(
         progress=counter("sample"),
     )
     _finish(report, out, as_json)
-    _refuse_left_out(report, out, chosen or ())
+    _raise_if_skipped(report, out, chosen or ())
 
 
-def _refuse_left_out(report: "Evaluation", out: Path, parts: Sequence[str]) -> None:
+def _raise_if_skipped(report: "Evaluation", out: Path, parts: Sequence[str]) -> None:
     """Raise if a part that was asked for could not be evaluated."""
     reasons = [f"{part}: {report.skipped[part]}" for part in parts if part in report.skipped]
     if reasons:

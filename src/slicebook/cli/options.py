@@ -82,7 +82,9 @@ Mask = Annotated[
         "example `_t2=_prostate`. Other text is appended to the name, for example `_seg`."
     ),
 ]
-Recipe = Annotated[str, typer.Option(help="Recipe name (see the README) or path of a YAML file.")]
+Recipe = Annotated[
+    str, typer.Option(help="demo, compact, detail, generate or comp3710; or the path of a YAML file.")
+]
 TrainingSeed = Annotated[
     int | None, typer.Option(min=0, help="Random seed of the training. Default: the seed in the recipe.")
 ]
@@ -100,7 +102,7 @@ Precision = Annotated[
 Workers = Annotated[
     int, typer.Option(min=0, help="Number of processes that load data; 0 loads data in the main process.")
 ]
-Seed = Annotated[int, typer.Option(min=0, help="Random seed.")]
+Seed = Annotated[int, typer.Option(min=0, help="Random seed; the same seed gives the same result.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from slicebook.data.layouts.registry import find_sources, suspicions
+from slicebook.data.layouts.registry import find_sources, patient_warnings
 from slicebook.data.layouts.sources import EVERY_FILE, FolderScan, Source, SourceOptions, Unreadable
 from slicebook.data.reader import Misfit, Part, count_files, read_parts
 from slicebook.io.discovery import first_names
@@ -148,7 +148,7 @@ def check(
         misfits=tuple(bad.reason for bad in tally.misfits),
         unmatched=tuple(str(path) for path in scan.unmatched),
         series=_series_kinds(scan),
-        notes=(*scan.notes, *suspicions(scan), *tally.notes()),
+        notes=(*scan.notes, *patient_warnings(scan), *tally.notes()),
     )
 
 

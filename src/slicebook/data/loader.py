@@ -28,7 +28,7 @@ SHARED_MEMORY = Path("/dev/shm")
 LOADING_TIMEOUT = 300  # seconds to wait for a batch before the workers are considered dead
 
 
-def _expect_shared_memory(workers: int, batch_bytes: int) -> None:
+def _check_shared_memory(workers: int, batch_bytes: int) -> None:
     """Raise `DataError` if the batches of the workers do not fit into shared memory.
 
     Without this check, the workers would wait forever. A worker reads PREFETCHED batches ahead, and the
@@ -110,7 +110,7 @@ class SliceBatches:
         groups = list(by_shape.values())
         self._order = BatchOrder(groups, batch_size, shuffle, seed, rank, world_size)
         if workers:
-            _expect_shared_memory(workers, self._largest_batch(slices, what))
+            _check_shared_memory(workers, self._largest_batch(slices, what))
         self._loader: DataLoader[Batch] = DataLoader(
             _Reader(slices, what),
             sampler=cast("Sampler[Any]", self._order),

@@ -17,7 +17,12 @@ from typing import BinaryIO
 import numpy as np
 
 from slicebook.data.check import grouped
-from slicebook.data.layouts.registry import find_sources, refuse_guesses, shared_identifier_advice, suspicions
+from slicebook.data.layouts.registry import (
+    find_sources,
+    patient_warnings,
+    refuse_guesses,
+    shared_identifier_advice,
+)
 from slicebook.data.layouts.sources import EVERY_FILE, FolderScan, Source, SourceOptions, Unreadable, group_of
 from slicebook.data.manifest import (
     SCHEMA_VERSION,
@@ -323,7 +328,7 @@ class _Writer:
 
     def notes(self) -> tuple[str, ...]:
         """Return warnings about the data, one line each."""
-        lines = list(suspicions(self.scan))
+        lines = list(patient_warnings(self.scan))
         kinds = {source.kind for source in self.scan.sources}
         if len(kinds) > 1:
             lines.append(

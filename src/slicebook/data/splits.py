@@ -45,12 +45,12 @@ def assign_splits(
     if given:  # the test patients are given; the others are for training and validation
         shares = (shares[0] / (shares[0] + shares[1]), shares[1] / (shares[0] + shares[1]), 0.0)
     order = np.random.default_rng(seed).permutation(drawn).tolist()
-    counts = _share_out(len(order), shares, advice, has_own_split=bool(given))
+    counts = _allocate(len(order), shares, advice, has_own_split=bool(given))
     names = [split for split, count in zip(SPLITS, counts, strict=True) for _ in range(count)]
     return {**given, **dict(zip(order, names, strict=True))}
 
 
-def _share_out(
+def _allocate(
     patients: int, fractions: tuple[float, float, float], hint: str, *, has_own_split: bool
 ) -> list[int]:
     """Return three counts that sum to `patients`, proportional to the fractions; at least 1 if above 0."""

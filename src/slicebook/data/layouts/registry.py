@@ -98,7 +98,7 @@ def shared_identifier_advice(scan: FolderScan) -> str:
     )
 
 
-def suspicions(scan: FolderScan) -> tuple[str, ...]:
+def patient_warnings(scan: FolderScan) -> tuple[str, ...]:
     """Return warnings about the patients of a folder, one line each. They name files, not patients."""
     lines = [hint] if (hint := shared_identifier_advice(scan)) else []
     like: dict[str, dict[str, Source]] = defaultdict(dict)

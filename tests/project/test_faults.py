@@ -252,7 +252,7 @@ CASES = [
         "prepared-untested: its split 'test' holds no slice; prepare it again",
     ),
     ("evaluate run flat --out new", "flat: no dataset.json in it"),
-    ("demo --out occupied", "occupied: exists and is no demo; choose another --out"),
+    ("demo --out occupied", "occupied: exists and is not a demo; choose another --out"),
     ("demo --out new --recipe grand", "recipe 'grand' not found"),
     # priors
     ("reconstruct drawn/prior volume.nii.gz -o new", "holds a prior, wanted a tokenizer"),

@@ -60,7 +60,7 @@ def run_demo(
         say: Called with one line per step.
 
     Raises:
-        DataError: `out` holds something else, or a demo with other settings.
+        DataError: `out` is not empty and is not a demo, or is a demo with other settings.
     """
     began = time.perf_counter()
     out, seed = Path(out), recipe.training.seed
@@ -99,9 +99,9 @@ def _mark_folder(out: Path, recipe: Recipe) -> None:
     settings = {"slicebook_version": __version__, "recipe": recipe.model_dump(mode="json")}
     if mark.is_file():
         if json.loads(mark.read_text(encoding="utf-8")) != settings:
-            raise DataError(f"{out}: holds a demo of other settings; remove it or choose another --out")
+            raise DataError(f"{out}: contains a demo with other settings; remove it or choose another --out")
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise DataError(f"{out}: exists and is no demo; choose another --out")
+        raise DataError(f"{out}: exists and is not a demo; choose another --out")
     else:
         write_text(mark, json.dumps(settings, indent=2) + "\n")
 

@@ -110,7 +110,7 @@ def evaluate(
 
 
 def _raise_if_skipped(report: "Evaluation", out: Path, parts: Sequence[str]) -> None:
-    """Raise if a part that was asked for could not be evaluated."""
+    """Raise `DataError` if a requested part could not be evaluated."""
     reasons = [f"{part}: {report.skipped[part]}" for part in parts if part in report.skipped]
     if reasons:
         raise DataError(f"{out}: not all parts could be evaluated. {'; '.join(reasons)}")

@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status.
 
     Args:
-        arguments: Words after `slicebook`; those of this process by default.
+        arguments: Command-line arguments after `slicebook`. Default: those of this process.
 
     Returns:
         0 on success; 1 for an error that the user can fix, printed as one line on stderr; 2 for wrong usage.

@@ -40,10 +40,13 @@ def test_folders_of_one_name_are_told_apart_by_what_is_above_them(variant):
 def test_the_four_answers_stand_first(variant):
     comparison = compare_reports([variant("a"), variant("b", downstream=None)])
     assert [row[0] for row in comparison.table()[1:5]] == [
-        "Is it faithful?", "Does it generate?", "Does it copy patients?", "Is it useful?",
-    ]  # fmt: skip
+        "Are reconstructions accurate?",
+        "Are samples realistic?",
+        "Does it copy patients?",
+        "Are samples useful for training?",
+    ]
     assert rows_of(comparison)["Does it copy patients?"] == ("invalid", "invalid")
-    assert rows_of(comparison)["Is it useful?"][1] == "not requested"
+    assert rows_of(comparison)["Are samples useful for training?"][1] == "not requested"
 
 
 def test_a_score_stands_with_its_interval(variant):

@@ -66,7 +66,7 @@ def test_its_answers_are_those_of_the_page(whole, evaluated):
 
 def test_scores_stand_with_their_intervals_and_conventions(whole, evaluated):
     score = read_report(evaluated).reconstruction.scores["ssim_foreground"]
-    section = part(whole, "Is it faithful?")
+    section = part(whole, "Are reconstructions accurate?")
     assert f"| ssim_foreground | {score.in_words()} |" in section
     assert f"- ssim_foreground: {score.convention}" in section
 
@@ -81,7 +81,7 @@ def test_samples_stand_beside_real_patients_and_the_tokenizer_alone(told):
             generation__features__texture__samples__kernel_distance=beside,
             generation__features__texture__tokenizer_only__kernel_distance=beside | {"generated": 0.25},
         ),
-        "Does it generate?",
+        "Are samples realistic?",
     )
     assert "| texture: kernel distance | 0.3 [0.1, 0.5] | 0.75 | [0.5, 0.9] | 0.25 |" in section
 
@@ -91,11 +91,16 @@ def test_samples_stand_beside_real_patients_and_the_tokenizer_alone(told):
     [(True, "and added noise of mean level 0.031 on [-1, 1]."), (False, "and no added noise.")],
 )
 def test_the_card_says_whether_noise_was_added(told, noise, sentence):
-    assert sentence in part(told(sampling__noise=noise, sampling__noise_level=0.031), "Does it generate?")
+    assert sentence in part(
+        told(sampling__noise=noise, sampling__noise_level=0.031), "Are samples realistic?"
+    )
 
 
 def test_what_the_segmenter_learnt_stands_by_label(told):
-    section = part(told(downstream__generated__mean=0.5, downstream__training_set__mean=0.8), "Is it useful?")
+    section = part(
+        told(downstream__generated__mean=0.5, downstream__training_set__mean=0.8),
+        "Are samples useful for training?",
+    )
     assert "| mean | 0.5 | 0.8 |" in section
 
 
@@ -223,10 +228,10 @@ def test_why_a_part_was_not_judged_is_not_repeated_for_errors_name_places(told, 
 @pytest.mark.parametrize(
     ("name", "title"),
     [
-        ("reconstruction", "Is it faithful?"),
-        ("generation", "Does it generate?"),
+        ("reconstruction", "Are reconstructions accurate?"),
+        ("generation", "Are samples realistic?"),
         ("memorization", "Does it copy patients?"),
-        ("downstream", "Is it useful?"),
+        ("downstream", "Are samples useful for training?"),
     ],
 )
 def test_a_part_that_was_not_judged_is_said_to_be_so(name, title, told):

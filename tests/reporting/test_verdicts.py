@@ -6,7 +6,12 @@ from slicebook.evaluation.report import PARTS, Evaluation, read_report
 from slicebook.reporting.verdicts import verdicts
 
 FAITHFUL, GENERATES, COPIES, USEFUL = range(4)
-QUESTIONS = ["Is it faithful?", "Does it generate?", "Does it copy patients?", "Is it useful?"]
+QUESTIONS = [
+    "Are reconstructions accurate?",
+    "Are samples realistic?",
+    "Does it copy patients?",
+    "Are samples useful for training?",
+]
 
 
 ENOUGH = {"patients": 12, "generation__held_out_patients": 12}

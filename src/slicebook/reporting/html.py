@@ -155,7 +155,7 @@ def _reconstruction(reconstruction: ReconstructionResult, folder: Path) -> Secti
     )
     return Section(
         "reconstruction",
-        "Is it faithful?",
+        "Are reconstructions accurate?",
         f"Slices reconstructed from their tokens{', compared with ' * bool(codecs)}{codecs}. "
         f"{reconstruction.averaging}",
         [
@@ -177,7 +177,7 @@ def _generation(sampling: SamplingInfo, generation: GenerationResult, patients: 
     anatomy = tables.anatomy_rows(generation)
     return Section(
         "generation",
-        "Does it generate?",
+        "Are samples realistic?",
         f"{sampling.samples} samples of {sampling.rows}×{sampling.columns} pixels, compared with "
         f"{generation.held_out_slices} slices of {generation.held_out_patients} {patients}. The reference "
         "for each measure is the same measure between two disjoint groups of these patients. “Tokenizer "
@@ -228,7 +228,7 @@ def _memorization(audit: MemorizationResult, folder: Path, *, alone: bool) -> Se
 def _downstream(downstream: DownstreamResult, patients: str) -> Section:
     return Section(
         "downstream",
-        "Is it useful?",
+        "Are samples useful for training?",
         f"Dice on {patients} of a segmenter trained on {downstream.generated.pairs} samples, and of one "
         f"trained on {downstream.training_set.pairs} training slices, {downstream.steps} steps each.",
         [

@@ -1,4 +1,4 @@
-"""The verdicts of an evaluation: is it faithful, does it generate, does it copy patients, is it useful?
+"""The verdicts of an evaluation, on reconstruction, realism, copies of patients and downstream use.
 
 The rules are defined here only, so that the page, the model card and the comparison agree.
 """
@@ -47,7 +47,7 @@ class Verdict:
 
 def verdicts(report: Evaluation) -> tuple[Verdict, ...]:
     """Return the four verdicts of an evaluation."""
-    return (_faithful(report), _generates(report), _copies(report), _useful(report))
+    return (_accurate(report), _realistic(report), _copies(report), _useful(report))
 
 
 def patient_group(report: Evaluation) -> str:
@@ -58,8 +58,8 @@ def patient_group(report: Evaluation) -> str:
     return PATIENT_GROUPS[report.split]
 
 
-def _faithful(report: Evaluation) -> Verdict:
-    question = "Is it faithful?"
+def _accurate(report: Evaluation) -> Verdict:
+    question = "Are reconstructions accurate?"
     rule = (
         "Yes if the foreground SSIM is higher than that of JPEG 2000 at the same bits, no if it is lower, "
         "partly if the 95 % interval of the difference, by patient, contains 0. Only measured, without a "
@@ -100,8 +100,8 @@ def _compared_with_codec(reconstruction: ReconstructionResult, enough: bool) -> 
     return "yes" if low > 0 else "no" if high < 0 else "partly", finding
 
 
-def _generates(report: Evaluation) -> Verdict:
-    question = "Does it generate?"
+def _realistic(report: Evaluation) -> Verdict:
+    question = "Are samples realistic?"
     rule = (
         "Yes if all of these hold: for every kind of features, the kernel distance is at most the 95th "
         "percentile of the distances between groups of real patients; coverage is at least "
@@ -169,7 +169,7 @@ def _copies(report: Evaluation) -> Verdict:
 
 
 def _useful(report: Evaluation) -> Verdict:
-    question = "Is it useful?"
+    question = "Are samples useful for training?"
     rule = (
         f"Yes if a segmenter trained on samples alone reaches {MIN_DICE_RATIO:.0%} of the Dice of one "
         f"trained on the training set, partly if it reaches {MIN_DICE_RATIO / 2:.0%}. Only measured, without "

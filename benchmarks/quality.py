@@ -271,10 +271,10 @@ def _training(summary: TrainingSummary, loaded: LoadedTokenizer, data: PreparedD
 
 def _score(loaded: LoadedTokenizer, data: PreparedData, out: Path, *, with_codecs: bool) -> dict[str, Any]:
     """Return a report as plain values; what each score means stands once, at the head of the result."""
-    report = evaluate(loaded.path, data, out, parts=["fidelity"], codecs=with_codecs, seed=SEED)
+    report = evaluate(loaded.path, data, out, parts=["reconstruction"], codecs=with_codecs, seed=SEED)
     about = {"split", "patients", "slices", "blank_slices_skipped", "warnings"}
-    assert report.fidelity is not None
-    found = report.fidelity.model_dump(mode="json")
+    assert report.reconstruction is not None
+    found = report.reconstruction.model_dump(mode="json")
     for codec in (found["codecs"] or {}).values():
         codec["scores"], codec["advantage"] = _bare(codec["scores"]), _bare(codec["advantage"])
     return report.model_dump(mode="json", include=about) | found | {"scores": _bare(found["scores"])}

@@ -212,9 +212,9 @@ def test_prepare_splits_by_patient(prepared, capsys):
 
 
 def test_info_tells_a_models_recipe_and_origin(run, capsys):
-    found = answer(capsys, "info", run)
-    assert found["recipe"]["name"] == "tiny"
-    assert found["provenance"]["train_patients"] == 2
+    info = answer(capsys, "info", run)
+    assert info["recipe"]["name"] == "tiny"
+    assert info["provenance"]["train_patients"] == 2
 
 
 def test_training_again_goes_on_where_it_stopped(run, prepared, recipe, capsys):
@@ -234,7 +234,11 @@ def test_evaluate_scores_held_out_patients(run, prepared, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("parts", "parsed"),
-    [(None, None), ("audit", ["audit"]), ("fidelity, generation", ["fidelity", "generation"])],
+    [
+        (None, None),
+        ("memorization", ["memorization"]),
+        ("reconstruction, generation", ["reconstruction", "generation"]),
+    ],
 )
 def test_evaluate_takes_parts_between_commas(parts, parsed, run, prepared, tmp_path, monkeypatch):
     def refuse(*_, **how):
@@ -284,8 +288,8 @@ def test_generate_draws_so_many_samples_from_a_seed_on(trained, tmp_path, capsys
     line = ["generate", trained.run.parent, "-n", 2, "--seed", 5, "--size", 36, 64, "--device", "cpu"]
     summary = answer(capsys, *line, "--out", tmp_path / "out")
     assert (summary["samples"], summary["size"], summary["with_masks"]) == (2, [36, 64], True)
-    found = sorted(path.name for path in (tmp_path / "out" / "pictures").iterdir())
-    assert found == ["sample-000005.png", "sample-000006.png"]
+    names = sorted(path.name for path in (tmp_path / "out" / "pictures").iterdir())
+    assert names == ["sample-000005.png", "sample-000006.png"]
 
 
 def test_generate_hands_its_options_on(trained, tmp_path, capsys):
@@ -328,7 +332,7 @@ def test_the_demo_makes_everything_and_goes_on_when_repeated(recipe, tmp_path, m
     assert first["evaluation"]["patients"] == 2
     wanted = ("phantom", "prepared", "run/model.safetensors", "run/curves.png", "reconstruction", "table.txt")
     assert [name for name in (*wanted, "evaluation/report.html") if not (out / name).exists()] == []
-    parts = ("fidelity", "generation", "audit", "usefulness")
+    parts = ("reconstruction", "generation", "memorization", "downstream")
     assert first["evaluation"]["skipped"] == {}
     assert all(first["evaluation"][part] for part in parts)
     again = answer(capsys, "demo", "--out", out, "--recipe", recipe, "--device", "cpu")

@@ -74,12 +74,12 @@ def test_each_slice_comes_once_an_epoch_in_batches_of_one_shape(slices: SliceSet
 
 
 def test_the_order_depends_on_the_seed_and_the_epoch_alone(slices: SliceSet) -> None:
-    one, two = (SliceBatches(slices, 4, shuffle=True, seed=1) for _ in range(2))
+    first, second = (SliceBatches(slices, 4, shuffle=True, seed=1) for _ in range(2))
     torch.manual_seed(0)
     before = torch.get_rng_state()
-    assert order(one) == order(two) == order(one)
-    two.set_epoch(1)
-    assert order(one) != order(two)
+    assert order(first) == order(second) == order(first)
+    second.set_epoch(1)
+    assert order(first) != order(second)
     assert torch.equal(before, torch.get_rng_state())
 
 
@@ -91,7 +91,7 @@ def test_workers_bring_the_same_batches(slices: SliceSet) -> None:
 
 def test_ranks_take_equally_many_batches_and_together_all(slices: SliceSet) -> None:
     batches = [SliceBatches(slices, 4, shuffle=True, rank=rank, world_size=4) for rank in range(4)]
-    ranks = [order(one) for one in batches]
+    ranks = [order(rank_batches) for rank_batches in batches]
     assert [len(rank) for rank in ranks] == [2] * 4
     seen = [batch for rank in ranks for batch in rank]
     assert {i for batch in seen for i in batch} == set(range(21))
@@ -103,7 +103,7 @@ def test_ranks_take_equally_many_batches_and_together_all(slices: SliceSet) -> N
 def test_no_slice_of_a_rare_size_is_lost(batch_size: int, world_size: int) -> None:
     groups = [range(96), range(96, 101), range(101, 102)]
     orders = [BatchOrder(groups, batch_size, True, 1, rank, world_size) for rank in range(world_size)]
-    ranks = [list(one) for one in orders]
+    ranks = [list(rank_order) for rank_order in orders]
     assert {i for rank in ranks for batch in rank for i in batch} == set(range(102))
     assert len({len(rank) for rank in ranks}) == 1
     assert max(len(batch) for rank in ranks for batch in rank) <= batch_size
@@ -262,12 +262,14 @@ def test_gamma_and_gain_act_on_the_unit_range_and_clip() -> None:
 
 
 def test_draws_come_from_the_generator_and_one_setting_leaves_the_others_alone() -> None:
-    one = draw_augmentation(AugmentConfig(), 4, torch.Generator().manual_seed(3))
-    two = draw_augmentation(AugmentConfig(flip_probability=0, gamma=0), 4, torch.Generator().manual_seed(3))
-    assert torch.equal(one.angle, two.angle)
-    assert torch.equal(one.gain, two.gain)
-    assert not two.mirror.any()
-    assert (two.gamma == 1).all()
+    first = draw_augmentation(AugmentConfig(), 4, torch.Generator().manual_seed(3))
+    second = draw_augmentation(
+        AugmentConfig(flip_probability=0, gamma=0), 4, torch.Generator().manual_seed(3)
+    )
+    assert torch.equal(first.angle, second.angle)
+    assert torch.equal(first.gain, second.gain)
+    assert not second.mirror.any()
+    assert (second.gamma == 1).all()
 
 
 def test_draws_stay_within_their_settings() -> None:

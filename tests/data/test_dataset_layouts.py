@@ -102,14 +102,14 @@ def test_bids_pairs_masks_of_derivatives_and_knows_the_subject(tmp_path: Path) -
         touch(tmp_path, (derived + "sub-{0}_ses-1_space-MNI152_dseg.nii.gz").format(subject))
         touch(tmp_path, (derived + "sub-{0}_ses-1_desc-preproc_T2w.nii.gz").format(subject))
         touch(tmp_path, f"sub-{subject}/ses-1/func/sub-{subject}_ses-1_task-rest_bold.nii.gz")
-    found = find_sources(tmp_path)
-    assert (found.layout, found.patients) == ("bids", ("01", "02"))
-    assert {s.labels[0].name for s in found.sources if s.labels[0]} == {
+    scan = find_sources(tmp_path)
+    assert (scan.layout, scan.patients) == ("bids", ("01", "02"))
+    assert {s.labels[0].name for s in scan.sources if s.labels[0]} == {
         "sub-01_ses-1_desc-tumour_dseg.nii.gz",
         "sub-02_ses-1_desc-tumour_dseg.nii.gz",
     }
-    assert len(found.sources) == 2
-    assert any("2 bold: images over time" in note for note in found.notes)
+    assert len(scan.sources) == 2
+    assert any("2 bold: images over time" in note for note in scan.notes)
 
 
 def test_a_mask_that_fits_two_images_is_paired_once_the_series_is_chosen(tmp_path: Path) -> None:
@@ -143,20 +143,20 @@ def series(folder: Path, patient: str, uid: str = "", start: float = 0, **tags: 
     folder.mkdir(parents=True, exist_ok=True)
     uid = uid or generate_uid()
     for number in range(3):
-        one = pydicom.Dataset()
-        one.file_meta = FileMetaDataset()
-        one.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-        one.file_meta.MediaStorageSOPClassUID = one.SOPClassUID = MRImageStorage
-        one.file_meta.MediaStorageSOPInstanceUID = one.SOPInstanceUID = generate_uid()
-        one.PatientID, one.SeriesInstanceUID, one.Modality = patient, uid, "MR"
-        one.ImagePositionPatient, one.ImageOrientationPatient = [0, 0, start + 3 * number], [1, 0, 0, 0, 1, 0]
-        one.PixelSpacing, one.Rows, one.Columns = [0.5, 0.5], 4, 6
-        one.SamplesPerPixel, one.PhotometricInterpretation = 1, "MONOCHROME2"
-        one.BitsAllocated, one.BitsStored, one.HighBit, one.PixelRepresentation = 16, 16, 15, 0
-        one.PixelData = np.random.default_rng().integers(0, 999, (4, 6)).astype("<u2").tobytes()
+        ds = pydicom.Dataset()
+        ds.file_meta = FileMetaDataset()
+        ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        ds.file_meta.MediaStorageSOPClassUID = ds.SOPClassUID = MRImageStorage
+        ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID = generate_uid()
+        ds.PatientID, ds.SeriesInstanceUID, ds.Modality = patient, uid, "MR"
+        ds.ImagePositionPatient, ds.ImageOrientationPatient = [0, 0, start + 3 * number], [1, 0, 0, 0, 1, 0]
+        ds.PixelSpacing, ds.Rows, ds.Columns = [0.5, 0.5], 4, 6
+        ds.SamplesPerPixel, ds.PhotometricInterpretation = 1, "MONOCHROME2"
+        ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 16, 16, 15, 0
+        ds.PixelData = np.random.default_rng().integers(0, 999, (4, 6)).astype("<u2").tobytes()
         for name, value in tags.items():
-            setattr(one, name, value)
-        one.save_as(folder / f"{number}.dcm", enforce_file_format=True)
+            setattr(ds, name, value)
+        ds.save_as(folder / f"{number}.dcm", enforce_file_format=True)
 
 
 FOLDER = SourceOptions(patient_regex="^([^/]+)/")
@@ -165,9 +165,9 @@ FOLDER = SourceOptions(patient_regex="^([^/]+)/")
 def test_people_whose_anonymised_uids_coincide_are_parted_before_slices_are_stacked(tmp_path: Path) -> None:
     for person in range(6):
         series(tmp_path / f"s{person}", "ANON", f"1.2.{person // 2}", start=9 * (person % 2))
-    found = find_sources(tmp_path, FOLDER)
-    assert found.patients == tuple(f"s{person}" for person in range(6))
-    assert all(path.parent.name == source.patient for source in found.sources for path in source.images)
+    scan = find_sources(tmp_path, FOLDER)
+    assert scan.patients == tuple(f"s{person}" for person in range(6))
+    assert all(path.parent.name == source.patient for source in scan.sources for path in source.images)
 
 
 def test_one_patient_id_in_all_folders_is_said_with_advice_that_works(tmp_path: Path) -> None:

@@ -49,9 +49,9 @@ def test_a_patient_in_two_splits_is_refused_and_listed(tmp_path: Path) -> None:
 
 def test_what_fits_no_name_is_listed_and_not_passed_over_in_silence(tmp_path: Path) -> None:
     touch(tmp_path, "Case00_t2.nii.gz", "Case00_prostate.nii.gz", "Case01_prostate.nii.gz", "atlas.nii")
-    found = find_sources(tmp_path, SourceOptions(patient_regex=r"(Case\d+)_t2", mask="_t2=_prostate"))
-    assert [source.patient for source in found.sources] == ["Case00"]
-    assert [path.name for path in found.unmatched] == ["Case01_prostate.nii.gz", "atlas.nii"]
+    scan = find_sources(tmp_path, SourceOptions(patient_regex=r"(Case\d+)_t2", mask="_t2=_prostate"))
+    assert [source.patient for source in scan.sources] == ["Case00"]
+    assert [path.name for path in scan.unmatched] == ["Case01_prostate.nii.gz", "atlas.nii"]
 
 
 def test_a_hipmri_mask_without_a_slice_is_unmatched_and_one_with_a_slice_is_not(tmp_path: Path) -> None:
@@ -82,9 +82,9 @@ def test_the_patient_may_be_a_folder(tmp_path: Path) -> None:
 def test_without_a_regex_the_patient_is_not_guessed_and_the_error_shows_names_and_an_example(
     tmp_path: Path,
 ) -> None:
-    found = find_sources(touch(tmp_path, "Case00_t2.nii.gz", "Case01_t2.nii.gz"))
+    scan = find_sources(touch(tmp_path, "Case00_t2.nii.gz", "Case01_t2.nii.gz"))
     with pytest.raises(DataError, match=r"Case00_t2\.nii\.gz.*--patient-regex '\(Case"):
-        refuse_guesses(tmp_path, found)
+        refuse_guesses(tmp_path, scan)
 
 
 @pytest.mark.parametrize("pattern", ["Case", "(C)(a)", "(C"])
@@ -94,7 +94,7 @@ def test_a_regex_without_exactly_one_group_is_refused(tmp_path: Path, pattern: s
 
 
 def test_a_regex_that_fits_no_file_shows_file_names(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"fits no file.*Case00\.nii"):
+    with pytest.raises(DataError, match=r"matches no file.*Case00\.nii"):
         find_sources(touch(tmp_path, "Case00.nii"), SourceOptions(patient_regex="(subject)"))
 
 

@@ -147,18 +147,18 @@ def save_series(folder: Path, patient: str, plane: str) -> None:
     row, column = np.reshape(ORIENTATION[plane], (2, 3))
     series = generate_uid()
     for number in range(3):
-        one = pydicom.Dataset()
-        one.file_meta = FileMetaDataset()
-        one.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-        one.file_meta.MediaStorageSOPClassUID = one.SOPClassUID = MRImageStorage
-        one.file_meta.MediaStorageSOPInstanceUID = one.SOPInstanceUID = generate_uid()
-        one.PatientID, one.PatientName, one.SeriesInstanceUID = patient, "Doe^Jane", series
-        one.ImagePositionPatient = (np.cross(row, column) * 3 * number).tolist()
-        one.ImageOrientationPatient, one.PixelSpacing = ORIENTATION[plane], [0.5, 0.5]
-        one.Rows, one.Columns, one.SamplesPerPixel, one.PhotometricInterpretation = 4, 6, 1, "MONOCHROME2"
-        one.BitsAllocated, one.BitsStored, one.HighBit, one.PixelRepresentation = 16, 16, 15, 0
-        one.PixelData = np.random.default_rng().integers(0, 999, (4, 6)).astype("<u2").tobytes()
-        one.save_as(folder / f"{plane}{number}.dcm", enforce_file_format=True)
+        ds = pydicom.Dataset()
+        ds.file_meta = FileMetaDataset()
+        ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        ds.file_meta.MediaStorageSOPClassUID = ds.SOPClassUID = MRImageStorage
+        ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID = generate_uid()
+        ds.PatientID, ds.PatientName, ds.SeriesInstanceUID = patient, "Doe^Jane", series
+        ds.ImagePositionPatient = (np.cross(row, column) * 3 * number).tolist()
+        ds.ImageOrientationPatient, ds.PixelSpacing = ORIENTATION[plane], [0.5, 0.5]
+        ds.Rows, ds.Columns, ds.SamplesPerPixel, ds.PhotometricInterpretation = 4, 6, 1, "MONOCHROME2"
+        ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 16, 16, 15, 0
+        ds.PixelData = np.random.default_rng().integers(0, 999, (4, 6)).astype("<u2").tobytes()
+        ds.save_as(folder / f"{plane}{number}.dcm", enforce_file_format=True)
 
 
 def test_dicom_series_are_chosen_by_plane_and_not_guessed(tmp_path: Path) -> None:
@@ -253,8 +253,8 @@ def test_a_prepared_folder_is_replaced_and_a_folder_of_other_files_is_not(tmp_pa
 
 def test_preparing_twice_gives_the_same_bytes(tmp_path: Path) -> None:
     data = volumes(tmp_path / "in", 4)
-    one, two = prepare(data, tmp_path / "a", WHOSE), prepare(data, tmp_path / "b", WHOSE)
-    assert one.info == two.info
+    first, second = prepare(data, tmp_path / "a", WHOSE), prepare(data, tmp_path / "b", WHOSE)
+    assert first.info == second.info
     for name in ("manifest.csv", "images.f32"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 

@@ -166,7 +166,7 @@ def test_patients_count_once_and_slices_once_both_named(whole):
         ("patient-0005", "2"),
     ]
     for name in CONVENTIONS:
-        summary = report.fidelity.scores[name]
+        summary = report.reconstruction.scores[name]
         assert summary.mean_of_slices == pytest.approx(np.mean([float(row[name]) for row in slices]))
         assert summary.mean_of_patients == pytest.approx(np.mean([float(row[name]) for row in patients]))
         assert summary.interval[0] <= summary.mean_of_patients <= summary.interval[1]
@@ -177,18 +177,20 @@ def test_bits_are_over_native_pixels_not_padded_ones(whole):
     report, _, _ = whole
     # Stride 8: 24×40 has 6×10 and 3×5 tokens; 20×36 is padded to the same ones, over fewer pixels.
     bits = 60 * math.log2(16) + 15 * math.log2(8)
-    assert report.fidelity.bits_per_pixel.lowest == pytest.approx(bits / (24 * 40))
-    assert report.fidelity.bits_per_pixel.highest == pytest.approx(bits / (20 * 36))
-    assert report.fidelity.bits_per_pixel.mean_of_slices == pytest.approx((5 * bits / 960 + bits / 720) / 6)
+    assert report.reconstruction.bits_per_pixel.lowest == pytest.approx(bits / (24 * 40))
+    assert report.reconstruction.bits_per_pixel.highest == pytest.approx(bits / (20 * 36))
+    assert report.reconstruction.bits_per_pixel.mean_of_slices == pytest.approx(
+        (5 * bits / 960 + bits / 720) / 6
+    )
 
 
 def test_usage_counts_the_tokens_that_were_evaluated(whole):
     report, _, _ = whole
-    assert [(use.level, use.codebook_size, use.tokens) for use in report.fidelity.levels] == [
+    assert [(use.level, use.codebook_size, use.tokens) for use in report.reconstruction.levels] == [
         (0, 16, 360),
         (1, 8, 90),
     ]
-    for use in report.fidelity.levels:
+    for use in report.reconstruction.levels:
         assert use.usage == use.codes_in_use / use.codebook_size
         assert 1 <= use.perplexity <= use.codes_in_use + 1e-9
 
@@ -205,7 +207,7 @@ def test_no_score_depends_on_the_batch_size(tmp_path, whole, undrawn):
     one = evaluate_reconstruction(loaded.tokenizer, data.split("test"), tmp_path, batch_size=1)
     for name in CONVENTIONS:
         assert one.scores[name].mean_of_slices == pytest.approx(
-            many.fidelity.scores[name].mean_of_slices, abs=1e-5
+            many.reconstruction.scores[name].mean_of_slices, abs=1e-5
         )
 
 
@@ -228,7 +230,7 @@ def test_validation_patients_and_other_data_sets_are_said_to_be_what_they_are(tm
 
 def test_one_patient_has_no_interval_and_a_note(tmp_path, data, undrawn):
     report = evaluate(model(tmp_path / "model"), data, tmp_path, split="validation")
-    assert report.fidelity.scores["ssim_whole"].interval is None
+    assert report.reconstruction.scores["ssim_whole"].interval is None
     assert any("One patient: there is no interval" in warning for warning in report.warnings)
     assert "[" not in report.table()[2][1]
 
@@ -261,9 +263,9 @@ def test_an_empty_split_is_refused(tmp_path):
 def test_the_same_seed_gives_the_same_report(tmp_path, whole, undrawn):
     first, _, data = whole
     same, other = (evaluate(model(tmp_path / "model"), data, tmp_path, seed=seed) for seed in (42, 43))
-    assert first.fidelity.scores == same.fidelity.scores
+    assert first.reconstruction.scores == same.reconstruction.scores
     assert (same.provenance["seed"], other.provenance["seed"]) == (42, 43)
-    assert other.fidelity.averaging.endswith("seed 43.")
+    assert other.reconstruction.averaging.endswith("seed 43.")
 
 
 def test_provenance_names_model_data_versions_and_machine(whole):
@@ -278,7 +280,7 @@ def test_provenance_names_model_data_versions_and_machine(whole):
 def test_codecs_code_the_same_slices_at_the_tokenizers_bits(tmp_path, data, undrawn):
     report = evaluate(model(tmp_path / "model"), data, tmp_path, codecs=True)
     for name in ("jpeg2000", "jpegxl"):
-        codec, rows = report.fidelity.codecs[name], rows_of(tmp_path / "slices.csv")
+        codec, rows = report.reconstruction.codecs[name], rows_of(tmp_path / "slices.csv")
         over = sum(float(row[f"{name}_bits"]) > 1.01 * float(row["bits"]) for row in rows)
         assert codec.slices_over_budget == over
         assert any(warning.startswith(codec.title) for warning in report.warnings) == (over > 0)
@@ -286,7 +288,7 @@ def test_codecs_code_the_same_slices_at_the_tokenizers_bits(tmp_path, data, undr
             np.mean([float(row[f"{name}_bits_per_pixel"]) for row in rows])
         )
         gain = codec.advantage["mae_whole"].mean_of_slices
-        ours, theirs = (report.fidelity.scores["mae_whole"], codec.scores["mae_whole"])
+        ours, theirs = (report.reconstruction.scores["mae_whole"], codec.scores["mae_whole"])
         assert gain == pytest.approx(ours.mean_of_slices - theirs.mean_of_slices)
         assert codec.library_version
     assert report.table()[0] == ("mean of patients", "tokenizer", "JPEG 2000", "JPEG XL")
@@ -294,7 +296,7 @@ def test_codecs_code_the_same_slices_at_the_tokenizers_bits(tmp_path, data, undr
 
 
 def test_without_codecs_none_are_reported(whole):
-    assert whole[0].fidelity.codecs is None
+    assert whole[0].reconstruction.codecs is None
 
 
 def test_missing_codecs_are_said_before_any_work(tmp_path, data, monkeypatch):
@@ -390,7 +392,7 @@ def test_a_number_that_is_not_finite_is_a_part_left_out(tmp_path, trained, monke
 
     monkeypatch.setattr("slicebook.evaluation.evaluate.evaluate_reconstruction", broken)
     data = write_prepared(tmp_path / "prepared")
-    with pytest.raises(DataError, match="fidelity: a measured value is not finite"):
+    with pytest.raises(DataError, match="reconstruction: a measured value is not finite"):
         evaluate(model(tmp_path / "model"), data, tmp_path / "out", codecs=False)
     assert not (tmp_path / "out").exists()
 
@@ -404,15 +406,15 @@ def odd(data):
 def test_reasons_name_no_folder(tmp_path, trained):
     data = odd(PreparedData.open(trained.data))
     found = evaluate(trained.run, data, tmp_path / "out", samples=2, steps=1, codecs=False)
-    assert set(found.skipped) == {"generation", "usefulness"}
+    assert set(found.skipped) == {"generation", "downstream"}
     assert found.skipped["generation"].startswith("DATA: its split 'test' holds no slice of")
     assert str(trained.data) not in (tmp_path / "out" / "report.json").read_text()
 
 
 def test_an_audit_alone_needs_no_test_slice_of_the_size(tmp_path, trained):
     data = odd(PreparedData.open(trained.data))
-    found = evaluate(trained.run, data, tmp_path / "out", parts=("audit",), samples=2, steps=1)
-    assert found.audit is not None
+    found = evaluate(trained.run, data, tmp_path / "out", parts=("memorization",), samples=2, steps=1)
+    assert found.memorization is not None
     assert found.skipped == {}
 
 
@@ -425,10 +427,10 @@ def test_a_prior_is_not_judged_beside_slices_prepared_otherwise(tmp_path, traine
 def test_a_prior_by_itself_is_judged_by_all_but_fidelity(tmp_path, trained):
     data = PreparedData.open(trained.data)
     found = evaluate(trained.run / "prior", data, tmp_path / "out", samples=2, steps=1)
-    assert found.fidelity is None
-    assert found.audit is not None
-    assert found.usefulness is not None
+    assert found.reconstruction is None
+    assert found.memorization is not None
+    assert found.downstream is not None
     assert found.provenance["model"] is None
     assert found.provenance["prior"]["kind"] == "prior"
     with pytest.raises(CheckpointError, match="holds a prior, wanted a tokenizer"):
-        evaluate(trained.run / "prior", data, tmp_path / "out", parts=("fidelity",))
+        evaluate(trained.run / "prior", data, tmp_path / "out", parts=("reconstruction",))

@@ -39,7 +39,7 @@ def of_copies(loaded, data, tmp_path_factory):
     side = samples(SliceCollection(images, None, ("",) * len(slices), ((1.0, 1.0),) * len(slices)))
     images = side.images.clone()
     images[::2] = images[::2].flip(-1)
-    out = tmp_path_factory.mktemp("audit")
+    out = tmp_path_factory.mktemp("memorization")
     return evaluate_memorization(loaded, data, dataclasses.replace(side, images=images), seed=0, out=out), out
 
 

@@ -82,18 +82,18 @@ def test_series_are_split_by_uid_orientation_shape_and_patient(tmp_path):
             slice_of(pixels_of(0), (0, 0, 0), series="1.3", orientation=orientation), tmp_path / f"{name}.dcm"
         )
     save(slice_of(pixels_of(0, shape=(6, 6)), (0, 0, 9), series="1.1"), tmp_path / "wide.dcm")
-    found = find_dicom_series(tmp_path)
-    assert sorted(series.frames for series in found) == [1, 1, 1, 3, 3, 3]
-    assert {series.patient_id for series in found} == {"SECRET-ID", "OTHER"}
+    all_series = find_dicom_series(tmp_path)
+    assert sorted(series.frames for series in all_series) == [1, 1, 1, 3, 3, 3]
+    assert {series.patient_id for series in all_series} == {"SECRET-ID", "OTHER"}
 
 
 def test_repeated_acquisitions_of_a_series_are_volumes_of_their_own(tmp_path):
     stack(tmp_path / "first", AcquisitionNumber=1)
     stack(tmp_path / "again", AcquisitionNumber=2)
-    found = find_dicom_series(tmp_path)
-    assert [(series.acquisition, series.frames) for series in found] == [(1, 3), (2, 3)]
+    all_series = find_dicom_series(tmp_path)
+    assert [(series.acquisition, series.frames) for series in all_series] == [(1, 3), (2, 3)]
     with pytest.raises(DataError, match="2 stacks"):
-        read_dicom_series([file for series in found for file in series.files])
+        read_dicom_series([file for series in all_series for file in series.files])
 
 
 def test_stations_that_overlap_are_volumes_of_their_own(tmp_path):
@@ -225,8 +225,10 @@ def test_other_files_are_passed_over_and_damaged_ones_reported(tmp_path):
     broken = tmp_path / "broken.dcm"
     broken.write_bytes(b"nothing")
     reported = []
-    found = find_dicom_series(tmp_path, unreadable=lambda path, error: reported.append((path, str(error))))
-    assert len(found) == 1
+    all_series = find_dicom_series(
+        tmp_path, unreadable=lambda path, error: reported.append((path, str(error)))
+    )
+    assert len(all_series) == 1
     assert [path for path, _ in reported] == [broken]
     assert str(broken) in reported[0][1]
     with pytest.raises(DataError, match=r"broken\.dcm"):
@@ -252,12 +254,12 @@ def test_files_are_parted_by_the_patient_that_the_caller_names_before_they_are_s
     stack(tmp_path / "p2", heights=(9, 12, 15))
     stack(tmp_path / "other", heights=(18,))
     skipped = []
-    found = find_dicom_series(
+    all_series = find_dicom_series(
         tmp_path,
         patient_of=lambda path: path.parent.name if path.parent.name != "other" else None,
         skipped=lambda path, reason: skipped.append((path.name, reason)),
     )
-    assert [(series.patient_id, series.frames) for series in found] == [("p1", 3), ("p2", 3)]
+    assert [(series.patient_id, series.frames) for series in all_series] == [("p1", 3), ("p2", 3)]
     assert skipped == [("0.dcm", "no patient")]
 
 

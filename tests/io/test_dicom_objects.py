@@ -26,12 +26,12 @@ STORAGE = "1.2.840.10008.5.1.4.1.1."
 def search(folder):
     """Return the series, the reasons of files passed over, and the unreadable files' reasons."""
     skipped, unreadable = {}, {}
-    found = find_dicom_series(
+    all_series = find_dicom_series(
         folder,
         unreadable=lambda path, error: unreadable.update({path.name: str(error)}),
         skipped=lambda path, reason: skipped.update({path.name: reason}),
     )
-    return found, skipped, unreadable
+    return all_series, skipped, unreadable
 
 
 def directory():
@@ -67,8 +67,8 @@ def directory():
 def test_a_file_that_is_no_slice_is_passed_over_with_its_reason(tmp_path, tags, reason):
     stack(tmp_path)
     save(slice_of(pixels_of(9), (0, 0, 0), series="9.9", **tags), tmp_path / "other")
-    found, skipped, unreadable = search(tmp_path)
-    assert [series.frames for series in found] == [3]
+    all_series, skipped, unreadable = search(tmp_path)
+    assert [series.frames for series in all_series] == [3]
     assert (skipped, unreadable) == ({"other": reason}, {})
 
 
@@ -77,8 +77,8 @@ def test_a_directory_a_twin_of_a_mac_and_a_broken_link_are_passed_over(tmp_path)
     save(directory(), tmp_path / "DICOMDIR")
     (tmp_path / "._0.dcm").write_bytes(bytes.fromhex("00051607000200004d6163204f532058") + bytes(200))
     (tmp_path / "7.dcm").symlink_to(tmp_path / "absent.dcm")
-    found, skipped, unreadable = search(tmp_path)
-    assert len(found) == 1
+    all_series, skipped, unreadable = search(tmp_path)
+    assert len(all_series) == 1
     assert skipped == {"DICOMDIR": "DICOMDIR", "._0.dcm": "AppleDouble", "7.dcm": "broken link"}
     assert not unreadable
 
@@ -100,8 +100,8 @@ def test_a_capture_with_a_place_in_the_patient_is_a_slice(tmp_path):
 @pytest.mark.parametrize("tags", [{"Rows": None}, {"PixelData": None}])
 def test_an_image_without_rows_or_pixels_is_damaged_and_not_passed_over(tmp_path, tags):
     save(slice_of(pixels_of(0), (0, 0, 0), **tags), tmp_path / "a.dcm")
-    found, skipped, unreadable = search(tmp_path)
-    assert (found, skipped, list(unreadable)) == ([], {}, ["a.dcm"])
+    all_series, skipped, unreadable = search(tmp_path)
+    assert (all_series, skipped, list(unreadable)) == ([], {}, ["a.dcm"])
 
 
 @pytest.mark.parametrize("suffix", ["", ".dcm"])

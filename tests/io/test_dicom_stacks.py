@@ -33,13 +33,13 @@ def twice(folder, keyword, values, **tags):
 )
 def test_slices_at_one_position_are_parted_by_what_their_headers_tell(tmp_path, keyword, values, parts):
     twice(tmp_path, keyword, values)
-    found = find_dicom_series(tmp_path)
-    assert [series.frames for series in found] == [3, 3]
-    assert len({series.key for series in found}) == 2
+    all_series = find_dicom_series(tmp_path)
+    assert [series.frames for series in all_series] == [3, 3]
+    assert len({series.key for series in all_series}) == 2
     if parts is not None:
-        assert tuple(series.parts[0] for series in found) == parts
-    assert_array_equal(read_dicom_series(found[1]).array[:, :, 2], pixels_of(12).T)
-    assert not any("Secret" in series.label or "SECRET" in series.label for series in found)
+        assert tuple(series.parts[0] for series in all_series) == parts
+    assert_array_equal(read_dicom_series(all_series[1]).array[:, :, 2], pixels_of(12).T)
+    assert not any("Secret" in series.label or "SECRET" in series.label for series in all_series)
 
 
 @pytest.mark.parametrize(
@@ -92,17 +92,20 @@ def test_a_change_of_thickness_makes_two_volumes(tmp_path):
         thickness = 4 if k < 4 else 7
         dataset = slice_of(pixels_of(k), (0, 0, height), AcquisitionNumber=k, SliceThickness=thickness)
         save(dataset, tmp_path / f"{k}.dcm")
-    found = find_dicom_series(tmp_path)
-    assert sorted(series.frames for series in found) == [3, 4]
-    assert {read_dicom_series(series).spacing[2] for series in found} == {4, 7}
+    all_series = find_dicom_series(tmp_path)
+    assert sorted(series.frames for series in all_series) == [3, 4]
+    assert {read_dicom_series(series).spacing[2] for series in all_series} == {4, 7}
 
 
 def test_the_same_place_in_two_folders_is_never_one_stack(tmp_path):
     stack(tmp_path / "person1", PatientID="ANON")
     stack(tmp_path / "person2", PatientID="ANON")
-    found = find_dicom_series(tmp_path)
-    assert [{file.parent.name for file in series.files} for series in found] == [{"person1"}, {"person2"}]
-    for series in found:
+    all_series = find_dicom_series(tmp_path)
+    assert [{file.parent.name for file in series.files} for series in all_series] == [
+        {"person1"},
+        {"person2"},
+    ]
+    for series in all_series:
         read_dicom_series(series)
 
 
@@ -110,8 +113,8 @@ def test_a_named_patient_keeps_even_slices_of_shared_uids_apart_and_readable(tmp
     stack(tmp_path / "p1", heights=(0, 3, 6))
     for k in range(3):  # the identifiers in one patient's own files differ
         save(slice_of(pixels_of(k), (0, 0, 9 + 3 * k), PatientID=f"X{k}"), tmp_path / "p2" / f"{k}.dcm")
-    found = find_dicom_series(tmp_path, patient_of=lambda path: path.parent.name)
-    assert [(series.patient_id, read_dicom_series(series).array.shape[2]) for series in found] == [
+    all_series = find_dicom_series(tmp_path, patient_of=lambda path: path.parent.name)
+    assert [(series.patient_id, read_dicom_series(series).array.shape[2]) for series in all_series] == [
         ("p1", 3),
         ("p2", 3),
     ]
@@ -163,19 +166,19 @@ def _item(group, sequence, **values):
 )
 def test_frames_of_an_enhanced_file_are_parted_as_slices_are(tmp_path, traits):
     save(enhanced_frames(traits), tmp_path / "enhanced.dcm")
-    found = find_dicom_series(tmp_path)
-    assert [(series.frames, series.frame_numbers) for series in found] == [
+    all_series = find_dicom_series(tmp_path)
+    assert [(series.frames, series.frame_numbers) for series in all_series] == [
         (3, ((0, 1, 2),)),
         (3, ((3, 4, 5),)),
     ]
-    second = read_dicom_series(found[1])
+    second = read_dicom_series(all_series[1])
     assert_array_equal(second.array[:, :, 1], 5 * pixels_of(4).T.astype(np.float32))
 
 
 def test_frames_of_two_orientations_are_two_volumes(tmp_path):
     save(enhanced_frames(lambda *_: None, (AXIAL, CORONAL)), tmp_path / "enhanced.dcm")
-    found = find_dicom_series(tmp_path)
-    assert sorted(series.plane for series in found) == ["axial", "coronal"]
+    all_series = find_dicom_series(tmp_path)
+    assert sorted(series.plane for series in all_series) == ["axial", "coronal"]
 
 
 def test_frames_that_nothing_parts_are_named(tmp_path):

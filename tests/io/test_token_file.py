@@ -40,14 +40,14 @@ def refuse(path, message="is not a complete token file"):
 def test_tokens_come_back_bit_for_bit(changes, tmp_path):
     wanted = tokens_of(**changes)
     wanted.write(tmp_path / "new" / "a.safetensors")
-    found = TokenFile.read(tmp_path / "new" / "a.safetensors")
+    tokens = TokenFile.read(tmp_path / "new" / "a.safetensors")
     for level in range(2):
-        assert found.tokens[level].dtype == np.uint16
-        np.testing.assert_array_equal(found.tokens[level], wanted.tokens[level])
-    assert found.affine.tobytes() == wanted.affine.tobytes()
+        assert tokens.tokens[level].dtype == np.uint16
+        np.testing.assert_array_equal(tokens.tokens[level], wanted.tokens[level])
+    assert tokens.affine.tobytes() == wanted.affine.tobytes()
     for name in ("size", "codebook_hash", "low", "high", "axes", "flips", "shape_on_disk", "geometry"):
-        assert getattr(found, name) == getattr(wanted, name)
-    header = found.header()
+        assert getattr(tokens, name) == getattr(wanted, name)
+    header = tokens.header()
     assert (b"" if header is None else header.binaryblock) == wanted.geometry
 
 
@@ -115,13 +115,13 @@ def test_a_flipped_byte_is_refused_or_means_nothing(path):
     for at in range(0, len(whole), 3):
         path.write_bytes(whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :])
         try:
-            found = TokenFile.read(path)
+            tokens = TokenFile.read(path)
         except DataError:
             refused += 1
         else:  # white space that fills up the header
             for level in range(2):
-                np.testing.assert_array_equal(found.tokens[level], wanted.tokens[level])
-            assert found.affine.tobytes() == wanted.affine.tobytes()
+                np.testing.assert_array_equal(tokens.tokens[level], wanted.tokens[level])
+            assert tokens.affine.tobytes() == wanted.affine.tobytes()
     assert refused > len(whole) / 3 / 2
 
 

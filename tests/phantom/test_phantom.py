@@ -135,9 +135,9 @@ def test_the_affine_puts_the_middle_of_the_field_at_the_origin():
 
 def test_coverage_of_a_circle_is_its_area_and_stays_in_the_image():
     circle = spline(24, 480) @ ellipse(20.0, 15.0, 9.3, 9.3)
-    found = coverage(circle, (40, 32))
-    assert found is not None
-    window, cover = found
+    covered = coverage(circle, (40, 32))
+    assert covered is not None
+    window, cover = covered
     assert cover.sum() == pytest.approx(np.pi * 9.3**2, rel=2e-3)
     assert cover[9, 9] == 1
     whole = np.zeros((40, 32), np.float32)
@@ -182,7 +182,7 @@ def test_hipmri_files_have_the_names_pairs_and_oddities_of_the_study(tmp_path):
     )
     assert seen == [(done, 8) for done in range(1, 9)]
     assert not list(tmp_path.rglob("*.partial"))
-    found = {}
+    shapes = {}
     for split, cases in (("train", (4, 5)), ("validate", (6,)), ("test", (7,))):
         images = sorted((tmp_path / f"keras_slices_{split}").iterdir())
         expected = [
@@ -194,10 +194,10 @@ def test_hipmri_files_have_the_names_pairs_and_oddities_of_the_study(tmp_path):
             image, labels = nib.nifti1.load(path), nib.nifti1.load(mask)
             assert image.shape == labels.shape
             assert labels.get_data_dtype() == np.uint8
-            found[path.name] = image.shape
-    assert found["case_005_week_0_slice_0.nii.gz"][:2] == (64, 36)
-    assert {shape[:2] for name, shape in found.items() if "case_005_week_0" not in name} == {(64, 32)}
-    assert {shape[2:] for shape in found.values()} == {(), (1,)}
+            shapes[path.name] = image.shape
+    assert shapes["case_005_week_0_slice_0.nii.gz"][:2] == (64, 36)
+    assert {shape[:2] for name, shape in shapes.items() if "case_005_week_0" not in name} == {(64, 32)}
+    assert {shape[2:] for shape in shapes.values()} == {(), (1,)}
 
 
 def test_a_hipmri_slice_is_that_of_the_volume_whatever_else_is_written(tmp_path):

@@ -211,7 +211,7 @@ CASES = [
     ("prepare absent -o new", "absent: not a folder"),
     ("prepare nothing -o new", "nothing: .*no "),
     ("prepare flat -o new", "flat: no --patient-regex for 4 of 4 volumes; files are named like p0.nii"),
-    ("prepare flat -o new --patient-regex case(.)", r"flat: --patient-regex .* fits no file"),
+    ("prepare flat -o new --patient-regex case(.)", r"flat: --patient-regex .* matches no file"),
     ("prepare flat -o new --patient-regex p.", "has 0 groups, wanted exactly one"),
     ("prepare flat -o new --patient-regex p(", "--patient-regex"),
     ("prepare flat -o new --patient-regex (p.) --mask _x", "flat: --mask '_x' finds no mask"),
@@ -252,7 +252,7 @@ CASES = [
         "prepared-untested: its split 'test' holds no slice; prepare it again",
     ),
     ("evaluate run flat --out new", "flat: no dataset.json in it"),
-    ("demo --out occupied", "occupied: exists and is no demo; choose another --out"),
+    ("demo --out occupied", "occupied: exists and is not a demo; choose another --out"),
     ("demo --out new --recipe grand", "recipe 'grand' not found"),
     # priors
     ("reconstruct drawn/prior volume.nii.gz -o new", "holds a prior, wanted a tokenizer"),

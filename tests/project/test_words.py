@@ -48,20 +48,20 @@ def write_hospital_export(folder):
             meta.TransferSyntaxUID = ExplicitVRLittleEndian
             meta.MediaStorageSOPClassUID = MRImageStorage
             meta.MediaStorageSOPInstanceUID = generate_uid()
-            one = pydicom.Dataset()
-            one.file_meta = meta
-            one.SOPClassUID, one.SOPInstanceUID = MRImageStorage, meta.MediaStorageSOPInstanceUID
-            one.SeriesInstanceUID, one.StudyInstanceUID, one.Modality = series, generate_uid(), "MR"
-            one.PatientID, one.InstanceNumber, one.AcquisitionNumber = f"P{patient}", number + 1, 1
-            one.ImageOrientationPatient, one.ImagePositionPatient = [1, 0, 0, 0, 1, 0], [0, 0, 3 * number]
-            one.PixelSpacing, one.SliceThickness = [1.5, 1.5], 3
-            one.Rows, one.Columns, one.SamplesPerPixel = 64, 64, 1
-            one.BitsAllocated, one.BitsStored, one.HighBit = 16, 12, 11
-            one.PixelRepresentation, one.PhotometricInterpretation = 0, "MONOCHROME2"
-            one.PixelData = rng.integers(0, 2000, (64, 64), np.uint16).tobytes()
+            ds = pydicom.Dataset()
+            ds.file_meta = meta
+            ds.SOPClassUID, ds.SOPInstanceUID = MRImageStorage, meta.MediaStorageSOPInstanceUID
+            ds.SeriesInstanceUID, ds.StudyInstanceUID, ds.Modality = series, generate_uid(), "MR"
+            ds.PatientID, ds.InstanceNumber, ds.AcquisitionNumber = f"P{patient}", number + 1, 1
+            ds.ImageOrientationPatient, ds.ImagePositionPatient = [1, 0, 0, 0, 1, 0], [0, 0, 3 * number]
+            ds.PixelSpacing, ds.SliceThickness = [1.5, 1.5], 3
+            ds.Rows, ds.Columns, ds.SamplesPerPixel = 64, 64, 1
+            ds.BitsAllocated, ds.BitsStored, ds.HighBit = 16, 12, 11
+            ds.PixelRepresentation, ds.PhotometricInterpretation = 0, "MONOCHROME2"
+            ds.PixelData = rng.integers(0, 2000, (64, 64), np.uint16).tobytes()
             path = folder / f"patient-{patient}" / f"{number}.dcm"
             path.parent.mkdir(parents=True, exist_ok=True)
-            one.save_as(path, enforce_file_format=True)
+            ds.save_as(path, enforce_file_format=True)
 
 
 @pytest.mark.filterwarnings("default:.*NIfTI files were passed over")  # masks beside their images

@@ -19,12 +19,12 @@ class Read(HTMLParser):
         self.feed(text)
 
     def handle_starttag(self, tag, attributes):  # noqa: D102
-        found = dict(attributes)
-        self.sources += [found[name] for name in ("src", "href") if name in found]
-        if tag == "section" and "id" in found:
-            self.sections.append(found["id"])
+        values = dict(attributes)
+        self.sources += [values[name] for name in ("src", "href") if name in values]
+        if tag == "section" and "id" in values:
+            self.sections.append(values["id"])
         assert tag != "script"
-        assert not [name for name in found if name.startswith("on")]
+        assert not [name for name in values if name.startswith("on")]
 
     def handle_data(self, data):  # noqa: D102
         self.texts.append(data)
@@ -44,7 +44,14 @@ def test_the_page_needs_nothing_but_itself(page):
 
 
 def test_every_part_has_its_section(page):
-    assert Read(page).sections == ["fidelity", "generation", "audit", "usefulness", "training", "provenance"]
+    assert Read(page).sections == [
+        "reconstruction",
+        "generation",
+        "memorization",
+        "downstream",
+        "training",
+        "provenance",
+    ]
 
 
 def test_every_picture_beside_the_report_is_in_the_page(page, evaluated):
@@ -53,12 +60,12 @@ def test_every_picture_beside_the_report_is_in_the_page(page, evaluated):
 
 
 def test_a_part_that_was_not_judged_has_no_section(variant):
-    text = write_page(variant("report", usefulness=None, audit=None)).read_text(encoding="utf-8")
-    assert Read(text).sections == ["fidelity", "generation", "training", "provenance"]
+    text = write_page(variant("report", downstream=None, memorization=None)).read_text(encoding="utf-8")
+    assert Read(text).sections == ["reconstruction", "generation", "training", "provenance"]
 
 
 def test_what_could_not_be_judged_says_why(variant):
-    change = {"usefulness": None, "skipped": {"usefulness": "there are no masks to teach with"}}
+    change = {"downstream": None, "skipped": {"downstream": "there are no masks to teach with"}}
     read = Read(write_page(variant("report", **change)).read_text(encoding="utf-8"))
     assert "left-out" in read.sections
     assert any("there are no masks" in text for text in read.texts)
@@ -68,9 +75,9 @@ def test_a_prior_by_itself_has_a_page(variant):
     def alone(made):
         return made | {"model": None}
 
-    change = {"fidelity": None, "provenance": alone, "training": {}}
+    change = {"reconstruction": None, "provenance": alone, "training": {}}
     read = Read(write_page(variant("report", **change)).read_text(encoding="utf-8"))
-    assert read.sections == ["generation", "audit", "usefulness", "provenance"]
+    assert read.sections == ["generation", "memorization", "downstream", "provenance"]
 
 
 def test_text_of_the_report_is_no_markup(variant):
@@ -82,13 +89,13 @@ def test_text_of_the_report_is_no_markup(variant):
 
 
 def test_numbers_of_the_page_are_those_of_the_report(page, evaluated):
-    found = read_report(evaluated)
+    report = read_report(evaluated)
     text = " ".join(Read(page).texts)
-    assert found.fidelity.scores["ssim_foreground"].in_words() in text
-    assert found.audit.copies.verdict in text
-    assert found.provenance["data"]["split_hash"] in text
-    for one in found.generation.measures():
-        assert re.search(rf"{re.escape(one.measure)}", text)
+    assert report.reconstruction.scores["ssim_foreground"].in_words() in text
+    assert report.memorization.copies.verdict in text
+    assert report.provenance["data"]["split_hash"] in text
+    for measure in report.generation.measures():
+        assert re.search(rf"{re.escape(measure.measure)}", text)
 
 
 def test_large_numbers_are_readable(variant):

@@ -59,14 +59,14 @@ def test_no_number_in_it_was_typed_by_hand():
 
 
 def test_its_answers_are_those_of_the_page(whole, evaluated):
-    for one in verdicts(read_report(evaluated)):
-        assert f"| {one.question} | {one.answer} | {one.finding} |" in whole
-        assert f"- {one.question} {one.rule}" in whole
+    for verdict in verdicts(read_report(evaluated)):
+        assert f"| {verdict.question} | {verdict.answer} | {verdict.finding} |" in whole
+        assert f"- {verdict.question} {verdict.rule}" in whole
 
 
 def test_scores_stand_with_their_intervals_and_conventions(whole, evaluated):
-    score = read_report(evaluated).fidelity.scores["ssim_foreground"]
-    section = part(whole, "Is it faithful?")
+    score = read_report(evaluated).reconstruction.scores["ssim_foreground"]
+    section = part(whole, "Are reconstructions accurate?")
     assert f"| ssim_foreground | {score.in_words()} |" in section
     assert f"- ssim_foreground: {score.convention}" in section
 
@@ -81,7 +81,7 @@ def test_samples_stand_beside_real_patients_and_the_tokenizer_alone(told):
             generation__features__texture__samples__kernel_distance=beside,
             generation__features__texture__tokenizer_only__kernel_distance=beside | {"generated": 0.25},
         ),
-        "Does it generate?",
+        "Are samples realistic?",
     )
     assert "| texture: kernel distance | 0.3 [0.1, 0.5] | 0.75 | [0.5, 0.9] | 0.25 |" in section
 
@@ -91,16 +91,21 @@ def test_samples_stand_beside_real_patients_and_the_tokenizer_alone(told):
     [(True, "and added noise of mean level 0.031 on [-1, 1]."), (False, "and no added noise.")],
 )
 def test_the_card_says_whether_noise_was_added(told, noise, sentence):
-    assert sentence in part(told(sampling__noise=noise, sampling__noise_level=0.031), "Does it generate?")
+    assert sentence in part(
+        told(sampling__noise=noise, sampling__noise_level=0.031), "Are samples realistic?"
+    )
 
 
 def test_what_the_segmenter_learnt_stands_by_label(told):
-    section = part(told(usefulness__generated__mean=0.5, usefulness__training_set__mean=0.8), "Is it useful?")
+    section = part(
+        told(downstream__generated__mean=0.5, downstream__training_set__mean=0.8),
+        "Are samples useful for training?",
+    )
     assert "| mean | 0.5 | 0.8 |" in section
 
 
 def test_a_label_that_real_slices_taught_nothing_of_is_named(told):
-    text = told(usefulness__training_set__labels__3__mean_of_patients=0.0)
+    text = told(downstream__training_set__labels__3__mean_of_patients=0.0)
     assert re.search(
         r"Label (\d, )*3(, \d)*: the segmenter trained on the training set has a Dice of zero", text
     )
@@ -133,15 +138,15 @@ def test_the_data_are_told_by_counts_and_hash(whole, evaluated):
 
 
 @pytest.mark.parametrize(
-    ("split", "said"),
+    ("split", "statement"),
     [
         ("test", "used neither for training nor for selecting the checkpoint"),
         ("validation", "used to select the checkpoint: their scores are slightly optimistic"),
         ("train", "was trained on these patients"),
     ],
 )
-def test_it_says_what_the_models_saw_of_the_patients(split, said, told):
-    assert said in part(told(split=split), "Evaluation data")
+def test_it_says_what_the_models_saw_of_the_patients(split, statement, told):
+    assert statement in part(told(split=split), "Evaluation data")
 
 
 def test_data_of_another_training_are_said_to_be_other(told):
@@ -158,7 +163,7 @@ def test_what_the_report_warns_of_stands_before_any_section(told):
 
 
 @pytest.mark.parametrize(
-    ("valid", "found", "said"),
+    ("valid", "copies_found", "statement"),
     [
         (True, True, "copies of training slices were found. Do not share any sample"),
         (False, True, "copies of training slices were found. Do not share any sample"),
@@ -166,13 +171,13 @@ def test_what_the_report_warns_of_stands_before_any_section(told):
         (False, False, "the audit is not valid"),
     ],
 )
-def test_what_may_be_done_with_samples_hangs_on_the_audit(valid, found, said, told):
-    text = told(audit__copies__valid=valid, audit__copies__copies_found=found)
-    assert said in part(text, "Ethical considerations")
+def test_what_may_be_done_with_samples_hangs_on_the_audit(valid, copies_found, statement, told):
+    text = told(memorization__copies__valid=valid, memorization__copies__copies_found=copies_found)
+    assert statement in part(text, "Ethical considerations")
 
 
 @pytest.mark.parametrize(
-    ("interval", "patients", "said"),
+    ("interval", "patients", "statement"),
     [
         ([0.6, 0.8], 6, "they reveal training patients better than chance"),
         ([0.4, 0.8], 6, "one membership-inference attack was not better than chance"),
@@ -180,9 +185,10 @@ def test_what_may_be_done_with_samples_hangs_on_the_audit(valid, found, said, to
         (None, 6, "too few patients to evaluate"),
     ],
 )
-def test_what_may_be_done_with_weights_hangs_on_membership(interval, patients, said, told):
-    change = {"audit__membership__training_patients": 6, "audit__membership__held_out_patients": patients}
-    assert f"- weights: {said}" in told(audit__membership__interval=interval, **change).replace("*", "")
+def test_what_may_be_done_with_weights_hangs_on_membership(interval, patients, statement, told):
+    change = {"interval": interval, "training_patients": 6, "held_out_patients": patients}
+    text = told(**{f"memorization__membership__{name}": value for name, value in change.items()})
+    assert f"- weights: {statement}" in text.replace("*", "")
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
@@ -193,7 +199,7 @@ def test_it_says_whose_slices_judge(split, told):
 
 
 def test_without_an_audit_samples_and_weights_are_guarded(told):
-    section = part(told(audit=None), "Ethical considerations")
+    section = part(told(memorization=None), "Ethical considerations")
     assert "not searched for copies. Protect" in section
     assert "weights: not evaluated. Protect" in section
 
@@ -211,7 +217,7 @@ def test_it_names_no_person_and_no_place(told, evaluated):
 
 
 def test_why_a_part_was_not_judged_is_not_repeated_for_errors_name_places(told, monkeypatch):
-    with_reason = Verdict("Does it copy?", "not judged", "Why: prepared-mueller: too few.", "Rule.")
+    with_reason = Verdict("Does it copy?", "skipped", "Why: prepared-mueller: too few.", "Rule.")
     monkeypatch.setattr("slicebook.reporting.model_card.verdicts", lambda _: (with_reason,) * 4)
     assert "mueller" not in told()
 
@@ -222,27 +228,27 @@ def test_why_a_part_was_not_judged_is_not_repeated_for_errors_name_places(told, 
 @pytest.mark.parametrize(
     ("name", "title"),
     [
-        ("fidelity", "Is it faithful?"),
-        ("generation", "Does it generate?"),
-        ("audit", "Does it copy patients?"),
-        ("usefulness", "Is it useful?"),
+        ("reconstruction", "Are reconstructions accurate?"),
+        ("generation", "Are samples realistic?"),
+        ("memorization", "Does it copy patients?"),
+        ("downstream", "Are samples useful for training?"),
     ],
 )
 def test_a_part_that_was_not_judged_is_said_to_be_so(name, title, told):
     text = told(**{name: None})
     assert part(text, title).strip() == "Not evaluated."
-    assert f"| {title} | not asked | Not evaluated. |" in text
+    assert f"| {title} | not requested | Not evaluated. |" in text
     assert f"- {title} Not evaluated." in part(text, "Caveats and recommendations")
 
 
 def test_a_tokenizer_alone_has_a_card_that_speaks_of_no_samples(told):
-    text = told(provenance__prior=None, generation=None, audit=None, usefulness=None)
+    text = told(provenance__prior=None, generation=None, memorization=None, downstream=None)
     assert "- samples:" not in text
     assert "prior" not in part(text, "Model details")
 
 
 def test_a_prior_alone_has_a_card(told):
-    text = told(provenance__model=None, fidelity=None)
+    text = told(provenance__model=None, reconstruction=None)
     assert "SHA-256 of the prior weights" in text
     assert "SHA-256 of the tokenizer weights" not in text
 
@@ -298,7 +304,7 @@ def test_the_command_says_where_the_card_is(variant, capsys):
     assert capsys.readouterr().out.strip() == str(folder / "MODEL_CARD.md")
 
 
-@pytest.mark.parametrize("missing", [(), ("audit", "usefulness")])
+@pytest.mark.parametrize("missing", [(), ("memorization", "downstream")])
 def test_the_command_it_gives_is_one(missing, told, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     text = told(**dict.fromkeys(missing))

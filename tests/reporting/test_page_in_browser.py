@@ -125,7 +125,7 @@ def test_the_page_has_no_fault(chromium, html, tmp_path, view):
         ("desktop", 'role="img"', "", "a chart has no title"),
         ("desktop", '<th scope="col">', "<th>", "a table has no header"),
         ("desktop", "</main>", "<h4>x</h4></main>", "heading h4 after h2"),
-        ("desktop", "</main>", '<p id="audit">x</p></main>', "an id is not unique"),
+        ("desktop", "</main>", '<p id="memorization">x</p></main>', "an id is not unique"),
         ("dark", "</main>", '<p style="color: #444">x</p></main>', "contrast"),
         ("desktop", "</style>", ".chart text { fill: #aaa !important; }</style>", "contrast"),
         ("print", "content-visibility: visible", "content-visibility: hidden", "details are closed"),
@@ -136,4 +136,4 @@ def test_the_page_has_no_fault(chromium, html, tmp_path, view):
 def test_a_broken_page_is_found_out(chromium, html, tmp_path, view, old, new, fault):
     assert old in html
     faults = faults_of(chromium, html.replace(old, new), tmp_path, **VIEWS[view])
-    assert any(fault in one for one in faults)
+    assert any(fault in line for line in faults)

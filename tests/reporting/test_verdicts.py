@@ -1,4 +1,4 @@
-"""The answers: each rule is what it says, and what was not judged is never a yes."""
+"""The answers: each rule is what it says, and what was not evaluated is never a yes."""
 
 import pytest
 
@@ -6,7 +6,12 @@ from slicebook.evaluation.report import PARTS, Evaluation, read_report
 from slicebook.reporting.verdicts import verdicts
 
 FAITHFUL, GENERATES, COPIES, USEFUL = range(4)
-QUESTIONS = ["Is it faithful?", "Does it generate?", "Does it copy patients?", "Is it useful?"]
+QUESTIONS = [
+    "Are reconstructions accurate?",
+    "Are samples realistic?",
+    "Does it copy patients?",
+    "Are samples useful for training?",
+]
 
 
 ENOUGH = {"patients": 12, "generation__held_out_patients": 12}
@@ -20,8 +25,8 @@ def verdict(folder, which):
 def beside(generated, real, high=None):
     """Return a change of one measure beside real patients."""
 
-    def change(one):
-        return one | {
+    def change(measure):
+        return measure | {
             "generated": generated,
             "real": real,
             "real_range": [real, real if high is None else high],
@@ -41,17 +46,17 @@ def covers(share):
 
 
 def test_four_questions_are_asked_in_the_order_people_ask(evaluated):
-    found = verdicts(read_report(evaluated))
-    assert [one.question for one in found] == QUESTIONS
-    assert all(one.finding and one.rule for one in found)
+    answers = verdicts(read_report(evaluated))
+    assert [answer.question for answer in answers] == QUESTIONS
+    assert all(answer.finding and answer.rule for answer in answers)
 
 
 @pytest.mark.parametrize(
-    ("part", "which"), [("fidelity", 0), ("generation", 1), ("audit", 2), ("usefulness", 3)]
+    ("part", "which"), [("reconstruction", 0), ("generation", 1), ("memorization", 2), ("downstream", 3)]
 )
 def test_what_was_not_judged_has_no_answer(variant, part, which):
-    found = verdicts(read_report(variant("report", **{part: None})))
-    assert [one.answer == "not asked" for one in found] == [index == which for index in range(4)]
+    answers = verdicts(read_report(variant("report", **{part: None})))
+    assert [entry.answer == "not requested" for entry in answers] == [index == which for index in range(4)]
 
 
 @pytest.mark.parametrize(
@@ -59,14 +64,14 @@ def test_what_was_not_judged_has_no_answer(variant, part, which):
     [([0.01, 0.2], "yes"), ([-0.1, 0.1], "partly"), ([-0.2, -0.01], "no"), (None, "measured")],
 )
 def test_faithful_is_above_jpeg_2000_on_the_patients_at_hand(variant, interval, wanted):
-    change = {"fidelity__codecs__jpeg2000__advantage__ssim_foreground__interval": interval}
+    change = {"reconstruction__codecs__jpeg2000__advantage__ssim_foreground__interval": interval}
     assert verdict(variant("report", **ENOUGH, **change), FAITHFUL) == wanted
 
 
 def test_without_a_codec_fidelity_is_a_number_and_no_verdict(variant):
-    found = verdicts(read_report(variant("report", fidelity__codecs=None)))[FAITHFUL]
-    assert found.answer == "measured"
-    assert "--codecs" in found.finding
+    faithful = verdicts(read_report(variant("report", reconstruction__codecs=None)))[FAITHFUL]
+    assert faithful.answer == "measured"
+    assert "--codecs" in faithful.finding
 
 
 @pytest.mark.parametrize(
@@ -116,7 +121,7 @@ def test_it_generates_only_where_it_covers(variant, coverage, wanted):
     [(True, False, "none found"), (True, True, "yes"), (False, True, "yes"), (False, False, "invalid")],
 )
 def test_finding_no_copies_counts_only_where_planted_ones_were_found(variant, valid, copied, wanted):
-    change = {"audit__copies__valid": valid, "audit__copies__copies_found": copied}
+    change = {"memorization__copies__valid": valid, "memorization__copies__copies_found": copied}
     assert verdict(variant("report", **change), COPIES) == wanted
 
 
@@ -124,11 +129,11 @@ def test_a_few_samples_beyond_are_not_called_copies(variant):
     def beyond(tests):
         return [tests[0] | {"exceeding": 4, "needed": 5}, tests[1] | {"exceeding": 0}]
 
-    change = {"audit__copies__valid": True, "audit__copies__copies_found": False}
-    found = verdicts(read_report(variant("report", **change, audit__copies__tests=beyond)))[COPIES]
-    assert found.answer == "none found"
-    assert "4 of 24 samples exceed the gap" in found.finding
-    assert "copied" not in found.finding
+    change = {"memorization__copies__valid": True, "memorization__copies__copies_found": False}
+    copies = verdicts(read_report(variant("report", **change, memorization__copies__tests=beyond)))[COPIES]
+    assert copies.answer == "none found"
+    assert "4 of 24 samples exceed the gap" in copies.finding
+    assert "copied" not in copies.finding
 
 
 @pytest.mark.parametrize(
@@ -143,9 +148,9 @@ def test_a_few_samples_beyond_are_not_called_copies(variant):
 )
 def test_useful_is_nine_tenths_of_what_patients_teach(variant, ratio, taught, wanted):
     change = {
-        "usefulness__ratio": ratio,
-        "usefulness__generated__mean": 0.5,
-        "usefulness__training_set__mean": taught,
+        "downstream__ratio": ratio,
+        "downstream__generated__mean": 0.5,
+        "downstream__training_set__mean": taught,
     }
     assert verdict(variant("report", **ENOUGH, **change), USEFUL) == wanted
 
@@ -156,10 +161,10 @@ def test_few_patients_decide_nothing(variant, patients, wanted):
         "patients": patients,
         "generation__held_out_patients": patients,
         "generation__anatomy": None,
-        "fidelity__codecs__jpeg2000__advantage__ssim_foreground__interval": [0.1, 0.2],
-        "usefulness__ratio": 1.0,
-        "usefulness__generated__mean": 0.9,
-        "usefulness__training_set__mean": 0.9,
+        "reconstruction__codecs__jpeg2000__advantage__ssim_foreground__interval": [0.1, 0.2],
+        "downstream__ratio": 1.0,
+        "downstream__generated__mean": 0.9,
+        "downstream__training_set__mean": 0.9,
     }
     for kind in ("texture", "efficientnet-lite0"):
         change[f"generation__features__{kind}__samples__kernel_distance"] = beside(0.5, 0.5, 1.0)
@@ -171,18 +176,18 @@ def test_few_patients_decide_nothing(variant, patients, wanted):
 @pytest.mark.parametrize("which", range(4))
 def test_what_was_asked_for_and_could_not_be_judged_says_why(variant, which):
     name = PARTS[which]
-    found = verdicts(read_report(variant("report", **{name: None, "skipped": {name: "too few"}})))[which]
-    assert found.answer == "not judged"
-    assert "Reason: too few." in found.finding
+    missing = verdicts(read_report(variant("report", **{name: None, "skipped": {name: "too few"}})))[which]
+    assert missing.answer == "skipped"
+    assert "Reason: too few." in missing.finding
 
 
 def test_an_evaluation_survives_its_own_json(evaluated):
-    found = read_report(evaluated)
-    assert Evaluation.model_validate_json(found.model_dump_json()) == found
+    report = read_report(evaluated)
+    assert Evaluation.model_validate_json(report.model_dump_json()) == report
 
 
 def test_patients_it_was_trained_on_make_nothing_faithful(variant):
-    change = {"fidelity__codecs__jpeg2000__advantage__ssim_foreground__interval": [0.1, 0.2]}
+    change = {"reconstruction__codecs__jpeg2000__advantage__ssim_foreground__interval": [0.1, 0.2]}
     assert verdict(variant("report", **ENOUGH, **change, split="train"), FAITHFUL) == "measured"
 
 

@@ -64,7 +64,7 @@ def test_1_the_model_is_scored_on_patients_it_never_saw_by_an_ssim_with_a_name(h
     report = json.loads((house / "report" / "report.json").read_text())
     assert report["split"] == "test"
     assert report["patients"] == 1
-    assert 0 < report["fidelity"]["scores"]["ssim_whole"]["mean_of_patients"] < 1
+    assert 0 < report["reconstruction"]["scores"]["ssim_whole"]["mean_of_patients"] < 1
     opened = PreparedData.open(house / "prepared")
     assert not {*opened.split("train").patients} & {*opened.split("test").patients}
 

@@ -20,24 +20,46 @@ from slicebook.cli.options import (
     show,
 )
 
+Fractions = Annotated[
+    tuple[float, float, float] | None,
+    typer.Option(
+        metavar="TRAIN VALIDATION TEST",
+        help="Fractions of the patients in each split; they sum to 1. Default: the split that the layout "
+        "defines, otherwise 0.7 0.15 0.15.",
+    ),
+]
+
+ClassRegex = Annotated[
+    str | None,
+    typer.Option(
+        help="Regular expression with one group, searched in the path of each file below DATA. The text "
+        "of the group is the class of the slices. It is stored and must not identify a patient."
+    ),
+]
+
 
 def phantom(
     out: Annotated[Path, out_option("DIR", "New folder for the data set.")],
     layout: Annotated[
-        Literal["hipmri2d", "volumes"], typer.Option(help="Slices in HipMRI folders, or whole volumes.")
+        Literal["hipmri2d", "volumes"],
+        typer.Option(
+            help="hipmri2d: one file per slice, in the folders of the HipMRI study. volumes: one file per "
+            "volume."
+        ),
     ] = "hipmri2d",
     patients: Annotated[
         tuple[int, int, int],
         typer.Option(metavar="TRAIN VALIDATION TEST", help="Number of patients per split."),
     ] = (6, 2, 2),
-    weeks: Annotated[int, typer.Option(min=1, help="Volumes per patient.")] = 1,
-    slices: Annotated[int, typer.Option(min=4, help="Slices per volume.")] = 60,
-    size: Annotated[
-        tuple[int, int], typer.Option(metavar="ROWS COLUMNS", help="Slice size in pixels, as displayed.")
-    ] = (128, 256),
+    weeks: Annotated[int, typer.Option(min=1, help="Number of volumes per patient.")] = 1,
+    slices: Annotated[int, typer.Option(min=4, help="Number of slices per volume.")] = 60,
+    size: Annotated[tuple[int, int], typer.Option(metavar="ROWS COLUMNS", help="Slice size in pixels.")] = (
+        128,
+        256,
+    ),
     seed: Seed = 42,
 ) -> None:
-    """Write a data set of synthetic pelvis MRI with label masks. It contains no patient data."""
+    """Write a synthetic pelvis MRI data set with label masks. It contains no patient data."""
     from slicebook.phantom import simulator as pelvis
 
     rows, columns = size
@@ -62,7 +84,10 @@ def check(
     series: Series = None,
     as_json: Json = False,
 ) -> None:
-    """Report on a folder of volumes. Exits with status 1 if a file cannot be read or used."""
+    """List the contents and the problems of a folder of volumes.
+
+    Reads every file and writes nothing. The exit status is 1 if a file cannot be read or used.
+    """
     from slicebook.data import check as checking
     from slicebook.data.layouts.sources import SourceOptions
 
@@ -82,26 +107,22 @@ def prepare(
     patient_regex: PatientRegex = None,
     mask: Mask = None,
     series: Series = None,
-    spacing: Annotated[float | None, typer.Option(help="Resample in-plane to this pixel size in mm.")] = None,
+    spacing: Annotated[
+        float | None, typer.Option(help="Resample slices to this pixel size in mm. Default: native pixels.")
+    ] = None,
     size: Annotated[
         tuple[int, int] | None,
-        typer.Option(metavar="ROWS COLUMNS", help="Crop or pad centrally to this size."),
-    ] = None,
-    fractions: Annotated[
-        tuple[float, float, float] | None,
         typer.Option(
-            metavar="TRAIN VALIDATION TEST",
-            help="Fractions of the patients; by default the layout's own split, else 0.7 0.15 0.15.",
+            metavar="ROWS COLUMNS",
+            help="Crop or pad slices around their centre to this size in pixels. Default: native size.",
         ),
     ] = None,
-    class_regex: Annotated[
-        str | None,
-        typer.Option(help="Regular expression searched in each path; its one group is the class."),
-    ] = None,
+    fractions: Fractions = None,
+    class_regex: ClassRegex = None,
     seed: Seed = 42,
     as_json: Json = False,
 ) -> None:
-    """Split volumes by patient and cache their slices."""
+    """Split volumes by patient and store their slices for training."""
     from slicebook.data import prepare as preparation
     from slicebook.data.check import grouped
     from slicebook.data.layouts.sources import SourceOptions

@@ -61,11 +61,11 @@ def run_demo(
         say: Called with one line per step.
 
     Raises:
-        DataError: `out` holds something else, or a demo with other settings.
+        DataError: `out` is not empty and is not a demo, or is a demo with other settings.
     """
     began, options = time.perf_counter(), TrainingOptions(device=device)
     out, seed = Path(out), recipe.training.seed
-    _claim(out, recipe)
+    _mark_folder(out, recipe)
     data, prepared, run = out / "phantom", out / "prepared", out / "run"
     held_out = out / "held-out.nii.gz"
 
@@ -94,15 +94,15 @@ def run_demo(
     return DemoSummary(out, training, reconstruction, generator, generation, evaluation, seconds)
 
 
-def _claim(out: Path, recipe: Recipe) -> None:
+def _mark_folder(out: Path, recipe: Recipe) -> None:
     """Create the file that marks a folder as this demo's, or check it."""
     mark = out / "demo.json"
     settings = {"slicebook_version": __version__, "recipe": recipe.model_dump(mode="json")}
     if mark.is_file():
         if json.loads(mark.read_text(encoding="utf-8")) != settings:
-            raise DataError(f"{out}: holds a demo of other settings; remove it or choose another --out")
+            raise DataError(f"{out}: contains a demo with other settings; remove it or choose another --out")
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise DataError(f"{out}: exists and is no demo; choose another --out")
+        raise DataError(f"{out}: exists and is not a demo; choose another --out")
     else:
         write_text(mark, json.dumps(settings, indent=2) + "\n")
 

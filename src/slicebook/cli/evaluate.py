@@ -28,29 +28,45 @@ from slicebook.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from slicebook.evaluation.report import Evaluation
 
+Parts = Annotated[
+    str | None,
+    typer.Option(
+        help="Parts to evaluate, separated by commas: reconstruction, generation, memorization (search "
+        "for copies of training slices), downstream (train a segmentation network on samples). All parts "
+        "but reconstruction need a prior. Default: all that the model allows."
+    ),
+]
+
+Codecs = Annotated[
+    bool | None,
+    typer.Option(
+        help="Compare with JPEG 2000 and JPEG XL at the same number of bits. Default: on if they are "
+        "installed (extra `codecs`)."
+    ),
+]
+
+Samples = Annotated[
+    int | None,
+    typer.Option(
+        "-n",
+        min=2,
+        help="Number of slices to generate. Default: the number of real slices in the split, but at "
+        "least 100 and at most 540.",
+    ),
+]
+
 
 def evaluate(
     model: Model,
     data: Prepared,
     out: Annotated[Path, out_option("DIR", "Folder for the report, tables and figures.")],
-    parts: Annotated[
-        str | None,
-        typer.Option(
-            help="Comma-separated parts: fidelity, generation, audit, usefulness; by default all that the "
-            "model supports."
-        ),
-    ] = None,
+    parts: Parts = None,
     split: Annotated[
-        Literal["train", "validation", "test"], typer.Option(help="Split to evaluate on.")
+        Literal["train", "validation", "test"],
+        typer.Option(help="Patients to evaluate on. Use test patients only once, for the final model."),
     ] = "test",
-    codecs: Annotated[
-        bool | None,
-        typer.Option(help="Compare with JPEG 2000 and JPEG XL; by default where they are installed."),
-    ] = None,
-    samples: Annotated[
-        int | None,
-        typer.Option("-n", min=2, help="Number of samples; by default about as many as real slices."),
-    ] = None,
+    codecs: Codecs = None,
+    samples: Samples = None,
     temperature: Temperature = 0.9,
     fine_temperature: FineTemperature = 0.8,
     top_p: TopP = 0.95,
@@ -61,7 +77,10 @@ def evaluate(
     seed: Seed = 42,
     as_json: Json = False,
 ) -> None:
-    """Evaluate a model on held-out patients. Measures reconstruction, generation and memorization."""
+    """Evaluate a model on held-out patients and write a report.
+
+    Measures reconstruction and, for a prior, generation, memorization and downstream use of the samples.
+    """
     from slicebook.data.dataset import PreparedData
     from slicebook.devices import choose_device
     from slicebook.evaluation.evaluate import evaluate as run_evaluation
@@ -87,11 +106,11 @@ def evaluate(
         progress=counter("sample"),
     )
     _finish(report, out, as_json)
-    _refuse_left_out(report, out, chosen or ())
+    _raise_if_skipped(report, out, chosen or ())
 
 
-def _refuse_left_out(report: "Evaluation", out: Path, parts: Sequence[str]) -> None:
-    """Raise if a part that was asked for could not be evaluated."""
+def _raise_if_skipped(report: "Evaluation", out: Path, parts: Sequence[str]) -> None:
+    """Raise `DataError` if a requested part could not be evaluated."""
     reasons = [f"{part}: {report.skipped[part]}" for part in parts if part in report.skipped]
     if reasons:
         raise DataError(f"{out}: not all parts could be evaluated. {'; '.join(reasons)}")

@@ -20,7 +20,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
     epilog="Research software, not a medical device.",
 )
-app.add_typer(train.app, name="train", help="Train a tokenizer, or the parts of a generator.")
+app.add_typer(train.app, name="train", help="Train a tokenizer, mask tokenizer, prior or decoder.")
 
 for command in (
     tokenizer.demo,
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status.
 
     Args:
-        arguments: Words after `slicebook`; those of this process by default.
+        arguments: Command-line arguments after `slicebook`. Default: those of this process.
 
     Returns:
         0 on success; 1 for an error that the user can fix, printed as one line on stderr; 2 for wrong usage.

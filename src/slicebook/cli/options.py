@@ -9,51 +9,100 @@ import typer
 
 from slicebook import text
 
-Data = Annotated[Path, typer.Argument(metavar="DATA", help="Folder of volumes or slices.")]
-Prepared = Annotated[Path, typer.Argument(metavar="DATA", help="Folder written by `slicebook prepare`.")]
-Model = Annotated[
-    Path, typer.Argument(metavar="MODEL", help="Model file, or the folder of a training run or demo.")
+Data = Annotated[
+    Path, typer.Argument(metavar="DATA", help="Folder of NIfTI or DICOM files. Subfolders are searched.")
 ]
+Prepared = Annotated[Path, typer.Argument(metavar="DATA", help="Folder written by `slicebook prepare`.")]
+Model = Annotated[Path, typer.Argument(metavar="MODEL", help="Model file, run folder or demo folder.")]
 PriorModel = Annotated[
     Path,
-    typer.Argument(metavar="MODEL", help="Prior file, or the folder of a run or demo that contains one."),
+    typer.Argument(
+        metavar="MODEL", help="Prior file, or the run folder or demo folder that contains a prior."
+    ),
 ]
-Source = Annotated[Path, typer.Argument(metavar="IN", help="NIfTI or DICOM file, or a folder of them.")]
+Source = Annotated[Path, typer.Argument(metavar="IN", help="NIfTI or DICOM file, or a folder of such files.")]
 Temperature = Annotated[
-    float, typer.Option(help="Sampling temperature of all token grids but the finest; lower is less diverse.")
+    float,
+    typer.Option(
+        help="Sampling temperature of all token grids except the finest; above 0. A lower temperature gives "
+        "more typical and less diverse samples."
+    ),
 ]
-FineTemperature = Annotated[float, typer.Option(help="Sampling temperature of the finest token grid.")]
-TopP = Annotated[float, typer.Option(help="Sample from the most likely codes with this total probability.")]
-Guidance = Annotated[float, typer.Option(help="Classifier-free guidance weight; 0 turns it off.")]
-Noise = Annotated[bool, typer.Option(help="Add noise like that of the training set.")]
+FineTemperature = Annotated[
+    float, typer.Option(help="Sampling temperature of the finest token grid; above 0.")
+]
+TopP = Annotated[
+    float,
+    typer.Option(
+        help="Nucleus sampling: sample only from the most likely codes whose probabilities add up to this "
+        "value. Above 0, at most 1; 1 allows all codes."
+    ),
+]
+Guidance = Annotated[
+    float,
+    typer.Option(help="Weight of classifier-free guidance towards position and class; 0 turns it off."),
+]
+Noise = Annotated[
+    bool,
+    typer.Option(
+        help="Add noise with the level and spatial correlation of the noise in the training slices. No "
+        "effect if the tokenizer was not trained on denoised slices."
+    ),
+]
 Layout = Annotated[
     Literal["hipmri2d", "nnunet", "bids", "nifti", "dicom"] | None,
-    typer.Option(help="Folder layout; detected by default."),
+    typer.Option(help="File naming and folder structure of DATA. Default: detected."),
 ]
 Plane = Annotated[
     Literal["axial", "sagittal", "coronal"] | None,
-    typer.Option(help="Slice orientation; the acquired one by default."),
+    typer.Option(
+        help="Plane of the slices. NIfTI volumes are sliced in this plane; DICOM series of other planes are "
+        "skipped. Default: the plane of acquisition."
+    ),
 ]
 PatientRegex = Annotated[
     str | None,
-    typer.Option(help="Regular expression searched in each path; its one group is the patient."),
+    typer.Option(
+        help="Regular expression with one group, searched in the path of each file below DATA. The text of "
+        "the group identifies the patient. Example: '(Case[0-9]+)_'."
+    ),
 ]
 Series = Annotated[
     str | None,
-    typer.Option(help="Use only DICOM series whose description or UID matches this regular expression."),
+    typer.Option(
+        help="Use only images that match this regular expression (upper and lower case are equal). It is "
+        "searched in the description and UID of a DICOM series, the channel of an nnU-Net file, and the "
+        "entities and suffix of a BIDS file."
+    ),
 ]
 Mask = Annotated[
     str | None,
     typer.Option(
-        help="Name of an image's mask file: `_t2=_prostate` replaces a part, `_seg` is appended to the name."
+        help="How the path of a mask differs from that of its image. OLD=NEW: OLD is replaced by NEW, for "
+        "example `_t2=_prostate`. Other text is appended to the name, for example `_seg`."
     ),
 ]
-Recipe = Annotated[str, typer.Option(help="Recipe name, or a YAML file.")]
-TrainingSeed = Annotated[int | None, typer.Option(min=0, help="Training seed; the recipe's by default.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
-Precision = Annotated[str, typer.Option(help="auto, 32-true or bf16-mixed; on a GPU also 16-mixed.")]
-Workers = Annotated[int, typer.Option(min=0, help="Number of data loading processes; 0 uses none.")]
-Seed = Annotated[int, typer.Option(min=0, help="Random seed.")]
+Recipe = Annotated[
+    str, typer.Option(help="demo, compact, detail, generate or comp3710; or the path of a YAML file.")
+]
+TrainingSeed = Annotated[
+    int | None, typer.Option(min=0, help="Random seed of the training. Default: the seed in the recipe.")
+]
+Device = Annotated[
+    str,
+    typer.Option(help="auto, cpu, cuda (NVIDIA GPU) or mps (Apple GPU). auto uses a GPU if there is one."),
+]
+Precision = Annotated[
+    str,
+    typer.Option(
+        help="32-true (float32), bf16-mixed, 16-mixed (cuda only) or auto. On a CPU, auto measures whether "
+        "32-true or bf16-mixed is faster; on a GPU it uses bf16-mixed if the hardware supports it."
+    ),
+]
+Workers = Annotated[
+    int, typer.Option(min=0, help="Number of processes that load data; 0 loads data in the main process.")
+]
+Seed = Annotated[int, typer.Option(min=0, help="Random seed; the same seed gives the same result.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 

@@ -25,43 +25,66 @@ from slicebook.cli.options import (
     show,
 )
 
+FirstSeed = Annotated[
+    int, typer.Option(min=0, help="Random seed of sample 0; sample i has the seed SEED + i.")
+]
+
+Position = Annotated[
+    float | None,
+    typer.Option(
+        help="Position of all slices in the volume, from 0 (first slice) to 1 (last slice). Default: a "
+        "random position for each slice."
+    ),
+]
+
+Class = Annotated[
+    str | None,
+    typer.Option(
+        "--class",
+        help="Class of all slices, if the prior was trained with classes. Default: no class is given.",
+    ),
+]
+
+Size = Annotated[
+    tuple[int, int] | None,
+    typer.Option(
+        metavar="ROWS COLUMNS",
+        help="Slice size in pixels; must occur in the training set. Default: its most frequent size.",
+    ),
+]
+
+RequireAudit = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="REPORT",
+        help="Folder of an evaluation of this model. Nothing is generated unless its memorization audit "
+        "is valid and found no copies. The audit is stored with the samples.",
+    ),
+]
+
 
 def generate(
     model: PriorModel,
     out: Annotated[Path, out_option("DIR", "New folder for the data set.")],
-    count: Annotated[int, typer.Option("-n", min=1, help="Number of samples.")] = 64,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of sample 0; sample i has seed + i.")] = 0,
-    position: Annotated[
-        float | None, typer.Option(help="Position in the volume, 0 to 1; random by default.")
-    ] = None,
-    group: Annotated[
-        str | None, typer.Option("--class", help="Class of the samples; unspecified by default.")
-    ] = None,
+    count: Annotated[int, typer.Option("-n", min=1, help="Number of slices to generate.")] = 64,
+    seed: FirstSeed = 0,
+    position: Position = None,
+    group: Class = None,
     unconditional: Annotated[
-        bool, typer.Option("--unconditional", help="Sample without position and class conditions.")
+        bool, typer.Option("--unconditional", help="Sample without the conditions (position and class).")
     ] = False,
-    size: Annotated[
-        tuple[int, int] | None,
-        typer.Option(metavar="ROWS COLUMNS", help="Slice size; the most frequent by default."),
-    ] = None,
+    size: Size = None,
     temperature: Temperature = 0.9,
     fine_temperature: FineTemperature = 0.8,
     top_p: TopP = 0.95,
     guidance: Guidance = 0.0,
     noise: Noise = True,
-    require_audit: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="REPORT",
-            help="Folder of an evaluation; generate only if its audit of this model is valid and found no "
-            "copies, and put the audit summary beside the samples.",
-        ),
-    ] = None,
+    require_audit: RequireAudit = None,
     device: Device = "auto",
     precision: Precision = "auto",
     as_json: Json = False,
 ) -> None:
-    """Generate synthetic slices with their masks as a data set."""
+    """Generate synthetic slices. Label masks are generated too if the prior models them."""
     from slicebook.inference import generate as generating
     from slicebook.models.sampling import SamplingSettings
     from slicebook.reporting.release import release_check
@@ -91,11 +114,14 @@ def inpaint(
     model: PriorModel,
     image: Annotated[Path, typer.Argument(metavar="IMAGE", help="NIfTI or DICOM volume, or a single slice.")],
     mask: Annotated[
-        Path, typer.Argument(metavar="MASK", help="NIfTI mask on the same grid, 0 outside the region.")
+        Path,
+        typer.Argument(
+            metavar="MASK", help="NIfTI mask with the shape and affine of IMAGE; 0 outside the region."
+        ),
     ],
     out: Annotated[Path, out_option("DIR", "Folder for the inpainted volumes.")],
-    count: Annotated[int, typer.Option("-n", min=1, help="Number of samples of the region.")] = 1,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of sample 0; sample i has seed + i.")] = 0,
+    count: Annotated[int, typer.Option("-n", min=1, help="Number of inpainted volumes to generate.")] = 1,
+    seed: FirstSeed = 0,
     temperature: Temperature = 0.9,
     fine_temperature: FineTemperature = 0.8,
     top_p: TopP = 0.95,
@@ -105,7 +131,7 @@ def inpaint(
     precision: Precision = "auto",
     as_json: Json = False,
 ) -> None:
-    """Inpaint a region of a volume. Pixels outside the region are not changed."""
+    """Inpaint a region of a volume. Pixels outside the region do not change."""
     from slicebook.inference import inpaint as inpainting
     from slicebook.models.sampling import SamplingSettings
 
@@ -128,15 +154,20 @@ def inpaint(
 def anomaly(
     model: PriorModel,
     source: Source,
-    out: Annotated[Path, out_option("DIR", "Folder for the maps, tables and pictures.")],
-    orders: Annotated[int, typer.Option(min=1, help="Number of token orders to average over.")] = 8,
+    out: Annotated[Path, out_option("DIR", "Folder for the maps, scores and pictures.")],
+    orders: Annotated[
+        int, typer.Option(min=1, help="Number of random token orders; the maps are averaged over them.")
+    ] = 8,
     seed: Seed = 0,
     plane: Plane = None,
-    pictures: Annotated[bool, typer.Option(help="Write slice and map side by side as PNG.")] = True,
+    pictures: Annotated[bool, typer.Option(help="Also write each slice beside its map as PNG.")] = True,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Map how unlikely each part of a volume is under the prior."""
+    """Map where a volume is unlikely under the prior.
+
+    The maps contain the negative log-likelihood in nats per pixel.
+    """
     from slicebook.inference import anomaly as anomalies
 
     summary = anomalies.anomaly(

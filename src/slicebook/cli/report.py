@@ -20,10 +20,10 @@ def compare(
             help="Two or more folders written by `slicebook evaluate`, or their report.json.",
         ),
     ],
-    out: Annotated[Path | None, out_option("FILE.md", "Also write the table as Markdown.")] = None,
+    out: Annotated[Path | None, out_option("FILE.md", "Also write the table to this Markdown file.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Compare evaluations in one table. Warns where they are not comparable."""
+    """Show several evaluations in one table. Warns if they are not comparable."""
     from slicebook.reporting.comparison import compare_reports, write_comparison
 
     comparison = compare_reports(reports)
@@ -36,11 +36,12 @@ def compare(
 
 def card(
     report: Report,
-    out: Annotated[
-        Path | None, out_option("FILE.md", "Output file; REPORT/MODEL_CARD.md by default.")
-    ] = None,
+    out: Annotated[Path | None, out_option("FILE.md", "Output file. Default: REPORT/MODEL_CARD.md.")] = None,
 ) -> None:
-    """Write the model card of an evaluation. It holds the model's intended use and scores."""
+    """Write a model card from an evaluation.
+
+    The card states the intended use, the training data, the scores and the limits of the model.
+    """
     from slicebook.reporting.model_card import write_card
 
     typer.echo(write_card(report, out))

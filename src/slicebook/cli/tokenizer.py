@@ -26,12 +26,15 @@ def reconstruct(
     out: Annotated[Path, out_option("DIR", "Folder for the volumes, scores and pictures.")],
     plane: Plane = None,
     pictures: Annotated[
-        bool, typer.Option(help="Write original and reconstruction side by side as PNG.")
+        bool, typer.Option(help="Also write each slice beside its reconstruction as PNG.")
     ] = True,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Reconstruct volumes with a tokenizer. Geometry and intensity scale are kept."""
+    """Encode and decode volumes, and score the reconstructions.
+
+    Reconstructed volumes have the affine and the intensity units of the input.
+    """
     from slicebook.inference import reconstruct as inference
 
     summary = inference.reconstruct(model, source, out, device=device, pictures=pictures, plane=plane)
@@ -55,7 +58,7 @@ def encode(
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Encode a volume into a token file. The file holds all that decoding needs except the model."""
+    """Encode a volume into a token file. Decoding needs this file and the model."""
     from slicebook.inference import reconstruct as inference
 
     summary = inference.encode(model, source, out, device=device, plane=plane)
@@ -78,11 +81,14 @@ def decode(
 
 def info(
     path: Annotated[
-        Path, typer.Argument(metavar="PATH", help="Model file, or a run, demo or prepared folder.")
+        Path, typer.Argument(metavar="PATH", help="Model file, run folder, demo folder or prepared folder.")
     ],
     as_json: Json = False,
 ) -> None:
-    """Show the settings and origin of a model. Also takes a prepared folder."""
+    """Show the settings, data and versions of a model.
+
+    For a prepared folder, show how it was prepared and its number of slices.
+    """
     if (path / "dataset.json").is_file():
         from slicebook.data.dataset import PreparedData
 
@@ -101,7 +107,10 @@ def demo(
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Run all steps on phantom patients. Takes eight minutes; the same command resumes."""
+    """Run all steps on phantom patients.
+
+    Takes about ten minutes on two cores. If the demo is interrupted, the same command resumes it.
+    """
     from slicebook.cli.demo import run_demo
     from slicebook.recipes import load_recipe
 

@@ -1,4 +1,4 @@
-"""Commands that train: a tokenizer, and over it the parts of a generator."""
+"""Commands that train a tokenizer and the three models of a generator: mask tokenizer, prior, decoder."""
 
 import inspect
 from collections.abc import Callable
@@ -26,19 +26,30 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
 Run = Annotated[
-    Path, typer.Argument(metavar="RUN", help="Folder of a tokenizer's training run, or of a demo.")
+    Path, typer.Argument(metavar="RUN", help="Run folder of a trained tokenizer, or a demo folder.")
 ]
 Settings = Annotated[
-    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Settings that replace those of the recipe.")
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE", help="Settings that override the recipe; see the description above."),
 ]
-Out = Annotated[Path | None, out_option("DIR", "Folder of the generator; RUN/prior by default.")]
+Out = Annotated[Path | None, out_option("DIR", "Output folder. Default: RUN/prior.")]
 DataOption = Annotated[
     Path | None,
-    typer.Option("--data", metavar="DATA", help="The prepared folder, if it was moved."),
+    typer.Option(
+        "--data",
+        metavar="DATA",
+        help="Prepared folder; needed only if it was moved after the tokenizer was trained.",
+    ),
 ]
-Masks = Annotated[bool, typer.Option(help="Model label masks too, if the data have them.")]
+Masks = Annotated[
+    bool, typer.Option(help="Model label masks together with the images, if the data contain masks.")
+]
 Restart = Annotated[
-    bool, typer.Option("--restart", help="Delete the files of an earlier training and start anew.")
+    bool,
+    typer.Option(
+        "--restart",
+        help="Delete the files of an earlier training in this folder and train from the beginning.",
+    ),
 ]
 
 
@@ -78,11 +89,15 @@ def train_tokenizer(
     data: Prepared,
     settings: Settings = None,
     recipe: Recipe = "compact",
-    out: Annotated[Path | None, out_option("RUN", "Run folder; runs/RECIPE by default.")] = None,
+    out: Annotated[Path | None, out_option("RUN", "Output folder. Default: runs/RECIPE.")] = None,
     *,
     options: "TrainingOptions",
 ) -> object:
-    """Train a tokenizer on a prepared folder. The same command resumes an interrupted training."""
+    """Train a tokenizer on a prepared folder.
+
+    KEY=VALUE overrides any setting of the recipe, for example training.epochs=20. If the training is
+    interrupted, the same command resumes it.
+    """
     from slicebook.recipes import load_recipe
     from slicebook.training import tokenizer
 
@@ -100,7 +115,11 @@ def train_masks(
     *,
     options: "TrainingOptions",
 ) -> object:
-    """Train the tokenizer of label masks. Takes settings labels.…; the same command resumes."""
+    """Train the tokenizer of the label masks.
+
+    KEY=VALUE overrides settings that start with `labels.`, for example labels.training.epochs=20. If the
+    training is interrupted, the same command resumes it.
+    """
     from slicebook.training import generator
 
     return generator.train_masks(run, settings or [], out=out, data=data, options=options)
@@ -117,7 +136,13 @@ def train_prior(
     *,
     options: "TrainingOptions",
 ) -> object:
-    """Train the prior over tokens. Takes settings prior.…; the same command resumes."""
+    """Train the autoregressive prior over image and mask tokens.
+
+    If the data contain masks, train the mask tokenizer first (`train masks`).
+
+    KEY=VALUE overrides settings that start with `prior.`, for example prior.training.epochs=20. If the
+    training is interrupted, the same command resumes it.
+    """
     from slicebook.training import generator
 
     return generator.train_prior(run, settings or [], out=out, data=data, masks=masks, options=options)
@@ -133,7 +158,14 @@ def train_decoder(
     *,
     options: "TrainingOptions",
 ) -> object:
-    """Train the decoder of a finished prior. Takes settings decoder.…; the same command resumes."""
+    """Train the generation decoder, which sharpens generated slices.
+
+    It is a copy of the tokenizer's decoder. It is trained further with a patch discriminator, on the tokens
+    of training slices and of generated slices. Train the prior first (`train prior`).
+
+    KEY=VALUE overrides settings that start with `decoder.`, for example decoder.training.epochs=20. If the
+    training is interrupted, the same command resumes it.
+    """
     from slicebook.training import generator
 
     return generator.train_decoder(run, settings or [], out=out, data=data, options=options)
@@ -150,7 +182,13 @@ def train_generator(
     *,
     options: "TrainingOptions",
 ) -> object:
-    """Train masks, prior and decoder in turn. The same command resumes."""
+    """Train the mask tokenizer, the prior and the generation decoder.
+
+    Runs `train masks` (if the data contain masks), `train prior` and `train decoder` in this order.
+
+    KEY=VALUE overrides settings that start with `labels.`, `prior.` or `decoder.`. If the training is
+    interrupted, the same command resumes it.
+    """
     from slicebook.training import generator
 
     return generator.train_generator(run, settings or [], out=out, data=data, masks=masks, options=options)

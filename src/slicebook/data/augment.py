@@ -1,4 +1,4 @@
-"""Random augmentation of slices and their masks: parameters are drawn first, then applied."""
+"""Random augmentation of slices and masks: `draw_augmentation` draws parameters, `augment` applies them."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from slicebook.config import AugmentConfig
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Augmentation parameters of each slice of a batch; always on the CPU.
+    """Augmentation parameters, one value per slice of a batch; on the CPU.
 
     Attributes:
-        mirror: Swap left and right (columns).
+        mirror: Whether to reverse the columns (left and right).
         angle: Rotation in radians, about the centre, in pixels.
         scale: Magnification.
-        shift: Down and right, as fractions of rows and columns.
-        gamma: Exponent of the intensity in [0, 1].
-        gain: Factor of the intensity, after the exponent.
+        shift: Translation down and right, as fractions of the number of rows and columns.
+        gamma: Exponent that is applied to intensities scaled to [0, 1].
+        gain: Factor that is applied to intensities in [0, 1], after the exponent.
     """
 
     mirror: Bool[Tensor, " b"]
@@ -37,8 +37,8 @@ class Augmentation:
 def draw_augmentation(config: AugmentConfig, batch_size: int, generator: torch.Generator) -> Augmentation:
     """Draw the parameters for a batch.
 
-    Angle and shift are uniform in ±setting; scale, gamma and gain in 1 ± setting. The number of draws is
-    fixed, so that disabling one setting does not change the others.
+    Angle and shift are uniform in [-setting, setting]; scale, gamma and gain in [1 - setting, 1 + setting].
+    The number of random draws is fixed, so that disabling one setting does not change the other parameters.
     """
     draws = torch.rand((batch_size, 7), generator=generator)
     signed = 2 * draws[:, 1:] - 1
@@ -54,10 +54,10 @@ def draw_augmentation(config: AugmentConfig, batch_size: int, generator: torch.G
 
 
 def augment(images: Float[Tensor, "b 1 h w"], parameters: Augmentation) -> Float[Tensor, "b 1 h w"]:
-    """Apply drawn parameters to slices in [-1, 1]; values outside the field repeat its edge.
+    """Apply parameters to slices in [-1, 1]; pixels outside the slice repeat its edge.
 
-    Resampling is bicubic: bilinear sampling removes noise, which would make augmented slices easier than
-    originals. A step whose parameters are all neutral is skipped, so that it is exact.
+    Interpolation is bicubic: bilinear interpolation would remove noise, and augmented slices would be easier
+    to reconstruct than originals. A step that would not change any slice is skipped.
     """
     device = images.device
     mirror = parameters.mirror.to(device, non_blocking=True)[:, None, None, None]
@@ -80,7 +80,7 @@ def augment(images: Float[Tensor, "b 1 h w"], parameters: Augmentation) -> Float
 
 
 def augment_labels(labels: UInt8[Tensor, "b 1 h w"], parameters: Augmentation) -> UInt8[Tensor, "b 1 h w"]:
-    """Transform masks as `augment` transforms their slices, with nearest-neighbour sampling."""
+    """Apply the geometric parameters to masks, with nearest-neighbour interpolation."""
     labels = torch.where(parameters.mirror.to(labels.device)[:, None, None, None], labels.flip(-1), labels)
     matrix = _sampling_matrix(parameters, *labels.shape[-2:]).to(labels.device)
     where = functional.affine_grid(matrix, list(labels.shape), align_corners=False)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from slicebook.data.layouts.registry import find_sources, suspicions
+from slicebook.data.layouts.registry import find_sources, patient_warnings
 from slicebook.data.layouts.sources import EVERY_FILE, FolderScan, Source, SourceOptions, Unreadable
 from slicebook.data.reader import Misfit, Part, count_files, read_parts
 from slicebook.io.discovery import first_names
@@ -20,22 +20,22 @@ from slicebook.io.nifti import text_fields
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What a folder of volumes contains. It names raw files, and is meant for their owner only.
+    """What a folder of volumes contains. It contains file names; do not share it.
 
     Attributes:
         patients: Number of patients, or None if the patient of a file is unknown.
         files: Number of files, including masks.
         blank_slices: Slices of constant intensity; not used in training.
-        shapes: Slices by rows × columns.
-        spacings: Files by slice × row × column distance in mm.
-        intensity: Minimum and maximum.
-        label_values: Voxels per label.
+        shapes: Number of slices per size (rows × columns).
+        spacings: Number of files per distance between slices × rows × columns, in mm.
+        intensity: Minimum and maximum over all voxels.
+        label_values: Number of voxels per label.
         duplicates: Groups of files with the same voxels.
-        header_fields: Files per header field whose text may identify the patient.
+        header_fields: Number of files per header field whose text may identify the patient.
         unreadable, misfits: The reason for each file.
         unmatched: Files that match neither the layout nor the patient regex, and masks without an image.
-        series: Volumes per kind of series, which --series selects from; those left out are marked.
-        notes: What was skipped, and doubts about the patients.
+        series: Number of volumes per kind of series; the kinds that --series excludes are marked.
+        notes: What was skipped, and what may be wrong with the patients.
     """
 
     folder: str
@@ -86,11 +86,11 @@ class CheckReport:
             ("intensity", f"{low:g} to {high:g}"),
             ("masks", str(self.masks)),
             ("label values", _listed(self.label_values) or "none"),
-            ("duplicates by content", str(len(self.duplicates))),
+            ("duplicate files", str(len(self.duplicates))),
             ("unreadable", str(len(self.unreadable))),
             ("cannot be used", str(len(self.misfits))),
             ("unmatched", str(len(self.unmatched))),
-            ("header text, maybe of the patient", _listed(self.header_fields) or "none"),
+            ("header text that may identify the patient", _listed(self.header_fields) or "none"),
         ]
         copies = [f"same voxels: {first_names(list(group))}" for group in self.duplicates]
         rows += [("series", f"{name}: {count} volumes") for name, count in self.series.items()]
@@ -109,10 +109,10 @@ def check(
 ) -> CheckReport:
     """Read every volume below a folder and report on it; writes nothing.
 
-    Without `--patient-regex`, patients may be unknown and are then not counted.
+    Without `--patient-regex`, the patients may be unknown. They are then not counted.
 
     Raises:
-        DataError: No layout fits, no volume is scan, or a patient is in two splits of the layout.
+        DataError: No layout fits, no volume is found, or a patient is in two splits of the layout.
     """
     data = Path(data)
     scan = find_sources(data, source)
@@ -148,7 +148,7 @@ def check(
         misfits=tuple(bad.reason for bad in tally.misfits),
         unmatched=tuple(str(path) for path in scan.unmatched),
         series=_series_kinds(scan),
-        notes=(*scan.notes, *suspicions(scan), *tally.notes()),
+        notes=(*scan.notes, *patient_warnings(scan), *tally.notes()),
     )
 
 
@@ -166,7 +166,7 @@ def grouped(lines: Sequence[str]) -> list[str]:
 
 
 def _series_kinds(scan: FolderScan) -> dict[str, int]:
-    """Count volumes by description, plane and reason for leaving them out, if the layout has kinds."""
+    """Count volumes by kind, plane and the reason for leaving them out; empty if the layout has no kinds."""
     counts: Counter[str] = Counter()
     for source, reason in (*((source, "") for source in scan.sources), *scan.left_out):
         if source.kind or source.series is not None:
@@ -196,7 +196,7 @@ class _Tally:
         self.low, self.high = float("inf"), float("-inf")
 
     def add(self, part: Part | Unreadable | Misfit) -> None:
-        """Count one file."""
+        """Add one file to the counts."""
         if isinstance(part, Unreadable):
             self.unreadable.append(part)
             return

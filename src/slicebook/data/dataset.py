@@ -37,7 +37,7 @@ class PreparedData:
         """Open a folder that `slicebook prepare` wrote, and check that its files belong together.
 
         Raises:
-            DataError: It is no prepared folder, of another schema version, or incomplete.
+            DataError: The folder is not a prepared folder, is incomplete, or has another schema version.
         """
         folder = Path(folder)
         info = read_info(folder)
@@ -51,7 +51,7 @@ class PreparedData:
 
     @property
     def split_hash(self) -> str:
-        """Hash of which volume belongs to which split; the same at every spacing and size."""
+        """Hash of the assignment of volumes to splits; independent of spacing and size."""
         return self.info.split_hash
 
     def split(self, name: Split, *, blank: bool = False, labelled: bool = False) -> SliceSet:
@@ -60,7 +60,7 @@ class PreparedData:
         Args:
             name: train, validation or test.
             blank: Include blank slices.
-            labelled: Only slices with a mask.
+            labelled: Whether to return only slices with a mask.
 
         Raises:
             DataError: There is no such split, or no slice is left.
@@ -84,7 +84,7 @@ class PreparedData:
 
 
 class SliceSet(Dataset[Float32[Tensor, "1 h w"]]):
-    """Some slices of a prepared folder, memory-mapped.
+    """A subset of the slices of a prepared folder, memory-mapped.
 
     Attributes:
         records: The record of each slice, in the order of the set.
@@ -119,7 +119,7 @@ class SliceSet(Dataset[Float32[Tensor, "1 h w"]]):
 
     @property
     def patients(self) -> tuple[str, ...]:
-        """Pseudonyms in this set, sorted, each once."""
+        """Pseudonyms of the patients, sorted and unique."""
         return tuple(sorted({record.patient for record in self.records}))
 
     def _read(self, name: str, dtype: str, record: SliceRecord, offset: int) -> NDArray[Any]:

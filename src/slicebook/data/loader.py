@@ -1,4 +1,4 @@
-"""Batches of slices of one shape, with worker processes and ranks."""
+"""Batches of slices of one shape, for several worker processes and ranks."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ PREFETCHED = 2  # batches that PyTorch has each worker read ahead
 SHARED_MEMORY = Path("/dev/shm")
 
 
-LOADING_TIMEOUT = 300  # seconds without a batch from any worker, after which none will come
+LOADING_TIMEOUT = 300  # seconds to wait for a batch before the workers are considered dead
 
 
-def _expect_shared_memory(workers: int, batch_bytes: int) -> None:
-    """Refuse workers whose batches do not fit into shared memory: they would wait for ever, without a word.
+def _check_shared_memory(workers: int, batch_bytes: int) -> None:
+    """Raise `DataError` if the batches of the workers do not fit into shared memory.
 
-    A worker reads PREFETCHED batches ahead, and two more are in the hands of the loop. The processes of a
-    node share the memory.
+    Without this check, the workers would wait forever. A worker reads PREFETCHED batches ahead, and the
+    training loop holds two more. All processes of a node share the memory.
     """
     if not SHARED_MEMORY.is_dir():  # not Linux: shared memory has no folder, and no such limit
         return
@@ -74,15 +74,14 @@ class Batch:
 class SliceBatches:
     """Iterate over batches of one shape each, in an order that depends on `(seed, epoch)` alone.
 
-    Every slice is in a batch of each epoch. Each rank takes every `world_size`-th batch, and all take the
-    same
-    number: if batches do not divide evenly, the first ones are repeated (`repeated`).
+    Every epoch contains every slice. Each rank takes every `world_size`-th batch. All ranks take the same
+    number of batches: if the batches do not divide evenly, the first ones are repeated (see `repeated`).
 
     Args:
-        slices: What to read.
-        batch_size: Maximum; slices of one shape are distributed evenly over batches.
-        shuffle: Draw a new order each epoch; otherwise the order of the set, shape by shape.
-        seed: Of the order.
+        slices: The slices to read.
+        batch_size: Maximum number of slices. The slices of one shape are distributed evenly over batches.
+        shuffle: Whether to use a new random order in each epoch. Otherwise, slices are sorted by shape.
+        seed: Seed of the random order.
         workers: Number of reading processes; 0 reads in this process.
         rank, world_size: Of this process.
         pin_memory: Use page-locked memory, for a GPU.
@@ -111,7 +110,7 @@ class SliceBatches:
         groups = list(by_shape.values())
         self._order = BatchOrder(groups, batch_size, shuffle, seed, rank, world_size)
         if workers:
-            _expect_shared_memory(workers, self._largest_batch(slices, what))
+            _check_shared_memory(workers, self._largest_batch(slices, what))
         self._loader: DataLoader[Batch] = DataLoader(
             _Reader(slices, what),
             sampler=cast("Sampler[Any]", self._order),
@@ -125,7 +124,7 @@ class SliceBatches:
 
     @property
     def repeated(self) -> int:
-        """Number of batches repeated per epoch, so that every rank takes the same number of steps."""
+        """Number of batches that occur twice per epoch, so that all ranks take the same number of steps."""
         return self._order.repeated
 
     def set_epoch(self, epoch: int) -> None:
@@ -165,7 +164,7 @@ def explain_dead_worker() -> Iterator[None]:
         if "DataLoader worker" not in str(error):
             raise
         raise DataError(
-            f"a process that loads data ended ({str(error).splitlines()[0]}), often for want of memory; "
+            f"a process that loads data ended ({str(error).splitlines()[0]}), often because memory is full; "
             "use --workers 0, fewer workers or a smaller batch size"
         ) from error
 
@@ -186,10 +185,10 @@ class _Reader(Dataset[Batch]):
 
 
 class BatchOrder(Sampler[list[int]]):
-    """Indices per batch: shuffled within a group (a shape), then the batches of all groups are shuffled.
+    """The indices of each batch: shuffled within a group (a shape), then the batches are shuffled.
 
-     The order depends on `(seed, epoch)` alone; `epoch` is set by the caller. Every index occurs in every
-    epoch: a group is distributed evenly over as few batches as possible.
+    The order depends on `(seed, epoch)` alone; `epoch` is set by the caller. Every index occurs in every
+    epoch: each group is distributed evenly over as few batches as possible.
     """
 
     def __init__(

@@ -4,7 +4,7 @@ dataset.json    DatasetInfo: how it was made, counts, the hash of the split
 manifest.csv    one SliceRecord per row
 images.f32      slices in display orientation, flat little-endian float32 in [-1, 1]
 labels.u8       their masks, flat uint8, if there are masks
-quarantine.csv  files that could not be read, and the reasons; it names raw files, so do not share it
+quarantine.csv  files that could not be read, and the reasons; contains file names, do not share it
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ class DatasetInfo(BaseModel):
         fractions: Of patients in train, validation and test; None for the layout's own split.
         split_hash: SHA-256 over the voxels and the split of each volume; independent of spacing and size.
         label_values: All values in the masks.
-        quarantined: Files that could not be read, left out.
-        duplicates: Files with the voxels of another of the same patient, left out.
+        quarantined: Files left out because they could not be read.
+        duplicates: Files left out because another file of the patient has the same voxels.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -82,14 +82,14 @@ class SliceRecord:
         patient: Serial pseudonym, `patient-0001`.
         volume: `patient-0001/volume-01`.
         slice: Number within the volume, in display order (inferior to superior when axial).
-        position: `slice` as a fraction of its volume, 0 for the first and 1 for the last.
+        position: Position in the volume, 0 for the first slice and 1 for the last.
         split: train, validation or test.
         rows, columns: Shape in pixels.
         offset: First element in `images.f32`.
         label_offset: First element in `labels.u8`, -1 without a mask.
         row_mm, column_mm: Distance between rows and between columns.
         low, high: Source intensities mapped to -1 and 1; the same for all slices of a volume.
-        blank: Constant intensity; counted, but not used in training.
+        blank: Whether all pixels are equal; such slices are counted but not used in training.
         group: Class of the slice, a condition for generation; empty if unknown. It is the column `class`,
             which exists only if some slice has a class.
     """
@@ -278,7 +278,7 @@ class SliceKind(Record):
     """Distance between rows; the median over slices."""
     column_mm: float
     low: float
-    """Source intensity that -1 stands for; the median over slices."""
+    """Source intensity that is mapped to -1; the median over slices."""
     high: float
     slices: int
 

@@ -1,6 +1,6 @@
 """Convert a folder of volumes into a prepared folder (described in `manifest.py`).
 
-One volume is in memory at a time, and the folder gets its name only when it is complete.
+One volume at a time is in memory. The folder gets its final name when it is complete.
 """
 
 # mypy: allow-untyped-calls
@@ -17,7 +17,12 @@ from typing import BinaryIO
 import numpy as np
 
 from slicebook.data.check import grouped
-from slicebook.data.layouts.registry import find_sources, refuse_guesses, shared_identifier_advice, suspicions
+from slicebook.data.layouts.registry import (
+    find_sources,
+    patient_warnings,
+    refuse_guesses,
+    shared_identifier_advice,
+)
 from slicebook.data.layouts.sources import EVERY_FILE, FolderScan, Source, SourceOptions, Unreadable, group_of
 from slicebook.data.manifest import (
     SCHEMA_VERSION,
@@ -37,7 +42,7 @@ from slicebook.io.discovery import first_names
 from slicebook.io.volume import Plane
 from slicebook.version import __version__
 
-MAX_UNREADABLE = 0.05  # of the files, or of the series; a single one is always quarantined
+MAX_UNREADABLE = 0.05  # fraction of files or series; a single unreadable one is always allowed
 
 
 @dataclass(frozen=True)
@@ -45,14 +50,14 @@ class PrepareOptions:
     """How volumes are prepared.
 
     Attributes:
-        spacing: Resample in-plane to this pixel size in mm; native pixels by default.
-        size: Crop or pad centrally to these rows and columns.
-        percentiles: Intensities of a volume that are mapped to -1 and 1.
+        spacing: Pixel size in mm to resample slices to. Default: native pixels.
+        size: Rows and columns to crop or pad slices to, around their centre. Default: no change.
+        percentiles: Percentiles of a volume's intensities that are mapped to -1 and 1.
         fractions: Fraction of the patients in train, validation and test; `(0, 0, 1)` puts all in test. By
             default the layout's own split if it has one, else 0.7, 0.15 and 0.15.
-        seed: Of the split.
-        class_regex: Searched in a file's path below the folder; its group is the class of its slices. The
-            class is written to the prepared folder and must not identify a patient.
+        seed: Seed of the split.
+        class_regex: Regular expression, searched in a file's path below the folder. Its group is the class of
+            the slices. The class is written to the prepared folder and must not identify a patient.
     """
 
     spacing: float | None = None
@@ -87,7 +92,7 @@ NATIVE = PrepareOptions()
 class PreparedSummary:
     """What `prepare` did.
 
-    `quarantined` (file, reason), `unmatched` and `notes` name raw files, and are meant for their owner only.
+    `quarantined` (file, reason), `unmatched` and `notes` contain file names; do not share them.
     """
 
     folder: Path
@@ -107,8 +112,8 @@ def prepare(
 ) -> PreparedSummary:
     """Read the volumes below `data` and write the prepared folder `out`.
 
-    Patients get serial pseudonyms in the order of their raw identifiers. A file with the same voxels as
-    another of the same patient is left out and counted; the same voxels under two patients are an error.
+    Patients get numbered pseudonyms in the order of their raw identifiers. If two files of a patient have the
+    same voxels, the second is left out and counted. The same voxels in files of two patients are an error.
 
     Args:
         data: Folder of volumes.
@@ -118,7 +123,7 @@ def prepare(
         progress: Called with the number of volumes done and in total.
 
     Raises:
-        ConfigError: An option does not fit.
+        ConfigError: An option is invalid or does not apply to the layout.
         DataError: The data cannot be used; `out` is unchanged.
     """
     data, out = Path(data), Path(out).absolute()
@@ -241,7 +246,7 @@ class _Writer:
             return True
         if first.patient != source.patient:
             raise DataError(
-                f"{part.path}: the same voxels as {path}, of another patient, so the split could leak; "
+                f"{part.path}: the same voxels as {path}, of another patient; splits could overlap; "
                 "remove one of them, or give both to one patient by --patient-regex"
             )
         self.duplicates += 1
@@ -322,8 +327,8 @@ class _Writer:
         return info
 
     def notes(self) -> tuple[str, ...]:
-        """Return doubts about the data, one line each."""
-        lines = list(suspicions(self.scan))
+        """Return warnings about the data, one line each."""
+        lines = list(patient_warnings(self.scan))
         kinds = {source.kind for source in self.scan.sources}
         if len(kinds) > 1:
             lines.append(

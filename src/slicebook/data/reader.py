@@ -45,7 +45,7 @@ class Part:
 
     @property
     def looks_like_a_mask(self) -> bool:
-        """Whether it was listed as an image and holds labels; see `is_label_map`."""
+        """Whether the file was listed as an image but contains labels; see `is_label_map`."""
         return not self.blank and self.labels is None and is_label_map(self.images, self.path)
 
 
@@ -58,7 +58,7 @@ class Misfit:
 
 
 def read_parts(source: Source, plane: Plane | None) -> Iterator[Part | Unreadable | Misfit]:
-    """Read a source, file by file. An image whose mask cannot be read is left out with it."""
+    """Read a source file by file. If a mask cannot be read, its image is left out too."""
     if source.series is not None:
         try:
             volume = read_dicom_series(source.series)
@@ -100,8 +100,9 @@ _LABELS_FOLDER = re.compile(r"(labels?|masks?|segs?|segmentations?|annotations?|
 def is_label_map(images: Float32[np.ndarray, "n rows columns"], path: Path) -> bool:
     """Return whether an array holds labels and not intensities.
 
-    Labels are whole numbers, and one of: few distinct values for the size of the array; constant over
-    regions, where an image has noise; at most 256 values in a file or folder with a name for masks.
+    An array of labels contains only whole numbers, and one of these holds: it has few distinct values for its
+    size; it is constant over regions, where an image would have noise; or it has at most 256 distinct values
+    and the file or folder has a name for masks.
     """
     if any((image != np.rint(image)).any() for image in images):
         return False
@@ -125,7 +126,7 @@ def is_label_map(images: Float32[np.ndarray, "n rows columns"], path: Path) -> b
 
 
 def _constancy(images: Float32[np.ndarray, "n rows columns"], ignored: Float64[np.ndarray, " v"]) -> float:
-    """Return the share of equal pairs among neighbours within rows, neither of which has an ignored value.
+    """Return the fraction of neighbouring pixels in rows that are equal; ignored values are not counted.
 
     Args:
         images: Whole numbers.

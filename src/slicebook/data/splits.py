@@ -23,10 +23,10 @@ def assign_splits(
     *,
     advice: str = "",
 ) -> dict[str, Split]:
-    """Assign each patient (raw identifier) to one split: that of the data set, or drawn with the seed.
+    """Assign each patient to one split: the split of the data set if it has one, else a random split.
 
     Args:
-        patients: Each once, in a fixed order.
+        patients: Raw identifiers, unique and in a fixed order.
         given: The splits that the data set defines.
         fractions: Fraction of the patients in train, validation and test; by default 0.7, 0.15 and 0.15.
         seed: Seed of the draw.
@@ -45,15 +45,15 @@ def assign_splits(
     if given:  # the test patients are given; the others are for training and validation
         shares = (shares[0] / (shares[0] + shares[1]), shares[1] / (shares[0] + shares[1]), 0.0)
     order = np.random.default_rng(seed).permutation(drawn).tolist()
-    counts = _share_out(len(order), shares, advice, has_own_split=bool(given))
+    counts = _allocate(len(order), shares, advice, has_own_split=bool(given))
     names = [split for split, count in zip(SPLITS, counts, strict=True) for _ in range(count)]
     return {**given, **dict(zip(order, names, strict=True))}
 
 
-def _share_out(
+def _allocate(
     patients: int, fractions: tuple[float, float, float], hint: str, *, has_own_split: bool
 ) -> list[int]:
-    """Return counts near the fractions that sum to `patients`; at least 1 for a fraction above 0."""
+    """Return three counts that sum to `patients`, proportional to the fractions; at least 1 if above 0."""
     wanted = sum(fraction > 0 for fraction in fractions)
     if patients < wanted:
         many = "1 patient" if patients == 1 else f"{patients} patients"
@@ -64,8 +64,8 @@ def _share_out(
         else:
             remedy = "or give --fractions 0.5 0.5 0 to train with these, --fractions 0 0 1 to test on them"
         raise DataError(
-            f"{many} cannot fill {wanted} splits: a patient is in one only; {f'{hint}; ' if hint else ''}"
-            f"add patients; {remedy}"
+            f"{many} cannot fill {wanted} splits: each patient is in one split only; "
+            f"{f'{hint}; ' if hint else ''}add patients; {remedy}"
         )
     counts = [max(int(patients * fraction), fraction > 0) for fraction in fractions]
     while sum(counts) != patients:

@@ -1,4 +1,4 @@
-"""Intensities to [-1, 1] and back, and slices resampled, cropped and padded."""
+"""Map intensities to [-1, 1] and back; resample, crop and pad slices."""
 
 # mypy: allow-untyped-calls
 from __future__ import annotations
@@ -25,7 +25,7 @@ class IntensityMap:
     def fit(
         cls, array: Float32[np.ndarray, "*shape"], percentiles: tuple[float, float] = (0.5, 99.5)
     ) -> IntensityMap:
-        """Fit to two percentiles of a volume, or to its extremes if those are equal."""
+        """Fit to two percentiles of a volume, or to its minimum and maximum if the percentiles are equal."""
         low, high = (float(value) for value in np.percentile(array, percentiles))
         if not low < high:
             low, high = float(array.min()), float(array.max())
@@ -37,7 +37,7 @@ class IntensityMap:
         return (2 * unit - 1).clip(-1, 1).astype(np.float32)
 
     def inverse(self, array: Float32[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape"]:
-        """Map [-1, 1] back to intensities; clipping is not undone."""
+        """Map [-1, 1] back to intensities. Clipped values are not restored."""
         unit = (array.astype(np.float64) + 1) / 2
         return (unit * (self.high - self.low) + self.low).astype(np.float32)
 
@@ -47,8 +47,8 @@ def resample(
 ) -> Shaped[np.ndarray, "new_rows new_columns"]:
     """Resample a slice to a shape over the same field of view.
 
-    Images (float32) are interpolated cubically, after Gaussian anti-aliasing if pixels get larger; masks
-    (uint8) by nearest neighbour.
+    Images (float32) use cubic interpolation, after Gaussian anti-aliasing if pixels get larger. Masks (uint8)
+    use nearest-neighbour interpolation.
     """
     if image.shape == shape:
         return image
@@ -62,7 +62,7 @@ def resample(
 def crop_or_pad(
     image: Shaped[np.ndarray, "rows columns"], size: tuple[int, int], fill: int
 ) -> Shaped[np.ndarray, "new_rows new_columns"]:
-    """Crop or pad a slice about its centre; an odd remainder goes to the end."""
+    """Crop or pad a slice around its centre. An odd remainder is removed or added at the end."""
     for axis, wanted in enumerate(size):
         length = image.shape[axis]
         start = max(length - wanted, 0) // 2

@@ -1,7 +1,7 @@
-"""Downstream usefulness: a segmenter trained on generated pairs alone, tested on real patients.
+"""Downstream evaluation: a segmenter trained on generated pairs alone, tested on real patients.
 
 The baseline is the same segmenter trained on the training set for as many steps. It is MONAI's U-Net, of the
-extra `usefulness`.
+extra `downstream`.
 """
 
 from __future__ import annotations
@@ -136,8 +136,8 @@ class Segmenter(nn.Module):
             from monai.networks.nets.unet import UNet
         except ModuleNotFoundError as error:
             raise ConfigError(
-                "usefulness: MONAI is not installed, wanted for the segmenter that learns from samples; "
-                "run: pip install 'slicebook[usefulness]', or evaluate other parts (--parts)"
+                "downstream: MONAI is not installed, wanted for the segmenter that learns from samples; "
+                "run: pip install 'slicebook[downstream]', or evaluate other parts (--parts)"
             ) from error
         self.network = UNet(
             spatial_dims=2,

@@ -1,4 +1,4 @@
-"""Evaluation of a model on held-out patients: fidelity, generation, copies and downstream usefulness.
+"""Evaluation of a model on held-out patients: reconstruction, generation, memorization, downstream use.
 
 One JSON file holds every number with its convention and its provenance.
 """
@@ -70,7 +70,7 @@ def evaluate(
     Parts with too little data are skipped, with a reason. An earlier report is replaced by a complete one.
 
     Args:
-        model: Folder or file. A tokenizer allows only `fidelity`; a prior's own file everything else.
+        model: Folder or file. A tokenizer allows only `reconstruction`; a prior's own file everything else.
         data: The prepared folder that the model was trained on.
         out: Output folder.
         parts: Parts to evaluate, from `PARTS`; by default all that the model allows.
@@ -102,8 +102,8 @@ def evaluate(
             split, partial, codecs, samples, settings, noise, steps, device, precision, seed, progress
         )
         results = _Results(say, {str(data.folder): "DATA", str(model): "MODEL"})
-        if models.tokenizer and "fidelity" in requested:
-            _evaluate_fidelity(results, models.tokenizer, slices, options)
+        if models.tokenizer and "reconstruction" in requested:
+            _evaluate_reconstruction(results, models.tokenizer, slices, options)
         if models.prior and requested != PARTS[:1]:
             _evaluate_samples(results, models.prior, data, requested, options)
         report = _assemble(results, models, data, not_installed, options)
@@ -136,11 +136,11 @@ def _check_parts(parts: Sequence[str] | None) -> None:
         raise ConfigError(f"{unknown[0]}: is not a part of an evaluation; wanted some of {', '.join(PARTS)}")
 
 
-def _evaluate_fidelity(
+def _evaluate_reconstruction(
     results: _Results, tokenizer: LoadedTokenizer, slices: SliceSet, options: _Options
 ) -> None:
-    results.say(f"fidelity: {len(slices)} slices of {len(slices.patients)} patients")
-    with results.measuring("fidelity"):
+    results.say(f"reconstruction: {len(slices)} slices of {len(slices.patients)} patients")
+    with results.measuring("reconstruction"):
         reconstruction = evaluate_reconstruction(
             tokenizer.tokenizer,
             slices,
@@ -149,7 +149,7 @@ def _evaluate_fidelity(
             device=options.device,
             seed=options.seed,
         )
-        results.add("fidelity", reconstruction)
+        results.add("reconstruction", reconstruction)
 
 
 def _assemble(
@@ -169,13 +169,13 @@ def _assemble(
         raise DataError(f"{data.folder}: no part could be evaluated: {reasons}")
     slices = data.split(options.split)
     tokenizer, prior = models.tokenizer, models.prior
-    fidelity: ReconstructionResult | None = results.records.get("fidelity")
+    reconstruction: ReconstructionResult | None = results.records.get("reconstruction")
     return Evaluation(
         split=options.split,
         patients=len(slices.patients),
         slices=len(slices),
         blank_slices_skipped=sum(record.blank for record in data.records if record.split == options.split),
-        warnings=collect_warnings(models, data, options.split, fidelity),
+        warnings=collect_warnings(models, data, options.split, reconstruction),
         skipped=not_installed | results.skipped,
         training=read_history(
             tokenizer.path.parent if tokenizer else None, prior.path.parent if prior else None
@@ -249,12 +249,12 @@ def _evaluate_samples(
     size, kinds = (kind.rows, kind.columns), descriptors()
     real: SliceCollection | None = None
     with results.measuring(
-        "real slices", [part for part in ("generation", "usefulness") if part in requested]
+        "real slices", [part for part in ("generation", "downstream") if part in requested]
     ):
         real = read_slices(data, options.split, size)
     count = options.samples or min(max(len(real or ()), MIN_SAMPLES), MAX_SAMPLES)
     say(f"{count} samples of {kind.rows}×{kind.columns}")
-    with results.measuring("sampling", [part for part in requested if part != "fidelity"]):
+    with results.measuring("sampling", [part for part in requested if part != "reconstruction"]):
         samples, sampling = draw_samples(
             prior,
             data,
@@ -283,23 +283,23 @@ def _evaluate_samples(
                 say=say,
             )
             results.add("generation", generation)
-    if "audit" in requested:
+    if "memorization" in requested:
         _audit_samples(results, prior, data, samples, options)
-    if "usefulness" in requested and real:
-        with results.measuring("usefulness"):
+    if "downstream" in requested and real:
+        with results.measuring("downstream"):
             most = options.steps * downstream.BATCH
             train = read_slices(data, "train", size, most=most, seed=seed)
-            usefulness = downstream.evaluate_downstream(
+            segmentation = downstream.evaluate_downstream(
                 samples, train, real, data.info.label_values, steps=options.steps, seed=seed, say=say
             )
-            results.add("usefulness", usefulness)
+            results.add("downstream", segmentation)
 
 
 def _audit_samples(
     results: _Results, prior: LoadedPrior, data: PreparedData, samples: SliceCollection, options: _Options
 ) -> None:
     size = (samples.images.shape[-2], samples.images.shape[-1])
-    with results.measuring("audit"):
+    with results.measuring("memorization"):
         started = time.perf_counter()
         training = describe_training(data, size, say=results.say)
         results.seconds["audit, describing the training set"] = round(time.perf_counter() - started, 1)
@@ -313,15 +313,15 @@ def _audit_samples(
             out=options.out,
             say=results.say,
         )
-        results.add("audit", memorization)
+        results.add("memorization", memorization)
 
 
 def _load(model: Path, parts: Sequence[str] | None, device: torch.device) -> LoadedModels:
     """Load the tokenizer and the prior, where they exist and the requested parts need them."""
-    if is_prior(model) and "fidelity" not in (parts or ()):
+    if is_prior(model) and "reconstruction" not in (parts or ()):
         return LoadedModels(None, load_prior(model, device))
     tokenizer = load_tokenizer(model, device)
-    needs_prior = set(parts) - {"fidelity"} if parts else has_prior(model)
+    needs_prior = set(parts) - {"reconstruction"} if parts else has_prior(model)
     return LoadedModels(tokenizer, load_prior(model, device) if needs_prior else None)
 
 
@@ -335,12 +335,12 @@ def _requested_parts(
     """
     possible = PARTS[0 if models.tokenizer else 1 : None if models.prior else 1]
     requested = tuple(part for part in possible if part in (parts or possible))
-    if "usefulness" not in requested or downstream.is_installed():
+    if "downstream" not in requested or downstream.is_installed():
         return requested, {}
     if parts:
         downstream.Segmenter(1)  # raises the error that says what is missing
-    reason = "MONAI is not installed; run: pip install 'slicebook[usefulness]'"
-    return requested[:-1], {"usefulness": reason}
+    reason = "MONAI is not installed; run: pip install 'slicebook[downstream]'"
+    return requested[:-1], {"downstream": reason}
 
 
 def _draw_sheets(

@@ -28,13 +28,13 @@ class LoadedModels:
 
 
 def collect_warnings(
-    models: LoadedModels, data: PreparedData, split: Split, fidelity: ReconstructionResult | None
+    models: LoadedModels, data: PreparedData, split: Split, reconstruction: ReconstructionResult | None
 ) -> tuple[str, ...]:
     """Return what a reader must know before using the numbers of a report."""
     return (
         *_split_warnings(models.tokenizer, data, split, data.split(split).patients),
         *_tokenizer_warnings(models),
-        *_codec_warnings(fidelity),
+        *_codec_warnings(reconstruction),
     )
 
 
@@ -50,7 +50,7 @@ def _split_warnings(
     elif split == "train":
         warnings.append(
             "TRAINED ON THESE PATIENTS: the scores measure the fit to the training set, not the "
-            "reconstruction of new patients. Never report them as fidelity; use --split test."
+            "reconstruction of new patients. Do not report them as results; use --split test."
         )
     elif split == "validation":
         warnings.append(
@@ -69,13 +69,13 @@ def _tokenizer_warnings(models: LoadedModels) -> list[str]:
     if hash_tensors(states[0]) == hash_tensors(states[1]):
         return []
     return [
-        "The prior was trained with another tokenizer than the one beside it, so the fidelity scores do not "
-        "describe the tokenizer of the samples; retrain the prior."
+        "The prior was trained with another tokenizer than the one in its run folder. The reconstruction "
+        "scores do not describe the tokenizer of the samples. Train the prior again."
     ]
 
 
-def _codec_warnings(fidelity: ReconstructionResult | None) -> list[str]:
-    codecs = (fidelity and fidelity.codecs) or {}
+def _codec_warnings(reconstruction: ReconstructionResult | None) -> list[str]:
+    codecs = (reconstruction and reconstruction.codecs) or {}
     return [
         f"{codec.title} cannot encode {codec.slices_over_budget} slices within the tokenizer's bits: its "
         f"scores are at {codec.bits_per_pixel.mean_of_slices:.3f} bits per pixel."

@@ -52,7 +52,7 @@ WRITTEN = (
     *("pairs.png", "worst.png", "levels.png", "closest.png"),
     *("samples.png", "real.png", "samples-masks.png", "real-masks.png"),
 )
-PARTS = ("fidelity", "generation", "audit", "usefulness")
+PARTS = ("reconstruction", "generation", "memorization", "downstream")
 
 
 class Evaluation(Record):
@@ -61,7 +61,7 @@ class Evaluation(Record):
     Parts that were not requested are None, and so are those that could not be evaluated: `skipped` has why.
     """
 
-    schema_version: Literal[4] = 4
+    schema_version: Literal[5] = 5
     split: Split
     patients: int
     slices: int
@@ -70,10 +70,10 @@ class Evaluation(Record):
     skipped: dict[str, str]
     sampling: SamplingInfo | None = None
     """Settings and speed of the samples' generation."""
-    fidelity: ReconstructionResult | None = None
+    reconstruction: ReconstructionResult | None = None
     generation: GenerationResult | None = None
-    audit: MemorizationResult | None = None
-    usefulness: DownstreamResult | None = None
+    memorization: MemorizationResult | None = None
+    downstream: DownstreamResult | None = None
     training: dict[str, History]
     """Training history of each model that has one in its folder."""
     seconds: dict[str, float]
@@ -82,7 +82,7 @@ class Evaluation(Record):
 
     def table(self) -> tuple[tuple[str, ...], ...]:
         """Return the main numbers as rows of text, for a screen."""
-        rows = list(self.fidelity.table()) if self.fidelity else []
+        rows = list(self.reconstruction.table()) if self.reconstruction else []
         width = len(rows[0]) if rows else 2
         entries: list[tuple[str, str]] = []
         if self.generation:
@@ -97,14 +97,14 @@ class Evaluation(Record):
                 entries.append(
                     ("anatomy_rules", f"{anatomy.generated:.1%}, real patients {anatomy.real:.1%}")
                 )
-        if self.audit:
-            copies = self.audit.copies
+        if self.memorization:
+            copies = self.memorization.copies
             text = "found" if copies.copies_found else "none found" if copies.valid else "INVALID audit"
             entries.append(("copies", text))
-            entries.append(("membership_auc", f"{self.audit.membership.auc:.3f}"))
-        if self.usefulness and self.usefulness.generated.mean is not None:
-            baseline = self.usefulness.training_set.mean
-            text = f"{self.usefulness.generated.mean:.3f}" + (f" of {baseline:.3f}" if baseline else "")
+            entries.append(("membership_auc", f"{self.memorization.membership.auc:.3f}"))
+        if self.downstream and self.downstream.generated.mean is not None:
+            baseline = self.downstream.training_set.mean
+            text = f"{self.downstream.generated.mean:.3f}" + (f" of {baseline:.3f}" if baseline else "")
             entries.append(("segmenter_dice", text))
         return tuple(rows + [row + ("",) * (width - 2) for row in entries])
 

@@ -55,7 +55,7 @@ def check_trained_on(loaded: LoadedPrior, data: PreparedData) -> None:
     if data.split_hash != loaded.info.provenance.split_hash:
         raise ConfigError(
             f"{data.folder}: holds other patients, or another split, than {loaded.path} was trained on; give "
-            "the prepared folder of its training, or judge reconstruction alone (--parts fidelity)"
+            "the prepared folder of its training, or judge reconstruction alone (--parts reconstruction)"
         )
     if slice_kinds(data.split("train").records) != loaded.info.slices:
         raise ConfigError(

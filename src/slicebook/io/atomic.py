@@ -1,4 +1,4 @@
-"""Atomic writes: after a kill or on a full disk, files and folders are as they were before."""
+"""Atomic writes: if a command is killed or the disk is full, existing files and folders are unchanged."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def replacing_folder(path: str | Path, *, replace_content: bool = False) -> Iter
 def replacing_files(
     folder: Path, names: Collection[str], *, last: str, partial: str = PARTIAL
 ) -> Iterator[Path]:
-    """Yield a temporary folder; its files replace those of the same name in `folder` at the end.
+    """Yield a temporary folder. At the end, its files replace those of the same name in `folder`.
 
     Args:
         folder: Created if missing; its other files stay.
@@ -160,7 +160,7 @@ def put_in_place(partial: Path, place: Path, *, replace_content: bool = False) -
         replace_content: Whether a folder with content is replaced; it is kept until the new one is there.
 
     Raises:
-        OSError: The folder is not empty, or the disk does not take it; `place` is as it was.
+        OSError: The folder is not empty or cannot be written; `place` is unchanged.
     """
     retired = partial.with_suffix(".old")
     if place.is_dir() and replace_content and any(place.iterdir()):

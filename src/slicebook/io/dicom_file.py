@@ -96,7 +96,7 @@ class Frame:
 
 @dataclass(frozen=True, eq=False)
 class DicomHeader:
-    """One file without its pixels."""
+    """The header of one file, without its pixels."""
 
     path: Path
     patient_id: str
@@ -117,8 +117,8 @@ class DicomHeader:
 
 
 @contextmanager
-def at_the_door(path: Path) -> Iterator[None]:
-    """Turn exceptions of pydicom into a `DataError`, without their text, which may quote private values."""
+def wrap_pydicom_errors(path: Path) -> Iterator[None]:
+    """Turn exceptions of pydicom into a `DataError`. Their text may be private and is left out."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -139,7 +139,7 @@ def is_dicom(path: Path) -> bool:
 
     The content may begin with the preamble or, in files of older archives, with the elements.
     """
-    with at_the_door(path):
+    with wrap_pydicom_errors(path):
         if not path.is_file():
             return False
         with path.open("rb") as file:
@@ -149,7 +149,7 @@ def is_dicom(path: Path) -> bool:
 def read_fields(path: Path, limits: Limits, keywords: Sequence[str]) -> Dataset:
     """Read some elements of a file by keyword, without its pixels."""
     tags: list[BaseTag | int] = [Tag(keyword) for keyword in keywords]
-    with at_the_door(path), _opened(path, limits) as (file, syntax, meta):
+    with wrap_pydicom_errors(path), _opened(path, limits) as (file, syntax, meta):
         return _read(file, syntax, meta, _PIXEL_GROUP, tags)
 
 
@@ -161,7 +161,7 @@ def load_whole(path: Path, limits: Limits) -> Dataset:
 
 def read_private_traits(path: Path, limits: Limits) -> dict[str, Hashable]:
     """Return the traits in private tags, for slices that no standard tag separates."""
-    with at_the_door(path), _opened(path, limits) as (file, syntax, meta):
+    with wrap_pydicom_errors(path), _opened(path, limits) as (file, syntax, meta):
         return private_traits(_read(file, syntax, meta, _PIXEL_GROUP, None))
 
 
@@ -172,7 +172,7 @@ def read_header(path: Path, limits: Limits) -> DicomHeader | PassedOver:
         MosaicError: It holds several slices as tiles.
         DataError: It is damaged, or an image without geometry.
     """
-    with at_the_door(path):
+    with wrap_pydicom_errors(path):
         dataset, has_pixels = _load_header(path, limits)
         image_type = image_type_of(dataset)
         passed_over = reason_to_pass_over(path, dataset, image_type, has_pixels)

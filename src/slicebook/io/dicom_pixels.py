@@ -16,7 +16,7 @@ from pydicom.pixels.utils import iter_pixels
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, JPEGLossless, JPEGLosslessSV1
 
 from slicebook.errors import DataError
-from slicebook.io.dicom_file import DicomHeader, at_the_door, load_whole
+from slicebook.io.dicom_file import DicomHeader, load_whole, wrap_pydicom_errors
 from slicebook.io.limits import Limits
 
 _BY_IMAGECODECS = (JPEGLossless, JPEGLosslessSV1)  # pydicom's own decoder of these is GPL
@@ -37,7 +37,7 @@ def intensities(
     """
     path = header.path
     numbers = range(len(header.frames)) if numbers is None else numbers
-    with at_the_door(path):
+    with wrap_pydicom_errors(path):
         dataset = load_whole(path, limits)
         _check_pixels(header, dataset)
         stored, signed = int(dataset.BitsStored), bool(dataset.PixelRepresentation)

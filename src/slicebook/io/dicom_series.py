@@ -172,7 +172,7 @@ def read_dicom_series(series: DicomSeries | Sequence[Path], *, limits: Limits = 
         _check_one_stack(headers, limits)
     slices = [Slice(h, n, {}) for h, chosen in zip(headers, numbers, strict=True) for n in chosen]
     folder = files[0].parent
-    order, affine = _place(folder, slices)
+    order, affine = _order_and_affine(folder, slices)
     rows, columns = headers[0].shape
     limits.check(folder, limits.max_bytes, rows * columns * len(slices) * 4, "")
     array = np.empty((columns, rows, len(slices)), dtype=np.float32, order="F")
@@ -272,7 +272,7 @@ def _series_of(stack: Stack) -> DicomSeries:
     )
 
 
-def _place(
+def _order_and_affine(
     folder: Path, slices: Sequence[Slice]
 ) -> tuple[Integer[np.ndarray, " n"], Float64[np.ndarray, "4 4"]]:
     """Return the order of the slices along their normal, and the affine of the stack in RAS."""

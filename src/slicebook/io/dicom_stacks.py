@@ -61,11 +61,13 @@ def stacks_of(
             trait separates them.
     """
     slices = [Slice(header, n, {}) for header in headers for n in range(len(header.frames))]
-    groups = _alike(slices, lambda item: (item.header.patient_id, item.header.series_uid, item.header.shape))
+    groups = _by_geometry(
+        slices, lambda item: (item.header.patient_id, item.header.series_uid, item.header.shape)
+    )
     several = [group for group in groups if len(group) > 1]
     singles = [group[0] for group in groups if len(group) == 1]
-    stacks = [stack for group in several for stack in _parted(Stack(tuple(group)), private_traits)]
-    return stacks + _joined(singles)
+    stacks = [stack for group in several for stack in _split_by_trait(Stack(tuple(group)), private_traits)]
+    return stacks + _join_series(singles)
 
 
 def gaps_of(slices: Sequence[Slice]) -> Float64[np.ndarray, " n"]:
@@ -76,7 +78,7 @@ def gaps_of(slices: Sequence[Slice]) -> Float64[np.ndarray, " n"]:
 # --- Grouping
 
 
-def _alike(slices: Sequence[Slice], key: Callable[[Slice], Hashable]) -> list[list[Slice]]:
+def _by_geometry(slices: Sequence[Slice], key: Callable[[Slice], Hashable]) -> list[list[Slice]]:
     """Group by a key, and by orientation and pixel spacing within tolerances for rounding."""
     groups: dict[Hashable, list[list[Slice]]] = defaultdict(list)
     for item in slices:
@@ -97,7 +99,7 @@ def _same_grid(frame: Frame, other: Frame) -> bool:
     return bool(turned <= 1e-3 and scaled <= 1e-3)
 
 
-def _joined(singles: Sequence[Slice]) -> list[Stack]:
+def _join_series(singles: Sequence[Slice]) -> list[Stack]:
     """Join slices with a series UID each, if those of one folder form even stacks."""
 
     def origin(item: Slice) -> Hashable:
@@ -106,8 +108,8 @@ def _joined(singles: Sequence[Slice]) -> list[Stack]:
         return (head.path.parent, head.patient_id, head.study_uid, *described, head.shape)
 
     stacks = []
-    for group in _alike(singles, origin):
-        parted = _parted(Stack(tuple(group)), lambda _: {})
+    for group in _by_geometry(singles, origin):
+        parted = _split_by_trait(Stack(tuple(group)), lambda _: {})
         if all(len(stack.slices) >= _PROOF and _is_even(stack.slices) for stack in parted):
             stacks += parted
         else:
@@ -118,32 +120,32 @@ def _joined(singles: Sequence[Slice]) -> list[Stack]:
 # --- Separation by traits
 
 
-def _parted(
+def _split_by_trait(
     stack: Stack, private_traits: Callable[[DicomHeader], Mapping[str, Hashable]] | None
 ) -> list[Stack]:
     """Separate slices at the same position: by folder, then by the first trait that works."""
     slices = stack.slices
-    places = _places(slices)
+    places = _position_ranks(slices)
     if len(slices) < 2 or places.max() + 1 == len(slices):
-        return [stack] if _is_even(slices) else _parted_evenly(stack)
+        return [stack] if _is_even(slices) else _split_uneven(stack)
     if _folders_repeat(slices, places):
         return _split(stack, FOLDER, lambda item: item.header.path.parent, private_traits)
     for trait in ALL_TRAITS.values():
         values = [item.trait(trait.name) for item in slices]
-        if _can_part(values, places):
+        if _separates(values, places):
             return _split(stack, trait, _reader(trait), private_traits)
     if private_traits is None or any(item.private for item in slices):
         return [stack]
     read = {item.header.path: item.header for item in slices}
     hidden = {path: private_traits(header) for path, header in read.items()}
     with_private = tuple(replace(item, private=hidden[item.header.path]) for item in slices)
-    return _parted(replace(stack, slices=with_private), None)
+    return _split_by_trait(replace(stack, slices=with_private), None)
 
 
-def _parted_evenly(stack: Stack) -> list[Stack]:
+def _split_uneven(stack: Stack) -> list[Stack]:
     """Split an uneven stack if a trait yields only even ones, such as stations or a new thickness."""
     for trait in ALL_TRAITS.values():
-        classes = _classes(stack.slices, _reader(trait))
+        classes = _by_value(stack.slices, _reader(trait))
         if len(classes) > 1 and all(len(part) >= _PROOF and _is_even(part) for part in classes.values()):
             return _split(stack, trait, _reader(trait), None)
     return [stack]
@@ -155,19 +157,19 @@ def _split(
     value: Callable[[Slice], Hashable],
     private_traits: Callable[[DicomHeader], Mapping[str, Hashable]] | None,
 ) -> list[Stack]:
-    classes = _classes(stack.slices, value)
-    parted = []
+    classes = _by_value(stack.slices, value)
+    stacks = []
     for rank, (key, part) in enumerate(classes.items(), start=1):
         described = trait.describe(key, rank)
-        parted += _parted(Stack(tuple(part), (*stack.parts, described)), private_traits)
-    return parted
+        stacks += _split_by_trait(Stack(tuple(part), (*stack.parts, described)), private_traits)
+    return stacks
 
 
 def _reader(trait: Trait) -> Callable[[Slice], Hashable]:
     return lambda item: item.trait(trait.name)
 
 
-def _classes(slices: Sequence[Slice], value: Callable[[Slice], _T]) -> dict[_T, list[Slice]]:
+def _by_value(slices: Sequence[Slice], value: Callable[[Slice], _T]) -> dict[_T, list[Slice]]:
     """Return slices by value, the values sorted."""
     classes: dict[_T, list[Slice]] = defaultdict(list)
     for item in slices:
@@ -180,7 +182,7 @@ def _order(value: object) -> tuple[bool, float, str]:
     return value is None, value if isinstance(value, float) else 0.0, "" if is_number else str(value)
 
 
-def _can_part(values: Sequence[Hashable], places: Integer[np.ndarray, " n"]) -> bool:
+def _separates(values: Sequence[Hashable], places: Integer[np.ndarray, " n"]) -> bool:
     """Return whether a trait separates slices at the same position without splitting volumes.
 
     A slice counter, or a time that differs between slices, would split volumes: most values must occur at
@@ -214,7 +216,7 @@ def _distances(slices: Sequence[Slice]) -> Float64[np.ndarray, " n"]:
     return np.asarray(positions @ slices[0].frame.normal)
 
 
-def _places(slices: Sequence[Slice]) -> Integer[np.ndarray, " n"]:
+def _position_ranks(slices: Sequence[Slice]) -> Integer[np.ndarray, " n"]:
     """Return the rank of each slice's position; slices at the same position share it."""
     distances = _distances(slices)
     order = np.argsort(distances, kind="stable")

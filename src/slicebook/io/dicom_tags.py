@@ -229,7 +229,7 @@ def traits_of(
         raw: Any = None
         if value is not None:
             raw = next((v for group in trait.groups if (v := value(*group)) not in (None, "")), None)
-        plain = _plain(classic.get(trait.keyword) if raw is None else raw)
+        plain = _plain_value(classic.get(trait.keyword) if raw is None else raw)
         if plain is not None:
             traits[trait.name] = plain
     if value is not None and dimensions:
@@ -255,7 +255,7 @@ def private_traits(dataset: Dataset) -> dict[str, Hashable]:
 
     def hidden(group: int, creator: str, element: int) -> Any:
         try:
-            return _plain(dataset.private_block(group, creator)[element].value)
+            return _plain_value(dataset.private_block(group, creator)[element].value)
         except KeyError:
             return None
 
@@ -280,7 +280,7 @@ def private_traits(dataset: Dataset) -> dict[str, Hashable]:
     return {trait.name: value for trait, value in zip(PRIVATE, traits, strict=True) if value is not None}
 
 
-def _plain(value: Any) -> Hashable:
+def _plain_value(value: Any) -> Hashable:
     """Return a header's value as a finite number, upper-case text or a tuple of them; None where empty."""
     if value is None or isinstance(value, bytes):
         return None
@@ -288,5 +288,5 @@ def _plain(value: Any) -> Hashable:
         return value.strip().upper() or None
     if isinstance(value, (int, float)) or hasattr(value, "as_integer_ratio"):
         return round(float(value), 3) if math.isfinite(value) else None
-    values = tuple(_plain(item) for item in value)
+    values = tuple(_plain_value(item) for item in value)
     return (values[0] if len(values) == 1 else values) if any(item is not None for item in values) else None

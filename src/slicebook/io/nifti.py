@@ -1,6 +1,6 @@
-"""Read and write NIfTI files defensively.
+"""Read and write NIfTI files.
 
-Sizes are checked against the header before anything is allocated, and gzip is read to its checksum.
+Sizes in the header are checked before memory is allocated. The checksum of gzip files is verified.
 """
 
 # mypy: allow-untyped-calls
@@ -75,7 +75,7 @@ def text_fields(path: Path) -> set[str]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
-    """Yield the unpacked stream and the size on disk; damage on the way is a `DataError`."""
+    """Yield the uncompressed stream and the size on disk; raise `DataError` if the file is damaged."""
     try:
         with path.open("rb") as file:
             packed = os.fstat(file.fileno()).st_size
@@ -201,7 +201,9 @@ def _affine_of(path: Path, geometry: nib.Nifti1Header) -> Float64[np.ndarray, "4
     try:
         affine = np.array(geometry.get_best_affine(), dtype=np.float64)
     except (HeaderDataError, ValueError) as error:
-        raise DataError(f"{path}: its qform is not a rotation ({error}); mend it and save again") from error
+        raise DataError(
+            f"{path}: its qform is not a rotation ({error}); correct it and save again"
+        ) from error
     affine[:3] *= _MILLIMETRES.get(int(geometry["xyzt_units"]), 1.0)
     check_affine(path, affine)
     return affine

@@ -114,7 +114,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: {_what_is_wrong(path, error)}") from error
+        raise CheckpointError(f"{path}: {_describe_other_file(path, error)}") from error
     text = header.get("slicebook", "{}")
     # The tensors have their own hash; this one detects changed metadata.
     if "slicebook" in header and header.get("sha256") != _seal(text):
@@ -144,7 +144,7 @@ def _settings_of(text: str) -> dict[str, Any]:
     return settings if isinstance(settings, dict) else {}
 
 
-def _what_is_wrong(path: Path, error: Exception) -> str:
+def _describe_other_file(path: Path, error: Exception) -> str:
     """Return what a file is that is not safetensors, and what to do."""
     try:
         with path.open("rb") as file:

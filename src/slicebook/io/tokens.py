@@ -1,4 +1,4 @@
-"""Tokens of a volume on disk: a safetensors file that holds all that decoding needs except the model.
+"""Tokens of a volume on disk. The safetensors file contains all that decoding needs except the model.
 
 The grids are tensors `tokens_0`, `tokens_1`, …, finest first; `geometry` holds the bytes of the volume's
 NIfTI header. Everything else is in the metadata of the file.
@@ -52,9 +52,9 @@ class TokenFile:
     Attributes:
         tokens: One array of grids per level, finest first: slices × rows × columns.
         size: Rows and columns of a slice, before padding to whole tokens.
-        codebook_hash: Of the model that wrote the tokens; only that model can decode them.
-        low, high: Intensities that -1 and 1 stand for.
-        axes, flips: How the volume's own axes become (slice, row, column); see `volume.Orientation`.
+        codebook_hash: Hash of the codebooks of the model; only this model can decode the tokens.
+        low, high: Intensities that are mapped to -1 and 1.
+        axes, flips: Orientation of the slices; see `volume.Orientation`.
         affine: Voxel index to RAS+ mm.
         shape_on_disk: Shape in the volume's file.
         geometry: The geometry fields of its NIfTI header; empty for DICOM.

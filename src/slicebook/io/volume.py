@@ -2,7 +2,7 @@
 
 The axes are those of the file: `array[x, y, z]` with an affine from voxel index to RAS+ millimetres.
 `Orientation` describes the view as slices and is inverted exactly. Free text of a header (description, file
-names, extensions) is never part of a `Volume`, so it cannot get into output files.
+names, extensions) is never part of a `Volume`, so that it is not written to output files.
 """
 
 # mypy: allow-untyped-calls

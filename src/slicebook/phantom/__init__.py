@@ -1,1 +1,1 @@
-"""A procedural male pelvis with label masks, written as NIfTI data sets."""
+"""Synthetic MR of a male pelvis with label masks, written as NIfTI data sets."""

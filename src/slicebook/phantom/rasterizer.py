@@ -33,7 +33,7 @@ class Build:
 
 
 class Textures:
-    """Two noise fields of unit variance per patient, which change slowly with height."""
+    """Two random textures per patient with unit variance, which change slowly with height."""
 
     GRAINS_MM = (1.2, 3.5)
     STEP_MM = 7.0  # fields are drawn at this spacing in height and interpolated

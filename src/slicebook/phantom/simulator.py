@@ -1,4 +1,4 @@
-"""A procedural male pelvis in T2-weighted MR: the data set that comes with Slicebook.
+"""Simulate T2-weighted MR of a male pelvis: the synthetic data set of Slicebook.
 
 A patient is the atlas of `atlas.py`, scaled and smoothly warped, with random organ parameters. Weeks of one
 patient differ in bladder and rectal filling and in position. No voxel comes from a real person.
@@ -63,12 +63,12 @@ def patient_volume(
     Args:
         patient: number of the patient; build and texture are the same in every week.
         week: number of the examination; fillings, position, gain and noise differ between weeks.
-        seed: number of the whole data set.
-        slices: axial slices, from the bulb of the penis (first) to the dome of the bladder (last).
+        seed: seed of the whole data set.
+        slices: number of axial slices, from the bulb of the penis (first) to the dome of the bladder (last).
         shape: pixels left-right and front-back of a slice.
 
     Raises:
-        ConfigError: a number is negative, or the grid too coarse to hold a pelvis.
+        ConfigError: a number is negative, or the grid is too coarse for a pelvis.
     """
     if min(seed, patient, week) < 0:
         raise ConfigError(f"phantom: seed {seed}, patient {patient}, week {week}; give numbers of 0 or more")
@@ -137,7 +137,7 @@ def write_hipmri(
         patients: number of training, validation and test patients.
         weeks: volumes per patient.
         slices: slices per volume.
-        seed: number of the whole data set.
+        seed: seed of the whole data set.
         shape: pixels left-right and front-back of a slice.
         progress: called after each volume.
 

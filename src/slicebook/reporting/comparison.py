@@ -101,7 +101,7 @@ def compare_reports(folders: Sequence[str | Path]) -> SideBySide:
     reports = [read_report(folder) for folder in folders]
     titles = _titles([Path(folder) for folder in folders])
     rows: list[Row] = []
-    for part in (_verdicts, _fidelity, _generation, _audit, _usefulness, _provenance):
+    for part in (_verdicts, _reconstruction, _generation, _memorization, _downstream, _provenance):
         columns = [part(report) for report in reports]
         measures = dict.fromkeys(name for column in columns for name in column)
         rows += [Row(name, tuple(column.get(name) for column in columns)) for name in measures]
@@ -145,15 +145,17 @@ def _verdicts(report: Evaluation) -> Cells:
     return {verdict.question: Cell(verdict.answer) for verdict in verdicts(report)}
 
 
-def _fidelity(report: Evaluation) -> Cells:
-    fidelity = report.fidelity
-    if not fidelity:
+def _reconstruction(report: Evaluation) -> Cells:
+    reconstruction = report.reconstruction
+    if not reconstruction:
         return {}
-    rate, codec = fidelity.bits_per_pixel.mean_of_slices, (fidelity.codecs or {}).get("jpeg2000")
+    rate, codec = reconstruction.bits_per_pixel.mean_of_slices, (reconstruction.codecs or {}).get("jpeg2000")
     cells = {"bits_per_pixel": Cell(number(rate), rate)}
-    cells |= {name: _summary(fidelity.scores[name]) for name in SCORES}
+    cells |= {name: _summary(reconstruction.scores[name]) for name in SCORES}
     if codec:
-        cells[f"{fidelity.headline} minus {codec.title}"] = _summary(codec.advantage[fidelity.headline])
+        cells[f"{reconstruction.headline} minus {codec.title}"] = _summary(
+            codec.advantage[reconstruction.headline]
+        )
     return cells
 
 
@@ -176,10 +178,10 @@ def _generation(report: Evaluation) -> Cells:
     return cells
 
 
-def _audit(report: Evaluation) -> Cells:
-    if not report.audit:
+def _memorization(report: Evaluation) -> Cells:
+    if not report.memorization:
         return {}
-    copies, membership = report.audit.copies, report.audit.membership
+    copies, membership = report.memorization.copies, report.memorization.membership
     (many, single), planted = copies.tests, copies.controls[-1]
     beyond = f"{many.exceeding} (copies from {many.needed}) and {single.exceeding} (from {single.needed})"
     return {
@@ -189,10 +191,10 @@ def _audit(report: Evaluation) -> Cells:
     }
 
 
-def _usefulness(report: Evaluation) -> Cells:
-    if not report.usefulness:
+def _downstream(report: Evaluation) -> Cells:
+    if not report.downstream:
         return {}
-    generated, reference = report.usefulness.generated.mean, report.usefulness.training_set.mean
+    generated, reference = report.downstream.generated.mean, report.downstream.training_set.mean
     return {"Dice of the segmenter": Cell(f"{number(generated)} of {number(reference)}", generated)}
 
 
@@ -214,9 +216,9 @@ def _provenance(report: Evaluation) -> Cells:
 
 def _conventions(report: Evaluation) -> dict[str, str]:
     """Return the definitions of the measures in the table."""
-    parts = (report.fidelity, report.generation, report.audit, report.usefulness)
+    parts = (report.reconstruction, report.generation, report.memorization, report.downstream)
     definitions = {name: text for part in parts if part for name, text in conventions(part).items()}
-    hidden = set(report.fidelity.scores) - set(SCORES) if report.fidelity else set()
+    hidden = set(report.reconstruction.scores) - set(SCORES) if report.reconstruction else set()
     return {name: text for name, text in definitions.items() if name not in hidden}
 
 
@@ -286,7 +288,7 @@ SAME: tuple[tuple[str, Callable[[Evaluation], Any], str], ...] = (
     ),
     (
         "training of the segmenter",
-        lambda report: report.usefulness and f"{report.usefulness.steps} steps",
+        lambda report: report.downstream and f"{report.downstream.steps} steps",
         "Dice depends on it; evaluate all with the same number of steps",
     ),
     ("seed", lambda report: report.provenance["seed"], "Evaluate all with one seed (--seed)"),

@@ -110,14 +110,14 @@ def _tone(verdict: Verdict) -> str:
 
 
 def _sections(report: Evaluation, folder: Path) -> Iterator[Section]:
-    if report.fidelity:
-        yield _reconstruction(report.fidelity, folder)
+    if report.reconstruction:
+        yield _reconstruction(report.reconstruction, folder)
     if report.generation and report.sampling:
         yield _generation(report.sampling, report.generation, patient_group(report), folder)
-    if report.audit:
-        yield _audit(report.audit, folder, alone=report.generation is None)
-    if report.usefulness:
-        yield _usefulness(report.usefulness, patient_group(report))
+    if report.memorization:
+        yield _memorization(report.memorization, folder, alone=report.generation is None)
+    if report.downstream:
+        yield _downstream(report.downstream, patient_group(report))
     if report.skipped:
         yield Section(
             "left-out",
@@ -140,35 +140,35 @@ def _sections(report: Evaluation, folder: Path) -> Iterator[Section]:
     )
 
 
-def _reconstruction(fidelity: ReconstructionResult, folder: Path) -> Section:
-    codecs = " and ".join(codec.title for codec in (fidelity.codecs or {}).values())
+def _reconstruction(reconstruction: ReconstructionResult, folder: Path) -> Section:
+    codecs = " and ".join(codec.title for codec in (reconstruction.codecs or {}).values())
     usage = figures.line_chart(
         {
             f"level {level.level}": [
                 ((rank + 0.5) / len(level.shares), share) for rank, share in enumerate(level.shares)
             ]
-            for level in fidelity.levels
+            for level in reconstruction.levels
         },
         x="codes by rank, most used first",
         y="frequency / uniform frequency",
         title="Code usage per level",
     )
     return Section(
-        "fidelity",
-        "Is it faithful?",
+        "reconstruction",
+        "Are reconstructions accurate?",
         f"Slices reconstructed from their tokens{', compared with ' * bool(codecs)}{codecs}. "
-        f"{fidelity.averaging}",
+        f"{reconstruction.averaging}",
         [
-            _table("Scores, mean of patients [95 % interval]", fidelity.table()),
+            _table("Scores, mean of patients [95 % interval]", reconstruction.table()),
             *_pictures(folder, RECONSTRUCTIONS),
-            *_rate_distortion(fidelity.rate_distortion),
+            *_rate_distortion(reconstruction.rate_distortion),
             _chart(
                 usage,
                 "Frequency of each level's codes in these slices, relative to uniform use. A flat line at 1 "
                 "is uniform; a steep line relies on few codes.",
             ),
-            _table("Codebook usage", tables.level_rows(fidelity)),
-            _terms("Definitions of the scores", tables.conventions(fidelity)),
+            _table("Codebook usage", tables.level_rows(reconstruction)),
+            _terms("Definitions of the scores", tables.conventions(reconstruction)),
         ],
     )
 
@@ -177,7 +177,7 @@ def _generation(sampling: SamplingInfo, generation: GenerationResult, patients: 
     anatomy = tables.anatomy_rows(generation)
     return Section(
         "generation",
-        "Does it generate?",
+        "Are samples realistic?",
         f"{sampling.samples} samples of {sampling.rows}×{sampling.columns} pixels, compared with "
         f"{generation.held_out_slices} slices of {generation.held_out_patients} {patients}. The reference "
         "for each measure is the same measure between two disjoint groups of these patients. “Tokenizer "
@@ -194,7 +194,7 @@ def _generation(sampling: SamplingInfo, generation: GenerationResult, patients: 
     )
 
 
-def _audit(audit: MemorizationResult, folder: Path, *, alone: bool) -> Section:
+def _memorization(audit: MemorizationResult, folder: Path, *, alone: bool) -> Section:
     copies, membership, nearer = audit.copies, audit.membership, audit.copies.nearer
     searched = f"{audit.training_slices} training slices of {audit.training_patients} patients"
     if audit.of_other_sizes:
@@ -212,7 +212,7 @@ def _audit(audit: MemorizationResult, folder: Path, *, alone: bool) -> Section:
         ),
     ]
     return Section(
-        "audit",
+        "memorization",
         "Does it copy patients?",
         f"{copies.samples} samples searched against {searched}. Baseline: {audit.baseline}. {copies.verdict}",
         [
@@ -225,15 +225,15 @@ def _audit(audit: MemorizationResult, folder: Path, *, alone: bool) -> Section:
     )
 
 
-def _usefulness(usefulness: DownstreamResult, patients: str) -> Section:
+def _downstream(downstream: DownstreamResult, patients: str) -> Section:
     return Section(
-        "usefulness",
-        "Is it useful?",
-        f"Dice on {patients} of a segmenter trained on {usefulness.generated.pairs} samples, and of one "
-        f"trained on {usefulness.training_set.pairs} training slices, {usefulness.steps} steps each.",
+        "downstream",
+        "Are samples useful for training?",
+        f"Dice on {patients} of a segmenter trained on {downstream.generated.pairs} samples, and of one "
+        f"trained on {downstream.training_set.pairs} training slices, {downstream.steps} steps each.",
         [
-            _table("Dice by label", tables.dice_rows(usefulness)),
-            _terms("Definition", tables.conventions(usefulness)),
+            _table("Dice by label", tables.dice_rows(downstream)),
+            _terms("Definition", tables.conventions(downstream)),
         ],
     )
 

@@ -13,10 +13,10 @@ from slicebook.reporting.verdicts import MIN_PATIENTS, patient_group, verdicts
 
 CARD_NAME = "MODEL_CARD.md"
 CHANCE_AUC = 0.5
-MISSING = ("not asked", "not judged")
+MISSING = ("not requested", "skipped")
 REASONS = {
-    "not asked": "Not evaluated.",
-    "not judged": "Could not be evaluated.",
+    "not requested": "Not evaluated.",
+    "skipped": "Could not be evaluated.",
     "invalid": "The audit was not valid, so there is no verdict.",
     "measured": "Measured; too little data for a verdict.",
 }
@@ -55,8 +55,12 @@ def model_card(report: Evaluation) -> str:
     answers = verdicts(report)
     verdict_rows: tables.Rows = [("question", "answer", "finding")]
     verdict_rows += [
-        (one.question, one.answer, REASONS[one.answer] if one.answer in MISSING else one.finding)
-        for one in answers
+        (
+            verdict.question,
+            verdict.answer,
+            REASONS[verdict.answer] if verdict.answer in MISSING else verdict.finding,
+        )
+        for verdict in answers
     ]
     environment = Environment(
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
@@ -83,9 +87,9 @@ def model_card(report: Evaluation) -> str:
 
 def _membership(report: Evaluation) -> str:
     """Return whether likelihoods reveal training patients: yes, no, unsure, or empty without an audit."""
-    if not report.audit:
+    if not report.memorization:
         return ""
-    membership = report.audit.membership
+    membership = report.memorization.membership
     fewest = min(membership.training_patients, membership.held_out_patients)
     if membership.interval is None or fewest < MIN_PATIENTS:
         return "unsure"
@@ -94,7 +98,7 @@ def _membership(report: Evaluation) -> str:
 
 def _unlearned(report: Evaluation) -> str:
     """Return the labels for which the segmenter trained on the training set has a Dice of 0."""
-    labels = report.usefulness.training_set.labels if report.usefulness else {}
+    labels = report.downstream.training_set.labels if report.downstream else {}
     return ", ".join(label for label, dice in labels.items() if dice.mean_of_patients == 0)
 
 
@@ -109,6 +113,6 @@ def _command(report: Evaluation) -> str:
     parts = [part for part in PARTS if getattr(report, part)]
     if len(parts) < len(PARTS):
         words.append(f"--parts {','.join(parts)}")
-    if report.fidelity:
-        words.append("--codecs" if report.fidelity.codecs else "--no-codecs")
+    if report.reconstruction:
+        words.append("--codecs" if report.reconstruction.codecs else "--no-codecs")
     return " ".join(words)

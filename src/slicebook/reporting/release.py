@@ -33,11 +33,11 @@ def release_check(report: str | Path) -> ReleaseCheck:
         DataError: There is no report, or no audit in it.
     """
     evaluation, path = read_report(report), Path(report)
-    audit, sampling = evaluation.audit, evaluation.sampling
+    audit, sampling = evaluation.memorization, evaluation.sampling
     if audit is None or sampling is None:
         raise DataError(
             f"{path}: contains no audit{_reason(evaluation)}; evaluate again: slicebook evaluate MODEL DATA "
-            "--out DIR --parts audit"
+            "--out DIR --parts memorization"
         )
 
     def check(loaded: LoadedPrior, request: SamplingRequest) -> dict[str, str]:
@@ -65,7 +65,7 @@ def release_check(report: str | Path) -> ReleaseCheck:
 
 
 def _reason(evaluation: Evaluation) -> str:
-    reason = evaluation.skipped.get("audit")
+    reason = evaluation.skipped.get("memorization")
     return f" ({reason})" if reason else ""
 
 

@@ -71,12 +71,12 @@ def listed(names: Sequence[str]) -> str:
     return f"{', '.join(most)} and {last}" if most else last
 
 
-def level_rows(fidelity: ReconstructionResult) -> Rows:
+def level_rows(reconstruction: ReconstructionResult) -> Rows:
     """Return how the codes of each level are used."""
     rows: Rows = [("level (0 is finest)", "codes", "used", "perplexity")]
     rows += [
         (str(level.level), str(level.codebook_size), share(level.usage), f"{level.perplexity:.0f}")
-        for level in fidelity.levels
+        for level in reconstruction.levels
     ]
     return rows
 
@@ -115,9 +115,9 @@ def anatomy_rows(generation: GenerationResult) -> Rows:
     return [*rows, ("all", share(anatomy.generated), share(anatomy.real), "every rule that applies")]
 
 
-def dice_rows(usefulness: DownstreamResult) -> Rows:
+def dice_rows(downstream: DownstreamResult) -> Rows:
     """Return the Dice of the segmenters trained on samples and on the training set."""
-    generated, training_set = usefulness.generated, usefulness.training_set
+    generated, training_set = downstream.generated, downstream.training_set
     rows: Rows = [("label", "trained on samples", "trained on the training set")]
     rows += [
         (label, generated.labels[label].in_words(), dice.in_words())
@@ -185,17 +185,17 @@ def model_rows(report: Evaluation) -> Rows:
     rows: Rows = [("property", "value"), *_tokenizer((tokenizer or prior)["recipe"])]
     if tokenizer:
         rows.append(("tokenizer parameters", f"{tokenizer['parameters']:,}"))
-    if report.fidelity:
-        tokens = [level.tokens / report.slices for level in report.fidelity.levels]
+    if report.reconstruction:
+        tokens = [level.tokens / report.slices for level in report.reconstruction.levels]
         per_level = " + ".join(map(number, tokens))
         rows.append(("tokens per slice", f"{number(sum(tokens))} ({per_level}), mean of slices"))
-        rows.append(("bits per pixel", number(report.fidelity.bits_per_pixel.mean_of_slices)))
+        rows.append(("bits per pixel", number(report.reconstruction.bits_per_pixel.mean_of_slices)))
     if prior:
         rows += _prior(prior)
         if report.sampling:
             rows.append(("prior parameters", f"{report.sampling.parameters:,}"))
-        if report.audit:
-            rate = number(report.audit.prior_bits_per_pixel.mean_of_slices)
+        if report.memorization:
+            rate = number(report.memorization.prior_bits_per_pixel.mean_of_slices)
             rows.append(("bits per pixel of held-out slices under the prior", rate))
     for name, model in (("tokenizer", tokenizer), ("prior", prior)):
         if model:

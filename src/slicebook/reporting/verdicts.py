@@ -1,4 +1,4 @@
-"""The verdicts of an evaluation: is it faithful, does it generate, does it copy patients, is it useful?
+"""The verdicts of an evaluation, on reconstruction, realism, copies of patients and downstream use.
 
 The rules are defined here only, so that the page, the model card and the comparison agree.
 """
@@ -24,7 +24,7 @@ PATIENT_GROUPS = {
     "test": "test patients (never used in training)",
 }
 
-Answer = Literal["yes", "partly", "no", "none found", "measured", "invalid", "not judged", "not asked"]
+Answer = Literal["yes", "partly", "no", "none found", "measured", "invalid", "skipped", "not requested"]
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class Verdict:
 
     Attributes:
         question: As a reader asks it.
-        answer: `measured` where there is too little data for a verdict; `not judged` where the part was
-            requested and failed; `not asked` where it was not requested.
+        answer: `measured` where there is too little data for a verdict; `skipped` if the part was
+            requested and could not be evaluated; `not requested` if it was not requested.
         finding: The numbers behind the answer.
         rule: What a yes requires.
     """
@@ -47,7 +47,7 @@ class Verdict:
 
 def verdicts(report: Evaluation) -> tuple[Verdict, ...]:
     """Return the four verdicts of an evaluation."""
-    return (_faithful(report), _generates(report), _copies(report), _useful(report))
+    return (_accurate(report), _realistic(report), _copies(report), _useful(report))
 
 
 def patient_group(report: Evaluation) -> str:
@@ -58,29 +58,29 @@ def patient_group(report: Evaluation) -> str:
     return PATIENT_GROUPS[report.split]
 
 
-def _faithful(report: Evaluation) -> Verdict:
-    question = "Is it faithful?"
+def _accurate(report: Evaluation) -> Verdict:
+    question = "Are reconstructions accurate?"
     rule = (
-        "Yes if the foreground SSIM is above that of JPEG 2000 at the same bits, no if it is below, where "
-        "the 95 % interval of the difference by patient excludes 0; partly otherwise. Only measured on fewer "
-        f"than {MIN_PATIENTS} patients."
+        "Yes if the foreground SSIM is higher than that of JPEG 2000 at the same bits, no if it is lower, "
+        "partly if the 95 % interval of the difference, by patient, contains 0. Only measured, without a "
+        f"verdict, on fewer than {MIN_PATIENTS} patients."
     )
-    fidelity = report.fidelity
-    if fidelity is None:
-        return _missing(report, "fidelity", question, "Reconstruction was not evaluated.", rule)
+    reconstruction = report.reconstruction
+    if reconstruction is None:
+        return _missing(report, "reconstruction", question, "Reconstruction was not evaluated.", rule)
     finding = (
-        f"Foreground SSIM {fidelity.scores[fidelity.headline].in_words()} at "
-        f"{fidelity.bits_per_pixel.mean_of_slices:.3f} bits per pixel, on {report.patients} "
+        f"Foreground SSIM {reconstruction.scores[reconstruction.headline].in_words()} at "
+        f"{reconstruction.bits_per_pixel.mean_of_slices:.3f} bits per pixel, on {report.patients} "
         f"{patient_group(report)}."
     )
-    answer, comparison = _compared_with_codec(fidelity, _enough(report, report.patients))
+    answer, comparison = _compared_with_codec(reconstruction, _enough(report, report.patients))
     return Verdict(question, answer, f"{finding} {comparison}", rule)
 
 
 def _missing(report: Evaluation, part: str, question: str, finding: str, rule: str) -> Verdict:
     if part in report.skipped:
-        return Verdict(question, "not judged", f"{finding} Reason: {report.skipped[part]}.", rule)
-    return Verdict(question, "not asked", finding, rule)
+        return Verdict(question, "skipped", f"{finding} Reason: {report.skipped[part]}.", rule)
+    return Verdict(question, "not requested", finding, rule)
 
 
 def _enough(report: Evaluation, patients: int) -> bool:
@@ -88,25 +88,26 @@ def _enough(report: Evaluation, patients: int) -> bool:
     return report.split != "train" and patients >= MIN_PATIENTS
 
 
-def _compared_with_codec(fidelity: ReconstructionResult, enough: bool) -> tuple[Answer, str]:
-    codec = (fidelity.codecs or {}).get("jpeg2000")
+def _compared_with_codec(reconstruction: ReconstructionResult, enough: bool) -> tuple[Answer, str]:
+    codec = (reconstruction.codecs or {}).get("jpeg2000")
     if codec is None:
         return "measured", "Not compared with codecs (--codecs)."
-    finding = f"JPEG 2000 at the same bits: {codec.scores[fidelity.headline].in_words()}."
-    interval = codec.advantage[fidelity.headline].interval
+    finding = f"JPEG 2000 at the same bits: {codec.scores[reconstruction.headline].in_words()}."
+    interval = codec.advantage[reconstruction.headline].interval
     if interval is None or not enough:
         return "measured", finding
     low, high = interval
     return "yes" if low > 0 else "no" if high < 0 else "partly", finding
 
 
-def _generates(report: Evaluation) -> Verdict:
-    question = "Does it generate?"
+def _realistic(report: Evaluation) -> Verdict:
+    question = "Are samples realistic?"
     rule = (
-        "Yes if, for every feature set, the kernel distance is at most the 95th percentile of that between "
-        f"real patients and coverage is at least {MIN_COVERAGE:.0%} of theirs, and if pelvic masks satisfy "
-        f"the anatomy rules at no less than {MIN_ANATOMY:.0%} of the rate of real masks; partly if some of "
-        f"these hold. Only measured on fewer than {MIN_PATIENTS} patients."
+        "Yes if all of these hold: for every kind of features, the kernel distance is at most the 95th "
+        "percentile of the distances between groups of real patients; coverage is at least "
+        f"{MIN_COVERAGE:.0%} of that of real patients; masks of a pelvis satisfy the anatomy rules at least "
+        f"{MIN_ANATOMY:.0%} as often as real masks. Partly if some hold. Only measured, without a verdict, "
+        f"on fewer than {MIN_PATIENTS} patients."
     )
     generation = report.generation
     if generation is None:
@@ -151,9 +152,9 @@ def _copies(report: Evaluation) -> Verdict:
         "None found if the audit is valid (it detects copies planted in 5 % of the samples) and neither of "
         "its two tests finds copies. This does not prove that there are none."
     )
-    if report.audit is None:
-        return _missing(report, "audit", question, "Samples were not searched for copies.", rule)
-    copies, membership = report.audit.copies, report.audit.membership
+    if report.memorization is None:
+        return _missing(report, "memorization", question, "Samples were not searched for copies.", rule)
+    copies, membership = report.memorization.copies, report.memorization.membership
     answer: Answer = "yes" if copies.copies_found else "none found" if copies.valid else "invalid"
     finding = copies.verdict
     if copies.valid:
@@ -168,16 +169,17 @@ def _copies(report: Evaluation) -> Verdict:
 
 
 def _useful(report: Evaluation) -> Verdict:
-    question = "Is it useful?"
+    question = "Are samples useful for training?"
     rule = (
         f"Yes if a segmenter trained on samples alone reaches {MIN_DICE_RATIO:.0%} of the Dice of one "
-        f"trained on the training set, partly from half of that. Only measured if the latter is below "
-        f"{MIN_REFERENCE_DICE}, or on fewer than {MIN_PATIENTS} patients."
+        f"trained on the training set, partly if it reaches {MIN_DICE_RATIO / 2:.0%}. Only measured, without "
+        f"a verdict, if the latter has a Dice below {MIN_REFERENCE_DICE}, or on fewer than {MIN_PATIENTS} "
+        "patients."
     )
-    usefulness = report.usefulness
-    if usefulness is None:
-        return _missing(report, "usefulness", question, "No segmenter was trained on samples.", rule)
-    ratio, dice, reference = usefulness.ratio, usefulness.generated.mean, usefulness.training_set.mean
+    downstream = report.downstream
+    if downstream is None:
+        return _missing(report, "downstream", question, "No segmenter was trained on samples.", rule)
+    ratio, dice, reference = downstream.ratio, downstream.generated.mean, downstream.training_set.mean
     if ratio is None or dice is None or reference is None:
         finding = "The segmenter trained on the training set has a Dice of 0: there is no reference."
         return Verdict(question, "measured", finding, rule)

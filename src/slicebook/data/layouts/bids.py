@@ -77,7 +77,7 @@ def find_bids(discovered: DiscoveredFiles, options: SourceOptions) -> FolderScan
     """List the images of each subject, with masks from the same folder or from derivatives."""
     folder = discovered.folder
     pattern = group_of(options.patient_regex, "--patient-regex") if options.patient_regex else None
-    images, masks, unmatched, over_time, derived = _sorted_out(discovered, options)
+    images, masks, unmatched, over_time, derived = _classify_files(discovered, options)
     mask_of, unpaired = _pair([image for image in images if options.takes_series(image.kind)], masks)
     sources: list[Source] = []
     left_out: list[tuple[Source, str]] = []
@@ -109,10 +109,10 @@ def find_bids(discovered: DiscoveredFiles, options: SourceOptions) -> FolderScan
     )
 
 
-def _sorted_out(
+def _classify_files(
     discovered: DiscoveredFiles, options: SourceOptions
 ) -> tuple[list[_Name], list[_Name], list[Path], Counter[str], int]:
-    """Return images, masks, files of other names, images over time, and a count of derivatives."""
+    """Return images, masks, files with other names, 4D images, and the number of derivatives."""
     images: list[_Name] = []
     masks: list[_Name] = []
     unmatched: list[Path] = []

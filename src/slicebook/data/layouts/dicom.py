@@ -1,4 +1,4 @@
-"""A tree of DICOM files. The patient is the PatientID, or found in the path by --patient-regex."""
+"""A folder of DICOM files. The patient is the PatientID, or what --patient-regex matches in the path."""
 
 # mypy: allow-untyped-calls
 
@@ -52,7 +52,7 @@ def find_dicom(discovered: DiscoveredFiles, options: SourceOptions) -> FolderSca
     def damaged(path: Path, error: DataError) -> None:
         if path not in listed:  # hidden, and counted there
             return
-        if _may_be_asked_for(path, options):
+        if _may_be_selected(path, options):
             is_series = isinstance(error, MosaicError)
             unreadable.append(Unreadable(path, str(error), is_series))
         else:
@@ -79,17 +79,17 @@ def find_dicom(discovered: DiscoveredFiles, options: SourceOptions) -> FolderSca
         secret = series.patient_id and series.patient_id in series.description
         kind = "" if secret else series.description
         source = Source(series.patient_id, key, series.files, series=series, kind=kind)
-        reason = _why_not(series, options)
+        reason = _exclusion_reason(series, options)
         if reason is None:
             sources.append(source)
         else:
             left_out.append((source, reason))
     if every and not sources:
-        raise DataError(f"{folder}: {_none_chosen([source for source, _ in left_out], options)}")
+        raise DataError(f"{folder}: {_no_series_message([source for source, _ in left_out], options)}")
     if not sources and unmatched:
         names = [path.relative_to(folder).as_posix() for path in unmatched]
         raise DataError(
-            f"{folder}: --patient-regex {options.patient_regex!r} fits no file; {regex_advice(names)}"
+            f"{folder}: --patient-regex {options.patient_regex!r} matches no file; {regex_advice(names)}"
         )
     notes = _lone_slices(sources, folder) + _passed_over(skipped)
     return FolderScan(
@@ -124,15 +124,15 @@ def _lone_slices(sources: list[Source], folder: Path) -> list[str]:
     ]
 
 
-def _why_not(series: DicomSeries, options: SourceOptions) -> str | None:
+def _exclusion_reason(series: DicomSeries, options: SourceOptions) -> str | None:
     """Return why a series is left out, or None."""
     if options.plane not in (None, series.plane):
         return "not of --plane"
     return None if options.takes_series(series.description, series.series_uid) else "not of --series"
 
 
-def _none_chosen(left_out: list[Source], options: SourceOptions) -> str:
-    """Return that no series is left, and which planes exist; without text of a header."""
+def _no_series_message(left_out: list[Source], options: SourceOptions) -> str:
+    """Return a message that no series is left. It lists the planes, but no text of a header."""
     series = [source.series for source in left_out if source.series is not None]
     of_plane = [item for item in series if options.plane in (None, item.plane)]
     if not of_plane:
@@ -143,7 +143,7 @@ def _none_chosen(left_out: list[Source], options: SourceOptions) -> str:
     )
 
 
-def _may_be_asked_for(path: Path, options: SourceOptions) -> bool:
+def _may_be_selected(path: Path, options: SourceOptions) -> bool:
     """Return False if the header of an unreadable file has another plane or series than those selected."""
     if options.plane is None and options.series is None:
         return True

@@ -1,4 +1,4 @@
-"""Any folder of NIfTI volumes; patients and masks are found by the rules of the user."""
+"""Any folder of NIfTI volumes. --patient-regex gives the patients, --mask the masks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def is_nifti(discovered: DiscoveredFiles) -> bool:
 
 
 def find_nifti(discovered: DiscoveredFiles, options: SourceOptions) -> FolderScan:
-    """List NIfTI files, flat or nested; the patient by --patient-regex, the mask by --mask."""
+    """List the NIfTI files of a folder and its subfolders, with patients and masks."""
     if options.series:
         raise ConfigError("--series does not apply to nifti; narrow --patient-regex to the files wanted")
     folder = discovered.folder
@@ -47,7 +47,8 @@ def find_nifti(discovered: DiscoveredFiles, options: SourceOptions) -> FolderSca
             unmatched.append(names[name])
     if not sources and names:
         raise DataError(
-            f"{folder}: --patient-regex {options.patient_regex!r} fits no file; {regex_advice(list(names))}"
+            f"{folder}: --patient-regex {options.patient_regex!r} matches no file; "
+            f"{regex_advice(list(names))}"
         )
     if options.mask and not mask_of:
         raise DataError(
@@ -67,7 +68,7 @@ def _without_ending(name: str) -> str:
 
 
 def _mask_name(image: str, rule: str | None) -> str:
-    """Return the path of an image's mask below the folder, or its own path if the rule does not apply."""
+    """Return the path of an image's mask below the folder, or the image's path if the rule does not apply."""
     if not rule:
         return image
     if "=" in rule:

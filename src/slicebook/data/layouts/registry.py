@@ -32,11 +32,11 @@ class DatasetLayout:
 
 
 def find_sources(folder: str | Path, options: SourceOptions = EVERY_FILE) -> FolderScan:
-    """List the volumes below a folder, patient by patient.
+    """List the volumes below a folder, sorted by patient.
 
     Raises:
-        ConfigError: An option does not fit.
-        DataError: No layout fits, no volume is scan, or a patient is in two splits of the layout.
+        ConfigError: An option is invalid or does not apply to the layout.
+        DataError: No layout fits, no volume is found, or a patient is in two splits of the layout.
     """
     discovered = find_files(folder)
     scan = _layout_of(discovered, options).find(discovered, options)
@@ -77,7 +77,7 @@ def _left_out(scan: FolderScan) -> str:
 
 
 def shared_identifier_advice(scan: FolderScan) -> str:
-    """Return how to separate folders that share a patient; empty if none do. Names no patient."""
+    """Return advice if many folders share one patient, else an empty text. It names no patient."""
     if scan.folder is None:
         return ""
     folders = [source.images[0].relative_to(scan.folder).parts[:-1] for source in scan.sources]
@@ -98,8 +98,8 @@ def shared_identifier_advice(scan: FolderScan) -> str:
     )
 
 
-def suspicions(scan: FolderScan) -> tuple[str, ...]:
-    """Return doubts about the patients of a folder, one line each. Names files, not patients."""
+def patient_warnings(scan: FolderScan) -> tuple[str, ...]:
+    """Return warnings about the patients of a folder, one line each. They name files, not patients."""
     lines = [hint] if (hint := shared_identifier_advice(scan)) else []
     like: dict[str, dict[str, Source]] = defaultdict(dict)
     for source in scan.sources:

@@ -1,4 +1,4 @@
-"""Records of the contents of a folder, returned by every layout."""
+"""Records of the contents of a folder; every layout returns them."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ class SourceOptions:
     """Options for listing a folder of volumes.
 
     Attributes:
-        layout: Name of a layout; recognised from the folder by default.
-        plane: DICOM: take the series of this plane. NIfTI: the plane of the slices; that of acquisition by
-            default.
-        patient_regex: Searched in a file's path below the folder; its group is the patient.
-        mask: Where the mask of an image is: `_t2=_prostate` replaces text in the image's path, `_seg` is
-            added to its name before `.nii` or `.nii.gz`.
-        series: Take only series that match this regular expression, which is searched in the description and
-            UID of a DICOM series, in the channel of nnU-Net, and in the entities and suffix of BIDS.
+        layout: Name of a layout; detected by default.
+        plane: DICOM: use only series of this plane. NIfTI: slice volumes in this plane. Default: the plane of
+            acquisition.
+        patient_regex: Regular expression, searched in a file's path below the folder. Its group identifies
+            the patient.
+        mask: How a mask's path differs from its image's. OLD=NEW replaces text in the path, such as
+            `_t2=_prostate`. Other text, such as `_seg`, is added before `.nii` or `.nii.gz`.
+        series: Use only images that match this regular expression. It is searched in the description and UID
+            of a DICOM series, the channel of an nnU-Net file, and the entities and suffix of a BIDS file.
     """
 
     layout: str | None = None
@@ -49,7 +50,7 @@ class SourceOptions:
 
 
 EVERY_FILE = SourceOptions()
-"""Recognise the layout, and take every series."""
+"""Detect the layout and use every series."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Source:
 
     Attributes:
         patient: Raw identifier of the patient; empty if unknown (`slicebook check` only).
-        volume: Key of the volume within its patient.
+        volume: Key of the volume; unique within the patient.
         images: One file; or the 2D files of a volume, in order; or the files of a DICOM series.
         labels: The mask of each image, or None; as long as `images` unless it is a DICOM series.
         split: The split defined by the layout, or None.
@@ -86,7 +87,7 @@ class Unreadable:
 
     Attributes:
         path: The file, or the first one of the series.
-        is_series: Whether it stands for all files of a series.
+        is_series: Whether `path` represents all files of a series.
     """
 
     path: Path
@@ -104,7 +105,7 @@ class FolderScan:
         unmatched: Files that match neither the layout's names nor the patient regex; masks without an image.
         unreadable: Files whose header could not be read.
         left_out: Volumes that were not selected, each with the reason.
-        notes: What was skipped, and what to know before the data are used; one line each.
+        notes: What was skipped, and warnings about the data; one line each.
         folder: The folder that was searched.
     """
 

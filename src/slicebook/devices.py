@@ -23,8 +23,6 @@ PRECISIONS = {
 MEASURING_SECONDS = 0.5  # about, in which `fastest_precision` times what it compares
 # bf16 must take less than this share of float32's time: a tie goes to the exact one.
 MARGIN = 0.95
-# The same for sampling, wider: two measurements must agree, for a seed to give the same sample again.
-SAMPLING_MARGIN = 0.8
 HOPELESS = 3.0  # times as slow at the first try: not tried again
 
 
@@ -87,7 +85,6 @@ def fastest_precision(
     device: torch.device,
     *,
     broadcast: Callable[[Any], Any] | None = None,
-    margin: float = MARGIN,
 ) -> tuple[str, dict[str, float]]:
     """Run a step in float32 and in bf16-mixed by turns, for about half a second, and compare.
 
@@ -95,7 +92,6 @@ def fastest_precision(
         step: What the model will do many times, such as a training step; this sets its autocast.
         device: Where it computes.
         broadcast: Returns rank 0's value on every process, where several run the step together.
-        margin: Share of float32's time below which bf16 counts as faster.
 
     Returns:
         The faster precision, and the seconds of a step in each.
@@ -121,17 +117,8 @@ def fastest_precision(
             taken[name].append(timed(name))
     # The shortest time is the one in which nothing else had the processor.
     seconds: dict[str, float] = broadcast({name: min(times) for name, times in taken.items()})
-    faster = seconds["bf16-mixed"] < margin * seconds["32-true"]
+    faster = seconds["bf16-mixed"] < MARGIN * seconds["32-true"]
     return "bf16-mixed" if faster else "32-true", seconds
-
-
-def sampling_precision(name: str, device: torch.device, step: Callable[[], object]) -> str:
-    """Return the precision of a name; `auto` on a CPU is the one in which a step of sampling takes less time.
-
-    Raises:
-        ConfigError: The precision is not known, or does not work on this device.
-    """
-    return choose_precision(name, device) or fastest_precision(step, device, margin=SAMPLING_MARGIN)[0]
 
 
 class Launched(Fabric):

@@ -16,7 +16,6 @@ import pytest
 import torch
 from helpers.sheets import pixels_of
 
-from slicebook import devices
 from slicebook.cli import main
 from slicebook.data.check import check
 from slicebook.data.dataset import PreparedData
@@ -24,6 +23,7 @@ from slicebook.data.layouts.sources import SourceOptions
 from slicebook.data.prepare import PrepareOptions, prepare
 from slicebook.errors import CheckpointError, ConfigError, DataError
 from slicebook.inference import generate as generating
+from slicebook.inference import synthesis
 from slicebook.inference.generate import generate
 from slicebook.inference.sample_folder import SampleFolder
 from slicebook.inference.synthesis import (
@@ -39,7 +39,7 @@ from slicebook.models.sampling import SamplingSettings
 from slicebook.models.transformer import Conditions
 from slicebook.visualization.contact_sheet import GAP
 
-CPU: dict[str, Any] = {"device": "cpu", "precision": "32-true"}
+CPU: dict[str, Any] = {"device": "cpu"}
 OPTIONS = SourceOptions(layout="nifti", patient_regex=r"(sample-\d+)", mask="_mask")
 
 
@@ -528,13 +528,13 @@ def precisions(monkeypatch, *measured):
         return draw(*arguments, precision=precision, **options)
 
     monkeypatch.setattr(generating, "draw", spy)
-    monkeypatch.setattr(devices, "fastest_precision", lambda *_, **__: (verdicts.pop(0), {}))
+    monkeypatch.setattr(synthesis, "fastest_precision", lambda *_, **__: (verdicts.pop(0), {}))
     return drawn
 
 
 def test_auto_samples_in_the_measured_precision_and_records_it(trained, tmp_path, monkeypatch):
     drawn = precisions(monkeypatch, "bf16-mixed")
-    generate(trained.run, tmp_path / "out", count=1, device="cpu")
+    generate(trained.run, tmp_path / "out", count=1, device="cpu", precision="auto")
     assert drawn == ["bf16-mixed"]
     record = json.loads((tmp_path / "out" / "generation.json").read_text())
     assert record["request"]["precision"] == "bf16-mixed"
@@ -544,13 +544,13 @@ def test_an_interrupted_set_goes_on_in_its_own_precision(trained, tmp_path, monk
     interrupted(trained, tmp_path / "out", monkeypatch)  # in float32
     drawn = precisions(monkeypatch)  # a measurement would fail: no verdict is left
     monkeypatch.setattr(generating, "SAMPLING_BATCH", 2)
-    generate(trained.run, tmp_path / "out", count=5, seed=5, device="cpu")
+    generate(trained.run, tmp_path / "out", count=5, seed=5, device="cpu", precision="auto")
     assert drawn == ["32-true", "32-true"]
 
 
 def test_a_finished_set_is_known_whatever_auto_would_measure(trained, made):
     with pytest.raises(DataError, match="already holds all 3 samples"):
-        generate(trained.run, made.out, count=3, seed=5, device="cpu")
+        generate(trained.run, made.out, count=3, seed=5, device="cpu", precision="auto")
 
 
 def test_another_precision_does_not_resume(trained, tmp_path, monkeypatch):
@@ -563,13 +563,13 @@ def test_the_measured_step_samples_with_the_prior(loaded, monkeypatch):
     """`auto` runs the prior itself, in both precisions, and the one asked for is not measured."""
     steps = []
 
-    def measure(step, device, *, margin):
+    def measure(step, device):
         steps.append(step)
         with torch.autocast("cpu", torch.bfloat16):
             step()
         return "32-true", {}
 
-    monkeypatch.setattr(devices, "fastest_precision", measure)
+    monkeypatch.setattr(synthesis, "fastest_precision", measure)
     assert choose_sampling_precision(loaded, "auto") == "32-true"
     assert choose_sampling_precision(loaded, "bf16-mixed") == "bf16-mixed"
     assert len(steps) == 1

@@ -29,7 +29,7 @@ from slicebook.io.nifti import read_nifti
 from slicebook.models import sampling
 from slicebook.models.checkpoint import load_prior
 
-CPU: dict[str, Any] = {"device": "cpu", "precision": "32-true"}
+CPU: dict[str, Any] = {"device": "cpu"}
 SHAPE = (40, 32, 3)
 FLIPPED = np.diag([-2.0, 2.0, -4.0, 1.0])
 TURNED = np.array([[0, 0, 3.0, -7], [-1.5, 0, 0, 5], [0, 1.5, 0, 2], [0, 0, 0, 1]])  # sagittal slices

@@ -75,19 +75,6 @@ def test_the_faster_precision_is_measured_on_the_step_itself(milliseconds, chose
     assert now[0] < 6
 
 
-def test_sampling_needs_a_wider_margin_than_training(monkeypatch):
-    """Two measurements of nearly equal times must not give two sets of samples for one seed."""
-    now = [0.0]
-
-    def step():
-        now[0] += 0.0085 if torch.is_autocast_enabled("cpu") else 0.01
-
-    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
-    assert devices.fastest_precision(step, torch.device("cpu"))[0] == "bf16-mixed"
-    assert devices.sampling_precision("auto", torch.device("cpu"), step) == "32-true"
-    assert devices.sampling_precision("bf16-mixed", torch.device("cpu"), step) == "bf16-mixed"
-
-
 def test_rank_0_decides_for_all(monkeypatch):
     verdict = {"32-true": 2.0, "bf16-mixed": 1.0}
     name, _ = devices.fastest_precision(lambda: None, torch.device("cpu"), broadcast=lambda _: verdict)

@@ -13,8 +13,8 @@ from slicebook.cli.options import (
     Json,
     Model,
     Noise,
-    Precision,
     Prepared,
+    SamplingPrecision,
     Seed,
     Temperature,
     TopP,
@@ -73,7 +73,7 @@ def evaluate(
     guidance: Guidance = 0.0,
     noise: Noise = True,
     device: Device = "auto",
-    precision: Precision = "auto",
+    precision: SamplingPrecision = "32-true",
     seed: Seed = 42,
     as_json: Json = False,
 ) -> None:

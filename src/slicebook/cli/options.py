@@ -99,6 +99,13 @@ Precision = Annotated[
         "32-true or bf16-mixed is faster; on a GPU it uses bf16-mixed if the hardware supports it."
     ),
 ]
+SamplingPrecision = Annotated[
+    str,
+    typer.Option(
+        help="Number format of sampling: 32-true, bf16-mixed, 16-mixed (cuda only) or auto, as in training. "
+        "Seeds give other samples in another format."
+    ),
+]
 Workers = Annotated[
     int, typer.Option(min=0, help="Number of processes that load data; 0 loads data in the main process.")
 ]

@@ -13,8 +13,8 @@ from slicebook.cli.options import (
     Json,
     Noise,
     Plane,
-    Precision,
     PriorModel,
+    SamplingPrecision,
     Seed,
     Source,
     Temperature,
@@ -81,7 +81,7 @@ def generate(
     noise: Noise = True,
     require_audit: RequireAudit = None,
     device: Device = "auto",
-    precision: Precision = "auto",
+    precision: SamplingPrecision = "32-true",
     as_json: Json = False,
 ) -> None:
     """Generate synthetic slices. Label masks are generated too if the prior models them."""
@@ -128,7 +128,7 @@ def inpaint(
     guidance: Guidance = 0.0,
     plane: Plane = None,
     device: Device = "auto",
-    precision: Precision = "auto",
+    precision: SamplingPrecision = "32-true",
     as_json: Json = False,
 ) -> None:
     """Inpaint a region of a volume. Pixels outside the region do not change."""

@@ -98,7 +98,7 @@ def generate(
     noise: bool = True,
     release_check: ReleaseCheck | None = None,
     device: str = "auto",
-    precision: str = "auto",
+    precision: str = "32-true",
     progress: Callable[[int, int], None] | None = None,
 ) -> GenerateSummary:
     """Generate slices with their masks and write them as a data set.
@@ -120,7 +120,7 @@ def generate(
         noise: Whether to add noise like the training set's, if the tokenizer was trained to leave it out.
         release_check: Raises unless the samples may be shared, such as `reporting.release.release_check`.
         device: auto, cpu, cuda or mps.
-        precision: Precision of sampling; `auto` measures it on a CPU. An interrupted set keeps its own.
+        precision: Precision of sampling; `auto` measures on a CPU, and an interrupted set keeps its own.
         progress: Called with the number of samples written and of all samples, after each group.
 
     Raises:

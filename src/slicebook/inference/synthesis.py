@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
-from slicebook.devices import sampling_precision
+from slicebook.devices import choose_precision, fastest_precision
 from slicebook.errors import ConfigError
 from slicebook.models.checkpoint import LoadedPrior
 from slicebook.models.sampling import SAMPLING_BATCH, SamplingSettings, sample
@@ -82,6 +82,8 @@ def check_class(loaded: LoadedPrior, group: str | None) -> None:
 def choose_sampling_precision(loaded: LoadedPrior, name: str) -> str:
     """Return the precision to sample in; `auto` on a CPU is measured on a slice of one coarsest token.
 
+    It is no default: two measurements may differ, and a seed would not give the same sample again.
+
     Raises:
         ConfigError: The precision is not known, or does not work on the prior's device.
     """
@@ -90,7 +92,8 @@ def choose_sampling_precision(loaded: LoadedPrior, name: str) -> str:
     def step() -> None:
         sample(loaded.prior, layout, [0], Conditions.unknown(1))
 
-    return sampling_precision(name, next(loaded.prior.parameters()).device, step)
+    device = next(loaded.prior.parameters()).device
+    return choose_precision(name, device) or fastest_precision(step, device)[0]
 
 
 def draw(

@@ -140,10 +140,10 @@ def _trials(table: Table, patients: int, trials: int, n: int) -> dict[str, Any]:
             many, any_one = found.tests
             nearer = found.nearer
             hits[case].append(
-                (found.copies_found, many.found, any_one.found, nearer.interval[0] > nearer.expected)
+                (found.copies_found, many.positive, any_one.positive, nearer.interval[0] > nearer.expected)
             )
             if case == "clean":
-                valid.append(found.controls[-1].found)
+                valid.append(found.controls[-1].passed)
         _tell(f"trial with {patients} patients", trial + 1, trials)
     names_of = ("copies_found", "many_beyond", "one_far_beyond", "nearer_than_the_quantile")
     shares = {case: np.mean(found, axis=0).tolist() for case, found in hits.items()}

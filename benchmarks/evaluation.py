@@ -55,7 +55,7 @@ def _judge(loaded: LoadedPrior, data: PreparedData, kept: Path, _: int) -> None:
     size = (ours.images.shape[-2], ours.images.shape[-1])
     real = read_slices(data, "test", size)
     clock = [time.perf_counter()]
-    evaluate_generation(loaded, data, "test", ours, real, seed=SEED, kinds=kinds, say=_say)
+    evaluate_generation(loaded, data, ours, real, seed=SEED, kinds=kinds, say=_say)
     clock.append(time.perf_counter())
     training = describe_training(data, size, say=_say)
     clock.append(time.perf_counter())

@@ -60,14 +60,14 @@ def measure(
         loaded, data, count, settings=settings, noise=noise, seed=SEED, progress=_count
     )
     _draw_sheets(ours, real, kind.row_mm / kind.column_mm, sheets_to)
-    likeness = evaluate_generation(loaded, data, "test", ours, real, noise=noise, seed=SEED, say=_say)
+    likeness = evaluate_generation(loaded, data, ours, real, noise=noise, seed=SEED, say=_say)
     found: dict[str, Any] = {
         "sampling": drawing.model_dump(mode="json"),
         "generation": likeness.model_dump(mode="json"),
         "usefulness": None,
     }
     if ours.masks is not None and real.masks is not None:
-        train = read_slices(data, "train", size, most=steps * downstream.BATCH, seed=SEED)
+        train = read_slices(data, "train", size, limit=steps * downstream.BATCH, seed=SEED)
         values = data.info.label_values
         taught = evaluate_downstream(ours, train, real, values, steps=steps, seed=SEED, say=_say)
         found["usefulness"] = taught.model_dump(mode="json")

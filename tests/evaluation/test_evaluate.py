@@ -202,9 +202,9 @@ def test_perplexity_is_the_exponential_of_the_entropy():
 def test_no_score_depends_on_the_batch_size(tmp_path, whole, undrawn):
     many, _, data = whole
     loaded = load_tokenizer(model(tmp_path / "model"))
-    one = evaluate_reconstruction(loaded.tokenizer, data.split("test"), tmp_path, batch_size=1)
+    single = evaluate_reconstruction(loaded.tokenizer, data.split("test"), tmp_path, batch_size=1)
     for name in CONVENTIONS:
-        assert one.scores[name].mean_of_slices == pytest.approx(
+        assert single.scores[name].mean_of_slices == pytest.approx(
             many.fidelity.scores[name].mean_of_slices, abs=1e-5
         )
 
@@ -286,8 +286,8 @@ def test_codecs_code_the_same_slices_at_the_tokenizers_bits(tmp_path, data, undr
             np.mean([float(row[f"{name}_bits_per_pixel"]) for row in rows])
         )
         gain = codec.advantage["mae_whole"].mean_of_slices
-        ours, theirs = (report.fidelity.scores["mae_whole"], codec.scores["mae_whole"])
-        assert gain == pytest.approx(ours.mean_of_slices - theirs.mean_of_slices)
+        tokenizer, of_codec = (report.fidelity.scores["mae_whole"], codec.scores["mae_whole"])
+        assert gain == pytest.approx(tokenizer.mean_of_slices - of_codec.mean_of_slices)
         assert codec.library_version
     assert report.table()[0] == ("mean of patients", "tokenizer", "JPEG 2000", "JPEG XL")
     assert len(report.table()) == 2 + len(CONVENTIONS)
@@ -341,7 +341,7 @@ def test_everything_that_is_written_is_known_by_name(whole, evaluated):
 def test_files_that_no_evaluation_wrote_are_left_alone(tmp_path, data):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "patients.csv").write_text("name,age")
-    with pytest.raises(DataError, match=r"holds patients.csv and no report of ours"):
+    with pytest.raises(DataError, match=r"has a file patients.csv, which would be overwritten"):
         evaluate(model(tmp_path / "model"), data, tmp_path / "out", codecs=False)
     assert (tmp_path / "out" / "patients.csv").read_text() == "name,age"
 
@@ -351,7 +351,7 @@ def test_another_programs_report_is_left_alone(tmp_path, data, content):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "report.json").write_text(content)
     (tmp_path / "out" / ".partial").mkdir()
-    with pytest.raises(DataError, match=r"holds report.json and no report of ours"):
+    with pytest.raises(DataError, match=r"has a file report.json, which would be overwritten"):
         evaluate(model(tmp_path / "model"), data, tmp_path / "out", codecs=False)
     assert (tmp_path / "out" / "report.json").read_text() == content
     assert (tmp_path / "out" / ".partial").is_dir()
@@ -361,13 +361,13 @@ def test_samples_of_another_tokenizer_are_warned_of(tmp_path, trained):
     shutil.copytree(trained.run, tmp_path / "run")
     loaded = load_tokenizer(tmp_path / "run")
     data = PreparedData.open(trained.data)
-    found = evaluate(tmp_path / "run", data, tmp_path / "one", samples=2, steps=1, codecs=False)
-    assert not any("another tokenizer" in warning for warning in found.warnings)
+    report = evaluate(tmp_path / "run", data, tmp_path / "one", samples=2, steps=1, codecs=False)
+    assert not any("another tokenizer" in warning for warning in report.warnings)
     with torch.no_grad():
         next(loaded.tokenizer.network.parameters()).mul_(1.5)  # of the encoder: other tokens
     save_tokenizer(loaded.path, loaded.tokenizer, loaded.info.recipe, loaded.info.provenance)
-    found = evaluate(tmp_path / "run", data, tmp_path / "two", samples=2, steps=1, codecs=False)
-    assert any("another tokenizer" in warning for warning in found.warnings)
+    report = evaluate(tmp_path / "run", data, tmp_path / "two", samples=2, steps=1, codecs=False)
+    assert any("another tokenizer" in warning for warning in report.warnings)
 
 
 def test_a_file_is_no_folder_for_a_report(tmp_path, data, monkeypatch):
@@ -381,12 +381,12 @@ def test_a_file_is_no_folder_for_a_report(tmp_path, data, monkeypatch):
 
 
 def test_a_number_that_is_not_finite_is_a_part_left_out(tmp_path, trained, monkeypatch):
-    judged = evaluate_reconstruction
+    evaluate_unbroken = evaluate_reconstruction
 
     def broken(*arguments, **named):
-        found = judged(*arguments, **named)
-        rate = found.bits_per_pixel.model_copy(update={"lowest": math.nan})
-        return found.model_copy(update={"bits_per_pixel": rate})
+        result = evaluate_unbroken(*arguments, **named)
+        rate = result.bits_per_pixel.model_copy(update={"lowest": math.nan})
+        return result.model_copy(update={"bits_per_pixel": rate})
 
     monkeypatch.setattr("slicebook.evaluation.evaluate.evaluate_reconstruction", broken)
     data = write_prepared(tmp_path / "prepared")
@@ -403,17 +403,17 @@ def odd(data):
 
 def test_reasons_name_no_folder(tmp_path, trained):
     data = odd(PreparedData.open(trained.data))
-    found = evaluate(trained.run, data, tmp_path / "out", samples=2, steps=1, codecs=False)
-    assert set(found.skipped) == {"generation", "usefulness"}
-    assert found.skipped["generation"].startswith("DATA: its split 'test' holds no slice of")
+    report = evaluate(trained.run, data, tmp_path / "out", samples=2, steps=1, codecs=False)
+    assert set(report.skipped) == {"generation", "usefulness"}
+    assert report.skipped["generation"].startswith("DATA: its split 'test' has no slice of")
     assert str(trained.data) not in (tmp_path / "out" / "report.json").read_text()
 
 
 def test_an_audit_alone_needs_no_test_slice_of_the_size(tmp_path, trained):
     data = odd(PreparedData.open(trained.data))
-    found = evaluate(trained.run, data, tmp_path / "out", parts=("audit",), samples=2, steps=1)
-    assert found.audit is not None
-    assert found.skipped == {}
+    report = evaluate(trained.run, data, tmp_path / "out", parts=("audit",), samples=2, steps=1)
+    assert report.audit is not None
+    assert report.skipped == {}
 
 
 def test_a_prior_is_not_judged_beside_slices_prepared_otherwise(tmp_path, trained):
@@ -424,11 +424,11 @@ def test_a_prior_is_not_judged_beside_slices_prepared_otherwise(tmp_path, traine
 
 def test_a_prior_by_itself_is_judged_by_all_but_fidelity(tmp_path, trained):
     data = PreparedData.open(trained.data)
-    found = evaluate(trained.run / "prior", data, tmp_path / "out", samples=2, steps=1)
-    assert found.fidelity is None
-    assert found.audit is not None
-    assert found.usefulness is not None
-    assert found.provenance["model"] is None
-    assert found.provenance["prior"]["kind"] == "prior"
+    report = evaluate(trained.run / "prior", data, tmp_path / "out", samples=2, steps=1)
+    assert report.fidelity is None
+    assert report.audit is not None
+    assert report.usefulness is not None
+    assert report.provenance["model"] is None
+    assert report.provenance["prior"]["kind"] == "prior"
     with pytest.raises(CheckpointError, match="holds a prior, wanted a tokenizer"):
         evaluate(trained.run / "prior", data, tmp_path / "out", parts=("fidelity",))

@@ -407,7 +407,7 @@ def test_a_demo_is_evaluated_by_the_command_itself(costs, measured):
 def test_a_study_without_training_slices_is_refused(scripts, generated, measured, capsys):
     words = [measured / "work" / "compact", measured / "data", measured / "other"]
     assert scripts["evaluation"].main([*map(str, words), "--threads", "1"]) == 1
-    assert "holds 0 training and 8 test slices of 32×64" in capsys.readouterr().err
+    assert "has 0 training and 8 test slices of 32×64" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", [[], ["run", "data"], ["run", "data", "study", "--demo", "demo"]])
@@ -526,9 +526,9 @@ def test_a_peer_that_is_not_installed_is_named(timed):
 
 def test_all_parts_are_timed(timed):
     assert timed["networks"]["settings"][0]["contenders"]["ladder"]["ratio"] == 1
-    assert timed["generation"]["contenders"]["slicebook"]["seconds_a_slice"] > 0
+    assert timed["generation"]["contenders"]["slicebook"]["seconds_per_slice"] > 0
     assert timed["generation"]["contenders"]["monai"]["ratio"] >= 0
-    assert timed["data_path"]["slices_a_second"]["augmented"] > 0
+    assert timed["data_path"]["slices_per_second"]["augmented"] > 0
     assert timed["command_line"]["slicebook --help"] > 0
 
 

@@ -209,7 +209,7 @@ def _expect_phantom(data: PreparedData) -> None:
     first, again = data.split("train")[0][0].numpy(), prepared_phantom(FIRST_CASE)[0]
     if again.shape != first.shape or np.abs(again - first).max() > 0.01:
         raise DataError(
-            f"DATA is not the phantom of {SLICES} slices a patient, seed 42; prepare what `slicebook "
+            f"DATA is not the phantom of {SLICES} slices per patient, seed 42; prepare what `slicebook "
             "phantom` writes, for which other patients can be made"
         )
 

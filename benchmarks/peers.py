@@ -79,7 +79,7 @@ QUANTIZERS: dict[str, Callable[[int, int, int], Step]] = {
     "medtokenizers": _medtokenizers,
     FLOOR: _floor,
 }
-"""By the name of the package: given vectors, codes and dimension, a training step forward and backward."""
+"""By package: given the numbers of vectors, codes and dimensions, a training step forward and backward."""
 
 
 def _ladder() -> nn.Module:
@@ -91,7 +91,7 @@ def _vqvae2() -> nn.Module:
 
 
 class _MonaiVQVAE(nn.Module):
-    """MONAI's VQVAE at the settings of `vqvae2`'s finest level; it has no others."""
+    """MONAI's VQVAE, which has one level, with the settings of the finest level of `vqvae2`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -119,7 +119,7 @@ class _MonaiVQVAE(nn.Module):
 
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {"ladder": _ladder, "vqvae2": _vqvae2, "monai": _MonaiVQVAE}
-"""`ladder` is the recipe `compact`, `vqvae2` is `comp3710` without its stretching; MONAI's has one level."""
+"""`ladder` is the recipe `compact`, `vqvae2` is `comp3710` without resizing; MONAI's has one level."""
 
 
 def training_step(module: nn.Module, images: Tensor, precision: str) -> Step:
@@ -138,7 +138,7 @@ def training_step(module: nn.Module, images: Tensor, precision: str) -> Step:
 
 
 def encoding(module: nn.Module, images: Tensor, precision: str) -> Step:
-    """Return the way from slices to tokens, in evaluation mode."""
+    """Return a step that encodes slices to tokens, in evaluation mode."""
     encode = module.eval().encode
     assert callable(encode)
 
@@ -150,7 +150,7 @@ def encoding(module: nn.Module, images: Tensor, precision: str) -> Step:
 
 
 class MonaiTransformer:
-    """MONAI's transformer with about as many parameters as wanted, sampled by MONAI's own inferer."""
+    """MONAI's transformer with about the given number of parameters, sampled by MONAI's own inferer."""
 
     def __init__(self, parameters: int, codes: int, tokens: int, width: int) -> None:
         nets = importlib.import_module("monai.networks.nets.transformer")
@@ -158,7 +158,7 @@ class MonaiTransformer:
 
         def build(layers: int) -> nn.Module:
             module: nn.Module = nets.DecoderOnlyTransformer(
-                num_tokens=codes + 1,  # one says: begin
+                num_tokens=codes + 1,  # with a start token
                 max_seq_len=tokens,
                 attn_layers_dim=width,
                 attn_layers_depth=layers,
@@ -172,12 +172,12 @@ class MonaiTransformer:
         self.parameters = _parameters(self.module)
         self.codes = codes
         self.inferer = inferers.VQVAETransformerInferer()
-        # One token is asked for at a time, and none decoded: what stays is the sampler's own step.
+        # One token is sampled at a time and nothing is decoded, so that only the sampler is timed.
         self.stage_one = types.SimpleNamespace(num_embeddings=codes, decode_samples=lambda tokens: tokens)
         self.order = types.SimpleNamespace(get_revert_sequence_ordering=lambda: [0])
 
     def step(self, before: int, batch: int) -> Step:
-        """Return the inferer's way to one more token of each sample, after so many (the beginning counts)."""
+        """Return a step that samples one token per sample after `before` tokens, start token included."""
         prefix = torch.cat(
             [torch.full((batch, 1), self.codes), torch.randint(self.codes, (batch, before - 1))], 1
         )
@@ -221,7 +221,7 @@ def _maps(n: int, d: int) -> Tensor:
 
 
 def _medtokenizers_quant() -> Any:
-    """Import its quantiser without the packages' own start, which wants torchvision and much else."""
+    """Import its quantizer without its package initialisers, which need torchvision and more."""
     for name in ("medtokenizers", "medtokenizers.modules"):
         if name not in sys.modules:
             spec = importlib.util.find_spec(name)

@@ -81,10 +81,10 @@ CONTENDERS = (
 def measure(
     contender: Contender, sites: Mapping[str, PreparedData], work: Path, minutes: float, search: float
 ) -> dict[str, Any]:
-    """Train a contender, at its best try, then score it on the test patients of all sites.
+    """Train a contender with its best settings, then score it on the test patients of all sites.
 
-    Several tries are trained for `search` minutes and compared by SSIM on validation patients; the best is
-    trained anew for all the minutes, as a contender of one try is.
+    With several settings, each is trained for `search` minutes; the best by SSIM on validation patients is
+    then trained from scratch for `minutes`.
     """
     data = sites["test"]
     summaries: dict[str, TrainingSummary] = {}
@@ -118,7 +118,7 @@ def _train(contender: Contender, name: str, data: PreparedData, run: Path, minut
 
 
 def training_tokens(loaded: LoadedTokenizer, data: PreparedData) -> list[dict[str, Any]]:
-    """Return how a model uses each codebook on the slices it was trained on, as they are; finest first."""
+    """Return the use of each codebook on the training slices without augmentation, finest level first."""
     counts = [torch.zeros(k, dtype=torch.int64) for k in loaded.tokenizer.config.codebook_sizes]
     for batch in SliceBatches(data.split("train"), 16):
         for count, grid in zip(counts, loaded.tokenizer.encode(batch.images), strict=True):
@@ -138,7 +138,7 @@ def lead(folder: Path, baseline: Path) -> dict[str, Any]:
 
 
 def founding(run: Path, data: PreparedData) -> dict[str, Any]:
-    """Score a finished training of `comp3710` on test patients, for the document's own claim.
+    """Score a finished training of `comp3710` on test patients, to compare with the document's claim.
 
     Raises:
         ConfigError: Another recipe, or a training that is not finished.
@@ -248,7 +248,7 @@ def _kept(path: Path, header: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _leads(measured: Mapping[str, Any], sites: Sequence[str], work: Path) -> dict[str, Any]:
-    """Return by how much ours leads each other contender, site by site."""
+    """Return the gains of `compact` over each other contender, by site."""
     if OURS not in measured:
         return {}
     ours = measured[OURS]["run"]
@@ -261,7 +261,7 @@ def _leads(measured: Mapping[str, Any], sites: Sequence[str], work: Path) -> dic
 
 
 def _training(summary: TrainingSummary, loaded: LoadedTokenizer, data: PreparedData) -> dict[str, Any]:
-    """Say how a training went. Its time holds validation and checkpoints, as a user's would."""
+    """Return the course of a training; its time includes validation and checkpoints."""
     slices = summary.steps * min(loaded.info.recipe.training.batch_size, len(data.split("train")))
     return {
         "validation_ssim": summary.scores["validation_ssim"],
@@ -275,7 +275,7 @@ def _training(summary: TrainingSummary, loaded: LoadedTokenizer, data: PreparedD
 
 
 def _score(loaded: LoadedTokenizer, data: PreparedData, out: Path, *, with_codecs: bool) -> dict[str, Any]:
-    """Return a report as plain values; what each score means stands once, at the head of the result."""
+    """Evaluate reconstruction and return the report as plain values, without the definitions of scores."""
     report = evaluate(loaded.path, data, out, parts=["fidelity"], codecs=with_codecs, seed=SEED)
     about = {"split", "patients", "slices", "blank_slices_skipped", "warnings"}
     assert report.fidelity is not None

@@ -1,11 +1,11 @@
-"""Measure the memorisation audit: how often it calls originals copies, and how often it finds planted ones.
+"""Measure the memorisation audit: its false alarm rate, and the rate at which it detects planted copies.
 
     python benchmarks/audit.py RUN DATA
 
 RUN is a tokenizer's run, DATA the prepared folder of the phantom that it was trained on. Clean samples are
-slices of other phantom patients, so nothing is copied. Each slice's neighbours in the training split are
-sought once; a trial draws held-out patients and samples from them, and audits those as they are and with
-tokenized copies in place of some. Then the search is timed at the size of a real study.
+slices of other phantom patients, so that nothing is copied. The nearest training slices of each slice are
+searched once. A trial draws held-out patients and samples, and audits the samples without copies and with
+tokenized copies in place of a few. Then the search is timed at the size of a real study.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from slicebook.phantom.simulator import FIRST_CASE, patient_volume
 SEED = 42
 FIRST_FRESH = 1000  # number of the first phantom patient that DATA does not hold
 SLICES, SHAPE = 20, (256, 128)  # of a patient, as DATA has them
-EACH = 6  # slices of a patient who gives samples: fewer are less alike
+EACH = 6  # samples per patient; fewer are less correlated
 COPIES = 300
 REAL_STUDY = (11_460, 540, 540)  # slices to train on, held out, generated: HipMRI at one sample a test slice
 CASES = ("clean", "one_copy", "planted_1_percent", "planted_5_percent")
@@ -43,7 +43,7 @@ CASES = ("clean", "one_copy", "planted_1_percent", "planted_5_percent")
 
 @dataclass(frozen=True)
 class Table:
-    """Neighbours of every slice that trials draw from, sought once; a slice is known by its row."""
+    """Nearest training slices of all slices that trials draw from; a slice is identified by its row."""
 
     nearest: Nearest
     held_out: np.ndarray[Any, Any]  # patients × slices, rows of the table
@@ -51,7 +51,7 @@ class Table:
     copies: np.ndarray[Any, Any]
 
     def search(self, rows: Any, _: Any) -> Nearest:
-        """Look up slices given as rows, in the place of images of one pixel."""
+        """Look up neighbours; images of one pixel hold the rows of slices."""
         at = rows[:, 0, 0].astype(np.int64)
         return Nearest(*(getattr(self.nearest, field.name)[at] for field in fields(Nearest)))
 
@@ -59,43 +59,43 @@ class Table:
 def measure(
     data: PreparedData, tokenizer: Tokenizer, *, patients: int, trials: int, n: int
 ) -> dict[str, Any]:
-    """Make phantoms, seek their neighbours, and run the trials."""
-    train, whose = _train(data)
+    """Generate phantoms, search their neighbours, and run the trials."""
+    train, training_patients = _train(data)
     described = describe(train)
     generator = np.random.default_rng(SEED)
     third = patients // 3
     held_out: list[np.ndarray[Any, Any]] = []
     fresh: list[np.ndarray[Any, Any]] = []
     for number in range(patients):
-        own = prepared_phantom(FIRST_FRESH + number)
+        slices = prepared_phantom(FIRST_FRESH + number)
         (held_out if number < third else fresh).append(
-            own if number < third else own[generator.choice(SLICES, EACH, replace=False)]
+            slices if number < third else slices[generator.choice(SLICES, EACH, replace=False)]
         )
         _tell("patient", number + 1, patients)
     planted = plant(train, min(COPIES, len(train)), lambda x: reconstruct(tokenizer, x), generator)
-    began = time.process_time()
+    started = time.process_time()
     images = np.concatenate([*held_out, *fresh, planted.images])
-    found = nearest_by_correlation(images, None, described, whose)
-    seconds = time.process_time() - began
+    neighbours = nearest_by_correlation(images, None, described, training_patients)
+    seconds = time.process_time() - started
     parts = np.split(np.arange(len(images)), np.cumsum([third * SLICES, len(fresh) * EACH]))
-    table = Table(found, parts[0].reshape(third, SLICES), parts[1], parts[2])
+    table = Table(neighbours, parts[0].reshape(third, SLICES), parts[1], parts[2])
     return {
         "samples": n,
         "trials": trials,
-        "training": {"slices": len(train), "patients": len(set(whose))},
+        "training": {"slices": len(train), "patients": len(set(training_patients))},
         "fresh": {"patients": patients, "held_out": third, "slices_of_the_others": EACH},
         "search": {
             "convention": nearest.CORRELATION,
             "cpu_seconds_per_slice": seconds / len(images),
             "copies": len(planted.images),
-            "source_found": float((found.index[table.copies] == planted.sources).mean()),
-            "mirror_found": float((found.mirror[table.copies] == planted.mirror).mean()),
-            "shift_found": float((found.shift[table.copies] == planted.shift).all(axis=1).mean()),
+            "source_found": float((neighbours.index[table.copies] == planted.sources).mean()),
+            "mirror_found": float((neighbours.mirror[table.copies] == planted.mirror).mean()),
+            "shift_found": float((neighbours.shift[table.copies] == planted.shift).all(axis=1).mean()),
         },
         "gap": {
             "convention": memorization.GAP,
             **{
-                name: _quantiles(found.gap[rows.ravel()])
+                name: _quantiles(neighbours.gap[rows.ravel()])
                 for name, rows in (
                     ("held_out", table.held_out),
                     ("fresh", table.fresh),
@@ -103,7 +103,7 @@ def measure(
                 )
             },
             "training_without_own_patient": _quantiles(
-                nearest_by_correlation(train, whose, described, whose).gap
+                nearest_by_correlation(train, training_patients, described, training_patients).gap
             ),
         },
         "by_held_out_patients": {
@@ -119,15 +119,18 @@ def _trials(table: Table, patients: int, trials: int, n: int) -> dict[str, Any]:
     hits: dict[str, list[tuple[bool, ...]]] = {case: [] for case in CASES}
     valid = []
     for trial in range(trials):
-        who = generator.choice(len(table.held_out), patients, replace=False)
-        held_out, names = _rows(table.held_out[who].ravel()), np.repeat(who.astype(str), SLICES).tolist()
+        chosen = generator.choice(len(table.held_out), patients, replace=False)
+        held_out, names = (
+            _rows(table.held_out[chosen].ravel()),
+            np.repeat(chosen.astype(str), SLICES).tolist(),
+        )
         samples = generator.choice(table.fresh, n, replace=len(table.fresh) < n)
         copies = generator.permutation(table.copies)
         for case, count in counts.items():
             mixed = samples.copy()
             mixed[:count] = copies[:count]
             others = copies[count:]
-            found = audit(
+            report = audit(
                 _rows(mixed),
                 held_out,
                 names,
@@ -137,19 +140,19 @@ def _trials(table: Table, patients: int, trials: int, n: int) -> dict[str, Any]:
                 lambda rows: rows,
                 seed=trial,
             )
-            many, any_one = found.tests
-            nearer = found.nearer
+            many, any_one = report.tests
+            nearer = report.nearer
             hits[case].append(
-                (found.copies_found, many.found, any_one.found, nearer.interval[0] > nearer.expected)
+                (report.copies_found, many.positive, any_one.positive, nearer.interval[0] > nearer.expected)
             )
             if case == "clean":
-                valid.append(found.controls[-1].found)
+                valid.append(report.controls[-1].passed)
         _tell(f"trial with {patients} patients", trial + 1, trials)
-    names_of = ("copies_found", "many_beyond", "one_far_beyond", "nearer_than_the_quantile")
-    shares = {case: np.mean(found, axis=0).tolist() for case, found in hits.items()}
+    statistics = ("copies_found", "many_beyond", "one_far_beyond", "nearer_than_the_quantile")
+    shares = {case: np.mean(rows, axis=0).tolist() for case, rows in hits.items()}
     return {
         "control_found": float(np.mean(valid)),
-        **{case: dict(zip(names_of, found, strict=True)) for case, found in shares.items()},
+        **{case: dict(zip(statistics, values, strict=True)) for case, values in shares.items()},
     }
 
 
@@ -158,17 +161,17 @@ def _rows(rows: Any) -> Any:
 
 
 def timing() -> dict[str, Any]:
-    """Time the search at the size of a real study, on noise: it does as much work on any image."""
+    """Time the search at the size of a real study, on noise; its cost does not depend on the images."""
     draw = np.random.default_rng(SEED)
     train, held_out, samples = REAL_STUDY
     rows, columns = 128, 256
     described = np.concatenate(
         [describe(draw.normal(size=(60, rows, columns)).astype(np.float32)) for _ in range(train // 60)]
     )
-    whose = [f"patient-{i // 60:04d}" for i in range(train)]
+    patients = [f"patient-{i // 60:04d}" for i in range(train)]
     images = draw.normal(size=(held_out + samples, rows, columns)).astype(np.float32)
     clock, cpu = time.perf_counter(), time.process_time()
-    nearest_by_correlation(images, None, described, whose)
+    nearest_by_correlation(images, None, described, patients)
     return {
         "training_slices": train,
         "sought_slices": held_out + samples,
@@ -179,7 +182,7 @@ def timing() -> dict[str, Any]:
 
 
 def reconstruct(tokenizer: Tokenizer, images: Any) -> Any:
-    """Return slices as a tokenizer leaves them, in [-1, 1]."""
+    """Return slices reconstructed by a tokenizer, in [-1, 1]."""
     with torch.no_grad():
         parts = [
             tokenizer(torch.from_numpy(images[i : i + 16])[:, None]).images for i in range(0, len(images), 16)
@@ -198,7 +201,7 @@ def prepared_phantom(patient: int) -> Any:
 def _train(data: PreparedData) -> tuple[Any, list[str]]:
     slices = data.split("train")
     shape = (slices.records[0].rows, slices.records[0].columns)
-    chosen = [i for i, one in enumerate(slices.records) if (one.rows, one.columns) == shape]
+    chosen = [i for i, record in enumerate(slices.records) if (record.rows, record.columns) == shape]
     return torch.cat([slices[i] for i in chosen]).numpy(), [slices.records[i].patient for i in chosen]
 
 
@@ -206,7 +209,7 @@ def _expect_phantom(data: PreparedData) -> None:
     first, again = data.split("train")[0][0].numpy(), prepared_phantom(FIRST_CASE)[0]
     if again.shape != first.shape or np.abs(again - first).max() > 0.01:
         raise DataError(
-            f"DATA is not the phantom of {SLICES} slices a patient, seed 42; prepare what `slicebook "
+            f"DATA is not the phantom of {SLICES} slices per patient, seed 42; prepare what `slicebook "
             "phantom` writes, for which other patients can be made"
         )
 
@@ -215,9 +218,9 @@ def _quantiles(values: Any) -> dict[str, float]:
     return {f"{share:g}": float(np.quantile(values, share)) for share in (0, 0.05, 0.5, 0.95, 0.99, 0.999, 1)}
 
 
-def _tell(what: str, done: int, total: int) -> None:
+def _tell(unit: str, done: int, total: int) -> None:
     if sys.stderr.isatty():
-        print(f"\r{what} {done} of {total}", end="\n" if done == total else "", file=sys.stderr)
+        print(f"\r{unit} {done} of {total}", end="\n" if done == total else "", file=sys.stderr)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -232,14 +235,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--patients", type=int, default=480, help="fresh ones, a third of them held out")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--results", metavar="DIR", type=Path, default=machine.RESULTS)
-    asked = parser.parse_args(arguments)
-    torch.set_num_threads(asked.threads)
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
     try:
-        loaded, data = load_tokenizer(asked.run), PreparedData.open(asked.data)
+        loaded, data = load_tokenizer(options.run), PreparedData.open(options.data)
         _expect_phantom(data)
         speed = timing()
-        found = measure(
-            data, loaded.tokenizer.eval(), patients=asked.patients, trials=asked.trials, n=asked.n
+        result = measure(
+            data, loaded.tokenizer.eval(), patients=options.patients, trials=options.trials, n=options.n
         )
     except SlicebookError as error:
         print(f"audit: {error}", file=sys.stderr)
@@ -252,8 +255,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "seed": SEED,
     }
     machine.write(
-        asked.results / "audit.json",
-        machine.surroundings(asked.threads) | dict(header) | found | {"speed": speed},
+        options.results / "audit.json",
+        machine.surroundings(options.threads) | dict(header) | result | {"speed": speed},
     )
     return 0
 

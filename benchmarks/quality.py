@@ -1,12 +1,12 @@
-"""Train contenders for the same time on the same patients, and score all on the same others.
+"""Train contenders for the same time on the same patients, and score all on the same test patients.
 
     python benchmarks/quality.py DATA --other-site DATA2 --work runs --minutes 20 --threads 2
     python benchmarks/quality.py DATA --founding RUN
 
-DATA is a folder that `slicebook prepare` wrote. A contender with several tries trains each for a short time;
-the best on *validation* patients is trained in full and scored on test patients, and no other. Beside each
-stand JPEG 2000 and JPEG XL at that contender's own bits. Repeating a command goes on where it stopped; with
-`--only` some are measured and the others' results are kept.
+DATA is a prepared folder. A contender with several settings trains each for a short time; the best on
+*validation* patients is trained in full and scored on test patients. Each contender is compared with JPEG
+2000 and JPEG XL at its own bits. Repeating a command resumes it; with `--only`, the results of the other
+contenders are kept.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from slicebook.training.tokenizer import TrainingSummary, train_tokenizer
 SEED = 42  # of the bootstrap
 OURS = "compact"
 
-# The founding document's own words and numbers, and what they are worth.
+# Numbers of the founding document, and how they were measured.
 DOCUMENT = {
     "goal": 0.6,
     "reported": 0.6044,
@@ -49,14 +49,14 @@ DOCUMENT = {
 
 @dataclass(frozen=True)
 class Contender:
-    """A recipe, and the settings over it that are tried: the best on validation patients is scored."""
+    """A recipe and the settings to try with it; the best on validation patients is scored."""
 
     name: str
     recipe: str
     tries: Mapping[str, tuple[str, ...]]
 
 
-# The founding architecture in our recipe: loss, augmentation and codebook sizes are those of `compact`.
+# The founding architecture with the loss, augmentation and codebook sizes of `compact`.
 _VQVAE2 = (
     "tokenizer.architecture=vqvae2",
     "tokenizer.code_dim=128",
@@ -81,29 +81,32 @@ CONTENDERS = (
 def measure(
     contender: Contender, sites: Mapping[str, PreparedData], work: Path, minutes: float, search: float
 ) -> dict[str, Any]:
-    """Train a contender, at its best try, then score it on the test patients of all sites.
+    """Train a contender with its best settings, then score it on the test patients of all sites.
 
-    Several tries are trained for `search` minutes and compared by SSIM on validation patients; the best is
-    trained anew for all the minutes, as a contender of one try is.
+    With several settings, each is trained for `search` minutes; the best by SSIM on validation patients is
+    then trained from scratch for `minutes`.
     """
     data = sites["test"]
     summaries: dict[str, TrainingSummary] = {}
-    best = next(iter(contender.tries))
+    chosen = next(iter(contender.tries))
     if len(contender.tries) > 1:
         summaries = {
             name: _train(contender, name, data, work / f"{name}-search", search) for name in contender.tries
         }
-        best = max(summaries, key=lambda name: summaries[name].scores["validation_ssim"])
-    trained = _train(contender, best, data, work / best, minutes)
-    loaded = load_tokenizer(work / best)
+        chosen = max(summaries, key=lambda name: summaries[name].scores["validation_ssim"])
+    trained = _train(contender, chosen, data, work / chosen, minutes)
+    loaded = load_tokenizer(work / chosen)
     return {
-        "run": best,
+        "run": chosen,
         "training": _training(trained, loaded, data),
         "tries": {name: _training(summary, loaded, data) for name, summary in summaries.items()},
         "recipe": loaded.info.recipe.model_dump(mode="json"),
         "provenance": loaded.info.provenance.model_dump(mode="json", exclude={"validation"}),
         "training_tokens": training_tokens(loaded, data),
-        **{site: _score(loaded, of, work / best / site, with_codecs=True) for site, of in sites.items()},
+        **{
+            site: _score(loaded, site_data, work / chosen / site, with_codecs=True)
+            for site, site_data in sites.items()
+        },
     }
 
 
@@ -115,7 +118,7 @@ def _train(contender: Contender, name: str, data: PreparedData, run: Path, minut
 
 
 def training_tokens(loaded: LoadedTokenizer, data: PreparedData) -> list[dict[str, Any]]:
-    """Return how a model uses each codebook on the slices it was trained on, as they are; finest first."""
+    """Return the use of each codebook on the training slices without augmentation, finest level first."""
     counts = [torch.zeros(k, dtype=torch.int64) for k in loaded.tokenizer.config.codebook_sizes]
     for batch in SliceBatches(data.split("train"), 16):
         for count, grid in zip(counts, loaded.tokenizer.encode(batch.images), strict=True):
@@ -126,37 +129,35 @@ def training_tokens(loaded: LoadedTokenizer, data: PreparedData) -> list[dict[st
     ]
 
 
-def lead(ours: Path, theirs: Path) -> dict[str, Any]:
-    """Return our scores less theirs, slice by slice, with intervals by patient; from two reports' folders."""
-    rows, others = _slices(ours), _slices(theirs)
-    gains = [difference(_scores(row), _scores(other)) for row, other in zip(rows, others, strict=True)]
-    summary = summarise(gains, [row["patient"] for row in rows], SEED)
-    return _bare({name: one.model_dump(mode="json") for name, one in summary.items()})
+def lead(folder: Path, baseline: Path) -> dict[str, Any]:
+    """Return the scores of a report minus those of a baseline, per slice, with intervals by patient."""
+    rows, other_rows = _slices(folder), _slices(baseline)
+    gains = [difference(_scores(row), _scores(other)) for row, other in zip(rows, other_rows, strict=True)]
+    summaries = summarise(gains, [row["patient"] for row in rows], SEED)
+    return _bare({name: summary.model_dump(mode="json") for name, summary in summaries.items()})
 
 
 def founding(run: Path, data: PreparedData) -> dict[str, Any]:
-    """Score a finished training of `comp3710` on test patients, for the document's own claim.
+    """Score a finished training of `comp3710` on test patients, to compare with the document's claim.
 
     Raises:
         ConfigError: Another recipe, or a training that is not finished.
     """
     loaded = load_tokenizer(run)
-    recipe, wanted = loaded.info.recipe, load_recipe("comp3710")
-    if recipe.tokenizer != wanted.tokenizer or recipe.training != wanted.training:
+    recipe, expected = loaded.info.recipe, load_recipe("comp3710")
+    if recipe.tokenizer != expected.tokenizer or recipe.training != expected.training:
         raise ConfigError(f"{run}: was trained with other settings than those of recipe comp3710")
-    reached = load_state(run / STATE_NAME).progress["progress"]
-    if reached["epoch"] != wanted.training.epochs:
-        raise ConfigError(
-            f"{run}: stands at epoch {reached['epoch']} of {wanted.training.epochs}; go on with it"
-        )
+    progress = load_state(run / STATE_NAME).progress["progress"]
+    if progress["epoch"] != expected.training.epochs:
+        raise ConfigError(f"{run}: is at epoch {progress['epoch']} of {expected.training.epochs}; resume it")
     return {
         "document": DOCUMENT,
         "conventions": dict(CONVENTIONS),
         "data": data.info.model_dump(mode="json"),
-        "epochs": reached["epoch"],
-        "best_epoch": reached["best_epoch"],
-        "steps": reached["step"],
-        "seconds": reached["seconds"],
+        "epochs": progress["epoch"],
+        "best_epoch": progress["best_epoch"],
+        "steps": progress["step"],
+        "seconds": progress["seconds"],
         "recipe": recipe.model_dump(mode="json"),
         "provenance": loaded.info.provenance.model_dump(mode="json"),
         "training_tokens": training_tokens(loaded, data),
@@ -179,53 +180,57 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--search-minutes", type=float, default=5, help="of training, for each of several tries"
     )
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--only", nargs="+", choices=[one.name for one in CONTENDERS], metavar="NAME")
+    parser.add_argument(
+        "--only", nargs="+", choices=[contender.name for contender in CONTENDERS], metavar="NAME"
+    )
     parser.add_argument(
         "--founding", metavar="RUN", type=Path, help="score this finished run of comp3710 instead"
     )
     parser.add_argument("--results", metavar="DIR", type=Path, default=machine.RESULTS)
-    asked = parser.parse_args(arguments)
-    torch.set_num_threads(asked.threads)
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
     try:
-        _founding(asked) if asked.founding else _quality(asked)
+        _founding(options) if options.founding else _quality(options)
     except SlicebookError as error:
         print(f"quality: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-def _founding(asked: argparse.Namespace) -> None:
-    result = founding(asked.founding, PreparedData.open(asked.data))
+def _founding(options: argparse.Namespace) -> None:
+    result = founding(options.founding, PreparedData.open(options.data))
     machine.write(
-        asked.results / "founding.json", machine.surroundings(asked.threads) | {"name": asked.name} | result
+        options.results / "founding.json",
+        machine.surroundings(options.threads) | {"name": options.name} | result,
     )
 
 
-def _quality(asked: argparse.Namespace) -> None:
-    codecs.versions()  # asked first: the extra may be missing, and training takes hours
-    sites = {"test": PreparedData.open(asked.data)}
-    names = {"test": asked.name}
-    if asked.other_site:
-        sites["other_site"], names["other_site"] = PreparedData.open(asked.other_site), asked.other_name
+def _quality(options: argparse.Namespace) -> None:
+    codecs.versions()  # first, because the extra may be missing and training takes hours
+    sites = {"test": PreparedData.open(options.data)}
+    names = {"test": options.name}
+    if options.other_site:
+        sites["other_site"], names["other_site"] = PreparedData.open(options.other_site), options.other_name
     header = {
         "conventions": dict(CONVENTIONS),
-        "minutes": asked.minutes,
-        "search_minutes": asked.search_minutes,
+        "minutes": options.minutes,
+        "search_minutes": options.search_minutes,
         "seed": SEED,
         "sites": {
-            site: {"name": names[site], "data": of.info.model_dump(mode="json")} for site, of in sites.items()
+            site: {"name": names[site], "data": site_data.info.model_dump(mode="json")}
+            for site, site_data in sites.items()
         },
     }
-    path = asked.results / "quality.json"
+    path = options.results / "quality.json"
     measured = _kept(path, header)
     for contender in CONTENDERS:
-        if asked.only and contender.name not in asked.only:
+        if options.only and contender.name not in options.only:
             continue
-        found = measure(contender, sites, asked.work, asked.minutes, asked.search_minutes)
-        measured[contender.name] = machine.surroundings(asked.threads, "imagecodecs") | found
-        ordered = {one.name: measured[one.name] for one in CONTENDERS if one.name in measured}
+        result = measure(contender, sites, options.work, options.minutes, options.search_minutes)
+        measured[contender.name] = machine.surroundings(options.threads, "imagecodecs") | result
+        ordered = {other.name: measured[other.name] for other in CONTENDERS if other.name in measured}
         machine.write(
-            path, header | {"contenders": ordered, "lead": _leads(measured, list(sites), asked.work)}
+            path, header | {"contenders": ordered, "lead": _leads(measured, list(sites), options.work)}
         )
 
 
@@ -243,20 +248,20 @@ def _kept(path: Path, header: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _leads(measured: Mapping[str, Any], sites: Sequence[str], work: Path) -> dict[str, Any]:
-    """Return by how much ours leads each other contender, site by site."""
+    """Return the gains of `compact` over each other contender, by site."""
     if OURS not in measured:
         return {}
     ours = measured[OURS]["run"]
     return {
-        name: {site: lead(work / ours / site, work / found["run"] / site) for site in sites}
-        for name, found in measured.items()
+        name: {site: lead(work / ours / site, work / contender["run"] / site) for site in sites}
+        for name, contender in measured.items()
         if name != OURS
-        and all((work / run / site).is_dir() for run in (ours, found["run"]) for site in sites)
+        and all((work / run / site).is_dir() for run in (ours, contender["run"]) for site in sites)
     }
 
 
 def _training(summary: TrainingSummary, loaded: LoadedTokenizer, data: PreparedData) -> dict[str, Any]:
-    """Say how a training went. Its time holds validation and checkpoints, as a user's would."""
+    """Return the course of a training; its time includes validation and checkpoints."""
     slices = summary.steps * min(loaded.info.recipe.training.batch_size, len(data.split("train")))
     return {
         "validation_ssim": summary.scores["validation_ssim"],
@@ -265,25 +270,25 @@ def _training(summary: TrainingSummary, loaded: LoadedTokenizer, data: PreparedD
         "steps": summary.steps,
         "seconds": summary.seconds,
         "slices_seen": slices,
-        "slices_a_second": slices / summary.seconds,
+        "slices_per_second": slices / summary.seconds,
     }
 
 
 def _score(loaded: LoadedTokenizer, data: PreparedData, out: Path, *, with_codecs: bool) -> dict[str, Any]:
-    """Return a report as plain values; what each score means stands once, at the head of the result."""
+    """Evaluate reconstruction and return the report as plain values, without the definitions of scores."""
     report = evaluate(loaded.path, data, out, parts=["reconstruction"], codecs=with_codecs, seed=SEED)
     about = {"split", "patients", "slices", "blank_slices_skipped", "warnings"}
     assert report.reconstruction is not None
-    found = report.reconstruction.model_dump(mode="json")
-    for codec in (found["codecs"] or {}).values():
+    scores = report.reconstruction.model_dump(mode="json")
+    for codec in (scores["codecs"] or {}).values():
         codec["scores"], codec["advantage"] = _bare(codec["scores"]), _bare(codec["advantage"])
-    return report.model_dump(mode="json", include=about) | found | {"scores": _bare(found["scores"])}
+    return report.model_dump(mode="json", include=about) | scores | {"scores": _bare(scores["scores"])}
 
 
 def _bare(summaries: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        name: {key: value for key, value in one.items() if key != "convention"}
-        for name, one in summaries.items()
+        name: {key: value for key, value in summary.items() if key != "convention"}
+        for name, summary in summaries.items()
     }
 
 

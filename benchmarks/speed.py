@@ -1,9 +1,9 @@
-"""Time Slicebook beside its peers in one run: quantiser steps, networks, sampling, data path, command line.
+"""Time Slicebook and its peers in one run: quantizer steps, networks, sampling, data path, command line.
 
     python benchmarks/speed.py --threads 2
 
-The contenders of a comparison take turns, so that a busy moment of the machine meets all of them; a ratio is
-the median of the ratios turn by turn. A peer that is not installed is named in the result. To install them:
+The contenders of a comparison take turns, so that load of the machine affects all of them; a ratio is the
+median of the ratios per turn. Peers that are not installed are listed in the result. To install them:
 
     pip install 'slicebook[bench]' && pip install --no-deps medtokenizers
 """
@@ -53,55 +53,55 @@ STARTS = 7  # of the command line
 SLICE, LABELS = (256, 128), 6  # pixels, and values of its mask
 PREFIXES = (0.0, 0.25, 0.5, 0.75, 1.0)  # of a slice's tokens
 
-# Small freed blocks would stay with the process and hide in the next measurement.
+# Return freed blocks to the system, so that they do not hide in the next measurement.
 EAGER_MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
 
 
 def quantizers(seconds: float, threads: int) -> dict[str, Any]:
-    """Time and weigh a training step of every library's quantiser, for each size of codebook."""
+    """Time a training step of each quantizer and measure its memory, for each size of codebook."""
     settings: list[dict[str, Any]] = []
     missing: dict[str, str] = {}
     for k, d in product(CODES, DIMENSIONS):
         steps, missing = _build(QUANTIZERS, VECTORS, k, d)
-        found = take_turns(steps, seconds, against=OURS)
-        for name in found:
+        contenders = take_turns(steps, seconds, against=OURS)
+        for name in contenders:
             if name != FLOOR:
-                found[name]["extra_memory_mib"] = _extra_memory(name, k, d, threads)
-        settings.append({"codes": k, "dimension": d, "contenders": found})
+                contenders[name]["extra_memory_mib"] = _extra_memory(name, k, d, threads)
+        settings.append({"codes": k, "dimension": d, "contenders": contenders})
         _say(settings[-1])
     return {
         "vectors": VECTORS,
-        "memory": "By how much one step, forward and backward, lifts the high-water mark of the resident set "
-        "of a process of its own that has made a small step before; model and input are not counted.",
+        "memory": "Increase of the peak resident memory during one step, forward and backward, in a separate "
+        "process after a small step; model and input are not counted.",
         "missing": missing,
         "settings": settings,
     }
 
 
 def networks(seconds: float, precision: str) -> dict[str, Any]:
-    """Time training steps and encoding of whole networks, at each size of slice and precision."""
+    """Time training steps and encoding of whole networks, for each slice size and precision."""
     settings: list[dict[str, Any]] = []
     modules, missing = _build(NETWORKS)
-    modules = {name: one.to(memory_format=torch.channels_last) for name, one in modules.items()}
+    modules = {name: module.to(memory_format=torch.channels_last) for name, module in modules.items()}
     for side, mode in product(SIDES, dict.fromkeys(("32-true", precision))):
         images = torch.rand(BATCH, 1, side, side).mul(2).sub(1).to(memory_format=torch.channels_last)
-        for task, of in (("training", training_step), ("encoding", encoding)):
-            steps = {name: of(module, images, mode) for name, module in modules.items()}
-            found = take_turns(steps, seconds, against="ladder")
-            for one in found.values():
-                one["images_a_second"] = BATCH / one["seconds"]
-            settings.append({"task": task, "side": side, "precision": mode, "contenders": found})
+        for task, make_step in (("training", training_step), ("encoding", encoding)):
+            steps = {name: make_step(module, images, mode) for name, module in modules.items()}
+            contenders = take_turns(steps, seconds, against="ladder")
+            for contender in contenders.values():
+                contender["images_per_second"] = BATCH / contender["seconds"]
+            settings.append({"task": task, "side": side, "precision": mode, "contenders": contenders})
             _say(settings[-1])
     parameters = {name: sum(p.numel() for p in module.parameters()) for name, module in modules.items()}
     return {"batch_size": BATCH, "missing": missing, "parameters": parameters, "settings": settings}
 
 
 def generation(seconds: float) -> dict[str, Any]:
-    """Time the drawing of a slice's tokens, and a peer's of as many tokens and about as many parameters.
+    """Time the sampling of a slice's tokens, and a peer's sampling of as many with about as many parameters.
 
-    The peer keeps no cache, so that its later tokens cost more and a whole slice takes minutes: its sampler
-    is timed for one token after prefixes of evenly spaced lengths, and the sum over all lengths is Simpson's,
-    exact for a cost of first and second powers of the length.
+    The peer has no key-value cache, so a whole slice takes minutes. Its sampler is timed for one token after
+    prefixes of evenly spaced lengths; the sum over all lengths is by Simpson's rule, which is exact for a
+    cost quadratic in the length.
     """
     recipe = load_recipe("compact")
     labels = recipe.for_labels(range(LABELS)).tokenizer
@@ -122,28 +122,34 @@ def generation(seconds: float) -> dict[str, Any]:
     lengths = [round(1 + share * (count - 1)) for share in PREFIXES]
     steps = {OURS: draw, "decoding": decode}
     steps |= {
-        f"{name} after {length}": one.step(length, BATCH) for name, one in peers.items() for length in lengths
+        f"{name} after {length}": peer.step(length, BATCH)
+        for name, peer in peers.items()
+        for length in lengths
     }
-    found = take_turns(steps, seconds)
-    ours = found[OURS]["seconds"]
+    times = take_turns(steps, seconds)
+    own_seconds = times[OURS]["seconds"]
     contenders = {
-        OURS: {"seconds_a_slice": ours / BATCH, "parameters": parameters, "turns": found[OURS]["turns"]}
+        OURS: {
+            "seconds_per_slice": own_seconds / BATCH,
+            "parameters": parameters,
+            "turns": times[OURS]["turns"],
+        }
     }
-    for name, one in peers.items():
-        taken = [found[f"{name} after {length}"]["seconds"] for length in lengths]
+    for name, peer in peers.items():
+        taken = [times[f"{name} after {length}"]["seconds"] for length in lengths]
         whole = _sum_over_lengths(lengths, taken)
         contenders[name] = {
-            "seconds_a_slice": whole / BATCH,
-            "parameters": one.parameters,
-            "turns": found[OURS]["turns"],
-            "ratio": whole / ours,
+            "seconds_per_slice": whole / BATCH,
+            "parameters": peer.parameters,
+            "turns": times[OURS]["turns"],
+            "ratio": whole / own_seconds,
             "prefixes": lengths,
-            "seconds_a_token": taken,
+            "seconds_per_token": taken,
         }
     _say(
         {
             "task": "sampling",
-            "contenders": {n: {"seconds": o["seconds_a_slice"]} for n, o in contenders.items()},
+            "contenders": {n: {"seconds": o["seconds_per_slice"]} for n, o in contenders.items()},
         }
     )
     return {
@@ -153,7 +159,7 @@ def generation(seconds: float) -> dict[str, Any]:
         "precision": "32-true",
         "tokens": {stage.name: len(stage) for stage in layout.stages},
         "prior": recipe.prior.model_dump(mode="json", include={"coarse", "fine", "embedding"}),
-        "decoding_seconds_a_slice": found["decoding"]["seconds"] / BATCH,
+        "decoding_seconds_per_slice": times["decoding"]["seconds"] / BATCH,
         "peer": "one token of its own inferer after each prefix; all tokens by Simpson's rule",
         "missing": missing,
         "contenders": contenders,
@@ -186,37 +192,37 @@ def data_path(seconds: float) -> dict[str, Any]:
         def augmented(images: torch.Tensor) -> torch.Tensor:
             return augment(images, draw_augmentation(AugmentConfig(), len(images), generator))
 
-        found = take_turns({"read": read(lambda images: images), "augmented": read(augmented)}, seconds)
-        rates = {name: len(train) / one["seconds"] for name, one in found.items()}
+        times = take_turns({"read": read(lambda images: images), "augmented": read(augmented)}, seconds)
+        rates = {name: len(train) / timing["seconds"] for name, timing in times.items()}
         return {
             "data": data.info.model_dump(mode="json"),
             "batch_size": BATCH,
             "workers": 0,
             "slices": len(train),
-            "slices_a_second": rates,
+            "slices_per_second": rates,
         }
 
 
 def command_line() -> dict[str, float]:
-    """Time `slicebook --help`, and `import torch` beside it; median seconds."""
+    """Return the median seconds of `slicebook --help` and of `import torch`."""
     commands = {"slicebook --help": ["-m", "slicebook", "--help"], "import torch": ["-c", "import torch"]}
     taken: dict[str, list[float]] = {name: [] for name in commands}
     for _ in range(STARTS):
         for name, words in commands.items():
-            began = time.perf_counter()
+            started = time.perf_counter()
             subprocess.run([sys.executable, *words], check=True, capture_output=True)
-            taken[name].append(time.perf_counter() - began)
+            taken[name].append(time.perf_counter() - started)
     return {name: statistics.median(seconds) for name, seconds in taken.items()}
 
 
 def take_turns(
     steps: Mapping[str, Step], seconds: float, *, against: str | None = None
 ) -> dict[str, dict[str, Any]]:
-    """Run steps in turns until the time is used up; each once before that, unmeasured.
+    """Run steps in turns until the time is used up, after an unmeasured warm-up of each.
 
     Returns:
-        For each the median, the lowest and highest seconds, the number of turns, and with `against` the
-        median over turns of its seconds over those of that one.
+        Per step: median seconds, lowest and highest seconds, number of turns, and with `against` the median
+        over turns of the ratio of its seconds to those of `against`.
     """
     taken: dict[str, list[float]] = {name: [] for name in steps}
     for step in steps.values():
@@ -227,24 +233,28 @@ def take_turns(
         names = list(steps)
         turn += 1
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            began = time.perf_counter()
+            started = time.perf_counter()
             steps[name]()
-            taken[name].append(time.perf_counter() - began)
-    found: dict[str, dict[str, Any]] = {}
+            taken[name].append(time.perf_counter() - started)
+    summary: dict[str, dict[str, Any]] = {}
     for name, times in taken.items():
-        found[name] = {"seconds": statistics.median(times), "range": [min(times), max(times)], "turns": turn}
+        summary[name] = {
+            "seconds": statistics.median(times),
+            "range": [min(times), max(times)],
+            "turns": turn,
+        }
         if against:
-            found[name]["ratio"] = statistics.median(
+            summary[name]["ratio"] = statistics.median(
                 a / b for a, b in zip(times, taken[against], strict=True)
             )
-    return found
+    return summary
 
 
 def extra_memory(name: str, k: int, d: int) -> int:
-    """Return by how many bytes one step of a quantiser lifts this process's high-water mark (Linux)."""
-    QUANTIZERS[name](1024, 16, d)()  # whatever a first step loads and keeps
+    """Return by how many bytes one step of a quantizer raises the peak resident memory (Linux)."""
+    QUANTIZERS[name](1024, 16, d)()  # warm-up: allocations that persist
     step = QUANTIZERS[name](VECTORS, k, d)
-    Path("/proc/self/clear_refs").write_text("5")  # sets the high-water mark to what is resident now
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak to the current resident memory
     before = _resident("VmRSS")
     step()
     return _resident("VmHWM") - before
@@ -272,7 +282,7 @@ def _resident(field: str) -> int:
 
 
 def _build(makers: Mapping[str, Callable[..., Any]], *size: int) -> tuple[dict[str, Any], dict[str, str]]:
-    """Make every contender that is installed; say of the others what is missing."""
+    """Build every contender that is installed; return the reasons for the others."""
     made, missing = {}, {}
     for name, make in makers.items():
         try:
@@ -282,9 +292,11 @@ def _build(makers: Mapping[str, Callable[..., Any]], *size: int) -> tuple[dict[s
     return made, missing
 
 
-def _say(found: Mapping[str, Any]) -> None:
-    setting = " ".join(str(value) for key, value in found.items() if key != "contenders")
-    seconds = " ".join(f"{name} {one['seconds']:.4f}" for name, one in found["contenders"].items())
+def _say(comparison: Mapping[str, Any]) -> None:
+    setting = " ".join(str(value) for key, value in comparison.items() if key != "contenders")
+    seconds = " ".join(
+        f"{name} {contender['seconds']:.4f}" for name, contender in comparison["contenders"].items()
+    )
     print(f"{setting}: {seconds}", file=sys.stderr)
 
 
@@ -297,23 +309,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=20, help="for each comparison, at least three turns")
     parser.add_argument("--results", metavar="DIR", type=Path, default=machine.RESULTS)
     parser.add_argument("--memory", nargs=3, metavar=("NAME", "K", "D"), help=argparse.SUPPRESS)
-    asked = parser.parse_args(arguments)
-    torch.set_num_threads(asked.threads)
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
     torch.manual_seed(SEED)
-    if asked.memory:
-        name, k, d = asked.memory
+    if options.memory:
+        name, k, d = options.memory
         print(extra_memory(name, int(k), int(d)))
         return 0
     peers = [name for name in QUANTIZERS if name not in (OURS, FLOOR)]
-    result = machine.surroundings(asked.threads, *peers) | {
+    result = machine.surroundings(options.threads, *peers) | {
         "seed": SEED,
-        "seconds_a_comparison": asked.seconds,
+        "seconds_per_comparison": options.seconds,
     }
-    result |= {"quantizers": quantizers(asked.seconds, asked.threads)}
-    result |= {"networks": networks(asked.seconds, result["precision"])}
-    result |= {"generation": generation(asked.seconds)}
-    result |= {"data_path": data_path(asked.seconds), "command_line": command_line()}
-    machine.write(asked.results / "speed.json", result)
+    result |= {"quantizers": quantizers(options.seconds, options.threads)}
+    result |= {"networks": networks(options.seconds, result["precision"])}
+    result |= {"generation": generation(options.seconds)}
+    result |= {"data_path": data_path(options.seconds), "command_line": command_line()}
+    machine.write(options.results / "speed.json", result)
     print(json.dumps(result["command_line"]))
     return 0
 

@@ -1,6 +1,8 @@
 """Write the tables of the pages from benchmarks/results/*.json; `--check` fails where they differ.
 
-A table stands between `<!-- table: NAME -->` and `<!-- end -->`, and nowhere else does a page hold a result.
+    python benchmarks/table.py
+
+A table is between `<!-- table: NAME -->` and `<!-- end -->`. Pages have results nowhere else.
 """
 
 from __future__ import annotations
@@ -13,8 +15,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import judged
-from cells import NOT_MEASURED, Results, Target, bits, mean, signed, table, where
+import evaluation_tables
+from cells import METRICS, NOT_MEASURED, Results, bits, mean, plural, signed, table, where
+from speed_tables import networks, other_speed, quantizers, sampling
+from targets import targets
 
 ROOT = Path(__file__).parent.parent
 PAGES = ("README.md", "benchmarks/README.md")
@@ -24,21 +28,10 @@ SITES = {"test": "held-out patients", "other_site": "another site"}
 TITLES = {
     "compact": "**compact** (ours)",
     "detail": "**detail** (ours)",
-    "comp3710": "comp3710, as written",
-    "vqvae2": "vqvae2 in compact's recipe",
+    "comp3710": "comp3710 (recipe of the founding document)",
+    "vqvae2": "VQ-VAE-2 with the training settings of compact",
 }
-METRICS = {
-    "ssim_foreground": "SSIM, foreground",
-    "ssim_whole": "SSIM, whole",
-    "ssim_skimage_default": "SSIM, scikit-image default",
-    "ssim_fastmri": "SSIM, fastMRI",
-    "psnr_foreground": "PSNR, foreground",
-    "psnr_whole": "PSNR, whole",
-    "mae_whole": "MAE",
-    "nmse_whole": "NMSE",
-    "hfen_whole": "HFEN",
-}
-
+# Keys of older results files, and their present names.
 RENAMED = {
     "drawing": "sampling",
     "grain": "noise",
@@ -57,96 +50,104 @@ RENAMED = {
 
 
 def rename_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return an object of a results file under the present names of its keys."""
+    """Return an object of a results file with the present names of its keys."""
     return {
-        RENAMED.get(name, name).replace("seconds_a_slice", "seconds_per_slice"): value
+        re.sub(r"_a_(slice|second|token|comparison)$", r"_per_\1", RENAMED.get(name, name)): value
         for name, value in pairs
     }
 
 
 def quality(results: Results) -> str:
-    """The first page's table: every contender, and the codecs at the bits of `compact`."""
-    found = results["quality"]
+    """Return the table of README: every contender, and the codecs at the bits of `compact`."""
+    result = results["quality"]
     shown = ("ssim_foreground", "ssim_whole", "psnr_whole")
-    sites = [site for site in SITES if site in found["sites"]]
+    sites = [site for site in SITES if site in result["sites"]]
     head = ["", "bits per pixel", *(METRICS[name] for name in shown)]
     head += [
-        "SSIM, whole: difference to JPEG 2000 at the same bits",
-        *(["SSIM, whole: another site"] if len(sites) > 1 else []),
+        "SSIM, whole: gain over JPEG 2000 at equal bits",
+        *(["SSIM, whole: patients of another site"] if len(sites) > 1 else []),
     ]
     rows = []
-    for name, one in found["contenders"].items():
+    for name, contender in result["contenders"].items():
         row = [
-            _title(name, one),
-            bits(one["test"]),
-            *(mean(one["test"]["scores"], metric) for metric in shown),
+            _title(name, contender),
+            bits(contender["test"]),
+            *(mean(contender["test"]["scores"], metric) for metric in shown),
         ]
-        row.append(signed(one["test"]["codecs"]["jpeg2000"]["advantage"], "ssim_whole"))
-        row += [mean(one[site]["scores"], "ssim_whole") for site in sites[1:]]
+        row.append(signed(contender["test"]["codecs"]["jpeg2000"]["advantage"], "ssim_whole"))
+        row += [mean(contender[site]["scores"], "ssim_whole") for site in sites[1:]]
         rows.append(row)
-        for codec, at_its_bits in one["test"]["codecs"].items() if name == "compact" else ():
+        for codec, at_its_bits in contender["test"]["codecs"].items() if name == "compact" else ():
             row = [at_its_bits["title"], bits(at_its_bits)]
             row += [*(mean(at_its_bits["scores"], metric) for metric in shown), ""]
-            row += [mean(one[site]["codecs"][codec]["scores"], "ssim_whole") for site in sites[1:]]
+            row += [mean(contender[site]["codecs"][codec]["scores"], "ssim_whole") for site in sites[1:]]
             rows.append(row)
-    return table(head, rows) + "\n" + _how(found)
+    return table(head, rows) + "\n" + _how(result)
 
 
 def scores(results: Results) -> str:
-    """Every score of every contender and of the codecs at its bits, site by site."""
-    found = results["quality"]
+    """Return every score of every contender and of the codecs at its bits, by site."""
+    result = results["quality"]
     parts = []
-    for site, of in found["sites"].items():
+    for site, site_info in result["sites"].items():
         rows = []
-        for name, one in found["contenders"].items():
-            for title, whose in ((_title(name, one), one[site]), *_codecs(one[site])):
-                cells = [mean(whose["scores"], metric, bounds=False) for metric in METRICS]
-                rows.append([title, bits(whose), *cells])
-        counts = of["data"]["counts"]["test"]
-        parts.append(f"{of['name']}: {counts['patients']} patients, {counts['slices']} slices.\n")
+        for name, contender in result["contenders"].items():
+            for title, report in ((_title(name, contender), contender[site]), *_codecs(contender[site])):
+                cells = [mean(report["scores"], metric, bounds=False) for metric in METRICS]
+                rows.append([title, bits(report), *cells])
+        counts = site_info["data"]["counts"]["test"]
+        parts.append(
+            f"{site_info['name']}: {plural(counts['patients'], 'patient')}, {counts['slices']} slices.\n"
+        )
         parts.append(table(["", "bits per pixel", *METRICS.values()], rows))
     return "\n".join(parts)
 
 
 def leads(results: Results) -> str:
-    """By how much contenders lead the codecs at their bits, and `compact` the others; with intervals."""
-    found = results["quality"]
+    """Return the gains of contenders over the codecs at equal bits, and of `compact` over the others."""
+    result = results["quality"]
     shown = ("ssim_foreground", "ssim_whole", "psnr_foreground", "psnr_whole")
     rows = []
-    for site, of in found["sites"].items():
-        for name, one in found["contenders"].items():
-            for codec in one[site]["codecs"].values():
+    for site, site_info in result["sites"].items():
+        for name, contender in result["contenders"].items():
+            for codec in contender[site]["codecs"].values():
                 gains = [signed(codec["advantage"], metric) for metric in shown]
-                rows.append([of["name"], f"{name} over {codec['title']} at {bits(one[site])} bits", *gains])
-        for name, lead in found["lead"].items():
-            against = found["contenders"][name][site]
+                rows.append(
+                    [
+                        site_info["name"],
+                        f"{name} ({bits(contender[site])}) over {codec['title']} ({bits(codec)})",
+                        *gains,
+                    ]
+                )
+        for name, lead in result["lead"].items():
+            rates = [bits(result["contenders"][contender][site]) for contender in ("compact", name)]
             gains = [signed(lead[site], metric) for metric in shown]
-            rows.append([of["name"], f"compact over {name} at {bits(against)} bits", *gains])
-    return table(["patients", "", *(METRICS[metric] for metric in shown)], rows)
+            rows.append([site_info["name"], f"compact ({rates[0]}) over {name} ({rates[1]})", *gains])
+    return table(["patients", "gain (bits per pixel)", *(METRICS[metric] for metric in shown)], rows)
 
 
 def trainings(results: Results) -> str:
-    """How each training went: short ones that chose among tries, and those whose model was scored."""
+    """Return the course of each training: short ones of the learning rate search, and full ones."""
     rows = []
-    for one in results["quality"]["contenders"].values():
-        searched = [(f"{name}, learning rate search", go) for name, go in one["tries"].items()]
+    for contender in results["quality"]["contenders"].values():
+        searched = [(f"{name}, learning rate search", run) for name, run in contender["tries"].items()]
         rows += [
             [
                 name,
-                f"{go['seconds'] / 60:.1f}",
-                f"{go['steps']:,}",
-                f"{go['slices_seen']:,}",
-                f"{go['slices_a_second']:.1f}",
-                f"{go['validation_ssim']:.4f}",
+                f"{run['seconds'] / 60:.1f}",
+                f"{run['steps']:,}",
+                f"{run['slices_seen']:,}",
+                f"{run['slices_per_second']:.1f}",
+                f"{run['validation_ssim']:.4f}",
             ]
-            for name, go in (*searched, (one["run"], one["training"]))
+            for name, run in (*searched, (contender["run"], contender["training"]))
         ]
     head = ["run", "minutes", "steps", "slices seen", "slices/s", "SSIM on validation patients"]
     return table(head, rows)
 
 
 def codes(results: Results) -> str:
-    """How the training slices use each codebook."""
+    """Return the use of each codebook on the training slices."""
     owners = dict(results.get("quality", {"contenders": {}})["contenders"])
     owners |= {"comp3710, 38 epochs on the phantom": results["founding"]} if "founding" in results else {}
     rows = [
@@ -158,241 +159,55 @@ def codes(results: Results) -> str:
             f"{level['usage']:.1%}",
             f"{level['perplexity']:,.0f}",
         ]
-        for name, one in owners.items()
-        for level in one["training_tokens"]
+        for name, contender in owners.items()
+        for level in contender["training_tokens"]
     ]
     return table(["", "level", "codes", "training tokens per code", "codes in use", "perplexity"], rows)
 
 
 def founding(results: Results) -> str:
-    """The founding document's recipe to the letter, on patients it never saw."""
-    found = results["founding"]
-    test, document = found["test"], found["document"]
-    rows = [["the document, on its training slices", "", "", f"{document['reported']}", ""]]
+    """Return the scores of the founding document's recipe on test patients."""
+    result = results["founding"]
+    test, document = result["test"], result["document"]
+    rows = [["as reported by the document, on training slices", "", "", f"{document['reported']}", ""]]
     shown = ("ssim_whole", "ssim_foreground", "ssim_skimage_default", "psnr_whole")
-    rows.append([f"ours, {found['name']}", *(mean(test["scores"], metric) for metric in shown)])
-    counts = found["data"]["counts"]
+    rows.append([f"reproduced, {result['name']}", *(mean(test["scores"], metric) for metric in shown)])
+    counts = result["data"]["counts"]
     return (
         table(["", *(METRICS[metric] for metric in shown)], rows)
-        + f"\n{found['epochs']} epochs of {counts['train']['slices']:,} slices, {found['seconds'] / 60:.0f} "
-        f"minutes; {test['patients']} test patients, {test['slices']} slices, {bits(test)} bits per native "
-        f"pixel. The document requires {document['goal']}; its number is the {document['how']}.\n"
-        + where(found)
+        + f"\n{result['epochs']} epochs of {counts['train']['slices']:,} slices in "
+        f"{result['seconds'] / 60:.0f} minutes; {test['patients']} test patients, {test['slices']} slices, "
+        f"{bits(test)} bits per native pixel. The document requires an SSIM of "
+        f"{document['goal']}; its reported value is the {document['how']}.\n" + where(result)
     )
-
-
-def quantizers(results: Results) -> str:
-    """A training step of each quantiser: time, ratio to ours, memory."""
-    found = results["speed"]["quantizers"]
-    rows = []
-    for setting in found["settings"]:
-        of, size = setting["contenders"], [f"{setting['codes']:,}", f"{setting['dimension']}"]
-        for name, one in of.items():
-            times = [f"{one['ratio']:.2f}", f"{one['ratio'] / of['matrix product']['ratio']:.2f}"]
-            weighed = one.get("extra_memory_mib")
-            memory = ["", ""]
-            if weighed is not None:
-                memory = [f"{weighed:.1f}", f"{weighed / of['slicebook']['extra_memory_mib']:.1f}"]
-            rows.append([*size, name, f"{1000 * one['seconds']:.1f}", *times, *memory])
-        rows += [[*size, name, why, "", "", "", ""] for name, why in found["missing"].items()]
-    head = [
-        "K",
-        "D",
-        "",
-        "ms per step",
-        "relative to ours",
-        "relative to the product",
-        "extra memory, MiB",
-        "relative to ours",
-    ]
-    return (
-        table(head, rows) + f"\n{found['vectors']:,} vectors. {found['memory']}\n" + where(results["speed"])
-    )
-
-
-def networks(results: Results) -> str:
-    """Slices a second through each network."""
-    found = results["speed"]["networks"]
-    names = [*found["settings"][0]["contenders"]]
-    rows = []
-    for setting in found["settings"]:
-        side, of = setting["side"], setting["contenders"]
-        rates = [f"{of[name]['images_a_second']:.1f}" for name in names]
-        faster = f"{of['vqvae2']['ratio']:.2f}"
-        rows.append([setting["task"], f"{side}×{side}", setting["precision"], *rates, faster])
-    head = ["slices/s", "pixels", "precision", *names, "ladder over vqvae2"]
-    sizes = ", ".join(f"{name} {count / 1e6:.2f} M" for name, count in found["parameters"].items())
-    missing = "".join(f" {name}: {why}." for name, why in found["missing"].items())
-    return table(head, rows) + f"\nBatches of {found['batch_size']}. Parameters: {sizes}.{missing}"
 
 
 def anomaly(results: Results) -> str:
-    """How well a prior's surprise points at what was changed: one block of rows a data set."""
-    found = [one for name, one in results.items() if name.startswith("anomaly-")]
-    if not found:
+    """Return how well anomaly maps detect changes, one block of rows per data set."""
+    reports = [report for name, report in results.items() if name.startswith("anomaly-")]
+    if not reports:
         return NOT_MEASURED
-    rows, made = [], ""
-    for one in found:
-        for change, scores in one["changes"].items():
+    rows, notes = [], ""
+    for report in reports:
+        for change, scores in report["changes"].items():
             cells = [mean(scores, key) for key in ("pixels", "pixels_in_body", "peak", "sum")]
-            rows.append([one["title"], change, str(scores["slices"]), *cells])
-        radii = "–".join(f"{radius:g}" for radius in one["lesions"]["radii_pixels"])
-        made += (
-            f"\n{one['title']}: {one['slices']} slices of {one['patients']} test patients. "
-            f"{one['convention']}. Lesions of contrast {one['lesions']['contrast']:g} on [-1, 1], their half "
-            f"axes {radii} pixels; {one['orders']} orders. {where(one)}"
+            rows.append([report["title"], change, str(scores["slices"]), *cells])
+        radii = "–".join(f"{radius:g}" for radius in report["lesions"]["radii_pixels"])
+        notes += (
+            f"\n{report['title']}: {report['slices']} slices of {report['patients']} test patients. "
+            f"{report['convention']}. Lesions of contrast {report['lesions']['contrast']:g} on [-1, 1] with "
+            f"semi-axes of {radii} pixels; {report['orders']} token orders. {where(report)}"
         )
-    head = ["", "change", "slices", "pixels", "pixels in the body", "slices, by maximum", "slices, by sum"]
-    return table(head, rows) + made
-
-
-def sampling(results: Results) -> str:
-    """How long a slice's tokens take to draw, beside MONAI's transformer."""
-    found = results["speed"].get("generation")
-    if found is None:
-        return NOT_MEASURED
-    rows = [
-        [
-            name,
-            f"{one['parameters'] / 1e6:.2f} M",
-            f"{one['seconds_per_slice']:.2f}",
-            f"{one.get('ratio', 1):.1f}",
-        ]
-        for name, one in found["contenders"].items()
+    head = [
+        "",
+        "change",
+        "slices",
+        "pixels",
+        "pixels in the body",
+        "slices, by the maximum",
+        "slices, by the sum",
     ]
-    rows += [[name, why, "", ""] for name, why in found["missing"].items()]
-    tokens = ", ".join(f"{name} {count}" for name, count in found["tokens"].items())
-    return (
-        table(["", "parameters", "seconds per slice", "relative to ours"], rows)
-        + f"\nA slice of {found['rows']}×{found['columns']} at batch {found['batch_size']}, "
-        f"{found['precision']}; tokens: {tokens}. Decoding them takes "
-        f"{found['decoding_seconds_per_slice']:.3f} s more. The peer: {found['peer']}.\n"
-        + where(results["speed"])
-    )
-
-
-def other_speed(results: Results) -> str:
-    """The data path and the command line."""
-    path, line = results["speed"]["data_path"], results["speed"]["command_line"]
-    rows = [
-        ["prepared folder to batches, slices/s", f"{path['slices_a_second']['read']:,.0f}"],
-        ["the same with augmentation", f"{path['slices_a_second']['augmented']:,.0f}"],
-        *([f"`{name}`, seconds", f"{seconds:.2f}"] for name, seconds in line.items()),
-    ]
-    return table(["", ""], rows) + "\nSlices of the phantom, 256×128, read by the training process itself."
-
-
-def targets(results: Results) -> str:
-    """What was promised before anything was measured, and what was found."""
-    rows: list[list[str]] = []
-    for wanted, found, met in (
-        *_quality_targets(results),
-        *_speed_targets(results),
-        *judged.targets(results),
-        *_sampling_targets(results),
-        *_founding_target(results),
-    ):
-        rows.append([wanted, found, "**yes**" if met else "**no**"])
-    missing = [name for name in ("quality", "speed", "founding", "evaluation") if name not in results]
-    missing += [] if judged.priors(results) else ["generation"]
-    note = f"\nNot measured yet: {', '.join(missing)}." if missing else ""
-    return table(["target", "result", "met"], rows) + note
-
-
-def _quality_targets(results: Results) -> Iterable[Target]:
-    found = results.get("quality", {"contenders": {}})
-    ours = found["contenders"].get("compact")
-    if ours is None:
-        return
-    bits = ours["test"]["bits_per_pixel"]["mean_of_slices"]
-    yield "compact: 0.17 bits per pixel or less", f"{bits:.4f}", bits <= 0.17
-    leads: list[tuple[str, Any, float, float | None]] = [
-        ("JPEG 2000 at the same bits", ours["test"]["codecs"]["jpeg2000"]["advantage"], 0.10, 1.0)
-    ]
-    if "vqvae2" in found["lead"]:
-        leads.append(("vqvae2 at its best of three rates", found["lead"]["vqvae2"]["test"], 0.20, None))
-    for whom, gains, more_ssim, more_psnr in leads:
-        for metric in ("ssim_whole", "ssim_foreground", "psnr_whole", "psnr_foreground"):
-            least = more_psnr if metric.startswith("psnr") else more_ssim
-            if least is not None:
-                wanted = f"compact over {whom}, {METRICS[metric]}: {least:+g} or more"
-                yield wanted, signed(gains, metric), gains[metric]["mean_of_patients"] >= least
-    use = [level["usage"] for level in ours["training_tokens"]]
-    yield (
-        "compact's codes in use on training tokens: 90 % or more at each level",
-        ", ".join(f"{share:.1%}" for share in use),
-        min(use) >= 0.9,
-    )
-    tokens = [level["tokens_per_code"] for level in ours["training_tokens"]]
-    yield (
-        "compact's training tokens per code, 20 or more at each level",
-        ", ".join(f"{count:.0f}" for count in tokens),
-        min(tokens) >= 20,
-    )
-
-
-def _speed_targets(results: Results) -> Iterable[Target]:
-    if "speed" not in results:
-        return
-    found = results["speed"]
-    for setting in found["quantizers"]["settings"]:
-        if setting["dimension"] == 64:
-            yield from _quantizer_targets(setting, found["quantizers"]["missing"])
-    for setting in found["networks"]["settings"]:
-        if setting["task"] == "training":
-            ratio = setting["contenders"]["vqvae2"]["ratio"]
-            which = f"{setting['side']}×{setting['side']}, {setting['precision']}"
-            yield (
-                f"ladder trains slices/s over vqvae2, {which}: 2.5 or more",
-                f"{ratio:.2f}",
-                ratio >= 2.5,
-            )
-    seconds = found["command_line"]["slicebook --help"]
-    yield "`slicebook --help` in under 0.5 s", f"{seconds:.2f} s", seconds < 0.5
-
-
-def _sampling_targets(results: Results) -> Iterable[Target]:
-    drawn = results.get("speed", {}).get("generation")
-    if drawn is not None:
-        seconds = drawn["contenders"]["slicebook"]["seconds_per_slice"]
-        yield "tokens of a 256×128 slice sampled in 1 s or less, batch 16", f"{seconds:.2f} s", seconds <= 1
-        peers = {name: one["ratio"] for name, one in drawn["contenders"].items() if "ratio" in one}
-        absent = [f"{name} {why}" for name, why in drawn["missing"].items()]
-        found = ", ".join([*(f"{name} {ratio:.0f}" for name, ratio in peers.items()), *absent])
-        yield (
-            "sampling time of each peer relative to ours: 20 or more",
-            found,
-            bool(peers) and min(peers.values()) >= 20,
-        )
-
-
-def _quantizer_targets(setting: Mapping[str, Any], missing: Mapping[str, str]) -> Iterable[Target]:
-    of, which = setting["contenders"], f"K {setting['codes']:,}, D 64"
-    ours = of["slicebook"]
-    peers = {name: one for name, one in of.items() if name not in ("slicebook", "matrix product")}
-    absent = [f"{name} {why}" for name, why in missing.items()]
-    times = {name: one["ratio"] for name, one in peers.items()}
-    memory = {
-        name: one["extra_memory_mib"] / ours["extra_memory_mib"]
-        for name, one in peers.items()
-        if one["extra_memory_mib"] is not None and ours["extra_memory_mib"]
-    }
-    for what, shares in (("step", times), ("extra memory", memory)):
-        found = ", ".join([*(f"{name} {share:.1f}" for name, share in shares.items()), *absent])
-        met = bool(shares) and min(shares.values()) >= 5
-        yield f"each peer's {what} relative to ours, {which}: 5 or more", found or "not measured", met
-
-
-def _founding_target(results: Results) -> Iterable[Target]:
-    if "founding" not in results:
-        return
-    found = results["founding"]
-    scores, goal = found["test"]["scores"], found["document"]["goal"]
-    yield (
-        f"comp3710, {found['epochs']} epochs on the phantom, SSIM on test patients: over {goal}",
-        mean(scores, "ssim_whole"),
-        scores["ssim_whole"]["mean_of_patients"] > goal,
-    )
+    return table(head, rows) + notes
 
 
 TABLES: dict[str, tuple[Callable[[Results], str], tuple[str, ...]]] = {
@@ -404,31 +219,31 @@ TABLES: dict[str, tuple[Callable[[Results], str], tuple[str, ...]]] = {
     "founding": (founding, ("founding",)),
     "quantizers": (quantizers, ("speed",)),
     "networks": (networks, ("speed",)),
-    "generation": (judged.generation, ()),
-    "likeness": (judged.likeness, ()),
-    "audit": (judged.audit, ("audit",)),
-    "evaluation": (judged.evaluation, ("evaluation",)),
+    "generation": (evaluation_tables.generation, ()),
+    "likeness": (evaluation_tables.likeness, ()),
+    "audit": (evaluation_tables.audit, ("audit",)),
+    "evaluation": (evaluation_tables.evaluation, ("evaluation",)),
     "anomaly": (anomaly, ()),
     "sampling": (sampling, ("speed",)),
     "other-speed": (other_speed, ("speed",)),
     "targets": (targets, ()),
 }
-"""By name: how a table is drawn, and the results that it cannot do without."""
+"""By name: the function that draws a table, and the results that it needs."""
 
 
 def draw(name: str, results: Results) -> str:
-    """Return a table as Markdown, or that nothing was measured.
+    """Return a table as Markdown, or a note that its results are missing.
 
     Raises:
         KeyError: No table has this name.
     """
-    drawn, needed = TABLES[name]
-    there = all(one in results for one in needed) if needed else bool(results)
-    return drawn(results).rstrip("\n") if there else NOT_MEASURED
+    draw_table, needed = TABLES[name]
+    there = all(result_name in results for result_name in needed) if needed else bool(results)
+    return draw_table(results).rstrip("\n") if there else NOT_MEASURED
 
 
 def fill(text: str, results: Results) -> tuple[str, list[str]]:
-    """Return a page with its tables drawn anew, and the names of those that changed."""
+    """Return a page with its tables redrawn, and the names of those that changed."""
     changed: list[str] = []
 
     def redraw(match: re.Match[str]) -> str:
@@ -447,21 +262,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--check", action="store_true", help="change nothing; exit with 1 where a page differs"
     )
     parser.add_argument("--root", type=Path, default=ROOT, help="the project's folder")
-    asked = parser.parse_args(arguments)
-    files = sorted((asked.root / "benchmarks" / "results").glob("*.json"))
+    options = parser.parse_args(arguments)
+    files = sorted((options.root / "benchmarks" / "results").glob("*.json"))
     results = {
         path.stem: json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=rename_keys)
         for path in files
     }
     different = []
     for page in PAGES:
-        path = asked.root / page
+        path = options.root / page
         text = path.read_text(encoding="utf-8")
         fresh, changed = fill(text, results)
         different += [f"{page}: table {name} differs from benchmarks/results" for name in changed]
-        if not asked.check and changed:
+        if not options.check and changed:
             path.write_text(fresh, encoding="utf-8")
-    if asked.check and different:
+    if options.check and different:
         print("\n".join([*different, "run: python benchmarks/table.py"]), file=sys.stderr)
         return 1
     return 0
@@ -469,32 +284,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _title(name: str, contender: Mapping[str, Any]) -> str:
     tries = len(contender["tries"])
-    best = (
-        f", best of {tries} rates ({contender['recipe']['training']['learning_rate']:g})" if tries > 1 else ""
-    )
-    return TITLES[name] + best
+    rate = contender["recipe"]["training"]["learning_rate"]
+    return TITLES[name] + (f", best of {tries} learning rates ({rate:g})" if tries > 1 else "")
 
 
 def _codecs(report: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
     return ((f"{codec['title']} at the same bits", codec) for codec in report["codecs"].values())
 
 
-def _how(found: Mapping[str, Any]) -> str:
-    """Say what the numbers of a comparison rest on."""
-    data = found["sites"]["test"]["data"]
+def _how(result: Mapping[str, Any]) -> str:
+    """Return the data, training time and hardware of a comparison."""
+    data = result["sites"]["test"]["data"]
     train, test = data["counts"]["train"], data["counts"]["test"]
     size = "native size" if data["size"] is None else f"{data['size'][0]}×{data['size'][1]}"
-    said = (
-        f"{found['sites']['test']['name']}: {found['minutes']:g} minutes of training each on "
-        f"{train['patients']} patients ({train['slices']} slices of {size}), scored on {test['patients']} "
-        f"others ({test['slices']} slices). Mean of patients, with 95 % intervals by patient."
+    note = (
+        f"{result['sites']['test']['name']}: {result['minutes']:g} minutes of training each on "
+        f"{train['patients']} patients ({train['slices']} slices of {size}), scored on "
+        f"{test['patients']} other patients ({test['slices']} slices). Means of patients, with 95 % "
+        "intervals over patients."
     )
-    if "other_site" in found["sites"]:
-        other = found["sites"]["other_site"]
+    if "other_site" in result["sites"]:
+        other = result["sites"]["other_site"]
         counts = other["data"]["counts"]["test"]
-        said += f" Another site: {other['name']}, {counts['patients']} patients, {counts['slices']} slices."
-    said += " The codecs use the bits of compact.\n"
-    return said + " ".join(dict.fromkeys(where(one) for one in found["contenders"].values()))
+        note += f" The other site: {other['name']}, {counts['patients']} patients, {counts['slices']} slices."
+    note += " The codecs' budget for each slice is the number of bits of compact."
+    compact = result["contenders"].get("compact", {"test": {"codecs": {}}})
+    for codec in compact["test"]["codecs"].values():
+        if codec["slices_over_budget"]:
+            slices = f"{codec['slices_over_budget']} slices"
+            note += f" Even the smallest stream of {codec['title']} exceeds it for {slices}."
+    note += "\n"
+    return note + " ".join(dict.fromkeys(where(contender) for contender in result["contenders"].values()))
 
 
 if __name__ == "__main__":

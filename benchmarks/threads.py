@@ -36,11 +36,11 @@ def train(threads: int, seconds: float) -> float:
         (tokenizer(images).images - images).abs().mean().backward()
 
     step()
-    steps, began = 0, time.perf_counter()
-    while time.perf_counter() - began < seconds:
+    steps, started = 0, time.perf_counter()
+    while time.perf_counter() - started < seconds:
         step()
         steps += 1
-    return steps * BATCH / (time.perf_counter() - began)
+    return steps * BATCH / (time.perf_counter() - started)
 
 
 def measure(threads: int, seconds: float, *, busy: bool) -> float:
@@ -51,7 +51,7 @@ def measure(threads: int, seconds: float, *, busy: bool) -> float:
     loop = f"import time\nend = time.time() + {seconds + 60}\nwhile time.time() < end: pass"
     neighbour = subprocess.Popen([sys.executable, "-c", loop]) if busy else None
     try:
-        command = [sys.executable, __file__, "--one", str(threads), "--seconds", str(seconds)]
+        command = [sys.executable, __file__, "--single", str(threads), "--seconds", str(seconds)]
         return float(
             subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
         )
@@ -68,11 +68,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--rounds", type=int, default=3, help="measurements of each setting")
     parser.add_argument("--seconds", type=float, default=4, help="per measurement")
-    parser.add_argument("--one", type=int, metavar="THREADS", help=argparse.SUPPRESS)
+    parser.add_argument("--single", type=int, metavar="THREADS", help=argparse.SUPPRESS)
     parser.add_argument("--results", metavar="DIR", type=Path, default=machine.RESULTS)
     options = parser.parse_args(arguments)
-    if options.one:
-        print(train(options.one, options.seconds))
+    if options.single:
+        print(train(options.single, options.seconds))
         return 0
     cores = os.cpu_count() or 1
     rounds: dict[str, list[float]] = {}

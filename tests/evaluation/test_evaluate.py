@@ -204,9 +204,9 @@ def test_perplexity_is_the_exponential_of_the_entropy():
 def test_no_score_depends_on_the_batch_size(tmp_path, whole, undrawn):
     many, _, data = whole
     loaded = load_tokenizer(model(tmp_path / "model"))
-    one = evaluate_reconstruction(loaded.tokenizer, data.split("test"), tmp_path, batch_size=1)
+    single = evaluate_reconstruction(loaded.tokenizer, data.split("test"), tmp_path, batch_size=1)
     for name in CONVENTIONS:
-        assert one.scores[name].mean_of_slices == pytest.approx(
+        assert single.scores[name].mean_of_slices == pytest.approx(
             many.reconstruction.scores[name].mean_of_slices, abs=1e-5
         )
 
@@ -288,8 +288,8 @@ def test_codecs_code_the_same_slices_at_the_tokenizers_bits(tmp_path, data, undr
             np.mean([float(row[f"{name}_bits_per_pixel"]) for row in rows])
         )
         gain = codec.advantage["mae_whole"].mean_of_slices
-        ours, theirs = (report.reconstruction.scores["mae_whole"], codec.scores["mae_whole"])
-        assert gain == pytest.approx(ours.mean_of_slices - theirs.mean_of_slices)
+        tokenizer, of_codec = (report.reconstruction.scores["mae_whole"], codec.scores["mae_whole"])
+        assert gain == pytest.approx(tokenizer.mean_of_slices - of_codec.mean_of_slices)
         assert codec.library_version
     assert report.table()[0] == ("mean of patients", "tokenizer", "JPEG 2000", "JPEG XL")
     assert len(report.table()) == 2 + len(CONVENTIONS)
@@ -343,7 +343,7 @@ def test_everything_that_is_written_is_known_by_name(whole, evaluated):
 def test_files_that_no_evaluation_wrote_are_left_alone(tmp_path, data):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "patients.csv").write_text("name,age")
-    with pytest.raises(DataError, match=r"holds patients.csv and no report of ours"):
+    with pytest.raises(DataError, match=r"has a file patients.csv, which would be overwritten"):
         evaluate(model(tmp_path / "model"), data, tmp_path / "out", codecs=False)
     assert (tmp_path / "out" / "patients.csv").read_text() == "name,age"
 
@@ -353,7 +353,7 @@ def test_another_programs_report_is_left_alone(tmp_path, data, content):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "report.json").write_text(content)
     (tmp_path / "out" / ".partial").mkdir()
-    with pytest.raises(DataError, match=r"holds report.json and no report of ours"):
+    with pytest.raises(DataError, match=r"has a file report.json, which would be overwritten"):
         evaluate(model(tmp_path / "model"), data, tmp_path / "out", codecs=False)
     assert (tmp_path / "out" / "report.json").read_text() == content
     assert (tmp_path / "out" / ".partial").is_dir()
@@ -363,13 +363,13 @@ def test_samples_of_another_tokenizer_are_warned_of(tmp_path, trained):
     shutil.copytree(trained.run, tmp_path / "run")
     loaded = load_tokenizer(tmp_path / "run")
     data = PreparedData.open(trained.data)
-    found = evaluate(tmp_path / "run", data, tmp_path / "one", samples=2, steps=1, codecs=False)
-    assert not any("another tokenizer" in warning for warning in found.warnings)
+    report = evaluate(tmp_path / "run", data, tmp_path / "one", samples=2, steps=1, codecs=False)
+    assert not any("another tokenizer" in warning for warning in report.warnings)
     with torch.no_grad():
         next(loaded.tokenizer.network.parameters()).mul_(1.5)  # of the encoder: other tokens
     save_tokenizer(loaded.path, loaded.tokenizer, loaded.info.recipe, loaded.info.provenance)
-    found = evaluate(tmp_path / "run", data, tmp_path / "two", samples=2, steps=1, codecs=False)
-    assert any("another tokenizer" in warning for warning in found.warnings)
+    report = evaluate(tmp_path / "run", data, tmp_path / "two", samples=2, steps=1, codecs=False)
+    assert any("another tokenizer" in warning for warning in report.warnings)
 
 
 def test_a_file_is_no_folder_for_a_report(tmp_path, data, monkeypatch):
@@ -383,12 +383,12 @@ def test_a_file_is_no_folder_for_a_report(tmp_path, data, monkeypatch):
 
 
 def test_a_number_that_is_not_finite_is_a_part_left_out(tmp_path, trained, monkeypatch):
-    judged = evaluate_reconstruction
+    evaluate_unbroken = evaluate_reconstruction
 
     def broken(*arguments, **named):
-        found = judged(*arguments, **named)
-        rate = found.bits_per_pixel.model_copy(update={"lowest": math.nan})
-        return found.model_copy(update={"bits_per_pixel": rate})
+        result = evaluate_unbroken(*arguments, **named)
+        rate = result.bits_per_pixel.model_copy(update={"lowest": math.nan})
+        return result.model_copy(update={"bits_per_pixel": rate})
 
     monkeypatch.setattr("slicebook.evaluation.evaluate.evaluate_reconstruction", broken)
     data = write_prepared(tmp_path / "prepared")
@@ -405,17 +405,17 @@ def odd(data):
 
 def test_reasons_name_no_folder(tmp_path, trained):
     data = odd(PreparedData.open(trained.data))
-    found = evaluate(trained.run, data, tmp_path / "out", samples=2, steps=1, codecs=False)
-    assert set(found.skipped) == {"generation", "downstream"}
-    assert found.skipped["generation"].startswith("DATA: its split 'test' holds no slice of")
+    report = evaluate(trained.run, data, tmp_path / "out", samples=2, steps=1, codecs=False)
+    assert set(report.skipped) == {"generation", "downstream"}
+    assert report.skipped["generation"].startswith("DATA: its split 'test' has no slice of")
     assert str(trained.data) not in (tmp_path / "out" / "report.json").read_text()
 
 
 def test_an_audit_alone_needs_no_test_slice_of_the_size(tmp_path, trained):
     data = odd(PreparedData.open(trained.data))
-    found = evaluate(trained.run, data, tmp_path / "out", parts=("memorization",), samples=2, steps=1)
-    assert found.memorization is not None
-    assert found.skipped == {}
+    report = evaluate(trained.run, data, tmp_path / "out", parts=("memorization",), samples=2, steps=1)
+    assert report.memorization is not None
+    assert report.skipped == {}
 
 
 def test_a_prior_is_not_judged_beside_slices_prepared_otherwise(tmp_path, trained):
@@ -426,11 +426,11 @@ def test_a_prior_is_not_judged_beside_slices_prepared_otherwise(tmp_path, traine
 
 def test_a_prior_by_itself_is_judged_by_all_but_fidelity(tmp_path, trained):
     data = PreparedData.open(trained.data)
-    found = evaluate(trained.run / "prior", data, tmp_path / "out", samples=2, steps=1)
-    assert found.reconstruction is None
-    assert found.memorization is not None
-    assert found.downstream is not None
-    assert found.provenance["model"] is None
-    assert found.provenance["prior"]["kind"] == "prior"
+    report = evaluate(trained.run / "prior", data, tmp_path / "out", samples=2, steps=1)
+    assert report.reconstruction is None
+    assert report.memorization is not None
+    assert report.downstream is not None
+    assert report.provenance["model"] is None
+    assert report.provenance["prior"]["kind"] == "prior"
     with pytest.raises(CheckpointError, match="holds a prior, wanted a tokenizer"):
         evaluate(trained.run / "prior", data, tmp_path / "out", parts=("reconstruction",))

@@ -12,7 +12,7 @@ from slicebook.evaluation.slices import SliceCollection
 VALUES = (0, 3)
 
 
-def side(count, seed, *, patients=2, lie=False, masks=True):
+def collection(count, seed, *, patients=2, lie=False, masks=True):
     """Bright disks on a dark ground, with masks that say where they are, or somewhere else."""
     draw = np.random.default_rng(seed)
     y, x = np.mgrid[:24, :24]
@@ -31,21 +31,25 @@ def side(count, seed, *, patients=2, lie=False, masks=True):
 
 
 def test_true_pairs_teach_as_much_as_the_training_set():
-    found = evaluate_downstream(side(24, 1), side(24, 2), side(8, 3), VALUES, steps=60, seed=0)
-    assert found.generated.mean > 0.8
-    assert found.ratio == pytest.approx(found.generated.mean / found.training_set.mean)
-    assert list(found.generated.labels) == ["3"]
-    assert (found.generated.pairs, found.steps, found.batch_size) == (24, 60, downstream.BATCH)
-    assert found.generated.labels["3"].patients == 2
+    result = evaluate_downstream(
+        collection(24, 1), collection(24, 2), collection(8, 3), VALUES, steps=60, seed=0
+    )
+    assert result.generated.mean > 0.8
+    assert result.ratio == pytest.approx(result.generated.mean / result.training_set.mean)
+    assert list(result.generated.labels) == ["3"]
+    assert (result.generated.pairs, result.steps, result.batch_size) == (24, 60, downstream.BATCH)
+    assert result.generated.labels["3"].patients == 2
 
 
 def test_masks_that_lie_teach_nothing():
-    found = evaluate_downstream(side(24, 1, lie=True), side(24, 2), side(8, 3), VALUES, steps=60, seed=0)
-    assert found.ratio < 0.6
+    result = evaluate_downstream(
+        collection(24, 1, lie=True), collection(24, 2), collection(8, 3), VALUES, steps=60, seed=0
+    )
+    assert result.ratio < 0.6
 
 
 def test_the_same_seed_teaches_the_same():
-    pairs, real = side(8, 1), side(4, 3)
+    pairs, real = collection(8, 1), collection(4, 3)
     first, again = (evaluate_downstream(pairs, pairs, real, VALUES, steps=3, seed=0) for _ in range(2))
     assert first == again
     assert first.generated == first.training_set
@@ -53,9 +57,12 @@ def test_the_same_seed_teaches_the_same():
 
 @pytest.mark.parametrize("without", ["ours", "held_out"])
 def test_slices_without_masks_teach_no_segmenter(without):
-    ours, held_out = side(4, 1, masks=without != "ours"), side(4, 3, masks=without != "held_out")
+    samples, held_out = (
+        collection(4, 1, masks=without != "ours"),
+        collection(4, 3, masks=without != "held_out"),
+    )
     with pytest.raises(DataError, match=r"no masks.*--mask"):
-        evaluate_downstream(ours, side(4, 2), held_out, VALUES, steps=1, seed=0)
+        evaluate_downstream(samples, collection(4, 2), held_out, VALUES, steps=1, seed=0)
 
 
 def test_slices_of_any_size_come_back_labelled():
@@ -72,7 +79,7 @@ def test_the_segmenter_learns_what_it_is_shown():
         masks[row, 4:14, row // 2 : row // 2 + 8] = 3
     images = (masks[:, None].float() - 1.5) / 2
     network = downstream.train_segmenter(images, masks, (0, 3), steps=80, seed=0)
-    found = downstream.segment(network, images, (0, 3))
-    assert (found == masks).float().mean() > 0.98
+    labels = downstream.segment(network, images, (0, 3))
+    assert (labels == masks).float().mean() > 0.98
     again = downstream.train_segmenter(images, masks, (0, 3), steps=80, seed=0)
-    assert torch.equal(downstream.segment(again, images, (0, 3)), found)
+    assert torch.equal(downstream.segment(again, images, (0, 3)), labels)

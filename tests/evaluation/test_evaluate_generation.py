@@ -12,9 +12,8 @@ from slicebook.evaluation.generation import (
     draw_samples,
     evaluate_generation,
     measure_anatomy,
-    reconstruct_split,
 )
-from slicebook.evaluation.slices import of_size, read_slices, unit
+from slicebook.evaluation.slices import of_size, read_slices, reconstruct, unit
 from slicebook.metrics.distribution import compare
 from slicebook.metrics.features import texture
 from slicebook.models.sampling import SamplingSettings
@@ -41,7 +40,7 @@ def test_a_sample_is_the_same_among_others(loaded, data):
 
 def test_how_samples_were_drawn_is_told(loaded, data):
     settings = SamplingSettings(0.7, 0.6, 0.5, 1.0)
-    side, sampling = draw_samples(loaded, data, 2, settings=settings, noise=False)
+    samples, sampling = draw_samples(loaded, data, 2, settings=settings, noise=False)
     assert (sampling.samples, sampling.rows, sampling.columns, sampling.first_seed) == (
         2,
         *SIZE,
@@ -50,86 +49,86 @@ def test_how_samples_were_drawn_is_told(loaded, data):
     assert sampling.settings == dataclasses.asdict(settings)
     assert (sampling.noise, sampling.noise_level) == (False, 0)
     assert sum(sampling.tokens.values()) == sum(len(stage) for stage in loaded.tokenizer.layout(SIZE).stages)
-    assert side.masks.shape == (2, *SIZE)
-    noisy, told = draw_samples(loaded, data, 2, settings=settings)
-    assert told.noise_level > 0
-    assert not torch.equal(noisy.images, side.images)
+    assert samples.masks.shape == (2, *SIZE)
+    noisy, noisy_sampling = draw_samples(loaded, data, 2, settings=settings)
+    assert noisy_sampling.noise_level > 0
+    assert not torch.equal(noisy.images, samples.images)
 
 
 def test_data_that_the_prior_was_not_trained_on_are_refused(loaded, data):
     other = dataclasses.replace(data, info=data.info.model_copy(update={"split_hash": "another"}))
-    with pytest.raises(ConfigError, match="holds other patients"):
+    with pytest.raises(ConfigError, match="has other patients"):
         draw_samples(loaded, other, 1)
 
 
 def test_real_slices_are_as_near_as_real_slices(loaded, data, real, kinds):
-    found = evaluate_generation(loaded, data, "validation", real, real, seed=1, kinds=kinds)
-    assert list(found.features) == ["texture"]
-    samples = found.features["texture"].samples
+    result = evaluate_generation(loaded, data, real, real, seed=1, kinds=kinds)
+    assert list(result.features) == ["texture"]
+    samples = result.features["texture"].samples
     assert samples.as_near_as_real
     assert samples.kernel_distance.generated < samples.kernel_distance.real
-    assert found.spectrum.distance.generated == pytest.approx(0, abs=2)
-    assert (found.held_out_patients, found.held_out_slices) == (2, len(real))
-    assert found.anatomy.generated == found.anatomy.real
-    assert found.anatomy.ratio in (1, None)
+    assert result.spectrum.distance.generated == pytest.approx(0, abs=2)
+    assert (result.held_out_patients, result.held_out_slices) == (2, len(real))
+    assert result.anatomy.generated == result.anatomy.real
+    assert result.anatomy.ratio in (1, None)
 
 
 def test_noise_is_not_near(loaded, data, real, kinds):
     noise = torch.rand(real.images.shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    ours = dataclasses.replace(real, images=noise, masks=None)
-    found = evaluate_generation(loaded, data, "validation", ours, real, seed=1, kinds=kinds)
-    samples = found.features["texture"].samples
+    samples = dataclasses.replace(real, images=noise, masks=None)
+    result = evaluate_generation(loaded, data, samples, real, seed=1, kinds=kinds)
+    samples = result.features["texture"].samples
     assert not samples.as_near_as_real
     assert samples.kernel_distance.generated > 10 * abs(samples.kernel_distance.real)
-    assert found.anatomy is None
+    assert result.anatomy is None
 
 
 def test_the_tokenizer_alone_is_measured_on_other_patients_than_it_stands_beside(loaded, data, real, kinds):
-    found = evaluate_generation(loaded, data, "validation", real, real, seed=1, kinds=kinds)
-    again = reconstruct_split(loaded, data, "validation")
+    result = evaluate_generation(loaded, data, real, real, seed=1, kinds=kinds)
+    again = reconstruct(loaded, real.images)
     first, second = (texture.texture_features(unit(images)) for images in (again, real.images))
-    wanted = compare(first, second, real.patients, seed=1, paired=True)
-    assert found.features["texture"].tokenizer_only == wanted
+    expected = compare(first, second, real.patients, seed=1, paired=True)
+    assert result.features["texture"].tokenizer_only == expected
 
 
 def test_every_measure_stands_beside_real_patients(loaded, data, real, kinds):
-    found = evaluate_generation(loaded, data, "validation", real, real, seed=1, kinds=kinds)
-    rows = {(one.features, one.measure): one for one in found.measures()}
+    result = evaluate_generation(loaded, data, real, real, seed=1, kinds=kinds)
+    rows = {(measure.features, measure.measure): measure for measure in result.measures()}
     named = {name for features, name in rows if features == "texture"}
     # Two patients are too few for neighbours of another patient: no coverage, density, precision or recall.
     assert {"kernel distance", "Fréchet distance"} == named
     assert {"spectrum", "intensities", "MS-SSIM of pairs"} == {n for features, n in rows if not features}
     kernel = rows["texture", "kernel distance"]
-    assert kernel.real == found.features["texture"].samples.kernel_distance.real
-    assert kernel.tokenizer_only == found.features["texture"].tokenizer_only.kernel_distance.generated
-    assert all(one.convention for one in rows.values())
+    assert kernel.real == result.features["texture"].samples.kernel_distance.real
+    assert kernel.tokenizer_only == result.features["texture"].tokenizer_only.kernel_distance.generated
+    assert all(measure.convention for measure in rows.values())
 
 
 def test_one_held_out_patient_cannot_be_compared_with_another(loaded, data, kinds):
     alone = read_slices(data, "test", SIZE)
     with pytest.raises(DataError, match="1 held-out patient, wanted at least 2"):
-        evaluate_generation(loaded, data, "test", alone, alone, seed=1, kinds=kinds)
+        evaluate_generation(loaded, data, alone, alone, seed=1, kinds=kinds)
 
 
 def test_samples_that_are_not_finite_are_named(loaded, data, real, kinds):
     images = real.images.clone()
     images[3, 0, 5, 5] = float("nan")
-    ours = dataclasses.replace(real, images=images)
+    samples = dataclasses.replace(real, images=images)
     with pytest.raises(DataError, match="slice 3 has values that are not finite"):
-        evaluate_generation(loaded, data, "validation", ours, real, seed=1, kinds=kinds)
+        evaluate_generation(loaded, data, samples, real, seed=1, kinds=kinds)
 
 
 @pytest.mark.parametrize("value", [-1.0, 0.3])
 def test_constant_samples_are_as_far_as_can_be(loaded, data, real, kinds, value):
-    ours = dataclasses.replace(real, images=torch.full_like(real.images, value))
-    found = evaluate_generation(loaded, data, "validation", ours, real, seed=1, kinds=kinds)
-    assert not found.features["texture"].samples.as_near_as_real
-    assert found.diversity.generated == pytest.approx(1)
+    samples = dataclasses.replace(real, images=torch.full_like(real.images, value))
+    result = evaluate_generation(loaded, data, samples, real, seed=1, kinds=kinds)
+    assert not result.features["texture"].samples.as_near_as_real
+    assert result.diversity.generated == pytest.approx(1)
 
 
 def test_a_mask_of_another_place_breaks_the_rules_of_anatomy(data, real):
     train = of_size(data, "train", SIZE)
-    turned = dataclasses.replace(real, masks=real.masks.flip(1))
-    upright, upside_down = (measure_anatomy(side, real, train, seed=0) for side in (real, turned))
+    flipped = dataclasses.replace(real, masks=real.masks.flip(1))
+    upright, upside_down = (measure_anatomy(slices, real, train, seed=0) for slices in (real, flipped))
     assert upside_down.generated < upright.generated
     assert set(upright.rules) >= {rule for rule, shares in upright.by_rule.items() if shares[0] is not None}

@@ -25,10 +25,10 @@ def data(trained):
     return PreparedData.open(trained.data)
 
 
-def samples(side: SliceCollection) -> SliceCollection:
+def samples(slices: SliceCollection) -> SliceCollection:
     """The same slices, as if they had been drawn."""
-    count = len(side)
-    return dataclasses.replace(side, patients=("",) * count, seeds=tuple(range(70, 70 + count)))
+    count = len(slices)
+    return dataclasses.replace(slices, patients=("",) * count, seeds=tuple(range(70, 70 + count)))
 
 
 @pytest.fixture(scope="module")
@@ -36,29 +36,31 @@ def of_copies(loaded, data, tmp_path_factory):
     """An audit of training slices that pose as samples, every other one mirrored; and its folder."""
     slices = of_size(data, "train", SIZE, masked=False)
     images = torch.stack([slices[index] for index in range(len(slices))])
-    side = samples(SliceCollection(images, None, ("",) * len(slices), ((1.0, 1.0),) * len(slices)))
-    images = side.images.clone()
+    generated = samples(SliceCollection(images, None, ("",) * len(slices), ((1.0, 1.0),) * len(slices)))
+    images = generated.images.clone()
     images[::2] = images[::2].flip(-1)
-    out = tmp_path_factory.mktemp("memorization")
-    return evaluate_memorization(loaded, data, dataclasses.replace(side, images=images), seed=0, out=out), out
+    out = tmp_path_factory.mktemp("audit")
+    return evaluate_memorization(
+        loaded, data, dataclasses.replace(generated, images=images), seed=0, out=out
+    ), out
 
 
 def test_copies_are_found_and_traced(of_copies):
-    found, _ = of_copies
-    assert found.copies.copies_found
-    assert all(pair.sample == pair.training for pair in found.copies.closest)
-    assert all(pair.mirror == (pair.sample % 2 == 0) for pair in found.copies.closest)
-    assert len({pair.mirror for pair in found.copies.closest}) == 2
+    result, _ = of_copies
+    assert result.copies.copies_found
+    assert all(pair.sample == pair.training for pair in result.copies.closest)
+    assert all(pair.mirror == (pair.sample % 2 == 0) for pair in result.copies.closest)
+    assert len({pair.mirror for pair in result.copies.closest}) == 2
 
 
 def test_the_closest_pairs_are_drawn_and_listed(of_copies, data):
-    found, out = of_copies
+    result, out = of_copies
     assert (out / "closest.png").stat().st_size > 1000
     with (out / "closest.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == len(found.copies.closest)
+    assert len(rows) == len(result.copies.closest)
     train = of_size(data, "train", SIZE, masked=False)
-    for row, pair in zip(rows, found.copies.closest, strict=True):
+    for row, pair in zip(rows, result.copies.closest, strict=True):
         record = train.records[pair.training]
         assert (row["patient"], row["volume"], int(row["slice"])) == (
             record.patient,
@@ -70,87 +72,87 @@ def test_the_closest_pairs_are_drawn_and_listed(of_copies, data):
 
 def test_slices_of_strangers_are_no_copies(loaded, data):
     strangers = samples(read_slices(data, "validation", SIZE))
-    found = evaluate_memorization(loaded, data, strangers, seed=0)
-    assert not found.copies.copies_found
+    result = evaluate_memorization(loaded, data, strangers, seed=0)
+    assert not result.copies.copies_found
 
 
 def test_blank_samples_copy_nobody(loaded, data):
-    side = samples(read_slices(data, "validation", SIZE))
-    blank = dataclasses.replace(side, images=torch.full_like(side.images, -1))
-    found = evaluate_memorization(loaded, data, blank, seed=0)
-    assert not found.copies.copies_found
-    assert found.copies.nearer.share == 0
+    generated = samples(read_slices(data, "validation", SIZE))
+    blank = dataclasses.replace(generated, images=torch.full_like(generated.images, -1))
+    result = evaluate_memorization(loaded, data, blank, seed=0)
+    assert not result.copies.copies_found
+    assert result.copies.nearer.share == 0
 
 
 def test_samples_that_are_not_finite_are_refused(loaded, data):
-    side = samples(read_slices(data, "validation", SIZE))
-    images = side.images.clone()
+    generated = samples(read_slices(data, "validation", SIZE))
+    images = generated.images.clone()
     images[1, 0, 3, 3] = float("nan")
     with pytest.raises(DataError, match="slice 1 has values that are not finite"):
-        evaluate_memorization(loaded, data, dataclasses.replace(side, images=images), seed=0)
+        evaluate_memorization(loaded, data, dataclasses.replace(generated, images=images), seed=0)
 
 
 def test_few_strangers_are_joined_by_training_patients(loaded, data):
-    found = evaluate_memorization(loaded, data, samples(read_slices(data, "test", SIZE)), seed=0)
+    result = evaluate_memorization(loaded, data, samples(read_slices(data, "test", SIZE)), seed=0)
     train = of_size(data, "train", SIZE)
-    assert f"{len(train)} training slices, each without its own patient" in found.baseline
-    assert found.copies.held_out_patients == 6
+    assert f"{len(train)} training slices, each compared with other patients only" in result.baseline
+    assert result.copies.held_out_patients == 6
 
 
 def test_two_training_patients_are_no_baseline_but_can_be_searched(loaded, data):
     few = tuple(r for r in data.records if r.split != "train" or r.patient != "patient-0001")
-    side = samples(read_slices(data, "test", SIZE))
-    found = evaluate_memorization(loaded, dataclasses.replace(data, records=few), side, seed=0)
-    assert found.baseline == "18 slices of 3 patients that were never trained on"
-    assert not found.copies.valid
+    generated = samples(read_slices(data, "test", SIZE))
+    result = evaluate_memorization(loaded, dataclasses.replace(data, records=few), generated, seed=0)
+    assert result.baseline == "18 slices of 3 patients that were never trained on"
+    assert not result.copies.valid
 
 
 def test_a_single_training_patient_cannot_be_told_from_the_next(loaded, data):
     few = tuple(r for r in data.records if r.split != "train" or r.patient == "patient-0001")
-    side = samples(read_slices(data, "validation", SIZE))
+    generated = samples(read_slices(data, "validation", SIZE))
     with pytest.raises(DataError, match="1 training patients besides a slice's own, wanted at least 2"):
-        evaluate_memorization(loaded, dataclasses.replace(data, records=few), side, seed=0)
+        evaluate_memorization(loaded, dataclasses.replace(data, records=few), generated, seed=0)
 
 
 def test_training_slices_without_a_mask_are_searched_too(loaded, data):
     blind = tuple(
         dataclasses.replace(r, label_offset=-1) if r.patient == "patient-0001" else r for r in data.records
     )
-    some = dataclasses.replace(data, records=blind)
-    found = evaluate_memorization(loaded, some, samples(read_slices(data, "test", SIZE)), seed=0)
-    assert found.training_patients == 3 > len(set(read_slices(some, "train", SIZE).patients))
+    partly_masked = dataclasses.replace(data, records=blind)
+    result = evaluate_memorization(loaded, partly_masked, samples(read_slices(data, "test", SIZE)), seed=0)
+    assert result.training_patients == 3 > len(set(read_slices(partly_masked, "train", SIZE).patients))
 
 
 def test_slices_of_another_size_are_counted_as_not_searched(of_copies, data):
-    found, _ = of_copies
-    assert found.training_slices + found.of_other_sizes == len(data.split("train"))
-    assert found.of_other_sizes > 0
+    result, _ = of_copies
+    assert result.training_slices + result.of_other_sizes == len(data.split("train"))
+    assert result.of_other_sizes > 0
 
 
 def test_bits_are_the_priors_likelihood_of_slices_it_never_saw(of_copies, loaded, data):
-    found, _ = of_copies
+    result, _ = of_copies
     bits = []
     for split in ("validation", "test"):
         (tokens,) = encode_slices(loaded.tokenizer, of_size(data, split, SIZE), classes=loaded.info.classes)
         nats = likelihood(loaded.prior, tokens.layout, tokens.tokens[:, 0].long(), tokens.conditions).nats
         bits += (nats.sum(1) / math.log(2) / (SIZE[0] * SIZE[1])).tolist()
-    assert found.prior_bits_per_pixel.mean_of_slices == pytest.approx(np.mean(bits), rel=1e-5)
-    assert found.prior_bits_per_pixel.highest == pytest.approx(max(bits), rel=1e-5)
-    assert (found.membership.training_patients, found.membership.held_out_patients) == (3, 3)
+    assert result.prior_bits_per_pixel.mean_of_slices == pytest.approx(np.mean(bits), rel=1e-5)
+    assert result.prior_bits_per_pixel.highest == pytest.approx(max(bits), rel=1e-5)
+    assert (result.membership.training_patients, result.membership.held_out_patients) == (3, 3)
 
 
 def test_stand_ins_are_no_more_than_it_takes(loaded, data, monkeypatch):
     monkeypatch.setattr(memorization, "STAND_INS", 5)
-    found = evaluate_memorization(loaded, data, samples(read_slices(data, "test", SIZE)), seed=0)
-    assert "5 training slices, each without its own patient" in found.baseline
-    assert found.copies.held_out_slices == 18 + 5
+    result = evaluate_memorization(loaded, data, samples(read_slices(data, "test", SIZE)), seed=0)
+    assert "5 training slices, each compared with other patients only" in result.baseline
+    assert result.copies.held_out_slices == 18 + 5
 
 
 def test_membership_compares_slices_with_masks_or_without_but_does_not_mix_them(loaded, data, monkeypatch):
-    asked = []
+    masked = []
 
     def count(_, slices):
-        asked.append({record.label_offset >= 0 for record in slices.records})
+        masked.append({record.label_offset >= 0 for record in slices.records})
         return np.zeros(len(slices)) - np.arange(len(slices))
 
     monkeypatch.setattr(memorization, "_log_likelihood", count)
@@ -162,7 +164,7 @@ def test_membership_compares_slices_with_masks_or_without_but_does_not_mix_them(
     blinder = tuple(dataclasses.replace(r, label_offset=-1) if r.split == "train" else r for r in blind)
     half = tuple(dataclasses.replace(r, label_offset=-1) if r.slice % 2 else r for r in blinder)
     memorization._likelihoods(loaded, dataclasses.replace(data, records=half), SIZE, 0)
-    assert asked == [{True}, {True}, {False}, {False}]
+    assert masked == [{True}, {True}, {False}, {False}]
 
 
 def test_controls_are_drawn_as_the_samples_were(loaded, data, monkeypatch):
@@ -174,14 +176,14 @@ def test_controls_are_drawn_as_the_samples_were(loaded, data, monkeypatch):
         return true(loaded, drawn, given, seeds)
 
     monkeypatch.setattr(synthesis, "put_noise_back", put)
-    side = samples(read_slices(data, "test", SIZE))
-    evaluate_memorization(loaded, data, side, seed=0, noise=False)
+    generated = samples(read_slices(data, "test", SIZE))
+    evaluate_memorization(loaded, data, generated, seed=0, noise=False)
     assert levels
-    assert all(one == {0.0} for one in levels)
+    assert all(level == {0.0} for level in levels)
 
 
 def test_slices_of_another_size_alone_are_no_baseline(loaded, data):
-    records = tuple(one for one in data.records if one.split == "train")
-    side = samples(read_slices(data, "validation", SIZE))
-    with pytest.raises(DataError, match="holds no slice of 32×64, the size that is drawn, of a patient who"):
-        evaluate_memorization(loaded, dataclasses.replace(data, records=records), side, seed=0)
+    records = tuple(record for record in data.records if record.split == "train")
+    generated = samples(read_slices(data, "validation", SIZE))
+    with pytest.raises(DataError, match="has no slice of 32×64, the size of the samples, of a patient who"):
+        evaluate_memorization(loaded, dataclasses.replace(data, records=records), generated, seed=0)

@@ -23,7 +23,7 @@ def slices(trained):
 
 
 @pytest.fixture(scope="module")
-def found(tokenizer, slices):
+def rate_distortion(tokenizer, slices):
     return measure_rate_distortion(tokenizer, slices, codecs=True)
 
 
@@ -44,8 +44,8 @@ def test_all_levels_together_are_the_reconstruction(tokenizer, slices):
         )
 
 
-def test_the_last_point_is_the_mean_of_patients_at_all_levels(tokenizer, slices, found):
-    first, last = found.curves["tokenizer"]
+def test_the_last_point_is_the_mean_of_patients_at_all_levels(tokenizer, slices, rate_distortion):
+    first, last = rate_distortion.curves["tokenizer"]
     assert first.bits_per_pixel < last.bits_per_pixel == pytest.approx(tokenizer.bits((32, 64)) / (32 * 64))
     values = []
     for index in range(len(slices)):
@@ -57,8 +57,8 @@ def test_the_last_point_is_the_mean_of_patients_at_all_levels(tokenizer, slices,
 
 
 @pytest.mark.parametrize("codec", ["JPEG 2000", "JPEG XL"])
-def test_a_codec_does_better_with_more_bits(found, codec):
-    points = found.curves[codec]
+def test_a_codec_does_better_with_more_bits(rate_distortion, codec):
+    points = rate_distortion.curves[codec]
     assert len(points) == len(FACTORS)
     bits = [point.bits_per_pixel for point in points]
     quality = [point.scores["psnr_whole"] for point in points]
@@ -71,7 +71,7 @@ def test_without_codecs_the_tokenizer_stands_alone(tokenizer, slices):
     assert list(measure_rate_distortion(tokenizer, slices, codecs=False).curves) == ["tokenizer"]
 
 
-def test_no_more_slices_are_used_than_it_takes(tokenizer, slices, monkeypatch, found):
+def test_no_more_slices_are_used_than_it_takes(tokenizer, slices, monkeypatch, rate_distortion):
     monkeypatch.setattr("slicebook.evaluation.rate_distortion.MAX_SLICES", 3)
-    assert found.slices == len(slices)
+    assert rate_distortion.slices == len(slices)
     assert measure_rate_distortion(tokenizer, slices, codecs=False).slices == 3

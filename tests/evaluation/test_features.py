@@ -18,17 +18,17 @@ SIZE = (32, 64)
 
 
 @pytest.fixture
-def asked():
+def batch_sizes():
     """How many slices were described, a number a call."""
     return []
 
 
 @pytest.fixture
-def kind(asked):
+def kind(batch_sizes):
     """Features that are two numbers of a slice."""
 
     def compute(images):
-        asked.append(len(images))
+        batch_sizes.append(len(images))
         return np.stack([images.mean(axis=(1, 2)), images.std(axis=(1, 2))], axis=1).astype(np.float64)
 
     return Descriptor("two numbers", "mean and deviation", False, compute)
@@ -41,10 +41,10 @@ def data(trained, tmp_path):
     return PreparedData.open(tmp_path / "prepared")
 
 
-def test_a_slice_is_described_once_wherever_it_stands(kind, asked):
+def test_a_slice_is_described_once_wherever_it_stands(kind, batch_sizes):
     images = np.random.default_rng(0).random((4, 8, 8), dtype=np.float32)
     first, again = kind(images), kind(images[[3, 1, 1]].copy())
-    assert sum(asked) == 4
+    assert sum(batch_sizes) == 4
     np.testing.assert_array_equal(again, first[[3, 1, 1]])
 
 
@@ -87,7 +87,9 @@ def test_what_was_kept_of_something_else_is_not_used(data, described, changed, m
         monkeypatch.setattr(descriptions, "CORRELATION", "the same, but otherwise")
     else:
         (first, *_) = (record for record in data.records if record.split == "train")
-        data = PreparedData(data.folder, data.info, tuple(one for one in data.records if one != first))
+        data = PreparedData(
+            data.folder, data.info, tuple(record for record in data.records if record != first)
+        )
     again = describe_training(data, SIZE)
     assert sum(described) == count + len(again.slices)
 
@@ -100,7 +102,7 @@ def test_a_folder_that_cannot_be_written_to_is_no_reason_to_stop(data, monkeypat
     lines: list[str] = []
     training = describe_training(data, SIZE, say=lines.append)
     assert len(training.windows) == len(training.slices)
-    assert any("not kept" in line and "No space left" in line for line in lines)
+    assert any("not cached" in line and "No space left" in line for line in lines)
 
 
 def test_progress_is_reported(data):
@@ -110,17 +112,17 @@ def test_progress_is_reported(data):
 
 
 def test_both_kinds_of_features_are_known_where_the_weights_are(monkeypatch):
-    assert [one.name for one in descriptors()] == ["texture", "efficientnet-lite0"]
+    assert [kind.name for kind in descriptors()] == ["texture", "efficientnet-lite0"]
     monkeypatch.setattr("slicebook.metrics.features.deep.installed", lambda: False)
-    assert [one.name for one in descriptors()] == ["texture"]
+    assert [kind.name for kind in descriptors()] == ["texture"]
 
 
 def test_no_more_slices_are_read_than_asked_for(data):
-    few, all_of_them = read_slices(data, "train", SIZE, most=4, seed=1), read_slices(data, "train", SIZE)
+    few, all_of_them = read_slices(data, "train", SIZE, limit=4, seed=1), read_slices(data, "train", SIZE)
     assert (len(few), len(few.patients), len(few.masks)) == (4, 4, 4)
-    assert len(read_slices(data, "train", SIZE, most=1000)) == len(all_of_them)
+    assert len(read_slices(data, "train", SIZE, limit=1000)) == len(all_of_them)
 
 
 def test_a_size_that_no_slice_has_is_refused(data):
-    with pytest.raises(DataError, match=r"holds no slice of 16×16.*--size"):
+    with pytest.raises(DataError, match=r"has no slice of 16×16.*--size"):
         read_slices(data, "train", (16, 16))

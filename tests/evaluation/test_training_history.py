@@ -6,9 +6,9 @@ from slicebook.evaluation.report import COLUMNS, read_history
 
 
 def test_every_training_of_a_run_tells_its_curves(trained):
-    found = read_history(trained.run, trained.run / "prior")
-    assert set(found) == set(COLUMNS)
-    for name, history in found.items():
+    histories = read_history(trained.run, trained.run / "prior")
+    assert set(histories) == set(COLUMNS)
+    for name, history in histories.items():
         assert history.seconds > 0
         assert set(history.curves) == set(COLUMNS[name])
         for points in history.curves.values():
@@ -31,6 +31,6 @@ def test_a_step_where_nothing_was_measured_is_left_out(tmp_path):
     (tmp_path / "metrics.csv").write_text(
         "step,seconds,train_loss,validation_loss\n1,2,0.5,\n2,4,0.25,0.75\n3,5,nan,0.5\n"
     )
-    found = read_history(tmp_path, None)["tokenizer"]
-    assert found.seconds == 5
-    assert found.curves == {"train_loss": ((1, 0.5), (2, 0.25)), "validation_loss": ((2, 0.75), (3, 0.5))}
+    history = read_history(tmp_path, None)["tokenizer"]
+    assert history.seconds == 5
+    assert history.curves == {"train_loss": ((1, 0.5), (2, 0.25)), "validation_loss": ((2, 0.75), (3, 0.5))}

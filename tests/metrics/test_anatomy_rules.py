@@ -37,10 +37,10 @@ def changed(where, value):
 
 
 def test_a_sound_map_meets_every_rule():
-    found = anatomy_rules(pelvis(), SPACING, reference())
-    assert found.passed
-    assert found.present == ("rectum", "prostate")
-    assert set(found.verdicts) == set(RULES)
+    rules = anatomy_rules(pelvis(), SPACING, reference())
+    assert rules.passed
+    assert rules.present == ("rectum", "prostate")
+    assert set(rules.verdicts) == set(RULES)
 
 
 def test_rules_of_an_absent_organ_are_not_judged():
@@ -153,14 +153,14 @@ def test_rates_stand_beside_each_other():
     sound = anatomy_rules(pelvis(), SPACING, reference())
     bad = anatomy_rules(pelvis()[::-1].copy(), SPACING, reference())
     # Patient a passes in 1 of 1, b in 1 of 3: 2/3 over patients, where slices would say 1/2.
-    found = pass_rate([sound, bad, bad, bad], [sound, sound, bad, bad], ["a", "b", "b", "b"], seed=0)
-    assert found.generated == 0.25
-    assert found.real == pytest.approx(2 / 3)
-    assert found.ratio == pytest.approx(0.375)
-    assert found.generated_interval[0] < 0.25 < found.generated_interval[1]
-    assert found.real_interval[0] == pytest.approx(1 / 3)
-    assert found.by_rule["prostate_before_rectum"] == (0.25, 0.5)
-    assert found.by_rule["bladder_area"] == (None, None)
+    rates = pass_rate([sound, bad, bad, bad], [sound, sound, bad, bad], ["a", "b", "b", "b"], seed=0)
+    assert rates.generated == 0.25
+    assert rates.real == pytest.approx(2 / 3)
+    assert rates.ratio == pytest.approx(0.375)
+    assert rates.generated_interval[0] < 0.25 < rates.generated_interval[1]
+    assert rates.real_interval[0] == pytest.approx(1 / 3)
+    assert rates.by_rule["prostate_before_rectum"] == (0.25, 0.5)
+    assert rates.by_rule["bladder_area"] == (None, None)
 
 
 def test_a_rate_without_a_real_pass_has_no_ratio():
@@ -180,9 +180,9 @@ def test_phantoms_of_new_patients_pass_and_stand_front_above():
     train, spacing = maps(range(4, 10))
     test, _ = maps(range(10, 13))
     learnt = learn_reference(train, [spacing] * len(train))
-    judged = [anatomy_rules(one, spacing, learnt) for one in test]
-    assert np.mean([one.passed for one in judged]) > 0.85
-    assert {name for one in judged for name in one.broken} <= {
+    results = [anatomy_rules(result, spacing, learnt) for result in test]
+    assert np.mean([result.passed for result in results]) > 0.85
+    assert {name for result in results for name in result.broken} <= {
         f"{o}_area" for o in ("bladder", "rectum", "prostate")
     }
 
@@ -190,25 +190,25 @@ def test_phantoms_of_new_patients_pass_and_stand_front_above():
 def test_dice_by_hand():
     first = np.array([[3, 3, 0, 0]], np.uint8)
     second = np.array([[3, 0, 3, 3]], np.uint8)
-    found = dice([first], [second], ["a"], [3], seed=0)[3]
-    assert found.mean_of_patients == pytest.approx(2 * 1 / (2 + 3))
-    assert found.interval is None
+    scores = dice([first], [second], ["a"], [3], seed=0)[3]
+    assert scores.mean_of_patients == pytest.approx(2 * 1 / (2 + 3))
+    assert scores.interval is None
 
 
 def test_dice_pools_the_slices_of_a_patient_and_then_averages_patients():
     full, half, none = (np.array([row], np.uint8) for row in ([5, 5], [5, 0], [0, 0]))
-    found = dice([full, none, full], [half, half, full], ["a", "a", "b"], [5], seed=0)[5]
+    scores = dice([full, none, full], [half, half, full], ["a", "a", "b"], [5], seed=0)[5]
     # a: 2·1 / (2 + 2) over both slices, not the mean of 2/3 and 0. b: 1.
-    assert found.mean_of_patients == pytest.approx((0.5 + 1) / 2)
-    assert found.interval == (0.5, 1.0)
-    assert (found.patients, found.slices) == (2, 2)
+    assert scores.mean_of_patients == pytest.approx((0.5 + 1) / 2)
+    assert scores.interval == (0.5, 1.0)
+    assert (scores.patients, scores.slices) == (2, 2)
 
 
 def test_a_patient_without_a_label_has_no_dice_for_it():
     none, full = np.zeros((1, 2), np.uint8), np.full((1, 2), 4, np.uint8)
-    found = dice([none, full], [none, full], ["a", "b"], [3, 4], seed=0)
-    assert found[3].mean_of_patients is None
-    assert (found[4].mean_of_patients, found[4].patients) == (1.0, 1)
+    scores = dice([none, full], [none, full], ["a", "b"], [3, 4], seed=0)
+    assert scores[3].mean_of_patients is None
+    assert (scores[4].mean_of_patients, scores[4].patients) == (1.0, 1)
 
 
 def test_masks_of_two_shapes_have_no_dice():

@@ -49,11 +49,11 @@ def test_the_header_is_what_a_blank_slice_costs_and_is_not_counted(name):
 @pytest.mark.parametrize("name", codecs.CODECS)
 def test_where_the_search_starts_hardly_matters(name):
     image = texture()
-    found = [
+    bits = [
         codecs.code(codecs.CODECS[name], image, 1.0 * image.size, start=start).bits
         for start in (0.0, 0.3, 1.0)
     ]
-    assert max(found) <= 1.1 * min(found)
+    assert max(bits) <= 1.1 * min(bits)
 
 
 def test_jpeg_2000_is_a_bare_codestream_with_the_irreversible_wavelet():

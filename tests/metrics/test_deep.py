@@ -10,7 +10,7 @@ from skimage import data
 
 from slicebook.errors import CheckpointError, ConfigError, DataError
 from slicebook.metrics.features import deep
-from slicebook.metrics.features.deep import as_seen, deep_features
+from slicebook.metrics.features.deep import deep_features, network_input
 from slicebook.metrics.features.efficientnet import FEATURES, SIZE, EfficientNetLite0, fold
 
 
@@ -36,11 +36,11 @@ def test_the_network_is_that_of_the_weights_authors(network):
     place = torch.arange(2 * 3 * SIZE * SIZE, dtype=torch.float64)
     waves = torch.sin(1e-9 * place**2 + 0.37 * torch.sin(0.11 * place) + 0.0137 * place)
     with torch.inference_mode():
-        found = network(waves.reshape(2, 3, SIZE, SIZE).float())
-    np.testing.assert_allclose(found.mean(dim=1), [0.1145, 0.1035], atol=1e-4)
-    np.testing.assert_allclose(found[0, [996, 113, 468, 287]], [4.6906, 3.8958, 3.8009, 2.7883], atol=2e-4)
+        features = network(waves.reshape(2, 3, SIZE, SIZE).float())
+    np.testing.assert_allclose(features.mean(dim=1), [0.1145, 0.1035], atol=1e-4)
+    np.testing.assert_allclose(features[0, [996, 113, 468, 287]], [4.6906, 3.8958, 3.8009, 2.7883], atol=2e-4)
     np.testing.assert_allclose(
-        found[0, [0, 5, 100, 700]], [0.5575394, 0.0, 1.3389777, 0.0], atol=1e-4, rtol=1e-4
+        features[0, [0, 5, 100, 700]], [0.5575394, 0.0, 1.3389777, 0.0], atol=1e-4, rtol=1e-4
     )
 
 
@@ -56,39 +56,39 @@ def test_the_network_knows_a_cup_of_espresso(network, weights):
 
 
 def test_a_slice_is_padded_not_stretched():
-    seen = as_seen(torch.ones(1, 64, 32))
+    inputs = network_input(torch.ones(1, 64, 32))
     white, black = (255 - 127) / 128, -127 / 128
-    assert seen.shape == (1, 3, SIZE, SIZE)
-    np.testing.assert_allclose(seen[0, :, :, 60:164], white, atol=1e-5)  # the middle half, less its edges
-    np.testing.assert_allclose(seen[0, :, :, :54], black, atol=1e-5)
-    np.testing.assert_allclose(seen[0, :, :, 170:], black, atol=1e-5)
+    assert inputs.shape == (1, 3, SIZE, SIZE)
+    np.testing.assert_allclose(inputs[0, :, :, 60:164], white, atol=1e-5)  # the middle half, less its edges
+    np.testing.assert_allclose(inputs[0, :, :, :54], black, atol=1e-5)
+    np.testing.assert_allclose(inputs[0, :, :, 170:], black, atol=1e-5)
 
 
 def test_fine_stripes_fade_before_they_alias():
     stripes = torch.zeros(1, 1024, 1024)
     stripes[:, ::2] = 1
-    np.testing.assert_allclose(as_seen(stripes)[..., 20:-20, :], (127.5 - 127) / 128, atol=0.05)
+    np.testing.assert_allclose(network_input(stripes)[..., 20:-20, :], (127.5 - 127) / 128, atol=0.05)
 
 
 def test_a_slice_has_the_same_features_alone_and_in_a_stack():
     stack = np.stack([picture(seed=seed) for seed in range(3)])
-    found = deep_features(stack)
-    assert found.shape == (3, FEATURES)
-    np.testing.assert_allclose(found[1], deep_features(stack[1:2])[0], atol=1e-4)
-    assert np.abs(found[0] - found[1]).max() > 0.05
+    features = deep_features(stack)
+    assert features.shape == (3, FEATURES)
+    np.testing.assert_allclose(features[1], deep_features(stack[1:2])[0], atol=1e-4)
+    assert np.abs(features[0] - features[1]).max() > 0.05
 
 
 def test_blank_slices_have_features_and_no_slices_have_none():
-    found = deep_features(np.zeros((2, 40, 24), np.float32))
-    assert np.isfinite(found).all()
-    np.testing.assert_allclose(found[0], found[1], atol=1e-5)
+    features = deep_features(np.zeros((2, 40, 24), np.float32))
+    assert np.isfinite(features).all()
+    np.testing.assert_allclose(features[0], features[1], atol=1e-5)
     assert deep_features(np.zeros((0, 40, 24), np.float32)).shape == (0, FEATURES)
 
 
 def test_a_broken_slice_is_refused_by_number():
     stack = np.stack([picture(), picture()])
     stack[1, 2, 2] = np.nan
-    with pytest.raises(DataError, match="slice 1 has values that are not finite; its features"):
+    with pytest.raises(DataError, match="slice 1 has values that are not finite, so its features"):
         deep_features(stack)
     with pytest.raises(DataError, match=r"wanted \[0, 1\]"):
         deep_features(2 * stack[:1] - 1)

@@ -33,8 +33,8 @@ def test_there_are_as_many_scales_as_the_smaller_side_allows(shape, count):
 def test_a_single_scale_is_the_ssim_of_record():
     x, y = picture(0, (21, 30)), picture(1, (21, 30))
     near = (0.8 * x + 0.2 * y).astype(np.float32)
-    wanted, _ = ssim_map(x.astype(np.float64), near.astype(np.float64))
-    assert ms_ssim(x, near) == pytest.approx(wanted)
+    expected, _ = ssim_map(x.astype(np.float64), near.astype(np.float64))
+    assert ms_ssim(x, near) == pytest.approx(expected)
 
 
 def test_luminance_counts_at_the_coarsest_scale_alone():
@@ -54,7 +54,7 @@ def test_luminance_counts_at_the_coarsest_scale_alone():
 
     places = [(slice(i, i + 11), slice(j, j + 11)) for i in range(12) for j in range(12)]
     fine = np.mean([structure(x[place], y[place]) for place in places])
-    x_half, y_half = (one.reshape(11, 2, 11, 2).mean(axis=(1, 3)) for one in (x, y))
+    x_half, y_half = (image.reshape(11, 2, 11, 2).mean(axis=(1, 3)) for image in (x, y))
     mean_x, mean_y, *_ = moments(x_half, y_half)
     luminance = (2 * mean_x * mean_y + 0.01**2) / (mean_x**2 + mean_y**2 + 0.01**2)
     coarse = luminance * structure(x_half, y_half)
@@ -70,20 +70,22 @@ def test_a_slice_is_like_itself_and_unlike_its_negative():
 
 
 def test_one_picture_over_and_over_is_not_diverse():
-    found = compare_diversity(np.repeat(pictures(1), 9, axis=0), pictures(24), PATIENTS, seed=0, pairs=30)
-    assert found.generated == pytest.approx(1)
-    assert found.generated_interval == pytest.approx((1, 1))
-    assert found.real < 0.5
-    assert found.real_interval[0] < found.real < found.real_interval[1] < 0.8
-    assert (found.generated_pairs, found.real_pairs) == (30, 30)
+    diversity = compare_diversity(np.repeat(pictures(1), 9, axis=0), pictures(24), PATIENTS, seed=0, pairs=30)
+    assert diversity.generated == pytest.approx(1)
+    assert diversity.generated_interval == pytest.approx((1, 1))
+    assert diversity.real < 0.5
+    assert diversity.real_interval[0] < diversity.real < diversity.real_interval[1] < 0.8
+    assert (diversity.generated_pairs, diversity.real_pairs) == (30, 30)
 
 
 def test_pairs_are_of_different_patients():
     # A patient's slices are one picture: a pair within a patient would count 1.
     images = np.repeat(pictures(8), 3, axis=0)
-    found = compare_diversity(pictures(8), images, PATIENTS, seed=0)
-    assert found.real == pytest.approx(found.generated)  # all pairs of both: the same 28 pictures' pairs
-    assert (found.generated_pairs, found.real_pairs) == (28, 28 * 9)
+    diversity = compare_diversity(pictures(8), images, PATIENTS, seed=0)
+    assert diversity.real == pytest.approx(
+        diversity.generated
+    )  # all pairs of both: the same 28 pictures' pairs
+    assert (diversity.generated_pairs, diversity.real_pairs) == (28, 28 * 9)
 
 
 def test_the_interval_is_that_of_a_mean_of_pairs():
@@ -96,9 +98,9 @@ def test_the_interval_is_that_of_a_mean_of_pairs():
 
 
 def test_two_patients_have_a_mean_and_no_interval():
-    found = compare_diversity(pictures(4), pictures(6, 1), [*"aaabbb"], seed=0)
-    assert found.real_interval is None
-    assert found.real_pairs == 9
+    diversity = compare_diversity(pictures(4), pictures(6, 1), [*"aaabbb"], seed=0)
+    assert diversity.real_interval is None
+    assert diversity.real_pairs == 9
 
 
 def test_a_diversity_depends_on_its_seed_alone():
@@ -115,7 +117,7 @@ def test_what_has_no_pairs_is_refused():
         compare_diversity(images, images, ["one"] * 6, seed=0)
     with pytest.raises(DataError, match="1 slices of 1 generated slices, wanted at least 2"):
         compare_diversity(images[:1], images, [*"aabbcc"], seed=0)
-    with pytest.raises(ShapeError, match="5 names of patients for 6 real slices"):
+    with pytest.raises(ShapeError, match="5 patients for 6 real slices"):
         compare_diversity(images, images, [*"aabbc"], seed=0)
     with pytest.raises(ShapeError, match="generated slices are 20×20, real ones 24×40"):
         compare_diversity(np.zeros((2, 20, 20), np.float32), images, [*"aabbcc"], seed=0)

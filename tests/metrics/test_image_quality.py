@@ -58,20 +58,32 @@ def test_ssim_of_record_is_scikit_images_gaussian_one():
         data_range=1,
         full=True,
     )
-    found = scores(image, copy)
-    assert found.ssim_whole == pytest.approx(expected, abs=1e-9)
-    assert found.ssim_foreground == pytest.approx(values[inside].mean(), abs=1e-9)
+    measured = scores(image, copy)
+    assert measured.ssim_whole == pytest.approx(expected, abs=1e-9)
+    assert measured.ssim_foreground == pytest.approx(values[inside].mean(), abs=1e-9)
     assert ssim_map(image, copy)[0] == pytest.approx(expected, abs=1e-5)
 
 
 def test_the_other_ssims_are_the_conventions_they_name():
     image, _ = body()
     copy = np.clip(noisy(image), 0, 1)
-    found = scores(image, copy, volume_max=0.95)
+    measured = scores(image, copy, volume_max=0.95)
     siblings = structural_similarity(2 * image - 1, 2 * copy - 1, data_range=2)
-    assert found.ssim_skimage_default == pytest.approx(siblings, abs=1e-5)
-    assert found.ssim_fastmri == pytest.approx(structural_similarity(image, copy, data_range=0.95), abs=1e-5)
-    assert len({found.ssim_whole, found.ssim_foreground, found.ssim_skimage_default, found.ssim_fastmri}) == 4
+    assert measured.ssim_skimage_default == pytest.approx(siblings, abs=1e-5)
+    assert measured.ssim_fastmri == pytest.approx(
+        structural_similarity(image, copy, data_range=0.95), abs=1e-5
+    )
+    assert (
+        len(
+            {
+                measured.ssim_whole,
+                measured.ssim_foreground,
+                measured.ssim_skimage_default,
+                measured.ssim_fastmri,
+            }
+        )
+        == 4
+    )
 
 
 def test_errors_equal_values_worked_by_hand():
@@ -79,13 +91,15 @@ def test_errors_equal_values_worked_by_hand():
     image[:, 6:] = 0.8
     copy = image.copy()
     copy[:, 6:] = 0.6  # off by 0.2 on half of the slice, all of it foreground
-    found = scores(image, copy)
-    assert found.mae_whole == pytest.approx(0.1)
-    assert found.mae_foreground == pytest.approx(0.2)
-    assert found.psnr_whole == pytest.approx(peak_signal_noise_ratio(image, copy, data_range=1), abs=1e-5)
-    assert found.psnr_foreground == pytest.approx(-20 * np.log10(0.2), abs=1e-5)
-    assert found.nmse_whole == pytest.approx((0.2 / 0.8) ** 2)
-    assert found.hfen_whole == pytest.approx(0.25)  # the filter is linear, the error a quarter of the slice
+    measured = scores(image, copy)
+    assert measured.mae_whole == pytest.approx(0.1)
+    assert measured.mae_foreground == pytest.approx(0.2)
+    assert measured.psnr_whole == pytest.approx(peak_signal_noise_ratio(image, copy, data_range=1), abs=1e-5)
+    assert measured.psnr_foreground == pytest.approx(-20 * np.log10(0.2), abs=1e-5)
+    assert measured.nmse_whole == pytest.approx((0.2 / 0.8) ** 2)
+    assert measured.hfen_whole == pytest.approx(
+        0.25
+    )  # the filter is linear, the error a quarter of the slice
 
 
 def test_hfen_is_a_laplacian_of_gaussian_15_pixels_wide():
@@ -102,19 +116,25 @@ def test_hfen_is_a_laplacian_of_gaussian_15_pixels_wide():
 
 def test_an_exact_copy_scores_perfectly():
     image, _ = body()
-    found = scores(image, image).named()
-    for name, value in found.items():
+    measured = scores(image, image).named()
+    for name, value in measured.items():
         perfect = 1.0 if name.startswith("ssim") else 100.0 if name.startswith("psnr") else 0.0
         assert value == pytest.approx(perfect, abs=1e-9), name
 
 
 def test_a_blank_slice_has_defined_scores_and_none_where_nothing_is_divided():
     blank = np.zeros((16, 16), np.float32)
-    found = scores(blank, blank + np.float32(0.1), volume_max=0.0)
-    assert found.ssim_foreground is found.psnr_foreground is found.mae_foreground is None
-    assert found.nmse_whole is found.nmse_foreground is found.hfen_whole is found.ssim_fastmri is None
-    assert found.mae_whole == pytest.approx(0.1)
-    assert np.isfinite([found.ssim_whole, found.ssim_skimage_default, found.psnr_whole]).all()
+    measured = scores(blank, blank + np.float32(0.1), volume_max=0.0)
+    assert measured.ssim_foreground is measured.psnr_foreground is measured.mae_foreground is None
+    assert (
+        measured.nmse_whole
+        is measured.nmse_foreground
+        is measured.hfen_whole
+        is measured.ssim_fastmri
+        is None
+    )
+    assert measured.mae_whole == pytest.approx(0.1)
+    assert np.isfinite([measured.ssim_whole, measured.ssim_skimage_default, measured.psnr_whole]).all()
 
 
 def test_a_reconstruction_is_clipped_to_the_range_of_a_file():
@@ -168,15 +188,14 @@ def test_the_interval_comes_from_patients_not_from_slices():
     means = rng.random(6)
     values = [float(mean) for mean in means for _ in range(50)]
     patients = [f"p{i}" for i in range(6) for _ in range(50)]
-    found = bootstrap_interval(values, patients, seed=0)
-    once = bootstrap_interval([float(m) for m in means], [f"p{i}" for i in range(6)], seed=0)
-    assert found is not None
-    assert once is not None
-    assert (found.low, found.high) == pytest.approx((once.low, once.high))
+    interval = bootstrap_interval(values, patients, seed=0)
+    of_means = bootstrap_interval([float(m) for m in means], [f"p{i}" for i in range(6)], seed=0)
+    assert interval is not None
+    assert interval == pytest.approx(of_means)
     # Student's interval over 6 patients; over 300 slices it would be 9 times narrower.
-    wanted = 2 * student.ppf(0.975, 5) * means.std(ddof=1) / 6**0.5
-    assert found.high - found.low == pytest.approx(wanted, rel=0.15)
-    assert found.low < means.mean() < found.high
+    width = 2 * student.ppf(0.975, 5) * means.std(ddof=1) / 6**0.5
+    assert interval[1] - interval[0] == pytest.approx(width, rel=0.15)
+    assert interval[0] < means.mean() < interval[1]
 
 
 @pytest.mark.parametrize("patients", [6, 12])
@@ -184,9 +203,11 @@ def test_an_interval_of_few_patients_holds_the_truth_as_often_as_it_says(patient
     rng = np.random.default_rng(0)
     names = [f"p{i}" for i in range(patients)]
     sets = rng.normal(size=(300, patients)).tolist()
-    found = [bootstrap_interval(means, names, seed=seed, resamples=2000) for seed, means in enumerate(sets)]
-    held = np.mean([one.low <= 0 <= one.high for one in found])
-    assert 0.9 <= held <= 0.98  # plain percentiles: .85 of 6 patients
+    intervals = [
+        bootstrap_interval(means, names, seed=seed, resamples=2000) for seed, means in enumerate(sets)
+    ]
+    covered = np.mean([low <= 0 <= high for low, high in intervals])
+    assert 0.9 <= covered <= 0.98  # plain percentiles: .85 of 6 patients
 
 
 def test_the_interval_is_the_same_for_the_same_seed():

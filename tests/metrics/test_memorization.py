@@ -65,38 +65,38 @@ def with_copies(n, copies, seed):
 
 
 def test_originals_are_no_copies():
-    found = audited(originals(200, 7))
-    assert found.valid
-    assert not found.copies_found
-    assert found.verdict.startswith("Valid: 100% of 10 planted copies were detected. No copies of training")
-    assert (found.samples, found.held_out_slices, found.held_out_patients) == (200, 120, 12)
+    report = audited(originals(200, 7))
+    assert report.valid
+    assert not report.copies_found
+    assert report.verdict.startswith("Valid: 100% of 10 planted copies were detected. No copies of training")
+    assert (report.samples, report.held_out_slices, report.held_out_patients) == (200, 120, 12)
 
 
 def test_one_copy_among_five_hundred_is_found_and_named():
-    found = audited(with_copies(500, 1, 7))
-    many, any_one = found.tests
-    assert found.copies_found
-    assert (many.found, any_one.found) == (False, True)
-    assert (found.closest[0].sample, found.closest[0].training) == (0, 5)
-    assert found.closest[0].distance_ratio > any_one.distance_ratio > found.closest[1].distance_ratio
-    assert "Copies of training slices found" in found.verdict
+    report = audited(with_copies(500, 1, 7))
+    many, any_one = report.tests
+    assert report.copies_found
+    assert (many.positive, any_one.positive) == (False, True)
+    assert (report.closest[0].sample, report.closest[0].training) == (0, 5)
+    assert report.closest[0].distance_ratio > any_one.distance_ratio > report.closest[1].distance_ratio
+    assert "Copies of training slices found" in report.verdict
 
 
 def test_a_copy_that_is_mirrored_and_moved_is_found_in_images():
     noise = np.random.default_rng(0).normal(size=(60, 40, 40))
-    images = np.stack([20 * gaussian_filter(one, 4) for one in noise]).astype(np.float32)
+    images = np.stack([20 * gaussian_filter(field, 4) for field in noise]).astype(np.float32)
     train, held_out, samples = images[:20], images[20:40], images[40:].copy()
     samples[3] = np.pad(train[2, :, ::-1], ((2, 0), (0, 1)), mode="edge")[:40, 1:]
     by_correlation = partial(
         nearest_by_correlation, training=describe(train), training_patients=list("abcdefghij" * 2)
     )
     patients = [str(i) for i in range(20)]
-    found = audit(samples, held_out, patients, train, range(20), by_correlation, lossy, seed=0)
-    assert found.controls[1].found
-    assert found.copies_found
-    first = found.closest[0]
+    report = audit(samples, held_out, patients, train, range(20), by_correlation, lossy, seed=0)
+    assert report.controls[1].passed
+    assert report.copies_found
+    first = report.closest[0]
     assert (first.sample, first.training, first.mirror, first.shift) == (3, 2, True, (2, -1))
-    assert found.controls[1].source_found == 1
+    assert report.controls[1].source_found == 1
 
 
 def test_false_alarms_are_few_and_copies_are_found():
@@ -110,46 +110,46 @@ def test_false_alarms_are_few_and_copies_are_found():
 
 
 def test_a_tokenizer_that_leaves_nothing_makes_the_audit_invalid():
-    found = audited(originals(200, 7), reconstruct=blind)
-    assert not found.valid
-    assert found.verdict.startswith("INVALID: 0% of 10 planted copies were detected")
+    report = audited(originals(200, 7), reconstruct=blind)
+    assert not report.valid
+    assert report.verdict.startswith("INVALID: 0% of 10 planted copies were detected")
 
 
 def test_copies_among_the_samples_do_not_make_a_blind_control_valid():
-    found = audited(with_copies(200, 50, 7), reconstruct=blind)
-    assert found.copies_found
-    assert not found.valid
+    report = audited(with_copies(200, 50, 7), reconstruct=blind)
+    assert report.copies_found
+    assert not report.valid
 
 
 def test_few_held_out_patients_make_the_audit_invalid():
     held_out, patients = people(5, seed=1)
-    found = audited(originals(200, 7), held_out, patients)
-    assert not found.valid
-    assert "rests on 5 held-out patients, wanted at least 6" in found.verdict
+    report = audited(originals(200, 7), held_out, patients)
+    assert not report.valid
+    assert "rests on 5 held-out patients, wanted at least 6" in report.verdict
 
 
 def test_training_slices_can_stand_for_held_out_ones():
-    found = audited(originals(200, 7), TRAIN, WHOSE)
-    assert found.valid
-    assert not found.copies_found
-    assert found.held_out_patients == 40
-    assert found.nearer.threshold > 0.5  # not to themselves
+    report = audited(originals(200, 7), TRAIN, WHOSE)
+    assert report.valid
+    assert not report.copies_found
+    assert report.held_out_patients == 40
+    assert report.nearer.threshold > 0.5  # not to themselves
 
 
 def test_a_generator_that_is_nearer_to_everybody_copies_nobody():
     # Smooth samples lie in the middle: nearer to training slices than real ones, but to many alike.
-    found = audited(0.5 * originals(300, 7))
-    assert found.nearer.share > 0.05
-    assert not found.copies_found
+    report = audited(0.5 * originals(300, 7))
+    assert report.nearer.share > 0.05
+    assert not report.copies_found
 
 
 def test_the_share_nearer_than_the_quantile_by_hand():
-    found = audited(originals(200, 7)).nearer
+    nearer = audited(originals(200, 7)).nearer
     real = search(HELD_OUT, HELD_OUT_PATIENTS).distance
     ours = search(originals(200, 7), None).distance
-    assert found.threshold == np.quantile(real, 0.01)
-    assert found.share == np.mean(ours < found.threshold)
-    assert found.interval[0] <= found.share <= found.interval[1]
+    assert nearer.threshold == np.quantile(real, 0.01)
+    assert nearer.share == np.mean(ours < nearer.threshold)
+    assert nearer.interval[0] <= nearer.share <= nearer.interval[1]
 
 
 def test_the_interval_is_over_patients_not_slices():
@@ -163,15 +163,15 @@ def test_the_interval_is_over_patients_not_slices():
 def test_controls_replace_a_hundredth_and_a_twentieth():
     few, many = audited(originals(300, 7)).controls
     assert (few.share, few.planted, many.share, many.planted) == (0.01, 3, 0.05, 15)
-    assert few.found
-    assert many.found
+    assert few.passed
+    assert many.passed
     assert many.detected == many.source_found == 1
     assert many.nearer.share - audited(originals(300, 7)).nearer.share == pytest.approx(0.05, abs=0.01)
 
 
 def test_at_least_one_copy_is_planted():
-    found = audited(originals(3, 7))
-    assert [one.planted for one in found.controls] == [1, 1]
+    report = audited(originals(3, 7))
+    assert [control.planted for control in report.controls] == [1, 1]
 
 
 def test_few_samples_make_the_audit_invalid():
@@ -191,9 +191,9 @@ def test_an_audit_is_json_and_depends_on_its_seed_alone():
 def test_an_exact_copy_has_a_finite_gap():
     samples = originals(50, 7)
     samples[0] = TRAIN[5]
-    found = audited(samples)
-    assert found.closest[0].distance_ratio == pytest.approx(1e6)
-    json.dumps(asdict(found), allow_nan=False)
+    report = audited(samples)
+    assert report.closest[0].distance_ratio == pytest.approx(1e6)
+    json.dumps(asdict(report), allow_nan=False)
 
 
 def test_what_cannot_be_audited_is_refused():
@@ -204,19 +204,19 @@ def test_what_cannot_be_audited_is_refused():
         audited(samples, HELD_OUT[:10], HELD_OUT_PATIENTS[:10])
     with pytest.raises(DataError, match="12 patients for 120 held-out slices"):
         audited(samples, patients=HELD_OUT_PATIENTS[::10])
-    with pytest.raises(DataError, match=r"1 training slices with 1 places .* at least 2"):
+    with pytest.raises(DataError, match=r"1 training slices with 1 indices .* at least 2"):
         audit(samples, HELD_OUT, HELD_OUT_PATIENTS, TRAIN[:1], [0], search, lossy, seed=0)
-    with pytest.raises(DataError, match="2 training slices with 1 places"):
+    with pytest.raises(DataError, match="2 training slices with 1 indices"):
         audit(samples, HELD_OUT, HELD_OUT_PATIENTS, TRAIN[:2], [0], search, lossy, seed=0)
 
 
 def test_held_out_slices_that_are_all_blank_are_refused():
     blank = np.zeros((12, 40, 40), np.float32)
     images = np.random.default_rng(0).normal(size=(12, 40, 40)).astype(np.float32)
-    whose = [str(i) for i in range(12)]
-    by_correlation = partial(nearest_by_correlation, training=describe(images), training_patients=whose)
+    patients = [str(i) for i in range(12)]
+    by_correlation = partial(nearest_by_correlation, training=describe(images), training_patients=patients)
     with pytest.raises(DataError, match=r"all 12 held-out slices are 1 times farther .* neither blank"):
-        audit(images, blank, whose, images, range(12), by_correlation, lossy, seed=0)
+        audit(images, blank, patients, images, range(12), by_correlation, lossy, seed=0)
 
 
 def test_planted_copies_are_what_they_say():
@@ -235,7 +235,7 @@ def test_copies_that_cannot_be_planted_are_refused():
     images = np.zeros((3, 20, 20), np.float32)
     with pytest.raises(DataError, match="4 copies of 3 slices"):
         plant(images, 4, lossy, np.random.default_rng(0))
-    with pytest.raises(ShapeError, match="crop them back"):
+    with pytest.raises(ShapeError, match="crop them to the input size"):
         plant(images, 3, lambda x: x[:, :-1], np.random.default_rng(0))
 
 
@@ -255,10 +255,10 @@ def test_likelihoods_that_know_the_training_slices_tell_them():
 
 def test_membership_by_hand():
     # Of 2 × 3 pairs the training slice wins 4, and one is a tie.
-    found = membership(np.array([2.0, 5.0]), ["a", "b"], np.array([1.0, 2.0, 3.0]), ["c", "d", "d"], seed=0)
-    assert found.auc == pytest.approx(4.5 / 6)
+    result = membership(np.array([2.0, 5.0]), ["a", "b"], np.array([1.0, 2.0, 3.0]), ["c", "d", "d"], seed=0)
+    assert result.auc == pytest.approx(4.5 / 6)
     # Resamples hold a or b alone, or both; of c and d alike. Worst is a against d: a tie and a loss.
-    assert found.interval == pytest.approx((0.25, 1.0))
+    assert result.interval == pytest.approx((0.25, 1.0))
 
 
 def test_one_patient_has_an_area_without_an_interval():
@@ -275,9 +275,9 @@ def test_likelihoods_that_mean_nothing_are_refused():
 
 
 @pytest.mark.parametrize(
-    ("exceeding", "detected", "wanted"),
+    ("exceeding", "detected", "expected"),
     [(0, 1.0, 1 - 0.05**0.01), (0, 0.5, 2 * (1 - 0.05**0.01)), (0, 0.0, 1), (100, 1.0, 1)],
 )
-def test_without_any_beyond_the_share_left_open_is_in_closed_form(exceeding, detected, wanted):
+def test_without_any_beyond_the_share_left_open_is_in_closed_form(exceeding, detected, expected):
     # All of 100 samples miss a share p of copies with probability (1 - p)^100: .05 at the upper end.
-    assert _max_copy_share(exceeding, 100, detected) == pytest.approx(wanted)
+    assert _max_copy_share(exceeding, 100, detected) == pytest.approx(expected)

@@ -5,7 +5,7 @@ import pytest
 from scipy.ndimage import gaussian_filter
 
 from slicebook.errors import DataError, ShapeError
-from slicebook.metrics import nearest
+from slicebook.metrics import nearest as nearest_search
 from slicebook.metrics.nearest import Nearest, describe, nearest_by_correlation
 
 ROWS, COLUMNS = 68, 136  # moved by up to 4 and 8 pixels
@@ -14,7 +14,7 @@ ROWS, COLUMNS = 68, 136  # moved by up to 4 and 8 pixels
 def slices(n, seed=0, shape=(ROWS, COLUMNS)):
     """Smooth random images, a few of whose features span a window."""
     noise = np.random.default_rng(seed).normal(size=(n, *shape))
-    return np.stack([20 * gaussian_filter(one, 6) for one in noise]).astype(np.float32)
+    return np.stack([20 * gaussian_filter(field, 6) for field in noise]).astype(np.float32)
 
 
 def moved(image, down, right, mirror=False):
@@ -34,26 +34,26 @@ TRAIN = slices(12)
 WHOSE = names(3, 3, 3, 3)
 
 
-def search(images, patients=None, train=TRAIN, whose=WHOSE):
-    return nearest_by_correlation(images, patients, describe(train), whose)
+def search(images, patients=None, train=TRAIN, training_patients=WHOSE):
+    return nearest_by_correlation(images, patients, describe(train), training_patients)
 
 
 @pytest.mark.parametrize("mirror", [False, True])
 @pytest.mark.parametrize("shift", [(0, 0), (4, -8), (-3, 5), (1, 1)])
 def test_a_moved_and_mirrored_copy_is_found_and_how_it_was_moved(shift, mirror):
-    found = search(moved(TRAIN[7], shift[0], shift[1], mirror)[None])
-    assert found.index.tolist() == [7]
-    assert found.mirror.tolist() == [mirror]
-    assert found.shift.tolist() == [list(shift)]
-    assert found.distance[0] < 1e-3 < 0.3 < found.beyond[0]
+    nearest = search(moved(TRAIN[7], shift[0], shift[1], mirror)[None])
+    assert nearest.index.tolist() == [7]
+    assert nearest.mirror.tolist() == [mirror]
+    assert nearest.shift.tolist() == [list(shift)]
+    assert nearest.distance[0] < 1e-3 < 0.3 < nearest.beyond[0]
 
 
 def test_copies_in_noise_are_found():
     noise = np.random.default_rng(1).normal(size=TRAIN.shape).astype(np.float32)
-    copies = np.stack([moved(one, 2, -5, i % 2 == 0) for i, one in enumerate(TRAIN)])
-    found = search(copies + noise)
-    assert found.index.tolist() == list(range(12))
-    assert found.gap.min() > 0.7
+    copies = np.stack([moved(image, 2, -5, i % 2 == 0) for i, image in enumerate(TRAIN)])
+    nearest = search(copies + noise)
+    assert nearest.index.tolist() == list(range(12))
+    assert nearest.gap.min() > 0.7
 
 
 def test_the_distance_is_that_of_the_best_window_of_all():
@@ -62,23 +62,23 @@ def test_the_distance_is_that_of_the_best_window_of_all():
     rows, columns = 28, 60  # cells of the middle: 60 and 120 pixels, whole cells of 8
     top, left = (ROWS - rows * cell) // 2, (COLUMNS - columns * cell) // 2
 
-    def window(one, y, x):
-        part = one[top + y : top + y + rows * cell, left + x : left + x + columns * cell]
+    def window(image, y, x):
+        part = image[top + y : top + y + rows * cell, left + x : left + x + columns * cell]
         return part.reshape(rows, cell, columns, cell).mean(axis=(1, 3)).ravel()
 
     best = [
         max(
-            np.corrcoef(window(one.astype(np.float64), 0, 0), window(view, y, x))[0, 1]
+            np.corrcoef(window(training.astype(np.float64), 0, 0), window(view, y, x))[0, 1]
             for view in (image, image[:, ::-1])
             for y in range(-down, down + 1)
             for x in range(-right, right + 1)
         )
-        for one in train
+        for training in train
     ]
-    found = search(image[None].astype(np.float32), train=train, whose=["a", "b"])
-    assert found.index[0] == np.argmax(best)
-    assert found.distance[0] == pytest.approx(np.sqrt(2 - 2 * max(best)), abs=1e-5)
-    assert found.beyond[0] == pytest.approx(np.sqrt(2 - 2 * min(best)), abs=1e-5)
+    nearest = search(image[None].astype(np.float32), train=train, training_patients=["a", "b"])
+    assert nearest.index[0] == np.argmax(best)
+    assert nearest.distance[0] == pytest.approx(np.sqrt(2 - 2 * max(best)), abs=1e-5)
+    assert nearest.beyond[0] == pytest.approx(np.sqrt(2 - 2 * min(best)), abs=1e-5)
 
 
 def test_brightness_and_contrast_change_nothing():
@@ -89,45 +89,45 @@ def test_brightness_and_contrast_change_nothing():
 
 
 def test_slices_of_the_same_patient_are_no_neighbours():
-    found = search(TRAIN, WHOSE)
-    assert all(WHOSE[index] != WHOSE[i] for i, index in enumerate(found.index))
-    assert found.distance.min() > 0.3
+    nearest = search(TRAIN, WHOSE)
+    assert all(WHOSE[index] != WHOSE[i] for i, index in enumerate(nearest.index))
+    assert nearest.distance.min() > 0.3
 
 
 def test_the_next_patient_is_not_the_next_slice():
     train = TRAIN.copy()
     train[1] = train[0] + 0.01 * train[5]  # of the same patient
-    found = search(train[:1], train=train)
-    assert found.distance[0] < 1e-3
-    assert found.beyond[0] > 0.3
+    nearest = search(train[:1], train=train)
+    assert nearest.distance[0] < 1e-3
+    assert nearest.beyond[0] > 0.3
 
 
 def test_a_patient_of_near_duplicates_hides_no_other_patient():
     # More slices of one patient than the first search looks at.
     many = np.concatenate([TRAIN[:1] + 0.01 * slices(20, seed=9), TRAIN[3:4]])
-    found = search(TRAIN[:1], train=many, whose=names(20, 1))
-    assert found.index[0] < 20
-    assert 0.3 < found.beyond[0] < np.inf
+    nearest = search(TRAIN[:1], train=many, training_patients=names(20, 1))
+    assert nearest.index[0] < 20
+    assert 0.3 < nearest.beyond[0] < np.inf
 
 
 def test_a_blank_slice_is_no_copy():
-    found = search(np.full((2, ROWS, COLUMNS), 0.7, np.float32))
-    assert found.distance.tolist() == pytest.approx([2**0.5] * 2)
-    assert found.gap.tolist() == [0, 0]
+    nearest = search(np.full((2, ROWS, COLUMNS), 0.7, np.float32))
+    assert nearest.distance.tolist() == pytest.approx([2**0.5] * 2)
+    assert nearest.gap.tolist() == [0, 0]
 
 
 def test_a_blank_training_slice_is_nobodys_nearest():
     train = TRAIN.copy()
     train[4] = -1
-    found = search(np.concatenate([moved(TRAIN[5], 1, 1)[None], train[4:5]]), train=train)
-    assert found.index[0] == 5
-    assert np.isfinite(found.gap).all()
+    nearest = search(np.concatenate([moved(TRAIN[5], 1, 1)[None], train[4:5]]), train=train)
+    assert nearest.index[0] == 5
+    assert np.isfinite(nearest.gap).all()
 
 
 def test_what_is_found_does_not_depend_on_the_chunk(monkeypatch):
     images = slices(5, seed=3)
     whole, described = search(images), describe(images)
-    monkeypatch.setattr(nearest, "CHUNK", 2)
+    monkeypatch.setattr(nearest_search, "CHUNK", 2)
     parts = search(images)
     assert parts.index.tolist() == whole.index.tolist()
     assert parts.shift.tolist() == whole.shift.tolist()
@@ -148,8 +148,8 @@ def test_no_slices_have_no_neighbours():
 def test_a_gap_is_the_log_of_how_many_times_farther_the_next_patient_is():
     distance, beyond = np.array([0.1, 0.0, 2.0]), np.array([4.1, 4.0, 2.0])
     zero = np.zeros(3, np.int64)
-    found = Nearest(zero, distance, beyond, zero > 0, np.zeros((3, 2), np.int64))
-    assert found.gap == pytest.approx([np.log(41), np.log(1e6), 0])
+    nearest = Nearest(zero, distance, beyond, zero > 0, np.zeros((3, 2), np.int64))
+    assert nearest.gap == pytest.approx([np.log(41), np.log(1e6), 0])
 
 
 def test_two_patients_with_one_slice_have_no_gap():
@@ -170,16 +170,16 @@ def test_what_is_not_finite_is_refused_with_its_place():
 def test_sizes_that_do_not_fit_are_refused():
     with pytest.raises(ShapeError, match=r"68×100 make windows of 28×44 cells.*28×60"):
         search(slices(1, shape=(68, 100)))
-    with pytest.raises(ShapeError, match="16×40, a search for copies wants sides of at least 17"):
+    with pytest.raises(ShapeError, match="16×40, the search for copies needs sides of at least 17"):
         describe(slices(1, shape=(16, 40)))
 
 
 def test_too_few_patients_are_refused():
     with pytest.raises(DataError, match="1 training patients besides"):
-        search(TRAIN, whose=["one"] * 12)
+        search(TRAIN, training_patients=["one"] * 12)
     with pytest.raises(DataError, match="1 training patients besides"):
-        search(TRAIN, names(6, 6), whose=names(6, 6))
+        search(TRAIN, names(6, 6), training_patients=names(6, 6))
     with pytest.raises(DataError, match="3 patients for 12 training slices"):
-        search(TRAIN, whose=["a", "b", "c"])
+        search(TRAIN, training_patients=["a", "b", "c"])
     with pytest.raises(DataError, match="1 patients for 12 slices"):
         search(TRAIN, ["a"])

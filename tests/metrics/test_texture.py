@@ -25,27 +25,27 @@ def entropy(values):
 
 def test_intensity_features_are_scipys():
     image = picture()
-    found, values = named(image), image.astype(np.float64).ravel()
-    assert found["intensity_mean"] == pytest.approx(values.mean())
-    assert found["intensity_std"] == pytest.approx(values.std())
-    assert found["intensity_skewness"] == pytest.approx(stats.skew(values))
-    assert found["intensity_kurtosis"] == pytest.approx(stats.kurtosis(values))
-    assert found["intensity_energy"] == pytest.approx((values**2).mean())
-    assert found["intensity_entropy"] == pytest.approx(entropy(values))
+    features, values = named(image), image.astype(np.float64).ravel()
+    assert features["intensity_mean"] == pytest.approx(values.mean())
+    assert features["intensity_std"] == pytest.approx(values.std())
+    assert features["intensity_skewness"] == pytest.approx(stats.skew(values))
+    assert features["intensity_kurtosis"] == pytest.approx(stats.kurtosis(values))
+    assert features["intensity_energy"] == pytest.approx((values**2).mean())
+    assert features["intensity_entropy"] == pytest.approx(entropy(values))
     for percent in PERCENTILES:
-        assert found[f"intensity_p{percent}"] == pytest.approx(np.percentile(values, percent))
+        assert features[f"intensity_p{percent}"] == pytest.approx(np.percentile(values, percent))
 
 
 @pytest.mark.parametrize("sigma", [2, 3, 4, 5])
 def test_blob_features_are_those_of_scipys_laplacian_of_gaussian(sigma):
     image = picture(shape=(48, 64))
-    found = named(image)
+    features = named(image)
     response = sigma**2 * ndimage.gaussian_laplace(image.astype(np.float64), sigma, truncate=6)
-    assert found[f"log{sigma}_magnitude"] == pytest.approx(np.abs(response).mean(), rel=1e-3)
-    assert found[f"log{sigma}_std"] == pytest.approx(response.std(), rel=1e-3)
-    assert found[f"log{sigma}_skewness"] == pytest.approx(stats.skew(response.ravel()), abs=1e-3)
-    assert found[f"log{sigma}_kurtosis"] == pytest.approx(stats.kurtosis(response.ravel()), abs=1e-3)
-    assert found[f"log{sigma}_entropy"] == pytest.approx(
+    assert features[f"log{sigma}_magnitude"] == pytest.approx(np.abs(response).mean(), rel=1e-3)
+    assert features[f"log{sigma}_std"] == pytest.approx(response.std(), rel=1e-3)
+    assert features[f"log{sigma}_skewness"] == pytest.approx(stats.skew(response.ravel()), abs=1e-3)
+    assert features[f"log{sigma}_kurtosis"] == pytest.approx(stats.kurtosis(response.ravel()), abs=1e-3)
+    assert features[f"log{sigma}_entropy"] == pytest.approx(
         entropy(np.clip(response + 0.5 + 0.5 / LEVELS, 0, 1)), abs=0.01
     )
 
@@ -53,7 +53,7 @@ def test_blob_features_are_those_of_scipys_laplacian_of_gaussian(sigma):
 @pytest.mark.parametrize("distance", [1, 2, 4])
 def test_pair_features_are_scikit_images(distance):
     image = picture()
-    found = named(image)
+    features = named(image)
     levels = np.minimum((image.astype(np.float64) * LEVELS).astype(np.uint8), LEVELS - 1)
     matrices = np.zeros((LEVELS, LEVELS, 1, 4))
     # scikit-image rounds a distance along the diagonal down, so its offsets are asked for one by one.
@@ -64,25 +64,25 @@ def test_pair_features_are_scikit_images(distance):
             levels, [distance * reach], [angle], LEVELS, symmetric=True, normed=True
         )[..., 0]
     for name in ("contrast", "dissimilarity", "homogeneity", "energy", "correlation"):
-        assert found[f"glcm{distance}_{name}"] == pytest.approx(graycoprops(matrices, name).mean()), name
+        assert features[f"glcm{distance}_{name}"] == pytest.approx(graycoprops(matrices, name).mean()), name
     bits = np.mean([stats.entropy(matrices[:, :, 0, way].ravel(), base=2) for way in range(4)])
-    assert found[f"glcm{distance}_entropy"] == pytest.approx(bits)
+    assert features[f"glcm{distance}_entropy"] == pytest.approx(bits)
 
 
 @pytest.mark.parametrize("value", [0.0, 0.3, 0.7, 1.0])
 def test_a_flat_slice_has_the_features_that_the_docstring_says(value):
-    found = named(np.full((31, 45), value, np.float32))
+    features = named(np.full((31, 45), value, np.float32))
     level = {"mean", *(f"p{percent}" for percent in PERCENTILES)}
-    for name, feature in found.items():
+    for name, feature in features.items():
         family, kind = name.split("_")
         if family == "intensity" and kind in level:
-            wanted = value
+            expected = value
         elif name == "intensity_energy":
-            wanted = value**2
+            expected = value**2
         else:
-            wanted = float(family.startswith("glcm") and kind in {"homogeneity", "energy", "correlation"})
+            expected = float(family.startswith("glcm") and kind in {"homogeneity", "energy", "correlation"})
         # A flat slice has exact zeros: a z-score would blow up rounding into a feature.
-        assert feature == (pytest.approx(wanted, abs=1e-6) if wanted else 0.0), name
+        assert feature == (pytest.approx(expected, abs=1e-6) if expected else 0.0), name
 
 
 def test_a_slice_has_the_same_features_alone_and_in_a_stack():

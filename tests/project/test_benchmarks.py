@@ -38,12 +38,12 @@ def scripts():
     """The scripts by name, imported as Python does when it runs one of them; no picture is drawn."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(ROOT / "benchmarks")
-        for place in (
+        for target in (
             "visualization.figures.batch",
             "visualization.figures.curves",
             "evaluation.reconstruction._draw",
         ):
-            patch.setattr(f"slicebook.{place}", lambda *_, **__: None)
+            patch.setattr(f"slicebook.{target}", lambda *_, **__: None)
         import anomaly
         import audit
         import evaluation
@@ -52,8 +52,8 @@ def scripts():
         import speed
         import table
 
-        found = (anomaly, audit, evaluation, generation, quality, speed, table)
-        yield {script.__name__: script for script in found}
+        modules = (anomaly, audit, evaluation, generation, quality, speed, table)
+        yield {script.__name__: script for script in modules}
 
 
 def measure(scripts, folder, *more):
@@ -99,38 +99,42 @@ def measured(scripts, tmp_path_factory):
 
 
 def test_the_founding_architecture_differs_from_compact_in_nothing_else(scripts):
-    tries = {one.name: one for one in scripts["quality"].CONTENDERS}["vqvae2"].tries
-    found = [load_recipe("compact", settings) for settings in tries.values()]
-    assert [recipe.training.learning_rate for recipe in found] == [1e-3, 3e-4, 1e-4]
-    wanted = load_recipe("compact", ["training.loss.level_dropout=0"])
-    for recipe in found:
-        same_rate = {"learning_rate": wanted.training.learning_rate}
+    tries = {contender.name: contender for contender in scripts["quality"].CONTENDERS}["vqvae2"].tries
+    recipes = [load_recipe("compact", settings) for settings in tries.values()]
+    assert [recipe.training.learning_rate for recipe in recipes] == [1e-3, 3e-4, 1e-4]
+    compact = load_recipe("compact", ["training.loss.level_dropout=0"])
+    for recipe in recipes:
+        same_rate = {"learning_rate": compact.training.learning_rate}
         names = ("architecture", "code_dim", "width")
-        same_network = {name: getattr(wanted.tokenizer, name) for name in names}
-        assert recipe.training.model_copy(update=same_rate) == wanted.training
+        same_network = {name: getattr(compact.tokenizer, name) for name in names}
+        assert recipe.training.model_copy(update=same_rate) == compact.training
         assert recipe.tokenizer.architecture == "vqvae2"
-        assert recipe.tokenizer.model_copy(update=same_network) == wanted.tokenizer
+        assert recipe.tokenizer.model_copy(update=same_network) == compact.tokenizer
 
 
 def test_the_recipes_stand_as_they_are_written(scripts):
-    found = {one.name: (one.recipe, one.tries) for one in scripts["quality"].CONTENDERS}
+    contenders = {
+        contender.name: (contender.recipe, contender.tries) for contender in scripts["quality"].CONTENDERS
+    }
     for name in ("compact", "detail", "comp3710"):
-        assert found[name] == (name, {name: ()})
+        assert contenders[name] == (name, {name: ()})
 
 
 def test_the_best_try_on_validation_patients_is_the_one_scored(measured):
-    found = result(measured)["contenders"]["vqvae2"]
-    assert found["run"] == max(found["tries"], key=lambda name: found["tries"][name]["validation_ssim"])
+    contender = result(measured)["contenders"]["vqvae2"]
+    assert contender["run"] == max(
+        contender["tries"], key=lambda name: contender["tries"][name]["validation_ssim"]
+    )
     runs = [run for run in (measured / "work").iterdir() if (run / "test").exists()]
-    assert {run.name for run in runs} == {"compact", found["run"]}
+    assert {run.name for run in runs} == {"compact", contender["run"]}
 
 
 def test_a_lead_is_the_difference_of_the_same_slices(measured):
-    found = result(measured)
+    content = result(measured)
     ours, theirs = (
-        found["contenders"][name]["test"]["scores"]["psnr_whole"] for name in ("compact", "vqvae2")
+        content["contenders"][name]["test"]["scores"]["psnr_whole"] for name in ("compact", "vqvae2")
     )
-    lead = found["lead"]["vqvae2"]["test"]["psnr_whole"]
+    lead = content["lead"]["vqvae2"]["test"]["psnr_whole"]
     difference = ours["mean_of_patients"] - theirs["mean_of_patients"]
     assert lead["mean_of_patients"] == pytest.approx(difference)
     assert lead["interval"][0] <= difference <= lead["interval"][1]
@@ -146,8 +150,8 @@ def test_every_training_slice_is_counted_in_the_tokens(measured):
 
 def test_a_result_says_how_it_was_made_and_names_no_person_or_place(measured):
     text = (measured / "results" / "quality.json").read_text(encoding="utf-8")
-    found = json.loads(text)["contenders"]["compact"]
-    assert {"date", "commit", "hardware", "threads", "precision", "versions", "recipe"} <= set(found)
+    contender = json.loads(text)["contenders"]["compact"]
+    assert {"date", "commit", "hardware", "threads", "precision", "versions", "recipe"} <= set(contender)
     assert result(measured)["sites"]["test"]["data"]["split_hash"]
     for secret in (str(measured), "patient-0", "case_0", "Case_0"):
         assert secret not in text
@@ -188,9 +192,9 @@ def test_the_founding_claim_is_scored_on_test_patients(scripts, measured, tmp_pa
     monkeypatch.setattr(script, "load_tokenizer", lambda where: with_recipe(kept(where), finished))
     words = [str(measured / "data"), "--founding", str(run), "--results", str(tmp_path / "results")]
     assert script.main(words) == 0
-    found = result(tmp_path, "founding")
-    assert (found["test"]["split"], found["test"]["patients"], found["epochs"]) == ("test", 2, epochs)
-    assert found["document"]["reported"] == 0.6044
+    content = result(tmp_path, "founding")
+    assert (content["test"]["split"], content["test"]["patients"], content["epochs"]) == ("test", 2, epochs)
+    assert content["document"]["reported"] == 0.6044
 
 
 def with_recipe(loaded, recipe):
@@ -237,10 +241,10 @@ def test_samples_are_judged_beside_test_patients(generated, measured):
     assert likeness.anatomy is not None
     assert set(likeness.anatomy.by_rule) == set(likeness.anatomy.rules)
     assert SamplingInfo.model_validate(generated["sampling"]).samples == 6
-    taught = DownstreamResult.model_validate(generated["usefulness"])
-    assert taught.generated.pairs == 6
-    assert taught.training_set.pairs == 4  # the other 4 are of another size
-    assert set(taught.generated.labels) == set("12345")
+    usefulness = DownstreamResult.model_validate(generated["usefulness"])
+    assert usefulness.generated.pairs == 6
+    assert usefulness.training_set.pairs == 4  # the other 4 are of another size
+    assert set(usefulness.generated.labels) == set("12345")
     sheets = {path.name for path in (measured / "sheets").iterdir()}
     assert sheets == {"sheet.png", "sheet-masks.png", "figure.png"}
 
@@ -266,19 +270,19 @@ def test_samples_beside_other_patients_are_refused(scripts, generated, measured,
 def test_samples_stand_left_of_real_slices(scripts):
     left, right = ([np.full((2, 2, 3), value, np.uint8) for _ in range(9)] for value in (1, 2))
     page = scripts["generation"]._side_by_side(left, right)
-    assert [int(one.max()) for one in page] == [*[1] * 8, 0, *[2] * 8, 1, *[0] * 8, 2, *[0] * 7]
+    assert [int(cell.max()) for cell in page] == [*[1] * 8, 0, *[2] * 8, 1, *[0] * 8, 2, *[0] * 7]
 
 
 def test_the_table_says_whether_samples_come_as_near_as_real_patients(scripts, generated):
-    for real, said in ((0.5, "yes"), (-0.5, "no")):
-        found = deepcopy(generated)
-        kernel = found["generation"]["features"]["texture"]["samples"]["kernel_distance"]
+    for real, answer in ((0.5, "yes"), (-0.5, "no")):
+        report = deepcopy(generated)
+        kernel = report["generation"]["features"]["texture"]["samples"]["kernel_distance"]
         kernel |= {"generated": 0.25, "real_range": [-1.0, real]}
-        table = scripts["table"].draw("generation", {"generation-small": found})
-        assert f"| texture: as close as real patients | {said} |" in table.splitlines()
-        targets = scripts["table"].draw("targets", {"generation-small": found}).splitlines()
-        (line,) = [one for one in targets if "kernel distance of samples" in one]
-        assert line.endswith(f"**{said}** |")
+        table = scripts["table"].draw("generation", {"generation-small": report})
+        assert f"| texture: as close as real patients | {answer} |" in table.splitlines()
+        targets = scripts["table"].draw("targets", {"generation-small": report}).splitlines()
+        (target,) = [line for line in targets if "kernel distance of samples" in line]
+        assert target.endswith(f"**{answer}** |")
 
 
 def test_both_kinds_of_features_have_a_column(scripts, generated):
@@ -319,20 +323,20 @@ def test_copies_go_through_the_tokenizer(scripts, measured):
     slices = PreparedData.open(measured / "data").split("test")
     tokenizer = load_tokenizer(measured / "work" / "compact").tokenizer.eval()
     with torch.no_grad():
-        wanted = tokenizer(slices[3][None]).images[0, 0].clamp(-1, 1)
+        expected = tokenizer(slices[3][None]).images[0, 0].clamp(-1, 1)
     images = torch.cat([slices[row] for row in range(len(slices))]).numpy()
-    found = scripts["audit"].reconstruct(tokenizer, images)
-    assert found.shape == images.shape
-    assert torch.allclose(torch.from_numpy(found[3]), wanted, atol=1e-5)
+    copies = scripts["audit"].reconstruct(tokenizer, images)
+    assert copies.shape == images.shape
+    assert torch.allclose(torch.from_numpy(copies[3]), expected, atol=1e-5)
 
 
 def test_false_alarms_and_power_stand_in_a_row_a_number_of_patients(scripts, audited):
-    found = deepcopy(audited)
-    case = found["by_held_out_patients"]["3"]
+    content = deepcopy(audited)
+    case = content["by_held_out_patients"]["3"]
     case["clean"] |= {"copies_found": 0.05, "nearer_than_the_quantile": 0.7}
     for name, share in (("one_copy", 0.9), ("planted_1_percent", 0.95), ("planted_5_percent", 1.0)):
         case[name]["copies_found"] = share
-    table = scripts["table"].draw("audit", {"audit": found})
+    table = scripts["table"].draw("audit", {"audit": content})
     assert "| 3 | 5.0% | 90.0% | 95.0% | 100.0% | 70.0% |" in table.splitlines()
 
 
@@ -372,18 +376,26 @@ def costs(scripts, generated, measured, study):
 
 
 def test_the_quickest_of_several_tries_counts(costs):
-    called, found = costs
-    assert [found["evaluation"][name]["seconds"] for name in ("sampling", "first", "again")] == [2, 4, 6]
-    assert (found["evaluation-demo"]["seconds"], found["evaluation-demo"]["tries"], len(called)) == (10, 2, 6)
-    assert found["evaluation"]["again"]["peak_memory_mib"] == 2000  # that of the same try
+    called, results = costs
+    assert [results["evaluation"][name]["seconds"] for name in ("sampling", "first", "again")] == [2, 4, 6]
+    assert (results["evaluation-demo"]["seconds"], results["evaluation-demo"]["tries"], len(called)) == (
+        10,
+        2,
+        6,
+    )
+    assert results["evaluation"]["again"]["peak_memory_mib"] == 2000  # that of the same try
 
 
 def test_samples_are_judged_twice_as_evaluate_judges_them(costs):
-    _, found = costs
-    assert found["evaluation"]["slices"] == {"train": 12, "validation": 4, "test": 8}  # 4 are of another size
+    _, results = costs
+    assert results["evaluation"]["slices"] == {
+        "train": 12,
+        "validation": 4,
+        "test": 8,
+    }  # 4 are of another size
     for name in ("first", "again"):
-        assert list(found["evaluation"][name]["parts"]) == ["generation", "descriptions", "audit"]
-        assert min(found["evaluation"][name]["parts"].values()) > 0
+        assert list(results["evaluation"][name]["parts"]) == ["generation", "descriptions", "audit"]
+        assert min(results["evaluation"][name]["parts"].values()) > 0
 
 
 def test_what_earlier_evaluations_kept_is_not_used(scripts, study, tmp_path):
@@ -398,16 +410,16 @@ def test_what_earlier_evaluations_kept_is_not_used(scripts, study, tmp_path):
 
 
 def test_a_demo_is_evaluated_by_the_command_itself(costs, measured):
-    called, found = costs
+    called, results = costs
     assert called[-1][:4] == ["-m", "slicebook", "evaluate", str(measured / "demo" / "run")]
     assert called[-1][5] == "--out"
-    assert found["evaluation-demo"]["parts"] == {"audit": 2.0}
+    assert results["evaluation-demo"]["parts"] == {"audit": 2.0}
 
 
 def test_a_study_without_training_slices_is_refused(scripts, generated, measured, capsys):
     words = [measured / "work" / "compact", measured / "data", measured / "other"]
     assert scripts["evaluation"].main([*map(str, words), "--threads", "1"]) == 1
-    assert "holds 0 training and 8 test slices of 32×64" in capsys.readouterr().err
+    assert "has 0 training and 8 test slices of 32×64" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", [[], ["run", "data"], ["run", "data", "study", "--demo", "demo"]])
@@ -419,20 +431,20 @@ def test_a_study_or_a_demo_is_timed(scripts, words):
 
 def test_a_process_of_its_own_is_timed_and_weighed(scripts):
     alone = scripts["evaluation"].alone
-    found = alone(["-c", "import time; kept = b'x' * (300 << 20); time.sleep(0.1)"], 1)
-    assert found["seconds"] > 0.1
-    assert 0 < found["cpu_seconds"] < found["seconds"]
-    assert found["peak_memory_mib"] > 300
+    cost = alone(["-c", "import time; kept = b'x' * (300 << 20); time.sleep(0.1)"], 1)
+    assert cost["seconds"] > 0.1
+    assert 0 < cost["cpu_seconds"] < cost["seconds"]
+    assert cost["peak_memory_mib"] > 300
     with pytest.raises(DataError, match="ended with 3"):
         alone(["-c", "raise SystemExit(3)"], 1)
 
 
 def test_costs_beyond_what_was_wanted_are_said(scripts, costs):
-    found = deepcopy(costs[1])
-    assert "**no**" not in scripts["table"].draw("targets", found).split("demo")[0]
-    found["evaluation"]["again"] |= {"seconds": 301.0, "peak_memory_mib": 3000.0}
-    found["evaluation-demo"]["seconds"] = 91.0
-    lines = scripts["table"].draw("targets", found).splitlines()
+    results = deepcopy(costs[1])
+    assert "**no**" not in scripts["table"].draw("targets", results).split("demo")[0]
+    results["evaluation"]["again"] |= {"seconds": 301.0, "peak_memory_mib": 3000.0}
+    results["evaluation-demo"]["seconds"] = 91.0
+    lines = scripts["table"].draw("targets", results).splitlines()
     assert [line.endswith("**yes** |") for line in lines if "or less" in line] == [False, True, False]
 
 
@@ -444,15 +456,15 @@ def test_a_prior_is_asked_where_slices_were_changed(scripts, generated, measured
     words = [measured / "work" / "compact", measured / "data", "--name", "small", "--orders", 1]
     words += ["--threads", 1, "--results", measured / "results", "--sheets", measured / "odd"]
     assert scripts["anomaly"].main([str(word) for word in words]) == 0
-    found = result(measured, "anomaly-small")
-    assert {"bright lesion", "dark lesion", "no rectum"} <= set(found["changes"])
-    lesions = found["changes"]["bright lesion"]
-    assert lesions["slices"] == found["slices"] == 8
+    content = result(measured, "anomaly-small")
+    assert {"bright lesion", "dark lesion", "no rectum"} <= set(content["changes"])
+    lesions = content["changes"]["bright lesion"]
+    assert lesions["slices"] == content["slices"] == 8
     assert all(0 <= lesions[key]["mean_of_patients"] <= 1 for key in scripts["anomaly"].ABOUT)
     assert (measured / "odd" / "anomaly.png").stat().st_size > 0
-    table = scripts["table"].anomaly({"anomaly-small": found})
-    assert len([line for line in table.splitlines() if line.startswith("| small")]) == len(found["changes"])
-    assert str(measured) not in json.dumps(found)
+    table = scripts["table"].anomaly({"anomaly-small": content})
+    assert len([line for line in table.splitlines() if line.startswith("| small")]) == len(content["changes"])
+    assert str(measured) not in json.dumps(content)
 
 
 @pytest.mark.parametrize("sign", [1, -1])
@@ -462,21 +474,21 @@ def test_a_lesion_lies_in_the_body_and_changes_nothing_else(scripts, sign):
     mask[26:34, 36:44] = 3
     image = np.linspace(-0.3, 0.3, mask.size, dtype=np.float32).reshape(mask.shape)
     for seed in range(5):
-        changed, place = scripts["anomaly"].lesion(image, mask, sign, np.random.default_rng(seed))
-        assert 50 < place.sum() < 260
-        assert mask[place].all()
-        assert (sign * (changed - image)[place]).min() > 0.1
-        far = ~binary_dilation(place, iterations=5)
+        changed, region = scripts["anomaly"].lesion(image, mask, sign, np.random.default_rng(seed))
+        assert 50 < region.sum() < 260
+        assert mask[region].all()
+        assert (sign * (changed - image)[region]).min() > 0.1
+        far = ~binary_dilation(region, iterations=5)
         assert np.abs(changed - image)[far].max() < 1e-3
 
 
 def test_a_lesion_of_a_thin_body_lies_in_it_all_the_same(scripts):
     mask = np.zeros((40, 40), dtype=np.uint8)
     mask[20, 10:30] = 1
-    _, place = scripts["anomaly"].lesion(
+    _, region = scripts["anomaly"].lesion(
         np.zeros((40, 40), dtype=np.float32), mask, 1, np.random.default_rng(0)
     )
-    assert (place & (mask == 1)).any()
+    assert (region & (mask == 1)).any()
 
 
 # --- speed.py
@@ -526,26 +538,26 @@ def test_a_peer_that_is_not_installed_is_named(timed):
 
 def test_all_parts_are_timed(timed):
     assert timed["networks"]["settings"][0]["contenders"]["ladder"]["ratio"] == 1
-    assert timed["generation"]["contenders"]["slicebook"]["seconds_a_slice"] > 0
+    assert timed["generation"]["contenders"]["slicebook"]["seconds_per_slice"] > 0
     assert timed["generation"]["contenders"]["monai"]["ratio"] >= 0
-    assert timed["data_path"]["slices_a_second"]["augmented"] > 0
+    assert timed["data_path"]["slices_per_second"]["augmented"] > 0
     assert timed["command_line"]["slicebook --help"] > 0
 
 
 def test_contenders_take_turns_and_ratios_are_turn_by_turn(scripts):
     order = []
     steps = {name: lambda name=name: order.append(name) for name in "abc"}
-    found = scripts["speed"].take_turns(steps, 0, against="a")  # at least three turns
+    timings = scripts["speed"].take_turns(steps, 0, against="a")  # at least three turns
     assert order == [*"abc", *"bca", *"cab", *"abc"]
-    assert [one["turns"] for one in found.values()] == [3, 3, 3]
-    assert found["a"]["ratio"] == 1
+    assert [timing["turns"] for timing in timings.values()] == [3, 3, 3]
+    assert timings["a"]["ratio"] == 1
 
 
 def test_a_whole_slice_of_the_peer_is_the_sum_over_its_lengths(scripts):
     cost = [2 + 3 * length + 0.5 * length**2 for length in range(1, 682)]
     lengths = (1, 171, 341, 511, 681)
-    found = scripts["speed"]._sum_over_lengths(lengths, [cost[length - 1] for length in lengths])
-    assert found == pytest.approx(sum(cost), rel=2e-3)
+    total = scripts["speed"]._sum_over_lengths(lengths, [cost[length - 1] for length in lengths])
+    assert total == pytest.approx(sum(cost), rel=2e-3)
 
 
 def test_extra_memory_sees_what_a_step_takes_and_gives_back(scripts, monkeypatch):
@@ -606,9 +618,9 @@ def test_a_number_changed_in_a_page_fails_and_is_named(scripts, pages, capsys):
 
 def test_a_number_changed_in_a_result_fails_and_is_named(scripts, pages, capsys):
     path = pages / "benchmarks" / "results" / "speed.json"
-    found = json.loads(path.read_text(encoding="utf-8"))
-    found["command_line"]["slicebook --help"] = 77.0
-    path.write_text(json.dumps(found), encoding="utf-8")
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content["command_line"]["slicebook --help"] = 77.0
+    path.write_text(json.dumps(content), encoding="utf-8")
     assert check(scripts, pages) == 1
     assert "benchmarks/README.md: table other-speed differs" in capsys.readouterr().err
 

@@ -106,18 +106,18 @@ def test_large_numbers_are_readable(variant):
 
 
 def test_a_folder_without_a_report_says_how_to_get_one(tmp_path):
-    with pytest.raises(DataError, match="there is no report; write one first: slicebook evaluate"):
+    with pytest.raises(DataError, match="there is no report; run first: slicebook evaluate"):
         write_page(tmp_path)
 
 
 @pytest.mark.parametrize("content", ["{}", '{"schema_version": 1}', "no json"])
 def test_a_report_that_cannot_be_read_is_refused(tmp_path, content):
     (tmp_path / "report.json").write_text(content)
-    with pytest.raises(DataError, match="is no report of this version of Slicebook"):
+    with pytest.raises(DataError, match="is not a report of this version of Slicebook"):
         write_page(tmp_path)
     assert not (tmp_path / PAGE_NAME).exists()
 
 
 def test_another_versions_report_is_refused(variant):
-    with pytest.raises(DataError, match="is no report of this version of Slicebook"):
+    with pytest.raises(DataError, match="is not a report of this version of Slicebook"):
         read_report(variant("report", schema_version=1))

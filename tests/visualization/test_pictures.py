@@ -29,7 +29,7 @@ def bright(path):
 
 
 def as_batch(*slices):
-    return torch.stack([torch.as_tensor(one)[None] for one in slices])
+    return torch.stack([torch.as_tensor(image)[None] for image in slices])
 
 
 def draw_pairs(originals, copies, path, aspect=None):

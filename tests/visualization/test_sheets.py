@@ -18,15 +18,15 @@ def test_gray_runs_from_black_at_minus_one_to_white_at_one():
 
 
 def test_gray_has_three_equal_channels():
-    found = gray(RAMP)
-    assert (found == found[..., :1]).all()
+    pixels = gray(RAMP)
+    assert (pixels == pixels[..., :1]).all()
 
 
 def test_high_pixels_are_drawn_high():
-    found = gray(RAMP, aspect=2.0)
-    assert found.shape == (4, 2, 3)
-    assert found[0].tolist() == gray(RAMP)[0].tolist()
-    assert found[3].tolist() == gray(RAMP)[1].tolist()
+    pixels = gray(RAMP, aspect=2.0)
+    assert pixels.shape == (4, 2, 3)
+    assert pixels[0].tolist() == gray(RAMP)[0].tolist()
+    assert pixels[3].tolist() == gray(RAMP)[1].tolist()
 
 
 def test_the_background_of_a_mask_stays_gray():
@@ -35,15 +35,15 @@ def test_the_background_of_a_mask_stays_gray():
 
 @pytest.mark.parametrize(("label", "colour"), [(1, 0), (2, 1), (6, 5), (7, 0)])
 def test_each_label_has_its_colour_over_the_slice(label, colour):
-    found = tinted(RAMP, np.full((2, 2), label, np.uint8))
-    wanted = (1 - OPACITY) * gray(RAMP) + OPACITY * np.array(COLOURS[colour])
-    assert np.abs(found - wanted).max() <= 0.5 + 1e-3
+    pixels = tinted(RAMP, np.full((2, 2), label, np.uint8))
+    expected = (1 - OPACITY) * gray(RAMP) + OPACITY * np.array(COLOURS[colour])
+    assert np.abs(pixels - expected).max() <= 0.5 + 1e-3
 
 
 def test_a_mask_grows_with_its_slice():
     mask = np.array([[1, 1], [0, 0]], dtype=np.uint8)
-    found = tinted(np.zeros((2, 2), np.float32), mask, aspect=1.5)
-    coloured = (found != found[..., :1]).any(-1)[:, 0]
+    pixels = tinted(np.zeros((2, 2), np.float32), mask, aspect=1.5)
+    coloured = (pixels != pixels[..., :1]).any(-1)[:, 0]
     assert coloured.tolist() == [True, True, False]
 
 
@@ -64,12 +64,14 @@ def test_more_heat_is_redder():
 
 def test_a_sheet_puts_pictures_row_by_row_with_dark_gaps(tmp_path):
     write_sheet([picture(10), picture(20), picture(30)], tmp_path / "sheet.png", columns=2)
-    found = pixels_of(tmp_path / "sheet.png")
-    assert found.shape == (4 + GAP, 6 + GAP, 3)
-    assert (found[:2, :3] == 10).all()
-    assert (found[:2, 3 + GAP :] == 20).all()
-    assert (found[2 + GAP :, :3] == 30).all()
-    assert found[2 : 2 + GAP].max() == found[:, 3 : 3 + GAP].max() == found[2 + GAP :, 3 + GAP :].max() == 0
+    pixels = pixels_of(tmp_path / "sheet.png")
+    assert pixels.shape == (4 + GAP, 6 + GAP, 3)
+    assert (pixels[:2, :3] == 10).all()
+    assert (pixels[:2, 3 + GAP :] == 20).all()
+    assert (pixels[2 + GAP :, :3] == 30).all()
+    assert (
+        pixels[2 : 2 + GAP].max() == pixels[:, 3 : 3 + GAP].max() == pixels[2 + GAP :, 3 + GAP :].max() == 0
+    )
 
 
 def test_a_sheet_is_square_unless_told(tmp_path):
@@ -79,18 +81,18 @@ def test_a_sheet_is_square_unless_told(tmp_path):
 
 def test_pictures_of_other_sizes_share_a_sheet(tmp_path):
     write_sheet([picture(10, 1, 1), picture(20, 4, 2)], tmp_path / "deep" / "sheet.png", columns=2)
-    found = pixels_of(tmp_path / "deep" / "sheet.png")
-    assert found.shape == (4, 4 + GAP, 3)
-    assert (found[:, 2 + GAP :] == 20).all()
-    assert found[0, 0, 0] == 10
+    pixels = pixels_of(tmp_path / "deep" / "sheet.png")
+    assert pixels.shape == (4, 4 + GAP, 3)
+    assert (pixels[:, 2 + GAP :] == 20).all()
+    assert pixels[0, 0, 0] == 10
 
 
 def test_a_label_as_wide_as_a_body_is_an_outline():
     mask = np.zeros((12, 12), np.uint8)
     mask[1:11, 1:11] = 1
     mask[5:7, 5:7] = 2
-    found = tinted(np.zeros((12, 12), np.float32), mask)
-    coloured = (found != found[..., :1]).any(-1)
+    pixels = tinted(np.zeros((12, 12), np.float32), mask)
+    coloured = (pixels != pixels[..., :1]).any(-1)
     assert coloured[1, 1:11].all()
     assert coloured[5:7, 5:7].all()
     assert not coloured[2:5, 2:10].any()

@@ -30,7 +30,7 @@ class SegmenterResult(Record):
     labels: dict[str, Summary]
     """Dice of each label value but the background's, pooled by patient."""
     mean: float | None
-    """Of the labels' means of patients; None where no test slice has a label."""
+    """Mean over labels of their means of patients; None if no test slice has a label."""
 
 
 class DownstreamResult(Record):
@@ -43,7 +43,7 @@ class DownstreamResult(Record):
     generated: SegmenterResult
     training_set: SegmenterResult
     ratio: float | None
-    """Generated over training set; None where the latter has a Dice of 0."""
+    """Mean Dice of `generated` divided by that of `training_set`; None if the latter is 0 or undefined."""
 
 
 def evaluate_downstream(
@@ -63,12 +63,12 @@ def evaluate_downstream(
         train: The training set, with masks.
         held_out: Slices of patients that were never trained on, with masks.
         values: Label values, the background first.
-        steps: Of each training; 8 pairs a step.
-        seed: Of both trainings, and of the bootstrap.
+        steps: Training steps of each segmenter, 8 pairs per step.
+        seed: Seed of both trainings and of the bootstrap.
         say: Called before each training.
 
     Raises:
-        DataError: A side has no masks.
+        DataError: The samples, the training set or the held-out slices have no masks.
     """
     results = {}
     for name, pairs in (("generated pairs", samples), ("pairs of the training set", train)):
@@ -118,17 +118,17 @@ BATCH, RATE = 8, 3e-3
 CHANNELS = (16, 32, 64, 128)  # of each scale; each is half the one before
 NAME = f"MONAI's UNet, channels {', '.join(map(str, CHANNELS))}, two residual units a scale, batch norm"
 
-_FOLD = 2  # pixels of each side that are one place: convolutions of whole slices are slow on a CPU
+_FOLD = 2  # side of the pixel blocks: convolutions at full resolution are slow on a CPU
 _STRIDE = _FOLD * 2 ** (len(CHANNELS) - 1)
 
 
 def is_installed() -> bool:
-    """Return whether MONAI is."""
+    """Return whether MONAI is installed."""
     return importlib.util.find_spec("monai") is not None
 
 
 class Segmenter(nn.Module):
-    """Slices of any size to logits: MONAI's UNet, two by two pixels being one place with four channels."""
+    """MONAI's UNet for slices of any size; each 2×2 block of pixels is one position with four channels."""
 
     def __init__(self, labels: int) -> None:
         super().__init__()
@@ -136,7 +136,7 @@ class Segmenter(nn.Module):
             from monai.networks.nets.unet import UNet
         except ModuleNotFoundError as error:
             raise ConfigError(
-                "downstream: MONAI is not installed, wanted for the segmenter that learns from samples; "
+                "downstream: MONAI is not installed, needed for the segmenter that is trained on samples; "
                 "run: pip install 'slicebook[downstream]', or evaluate other parts (--parts)"
             ) from error
         self.network = UNet(
@@ -150,7 +150,7 @@ class Segmenter(nn.Module):
         )
 
     def forward(self, images: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b labels h w"]:
-        """Return a channel of logits a label."""
+        """Return logits, one channel per label."""
         rows, columns = images.shape[-2:]
         whole = functional.pad(images, (0, -columns % _STRIDE, 0, -rows % _STRIDE), mode="replicate")
         folded = functional.pixel_unshuffle(whole, _FOLD).contiguous(memory_format=torch.channels_last)
@@ -168,8 +168,8 @@ def train_segmenter(
 ) -> Segmenter:
     """Train from scratch on pairs drawn with replacement, half of them mirrored; the rate falls to 0.
 
-    A label's pixels weigh one over the root of their share: organs of a hundredth of a slice are not learnt
-    in so few steps otherwise.
+    The loss weight of a label is one over the square root of its share of the pixels; otherwise organs of 1 %
+    of a slice are not learnt in so few steps.
 
     Raises:
         ConfigError: MONAI is not installed.
@@ -180,13 +180,15 @@ def train_segmenter(
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
     optimizer = torch.optim.AdamW(network.parameters(), RATE)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps + 1)
-    places = torch.bucketize(masks, torch.tensor(values, dtype=masks.dtype))
-    share = torch.bincount(places.flatten(), minlength=len(values)) / places.numel()
+    label_indices = torch.bucketize(masks, torch.tensor(values, dtype=masks.dtype))
+    share = torch.bincount(label_indices.flatten(), minlength=len(values)) / label_indices.numel()
     weights = share.clamp(min=1e-6).rsqrt()
     for _ in range(steps):
-        rows = torch.randint(len(images), (BATCH,), generator=draw)
-        ways = [(-1,) if mirrored else () for mirrored in torch.rand(BATCH, generator=draw) < 0.5]
-        pairs = [(images[row].flip(way), places[row].flip(way)) for row, way in zip(rows, ways, strict=True)]
+        indices = torch.randint(len(images), (BATCH,), generator=draw)
+        axes = [(-1,) if mirrored else () for mirrored in torch.rand(BATCH, generator=draw) < 0.5]
+        pairs = [
+            (images[i].flip(axis), label_indices[i].flip(axis)) for i, axis in zip(indices, axes, strict=True)
+        ]
         logits = network(torch.stack([x for x, _ in pairs]))
         loss = functional.cross_entropy(logits, torch.stack([y for _, y in pairs]), weights)
         optimizer.zero_grad()

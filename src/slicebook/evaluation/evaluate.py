@@ -133,7 +133,9 @@ class _Options:
 def _check_parts(parts: Sequence[str] | None) -> None:
     unknown = [part for part in parts or () if part not in PARTS]
     if unknown:
-        raise ConfigError(f"{unknown[0]}: is not a part of an evaluation; wanted some of {', '.join(PARTS)}")
+        raise ConfigError(
+            f"{unknown[0]}: is not a part of an evaluation; wanted one or more of {', '.join(PARTS)}"
+        )
 
 
 def _evaluate_reconstruction(
@@ -274,7 +276,6 @@ def _evaluate_samples(
             generation = evaluate_generation(
                 prior,
                 data,
-                options.split,
                 samples,
                 real,
                 noise=options.noise,
@@ -287,8 +288,8 @@ def _evaluate_samples(
         _audit_samples(results, prior, data, samples, options)
     if "downstream" in requested and real:
         with results.measuring("downstream"):
-            most = options.steps * downstream.BATCH
-            train = read_slices(data, "train", size, most=most, seed=seed)
+            limit = options.steps * downstream.BATCH  # no more are used
+            train = read_slices(data, "train", size, limit=limit, seed=seed)
             segmentation = downstream.evaluate_downstream(
                 samples, train, real, data.info.label_values, steps=options.steps, seed=seed, say=say
             )
@@ -352,12 +353,12 @@ def _draw_sheets(
         sheets.append(
             ("real", real, np.random.default_rng(seed).permutation(len(real))[:SHEET_SLICES].tolist())
         )
-    for name, slices, rows in sheets:
-        cells = [contact_sheet.gray(slices.images[row, 0].numpy(), aspect) for row in rows]
+    for name, slices, indices in sheets:
+        cells = [contact_sheet.gray(slices.images[index, 0].numpy(), aspect) for index in indices]
         contact_sheet.write_sheet(cells, out / f"{name}.png", columns=8)
         if slices.masks is not None:
             overlays = [
-                contact_sheet.tinted(slices.images[row, 0].numpy(), slices.masks[row].numpy(), aspect)
-                for row in rows
+                contact_sheet.tinted(slices.images[index, 0].numpy(), slices.masks[index].numpy(), aspect)
+                for index in indices
             ]
             contact_sheet.write_sheet(overlays, out / f"{name}-masks.png", columns=8)

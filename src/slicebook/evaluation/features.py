@@ -1,4 +1,4 @@
-"""Features by which slices are compared. Each slice is described once."""
+"""The kinds of features by which slices are compared, with a cache of computed features."""
 
 from __future__ import annotations
 
@@ -16,35 +16,36 @@ Describe: TypeAlias = Callable[[Float32[np.ndarray, "n h w"]], np.ndarray]
 
 
 class Descriptor:
-    """One kind of features, which remembers the slices that it has described.
+    """One kind of features, computed once per slice and cached.
 
     Attributes:
-        name: Of the features.
-        convention: What they are.
-        one_unit: Whether they share one, as those of `deep` do; see `distances.standardise`.
+        name: Name of the features.
+        convention: Their definition.
+        one_unit: Whether all features share a unit, as those of `deep` do; see `distribution.standardise`.
+        compute: Returns the features of slices in [0, 1], one row per slice.
     """
 
     def __init__(self, name: str, convention: str, one_unit: bool, compute: Describe) -> None:
         self.name, self.convention, self.one_unit, self.compute = name, convention, one_unit, compute
-        self._known: dict[bytes, Float64[np.ndarray, " f"]] = {}
+        self._cache: dict[bytes, Float64[np.ndarray, " f"]] = {}
 
     def __call__(self, images: Float32[np.ndarray, "n h w"]) -> Float64[np.ndarray, "n f"]:
-        """Describe slices in [0, 1].
+        """Return the features of slices in [0, 1].
 
         Raises:
-            DataError: A value is not finite or outside [0, 1]; the message says of which slice.
+            DataError: A value is not finite or outside [0, 1]; the message has the index of the slice.
         """
-        check_slices(images, self.name)  # here, where a slice still has its number
+        check_slices(images, self.name)  # before slices are selected, so that the index is that of `images`
         keys = [hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in images]
-        new = {key: at for at, key in enumerate(keys) if key not in self._known}
+        new = {key: at for at, key in enumerate(keys) if key not in self._cache}
         if new:
-            found = self.compute(images[list(new.values())])
-            self._known.update(zip(new, found, strict=True))
-        return np.stack([self._known[key] for key in keys])
+            features = self.compute(images[list(new.values())])
+            self._cache.update(zip(new, features, strict=True))
+        return np.stack([self._cache[key] for key in keys])
 
 
 def descriptors() -> tuple[Descriptor, ...]:
-    """Return the kinds of features there are: texture, and EfficientNet-Lite0's where it is installed."""
+    """Return all kinds of features: texture, and EfficientNet-Lite0 if its weights are installed."""
     kinds = [Descriptor("texture", texture.CONVENTION, False, texture.texture_features)]
     if deep.installed():
         kinds.append(Descriptor(deep.NAME, deep.CONVENTION, True, deep.deep_features))

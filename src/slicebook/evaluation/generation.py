@@ -12,14 +12,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
 import numpy as np
-from jaxtyping import Float
-from torch import Tensor
 
 from slicebook.data.dataset import PreparedData, SliceSet
 from slicebook.data.manifest import SliceKind
-from slicebook.data.splits import Split
 from slicebook.evaluation.features import Descriptor, descriptors
-from slicebook.evaluation.slices import SliceCollection, check_trained_on, of_size, unit
+from slicebook.evaluation.slices import SliceCollection, check_trained_on, of_size, reconstruct, unit
 from slicebook.inference.synthesis import choose_sampling_precision, draw, render
 from slicebook.metrics.anatomy import PassRate, Spacing, anatomy_rules, learn_reference, pass_rate
 from slicebook.metrics.distribution import Comparison, compare
@@ -29,11 +26,10 @@ from slicebook.metrics.statistics import RelativeMeasure
 from slicebook.models.checkpoint import LoadedPrior
 from slicebook.models.sampling import SAMPLING_BATCH, SamplingSettings
 from slicebook.records import Record
-from slicebook.training.token_dataset import encode_slices
 
-FIRST_SAMPLE = 1_000_000  # sample i is drawn from this seed + i: none that a picture was chosen by
+FIRST_SAMPLE = 1_000_000  # seed of sample 0, apart from the small seeds that users try
 TITLES = {"frechet_distance": "Fréchet distance"}
-PELVIS = (0, 1, 2, 3, 4, 5)  # the labels that the rules of anatomy know
+PELVIS = (0, 1, 2, 3, 4, 5)  # the label values that the anatomy rules apply to
 
 
 class SamplingInfo(Record):
@@ -52,9 +48,9 @@ class SamplingInfo(Record):
     noise_level: float
     """Mean level of the added noise, on [-1, 1]."""
     seconds_per_slice: float
-    """In groups of 16, without decoding."""
+    """Time to draw tokens in groups of 16, decoding not counted."""
     tokens: dict[str, int]
-    """Number per grid of a slice."""
+    """Tokens per slice, by grid."""
     parameters: int
 
 
@@ -133,7 +129,6 @@ class GenerationResult(Record):
 def evaluate_generation(
     loaded: LoadedPrior,
     data: PreparedData,
-    split: Split,
     samples: SliceCollection,
     real: SliceCollection,
     *,
@@ -142,12 +137,11 @@ def evaluate_generation(
     kinds: Sequence[Descriptor] | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> GenerationResult:
-    """Compare samples with held-out slices, and with what the tokenizer alone makes of those.
+    """Compare samples with held-out slices, and with their reconstructions by the tokenizer.
 
     Args:
         loaded: The prior that drew the samples.
         data: The data that it was trained on.
-        split: Split of the held-out slices.
         samples: The samples, as `draw_samples` makes them.
         real: The held-out slices, as `read_slices` reads them.
         noise: Whether noise was added to the samples.
@@ -159,7 +153,7 @@ def evaluate_generation(
         DataError: There are fewer than 2 held-out patients.
     """
     say(f"{len(samples)} samples and {len(real)} real slices of {len(set(real.patients))} patients")
-    reconstructed = reconstruct_split(loaded, data, split, noise=noise)
+    reconstructed = reconstruct(loaded, real.images, noise=noise)
     sets = [unit(images) for images in (samples.images, reconstructed, real.images)]
     features = {}
     for kind in kinds or descriptors():
@@ -210,7 +204,7 @@ def draw_samples(
         noise: Whether to add noise, as `generate` does.
         precision: Precision of sampling; `auto` measures on a CPU which is faster.
         seed: Seed of the positions.
-        progress: Called with samples done and all samples.
+        progress: Called with the numbers of samples done and in total.
 
     Raises:
         ConfigError: The prior was trained on other data.
@@ -218,22 +212,22 @@ def draw_samples(
     check_trained_on(loaded, data)
     kind, settings = loaded.info.slices[0], settings or SamplingSettings()
     size = (kind.rows, kind.columns)
-    known = [record.position for record in of_size(data, "train", size).records]
-    positions = np.random.default_rng(seed).choice(known, count).tolist()
+    training_positions = [record.position for record in of_size(data, "train", size).records]
+    positions = np.random.default_rng(seed).choice(training_positions, count).tolist()
     seeds = [FIRST_SAMPLE + index for index in range(count)]
     precision = choose_sampling_precision(loaded, precision)
-    began = time.perf_counter()
+    started = time.perf_counter()
     tokens, _ = draw(loaded, size, seeds, positions, settings, precision=precision, progress=progress)
-    seconds = time.perf_counter() - began
+    seconds = time.perf_counter() - started
     slices = render(loaded, tokens, size, seeds, noise)
-    side = SliceCollection(
+    samples = SliceCollection(
         slices.images,
         slices.masks,
         ("",) * count,
         (_spacing(kind),) * count,
         tuple(seeds),
     )
-    return side, SamplingInfo(
+    return samples, SamplingInfo(
         samples=count,
         rows=kind.rows,
         columns=kind.columns,
@@ -248,24 +242,12 @@ def draw_samples(
     )
 
 
-def reconstruct_split(
-    loaded: LoadedPrior, data: PreparedData, split: Split, *, noise: bool = True
-) -> Float[Tensor, "n 1 h w"]:
-    """Return the slices of a split, reconstructed from their tokens."""
-    kind = loaded.info.slices[0]
-    size = (kind.rows, kind.columns)
-    device = next(loaded.prior.parameters()).device
-    (sets,) = encode_slices(loaded.tokenizer, of_size(data, split, size), device=device)
-    tokens = sets.tokens[:, 0].long()
-    return render(loaded, tokens, size, range(len(tokens)), noise).images
-
-
 def measure_anatomy(
     samples: SliceCollection, real: SliceCollection, train: SliceSet, *, seed: int
 ) -> PassRate:
-    """Return the share of masks that meet the anatomy rules, whose ranges come from the training set."""
+    """Return the share of masks that meet the anatomy rules; their reference is the training set."""
     reference = learn_reference(
-        [train.labels(row).numpy() for row in range(len(train))],
+        [train.labels(index).numpy() for index in range(len(train))],
         [(record.row_mm, record.column_mm) for record in train.records],
     )
     generated_rules, real_rules = (

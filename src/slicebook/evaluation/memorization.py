@@ -1,9 +1,8 @@
 """Whether samples copy training slices, and whether likelihoods reveal the training patients.
 
-`metrics.memorization` holds the test; this module selects the slices. Held-out slices are those of all
-patients that were never trained on. With too few of them for a baseline, training slices are added, each
-searched without its own patient. The windows of the training set are cached in the prepared folder, which
-holds the same patients.
+The test itself is in `metrics.memorization`; this module selects the slices. Held-out slices are those of all
+patients that were never trained on. If these are too few for a baseline, training slices are added, each
+compared with other patients only. The descriptions of the training set are cached in the prepared folder.
 """
 
 from __future__ import annotations
@@ -21,8 +20,7 @@ from jaxtyping import Float32, Float64
 from slicebook.data.dataset import PreparedData, SliceSet
 from slicebook.data.manifest import SliceRecord
 from slicebook.errors import DataError
-from slicebook.evaluation.slices import BATCH, SliceCollection, in_batches, of_size, unit
-from slicebook.inference.synthesis import render
+from slicebook.evaluation.slices import BATCH, SliceCollection, in_batches, of_size, reconstruct, unit
 from slicebook.io.atomic import write_csv
 from slicebook.io.tensors import State, hash_tensors, load_kept, save_state
 from slicebook.metrics.audit_baseline import MIN_PATIENTS
@@ -37,9 +35,9 @@ from slicebook.training.token_dataset import encode_slices
 from slicebook.version import __version__
 from slicebook.visualization import figures
 
-SOURCES = 0.05  # training slices copied for the controls, as a share of the samples
-DRAWN = 6  # closest pairs in the figure
-STAND_INS = 540  # training slices, at most, where held-out patients are few
+SOURCES = 0.05  # planted copies of the largest control, as a share of the samples
+SHOWN = 6  # closest pairs in the figure
+STAND_INS = 540  # largest number of training slices added to the baseline
 MEMBERS = 120  # slices of each group whose likelihood is measured
 PRIOR_BITS = (
     "Code length of a held-out slice's image and mask tokens under the prior (mean over 4 orders), in bits "
@@ -101,14 +99,23 @@ def evaluate_memorization(
     owners = [record.patient for record in train.records]
     held_out, patients, baseline = _held_out(data, size, train, seed)
     count = min(len(train), max(1, round(SOURCES * len(generated))) * 2)
-    places = np.sort(np.random.default_rng(seed).choice(len(train), count, replace=False))
-    sources = _read(train, [train.records[at] for at in places])
+    source_indices = np.sort(np.random.default_rng(seed).choice(len(train), count, replace=False))
+    sources = _read(train, [train.records[index] for index in source_indices])
     samples = unit(generated.images)
 
     say(f"search: {len(held_out)} real slices, {len(generated)} samples, and planted copies")
     search = partial(nearest_by_correlation, training=training.windows, training_patients=owners)
-    reconstruct = partial(_reconstruct, loaded, noise=noise)
-    copies = audit(samples, held_out, patients, sources, places.tolist(), search, reconstruct, seed=seed)
+    copies = audit(
+        samples,
+        held_out,
+        patients,
+        sources,
+        source_indices.tolist(),
+        search,
+        # Metrics use [0, 1], the tokenizer [-1, 1].
+        lambda images: unit(reconstruct(loaded, torch.from_numpy(2 * images[:, None] - 1), noise=noise)),
+        seed=seed,
+    )
     say("likelihoods of training slices and of held-out ones")
     member, prior_bits = _likelihoods(loaded, data, size, seed)
     if out is not None:
@@ -138,35 +145,24 @@ def _held_out(
     ]
     if not records:
         raise DataError(
-            f"{data.folder}: holds no slice of {size[0]}×{size[1]}, the size that is drawn, of a patient who "
-            "was never trained on, so there is nothing to judge nearness by; hold out such patients, or "
-            "prepare all data to one size (--size)"
+            f"{data.folder}: has no slice of {size[0]}×{size[1]}, the size of the samples, of a patient who "
+            "was never trained on, so the audit has no baseline; hold out such patients, or prepare all data "
+            "to one size (--size)"
         )
     patients, trained = ({record.patient for record in group} for group in (records, train.records))
     words = f"{len(records)} slices of {len(patients)} patients that were never trained on"
-    if len(patients) < MIN_PATIENTS and len(trained) > 2:  # without its own, two are left to compare
+    if len(patients) < MIN_PATIENTS and len(trained) > 2:  # so that 2 remain besides a slice's own
         chosen = np.sort(np.random.default_rng(seed).permutation(len(train))[:STAND_INS])
         words += (
-            f", and, these being fewer than {MIN_PATIENTS}, {len(chosen)} training slices, each without "
-            "its own patient"
+            f", and, because these are fewer than {MIN_PATIENTS} patients, {len(chosen)} training slices, "
+            "each compared with other patients only"
         )
-        records += [train.records[at] for at in chosen]
+        records += [train.records[index] for index in chosen]
     return _read(train, records), [record.patient for record in records], words
 
 
-def _read(among: SliceSet, records: Sequence[SliceRecord]) -> Float32[np.ndarray, "n h w"]:
-    return np.concatenate(list(in_batches(SliceSet(among.folder, tuple(records)))))
-
-
-def _reconstruct(
-    loaded: LoadedPrior, images: Float32[np.ndarray, "n h w"], *, noise: bool
-) -> Float32[np.ndarray, "n h w"]:
-    """Return slices reconstructed by the prior's tokenizer."""
-    device = next(loaded.prior.parameters()).device
-    size = (images.shape[1], images.shape[2])
-    parts = torch.split(torch.from_numpy(2 * images[:, None] - 1), BATCH)
-    tokens = torch.cat([loaded.tokenizer.encode(part.to(device)).cpu() for part in parts])
-    return unit(render(loaded, tokens, size, range(len(tokens)), noise).images)
+def _read(slices: SliceSet, records: Sequence[SliceRecord]) -> Float32[np.ndarray, "n h w"]:
+    return np.concatenate(list(in_batches(SliceSet(slices.folder, tuple(records)))))
 
 
 def _likelihoods(
@@ -174,19 +170,19 @@ def _likelihoods(
 ) -> tuple[Membership, Rate]:
     """Compare the prior's likelihoods of training slices with those of held-out slices."""
     records = [r for r in data.records if not r.blank and (r.rows, r.columns) == size]
-    # Mask tokens that are not known cost nothing: slices with and without masks are not to be mixed.
-    for alike in (
+    # A slice without a mask has fewer tokens to code, so slices with and without masks are not compared.
+    for candidates in (
         [r for r in records if r.label_offset >= 0],
         [r for r in records if r.label_offset < 0],
         records,
     ):
-        sides = [[r for r in alike if (r.split == "train") is trained_on] for trained_on in (True, False)]
-        if all(sides):
+        pair = [[r for r in candidates if (r.split == "train") is member] for member in (True, False)]
+        if all(pair):
             break
     groups: list[tuple[Float64[np.ndarray, " n"], list[str]]] = []
-    for side in sides:
-        chosen = np.random.default_rng(seed).permutation(len(side))[:MEMBERS]
-        slices = SliceSet(data.folder, tuple(side[at] for at in np.sort(chosen)))
+    for group in pair:
+        chosen = np.random.default_rng(seed).permutation(len(group))[:MEMBERS]
+        slices = SliceSet(data.folder, tuple(group[index] for index in np.sort(chosen)))
         groups.append((_log_likelihood(loaded, slices), [record.patient for record in slices.records]))
     (training, training_patients), (held_out, held_out_patients) = groups
     bits = (-held_out / np.log(2) / (size[0] * size[1])).tolist()
@@ -196,7 +192,7 @@ def _likelihoods(
 
 
 def _log_likelihood(loaded: LoadedPrior, slices: SliceSet) -> Float64[np.ndarray, " n"]:
-    """Return that of each slice's own tokens, its mask's among them, in nats."""
+    """Return the log-likelihood of each slice's tokens, including those of its mask, in nats."""
     device = next(loaded.prior.parameters()).device
     (tokens,) = encode_slices(loaded.tokenizer, slices, device=device, classes=loaded.info.classes)
     scores = likelihood(loaded.prior, tokens.layout, tokens.tokens[:, 0].long(), tokens.conditions)
@@ -206,18 +202,18 @@ def _log_likelihood(loaded: LoadedPrior, slices: SliceSet) -> Float64[np.ndarray
 def _draw_closest(
     closest: Sequence[Pair], samples: Float32[np.ndarray, "n h w"], train: SliceSet, path: Path
 ) -> None:
-    """Draw samples beside their nearest training slices, moved onto them, and the difference."""
+    """Draw samples beside their nearest training slices, aligned with them, and the difference."""
     pairs = [
         (samples[pair.sample], move(unit(train[pair.training][None])[0], pair.mirror, pair.shift))
-        for pair in closest[:DRAWN]
+        for pair in closest[:SHOWN]
     ]
-    records = [train.records[pair.training] for pair in closest[:DRAWN]]
+    records = [train.records[pair.training] for pair in closest[:SHOWN]]
     figures.pairs(
         [2 * sample - 1 for sample, _ in pairs],
         [2 * nearest - 1 for _, nearest in pairs],
         path,
-        names=[f"sample {pair.sample}" for pair in closest[:DRAWN]],
-        titles=[f"nearest · next patient {pair.distance_ratio:.2f}×" for pair in closest[:DRAWN]],
+        names=[f"sample {pair.sample}" for pair in closest[:SHOWN]],
+        titles=[f"nearest · next patient {pair.distance_ratio:.2f}×" for pair in closest[:SHOWN]],
         aspect=[record.row_mm / record.column_mm for record in records],
         caption="The samples that are closest to one training patient relative to all others, and that "
         "training slice, aligned with them.",
@@ -240,19 +236,17 @@ def _row(pair: Pair, samples: SliceCollection, train: SliceSet) -> dict[str, Any
     }
 
 
-FOLDER = "descriptions"
-
-
+FOLDER = "descriptions"  # cache in the prepared folder
 PROGRESS_INTERVAL = 1024  # slices
 
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """The training slices of one size, described for a search.
+    """The training slices of one size, and their descriptions for the search.
 
     Attributes:
-        slices: What was described.
-        windows: The middle of each, as `nearest.describe` has it.
+        slices: The slices.
+        windows: Output of `nearest.describe` for them.
     """
 
     slices: SliceSet
@@ -265,10 +259,10 @@ def describe_training(
     *,
     say: Callable[[str], None] = lambda _: None,
 ) -> TrainingSet:
-    """Describe the training slices of a size, or read what was kept from another evaluation.
+    """Describe the training slices of a size, or read their descriptions from the cache.
 
     Args:
-        data: The prepared folder; the descriptions are kept in its `descriptions`, if it can be written to.
+        data: The prepared folder; its folder `descriptions` is the cache, if it can be written to.
         size: Rows and columns.
         say: Called with the progress.
 
@@ -276,15 +270,15 @@ def describe_training(
         DataError: There is no training slice of this size.
     """
     slices = of_size(data, "train", size, masked=False)
-    return TrainingSet(slices, _kept(data, slices, say))
+    return TrainingSet(slices, _describe_cached(data, slices, say))
 
 
-def _kept(
+def _describe_cached(
     data: PreparedData,
     slices: SliceSet,
     say: Callable[[str], None],
 ) -> Float32[np.ndarray, "n r c"]:
-    """Return descriptions in single precision: the same whether kept or made anew."""
+    """Return the descriptions of slices from the cache, or compute and cache them."""
     rows, columns = slices.records[0].rows, slices.records[0].columns
     path = data.folder / FOLDER / f"windows-{rows}x{columns}.safetensors"
     made_from: dict[str, Any] = {
@@ -293,9 +287,9 @@ def _kept(
         "data": data.info.model_dump(mode="json"),
         "slices": hash_tensors({"offsets": torch.tensor([record.offset for record in slices.records])}),
     }
-    known = load_kept(path, made_from)
-    if known is not None:
-        return known["values"].numpy()
+    cached = load_kept(path, made_from)
+    if cached is not None:
+        return cached["values"].numpy()
     parts: list[np.ndarray] = []
     for batch in in_batches(slices):
         if len(parts) * BATCH % PROGRESS_INTERVAL == 0:
@@ -304,6 +298,6 @@ def _kept(
     values = np.concatenate(parts)
     try:
         save_state(path, State({"values": torch.from_numpy(values)}, made_from))
-    except (DataError, OSError) as error:  # the folder may be another's
-        say(f"not kept for the next time: {error}")
+    except (DataError, OSError) as error:  # the folder may be read-only
+        say(f"not cached: {error}")
     return values

@@ -21,7 +21,7 @@ MAX_SLICES = 18
 CURVE_SCORES = (HEADLINE, "ssim_whole", "psnr_whole")
 
 CONVENTION = (
-    "Mean of patients over some slices, spread evenly over the split. The tokenizer decodes its coarsest "
+    "Mean of patients over a few slices, spread evenly over the split. The tokenizer decodes its coarsest "
     "level, its two coarsest, … all, with finer levels at their mean code, at the bits of those levels; the "
     f"codecs' budgets are {', '.join(f'{factor:g}' for factor in FACTORS)} times the bits of all levels, and "
     "their points are at the bits they used"
@@ -66,11 +66,11 @@ def measure_rate_distortion(tokenizer: Tokenizer, slices: SliceSet, *, codecs: b
         ConfigError: `codecs` is requested and imagecodecs is not installed.
     """
     count = min(MAX_SLICES, len(slices))
-    places = np.linspace(0, len(slices) - 1, count).round().astype(int).tolist()
+    indices = np.linspace(0, len(slices) - 1, count).round().astype(int).tolist()
     trials: dict[tuple[str, int], list[tuple[float, Mapping[str, float | None]]]] = {}
     quality: dict[tuple[str, float], float] = {}
-    for place in places:
-        image, original = slices[place], unit(slices[place][None])[0]
+    for index in indices:
+        image, original = slices[index], unit(slices[index][None])[0]
         size = (original.shape[0], original.shape[1])
         for level, copy in enumerate(decode_prefixes(tokenizer, image), 1):
             bits = tokenizer.bits(size, levels=level)
@@ -81,7 +81,7 @@ def measure_rate_distortion(tokenizer: Tokenizer, slices: SliceSet, *, codecs: b
                 coded = codec_metrics.code(codec, original, factor * tokenizer.bits(size), start=start)
                 quality[name, factor] = coded.quality  # adjacent slices need about the same
                 _add(trials, (codec.title, step), coded.bits, original, coded.image)
-    patients = [slices.records[place].patient for place in places]
+    patients = [slices.records[index].patient for index in indices]
     curves: dict[str, list[RatePoint]] = {}
     for (title, _), trial in trials.items():
         means = {

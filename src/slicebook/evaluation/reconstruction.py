@@ -1,4 +1,4 @@
-"""How well a tokenizer reconstructs slices: scores with intervals, tables, rate-distortion curves, figures.
+"""Reconstruction quality of a tokenizer: scores with intervals, tables, rate-distortion curves, figures.
 
 Slices are scored in native geometry on [0, 1] = (x + 1) / 2 of the prepared slices. A patient's score is the
 mean over their slices, and intervals come from resampling patients.
@@ -39,7 +39,7 @@ from slicebook.visualization import figures
 
 
 class CodecReport(Record):
-    """A codec on the same slices at the tokenizer's bits; `advantage` is the tokenizer's less its scores."""
+    """A codec on the same slices at the same bits; `advantage` is tokenizer score minus codec score."""
 
     title: str
     settings: str
@@ -52,7 +52,7 @@ class CodecReport(Record):
 
 
 class ReconstructionResult(Record):
-    """How faithfully a tokenizer rebuilds slices, and at how many bits."""
+    """Scores of a tokenizer's reconstructions, its bits per pixel and its code usage."""
 
     headline: str
     images: str
@@ -64,7 +64,7 @@ class ReconstructionResult(Record):
     rate_distortion: RateDistortion
 
     def table(self) -> tuple[tuple[str, ...], ...]:
-        """Return the means of patients as rows of text, a header first: for a screen."""
+        """Return the means of patients as rows of text, a header first."""
         columns = [("tokenizer", self.bits_per_pixel, self.scores)]
         columns += [(c.title, c.bits_per_pixel, c.scores) for c in (self.codecs or {}).values()]
         rows = [("mean of patients", *(title for title, _, _ in columns))]
@@ -75,7 +75,7 @@ class ReconstructionResult(Record):
 
 @dataclass(frozen=True)
 class _CodecSlice:
-    """One slice through one codec."""
+    """One slice encoded by one codec, and its scores."""
 
     coded: codec_metrics.Coded
     scores: Scores
@@ -83,7 +83,7 @@ class _CodecSlice:
 
 @dataclass(frozen=True)
 class _ScoredSlice:
-    """One slice through the tokenizer, and through the codecs at its bits."""
+    """One slice reconstructed by the tokenizer, and encoded by the codecs at the same bits."""
 
     index: int
     record: SliceRecord
@@ -97,7 +97,7 @@ class _ScoredSlice:
 
     @property
     def rank(self) -> float:
-        """What slices are ordered by: the headline, or the whole slice's SSIM without a foreground."""
+        """Sort key: the headline score, or the SSIM of the whole slice if there is no foreground."""
         headline = self.scores[HEADLINE]
         return headline if headline is not None else self.scores["ssim_whole"] or 0.0
 
@@ -117,28 +117,28 @@ def evaluate_reconstruction(
     Args:
         tokenizer: In evaluation mode.
         slices: Of one split.
-        out: The folder to write into; made where it is missing, once all is scored.
-        codecs: Code the same slices with JPEG 2000 and JPEG XL at the same bits (extra `codecs`).
+        out: Output folder; created after scoring if it is missing.
+        codecs: Whether to encode the slices with JPEG 2000 and JPEG XL at the same bits (extra `codecs`).
         device: Where the tokenizer runs; scores are computed on the CPU.
-        seed: Of the bootstrap.
-        batch_size: Slices the tokenizer takes at once; no score depends on it.
+        seed: Seed of the bootstrap.
+        batch_size: Slices per batch of the tokenizer; scores do not depend on it.
 
     Raises:
         ShapeError: A slice is smaller than the SSIM's window.
-        ConfigError: `codecs` is asked for and imagecodecs is not installed.
+        ConfigError: `codecs` is requested and imagecodecs is not installed.
     """
-    libraries = codec_metrics.versions() if codecs else {}  # asked first: the extra may be missing
+    libraries = codec_metrics.versions() if codecs else {}  # first, because the extra may be missing
     tokenizer = tokenizer.to(device).eval()
     use = [torch.zeros(k, dtype=torch.int64) for k in tokenizer.config.codebook_sizes]
     scored = sorted(
         _score(tokenizer, slices, use, torch.device(device), batch_size, codecs), key=lambda item: item.index
     )
     patients = [item.record.patient for item in scored]
-    through = {name: _codec_report(name, scored, library, seed) for name, library in libraries.items()}
+    codec_reports = {name: _codec_report(name, scored, library, seed) for name, library in libraries.items()}
     result = ReconstructionResult(
         headline=HEADLINE,
-        images="Prepared slices before any padding, on [0, 1] = (x + 1) / 2, so after the clipping of "
-        "intensities beyond their volume's percentiles; reconstructions clipped to [0, 1].",
+        images="Prepared slices before any padding, on [0, 1] = (x + 1) / 2, with intensities clipped at the "
+        "percentiles of their volume; reconstructions clipped to [0, 1].",
         averaging=f"{AVERAGING}; seed {seed}.",
         scores=summarise([item.scores for item in scored], patients, seed),
         bits_per_pixel=summarise_rate(
@@ -146,7 +146,7 @@ def evaluate_reconstruction(
             [item.bits / item.pixels for item in scored],
         ),
         levels=tuple(level_use(level, counts) for level, counts in enumerate(use)),
-        codecs=through or None,
+        codecs=codec_reports or None,
         rate_distortion=measure_rate_distortion(tokenizer, slices, codecs=codecs),
     )
     out.mkdir(parents=True, exist_ok=True)
@@ -176,14 +176,14 @@ def _score(
             counts += torch.bincount(grid.flatten().cpu(), minlength=len(counts))
         for index, image, copy in zip(batch.indices.tolist(), batch.images, copies, strict=True):
             record, bits, original = slices.records[index], tokenizer.bits(size), _unit(image)
-            through = {}
+            coded_slices = {}
             for name, start in quality.items():
                 coded = codec_metrics.code(codec_metrics.CODECS[name], original, bits, start=start)
-                quality[name] = coded.quality  # neighbours need about the same
+                quality[name] = coded.quality  # adjacent slices need about the same
                 codec_scores = scores(original, coded.image, volume_max=brightest[record.volume])
-                through[name] = _CodecSlice(coded, codec_scores.named())
-            own = scores(original, _unit(copy), volume_max=brightest[record.volume])
-            yield _ScoredSlice(index, record, bits, own.named(), through)
+                coded_slices[name] = _CodecSlice(coded, codec_scores.named())
+            tokenizer_scores = scores(original, _unit(copy), volume_max=brightest[record.volume])
+            yield _ScoredSlice(index, record, bits, tokenizer_scores.named(), coded_slices)
 
 
 def _unit(image: Float[Tensor, "1 h w"]) -> Float[np.ndarray, "h w"]:
@@ -209,7 +209,7 @@ def _codec_report(name: str, scored: Sequence[_ScoredSlice], library: str, seed:
         settings=codec.settings,
         library_version=library,
         bits_per_pixel=summarise_rate(
-            "bits of the codestream, less those of a blank slice's (its headers), over the native pixels; at "
+            "bits of the codestream minus those of a blank slice (its headers), over the native pixels; at "
             f"most {codec_metrics.LIMIT:.2f} times the tokenizer's bits, slice by slice, where the codec can",
             [item.coded.bits / whole.pixels for item, whole in zip(passed, scored, strict=True)],
         ),
@@ -221,15 +221,15 @@ def _codec_report(name: str, scored: Sequence[_ScoredSlice], library: str, seed:
 
 
 def _draw(tokenizer: Tokenizer, slices: SliceSet, scored: Sequence[_ScoredSlice], out: Path) -> None:
-    """Draw the worst slices, slices from worst to best, and what each level adds to some of them."""
+    """Draw the worst slices, slices from worst to best, and what each level adds."""
     ranked = sorted(scored, key=lambda item: item.rank)
-    places = dict.fromkeys(round(share * (len(ranked) - 1)) for share in (0, 0.25, 0.5, 0.75, 1))
-    spread = [ranked[place] for place in places]
+    ranks = dict.fromkeys(round(share * (len(ranked) - 1)) for share in (0, 0.25, 0.5, 0.75, 1))
+    spread = [ranked[rank] for rank in ranks]
     for name, chosen, caption in (
         (
             "worst.png",
             _worst(ranked, 6),
-            f"Lowest {HEADLINE}; each patient's lowest before anybody's second.",
+            f"Lowest {HEADLINE}; the lowest of every patient before the second lowest of any.",
         ),
         (
             "pairs.png",
@@ -239,7 +239,7 @@ def _draw(tokenizer: Tokenizer, slices: SliceSet, scored: Sequence[_ScoredSlice]
         (
             "levels.png",
             spread[1:4] or spread,
-            "What each level adds, coarsest first: orange brighter, blue darker.",
+            "What each level changes, coarsest first: orange is brighter, blue is darker.",
         ),
     ):
         originals = [slices[item.index] for item in chosen]
@@ -250,19 +250,19 @@ def _draw(tokenizer: Tokenizer, slices: SliceSet, scored: Sequence[_ScoredSlice]
         if name == "levels.png":
             figures.levels(shown, partials, path, aspect=aspect, caption=caption)
             continue
-        who = [f"{item.record.patient} · slice {item.record.slice}" for item in chosen]
+        names = [f"{item.record.patient} · slice {item.record.slice}" for item in chosen]
         titles = [f"SSIM {item.rank:.3f}" for item in chosen]
-        figures.pairs(shown, partials[-1], path, names=who, titles=titles, aspect=aspect, caption=caption)
+        figures.pairs(shown, partials[-1], path, names=names, titles=titles, aspect=aspect, caption=caption)
 
 
 def _worst(ranked: Sequence[_ScoredSlice], count: int) -> list[_ScoredSlice]:
-    """Return slices from bad to good, in rounds of one a patient: neighbours look alike."""
-    met: Counter[str] = Counter()
-    rounds = []
-    for place, item in enumerate(ranked):
-        rounds.append((met[item.record.patient], place))
-        met[item.record.patient] += 1
-    return [ranked[place] for _, place in sorted(rounds)[:count]]
+    """Return the worst slices in rounds of one per patient, because adjacent slices look alike."""
+    seen: Counter[str] = Counter()
+    order = []  # (round, rank)
+    for rank, item in enumerate(ranked):
+        order.append((seen[item.record.patient], rank))
+        seen[item.record.patient] += 1
+    return [ranked[rank] for _, rank in sorted(order)[:count]]
 
 
 def _slice_rows(scored: Sequence[_ScoredSlice]) -> list[dict[str, Any]]:
@@ -293,6 +293,6 @@ def _patient_rows(scored: Sequence[_ScoredSlice]) -> list[dict[str, Any]]:
     means = {name: patient_means([item.scores[name] for item in scored], patients) for name in CONVENTIONS}
     return [
         {"patient": patient, "slices": slices[patient]}
-        | {name: of.get(patient) for name, of in means.items()}
+        | {name: by_patient.get(patient) for name, by_patient in means.items()}
         for patient in sorted(slices)
     ]

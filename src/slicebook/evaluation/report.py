@@ -1,4 +1,4 @@
-"""The report of an evaluation: one JSON file, in a folder that is written completely or not at all."""
+"""The report of an evaluation: one JSON file, in a folder that is written atomically."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ COLUMNS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 
 
 class History(Record):
-    """The course of one training.
+    """Training history of one model.
 
     Attributes:
         seconds: Duration, validation included.
-        curves: Points of (step, value), by the name of the column.
+        curves: Points (step, value), by column of metrics.csv.
     """
 
     seconds: float
@@ -45,8 +45,8 @@ class History(Record):
 
 
 REPORT_NAME, SCHEMA_NAME = "report.json", "report.schema.json"
-PARTIAL = ".slicebook-evaluation"  # folder of one that is not whole yet
-# All that an evaluation may leave, its page too: nothing of an earlier one may stand beside a new report.
+PARTIAL = ".slicebook-evaluation"  # temporary folder of an unfinished evaluation
+# All files that an evaluation or its page may write; earlier ones are removed with the report they belong to.
 WRITTEN = (
     *(REPORT_NAME, SCHEMA_NAME, "report.html", "slices.csv", "patients.csv", "measures.csv", "closest.csv"),
     *("pairs.png", "worst.png", "levels.png", "closest.png"),
@@ -58,7 +58,7 @@ PARTS = ("reconstruction", "generation", "memorization", "downstream")
 class Evaluation(Record):
     """The results of `slicebook evaluate`; the content of `report.json`.
 
-    Parts that were not requested are None, and so are those that could not be evaluated: `skipped` has why.
+    Parts that were not requested or could not be evaluated are None; `skipped` has the reasons of the latter.
     """
 
     schema_version: Literal[5] = 5
@@ -81,7 +81,7 @@ class Evaluation(Record):
     provenance: dict[str, Any]
 
     def table(self) -> tuple[tuple[str, ...], ...]:
-        """Return the main numbers as rows of text, for a screen."""
+        """Return the main numbers as rows of text."""
         rows = list(self.reconstruction.table()) if self.reconstruction else []
         width = len(rows[0]) if rows else 2
         entries: list[tuple[str, str]] = []
@@ -117,10 +117,10 @@ def write_report(folder: Path, report: Evaluation) -> None:
 
 
 def read_report(folder: str | Path) -> Evaluation:
-    """Read what `slicebook evaluate` wrote.
+    """Read the report of `slicebook evaluate`.
 
     Args:
-        folder: Its folder, or the file itself.
+        folder: The output folder, or report.json itself.
 
     Raises:
         DataError: There is no report, or it is of another version.
@@ -128,32 +128,31 @@ def read_report(folder: str | Path) -> Evaluation:
     path = Path(folder)
     path = path / REPORT_NAME if path.is_dir() else path
     if not path.is_file():
-        raise DataError(
-            f"{path}: there is no report; write one first: slicebook evaluate MODEL DATA --out DIR"
-        )
+        raise DataError(f"{path}: there is no report; run first: slicebook evaluate MODEL DATA --out DIR")
     try:
         return Evaluation.model_validate_json(path.read_text(encoding="utf-8"))
     except ValidationError as error:
         raise DataError(
-            f"{path}: is no report of this version of Slicebook ({error.error_count()} faults); evaluate "
-            "again"
+            f"{path}: is not a report of this version of Slicebook ({error.error_count()} invalid fields); "
+            "evaluate again"
         ) from error
 
 
 @contextmanager
 def written_whole(out: Path) -> Iterator[Path]:
-    """Give a folder to write into; what was written takes an earlier evaluation's place, the report last.
+    """Yield a temporary folder; at the end its files replace those of an earlier evaluation, the report last.
 
     Raises:
-        DataError: `out` is a file, or holds files of these names that no evaluation wrote.
+        DataError: `out` is a file, or has files of these names that are not from an evaluation.
     """
     if out.exists() and not out.is_dir():
         raise DataError(f"{out}: is a file; choose a folder for the report (--out)")
-    ours = _is_report(out / REPORT_NAME) or (out / PARTIAL).exists()  # the latter where one was killed
-    strange = [name for name in WRITTEN if (out / name).exists()]
-    if strange and not ours:
+    # A temporary folder is left if an evaluation was killed.
+    is_evaluation = _is_report(out / REPORT_NAME) or (out / PARTIAL).exists()
+    existing = [name for name in WRITTEN if (out / name).exists()]
+    if existing and not is_evaluation:
         raise DataError(
-            f"{out}: holds {strange[0]} and no report of ours, which would be overwritten; "
+            f"{out}: has a file {existing[0]}, which would be overwritten, but no report of Slicebook; "
             "choose another folder (--out)"
         )
     with replacing_files(out, WRITTEN, last=REPORT_NAME, partial=PARTIAL) as partial:
@@ -161,7 +160,7 @@ def written_whole(out: Path) -> Iterator[Path]:
 
 
 def _is_report(path: Path) -> bool:
-    """Return whether a file is a report, of whatever version."""
+    """Return whether a file is a report of any version."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -170,11 +169,11 @@ def _is_report(path: Path) -> bool:
 
 
 def read_history(tokenizer: Path | None, prior: Path | None) -> dict[str, History]:
-    """Return the history of each model whose training left one beside it.
+    """Return the training history of each model that has a metrics.csv in its folder.
 
     Args:
-        tokenizer: The folder of its run.
-        prior: The folder of the prior, which holds those of the masks' tokenizer and of the decoder.
+        tokenizer: Folder of the tokenizer's run.
+        prior: Folder of the prior, which contains those of the mask tokenizer and of the decoder.
     """
     folders = {
         "tokenizer": tokenizer,
@@ -191,7 +190,7 @@ def read_history(tokenizer: Path | None, prior: Path | None) -> dict[str, Histor
 
 
 def _read_history(path: Path, columns: tuple[str, ...]) -> History | None:
-    """Return None where there is nothing to read: a model travels without its history."""
+    """Return the history in a file; None if it is missing or empty, as for a model that was copied alone."""
     if not path.is_file():
         return None
     with path.open(newline="", encoding="utf-8") as file:

@@ -1,4 +1,4 @@
-"""Slices of one size, real or drawn, as the parts of an evaluation compare them."""
+"""Slices of one size, real or generated, as the parts of an evaluation use them."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from slicebook.data.dataset import PreparedData, SliceSet
 from slicebook.data.manifest import slice_kinds
 from slicebook.data.splits import Split
 from slicebook.errors import ConfigError, DataError
+from slicebook.inference.synthesis import render
 from slicebook.metrics.anatomy import Spacing
 from slicebook.models.checkpoint import LoadedPrior
 
@@ -22,14 +23,14 @@ BATCH = 64  # slices read at a time
 
 @dataclass(frozen=True)
 class SliceCollection:
-    """Slices of one size, to be compared with others.
+    """Slices of one size, real or generated.
 
     Attributes:
         images: In [-1, 1].
-        masks: Label values, where the data have masks.
-        patients: Whose each is; empty for samples.
-        spacings: Height and width of each one's pixels, in mm.
-        seeds: What each sample was drawn from; empty for real slices.
+        masks: Label values; None without masks.
+        patients: Patient of each slice; empty strings for samples.
+        spacings: Height and width of the pixels of each slice, in mm.
+        seeds: Seed of each sample; empty for real slices.
     """
 
     images: Float[Tensor, "n 1 h w"]
@@ -42,26 +43,26 @@ class SliceCollection:
         return len(self.images)
 
     def label_maps(self) -> list[UInt8[np.ndarray, "h w"]]:
-        """Return the masks as arrays; none where there are none."""
-        return [] if self.masks is None else [one.numpy() for one in self.masks]
+        """Return the masks as arrays; an empty list without masks."""
+        return [] if self.masks is None else [mask.numpy() for mask in self.masks]
 
 
 def check_trained_on(loaded: LoadedPrior, data: PreparedData) -> None:
-    """Refuse data that a prior was not trained on, as they were prepared then.
+    """Check that a prepared folder is the one that a prior was trained on.
 
     Raises:
-        ConfigError: Other patients or another split; or other slices of the same, such as resampled ones.
+        ConfigError: The patients, the split, or the sizes or intensities of the slices differ.
     """
     if data.split_hash != loaded.info.provenance.split_hash:
         raise ConfigError(
-            f"{data.folder}: holds other patients, or another split, than {loaded.path} was trained on; give "
-            "the prepared folder of its training, or judge reconstruction alone (--parts reconstruction)"
+            f"{data.folder}: has other patients, or another split, than {loaded.path} was trained on; give "
+            "the prepared folder of its training, or evaluate reconstruction only (--parts reconstruction)"
         )
     if slice_kinds(data.split("train").records) != loaded.info.slices:
         raise ConfigError(
             f"{data.folder}: its training slices have other sizes, spacings, intensities or numbers than "
-            f"those that {loaded.path} was trained on, so copies could not be told; give the prepared folder "
-            "of its training"
+            f"those that {loaded.path} was trained on, so copies could not be detected; give the prepared "
+            "folder of its training"
         )
 
 
@@ -71,24 +72,24 @@ def unit(images: Float[Tensor, "n 1 h w"]) -> Float32[np.ndarray, "n h w"]:
 
 
 def read_slices(
-    data: PreparedData, split: Split, size: tuple[int, int], *, most: int | None = None, seed: int = 42
+    data: PreparedData, split: Split, size: tuple[int, int], *, limit: int | None = None, seed: int = 42
 ) -> SliceCollection:
-    """Return a split's slices of a size; where the data have masks, those with one.
+    """Return the slices of a split that have the given size; if some have masks, only those.
 
     Args:
         data: The prepared folder.
-        split: Which slices.
+        split: Name of the split.
         size: Rows and columns.
-        most: Where there are more, so many of them at random; all by default.
-        seed: Of that draw.
+        limit: Largest number of slices, chosen at random; all by default.
+        seed: Seed of that choice.
 
     Raises:
-        DataError: There is none.
+        DataError: The split has no slice of this size.
     """
     slices = of_size(data, split, size)
-    if most is not None and most < len(slices):
-        chosen = np.sort(np.random.default_rng(seed).choice(len(slices), most, replace=False))
-        slices = SliceSet(slices.folder, tuple(slices.records[row] for row in chosen))
+    if limit is not None and limit < len(slices):
+        chosen = np.sort(np.random.default_rng(seed).choice(len(slices), limit, replace=False))
+        slices = SliceSet(slices.folder, tuple(slices.records[index] for index in chosen))
     images = torch.stack([slices[index] for index in range(len(slices))])
     labelled = all(record.label_offset >= 0 for record in slices.records)
     labels = torch.stack([slices.labels(i) for i in range(len(slices))]) if labelled else None
@@ -97,28 +98,28 @@ def read_slices(
 
 
 def of_size(data: PreparedData, split: Split, size: tuple[int, int], *, masked: bool = True) -> SliceSet:
-    """Return a split's slices of a size.
+    """Return the slices of a split that have the given size and are not blank.
 
     Args:
         data: The prepared folder.
-        split: Which slices.
+        split: Name of the split.
         size: Rows and columns.
-        masked: Where some have masks, those alone.
+        masked: Whether to keep only slices with a mask, if there are any.
 
     Raises:
-        DataError: There is none.
+        DataError: The split has no slice of this size.
     """
     chosen = tuple(
-        one
-        for one in data.records
-        if one.split == split and not one.blank and (one.rows, one.columns) == size
+        record
+        for record in data.records
+        if record.split == split and not record.blank and (record.rows, record.columns) == size
     )
     if masked:
-        chosen = tuple(one for one in chosen if one.label_offset >= 0) or chosen
+        chosen = tuple(record for record in chosen if record.label_offset >= 0) or chosen
     if not chosen:
         raise DataError(
-            f"{data.folder}: its split {split!r} holds no slice of {size[0]}×{size[1]}, the size that is "
-            "drawn; evaluate another split, or prepare all data to one size (--size)"
+            f"{data.folder}: its split {split!r} has no slice of {size[0]}×{size[1]}, the size of the "
+            "samples; evaluate another split, or prepare all data to one size (--size)"
         )
     return SliceSet(data.folder, chosen)
 
@@ -126,5 +127,22 @@ def of_size(data: PreparedData, split: Split, size: tuple[int, int], *, masked: 
 def in_batches(slices: SliceSet) -> Iterator[Float32[np.ndarray, "n h w"]]:
     """Yield slices of one size as arrays in [0, 1], 64 at a time."""
     for start in range(0, len(slices), BATCH):
-        rows = range(start, min(start + BATCH, len(slices)))
-        yield unit(torch.stack([slices[row] for row in rows]))
+        indices = range(start, min(start + BATCH, len(slices)))
+        yield unit(torch.stack([slices[index] for index in indices]))
+
+
+def reconstruct(
+    loaded: LoadedPrior, images: Float[Tensor, "n 1 h w"], *, noise: bool = True
+) -> Float[Tensor, "n 1 h w"]:
+    """Return slices in [-1, 1], reconstructed from their tokens by the prior's tokenizer.
+
+    Args:
+        loaded: The prior, with its tokenizer.
+        images: Slices in [-1, 1].
+        noise: Whether to add noise, as to samples.
+    """
+    device = next(loaded.prior.parameters()).device
+    size = (images.shape[-2], images.shape[-1])
+    with torch.no_grad():
+        tokens = [loaded.tokenizer.encode(batch.to(device)).cpu() for batch in torch.split(images, BATCH)]
+    return render(loaded, torch.cat(tokens), size, range(len(images)), noise).images

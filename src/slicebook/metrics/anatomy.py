@@ -1,7 +1,7 @@
-"""Whether a label map of the male pelvis could be anatomy, and how far two label maps agree.
+"""Anatomical plausibility rules for label maps of the male pelvis, and the Dice score of two label maps.
 
-Labels are numbered as by `slicebook.phantom.labels` and the HipMRI study: 0 background, 1 body, 2 bone,
-3 bladder, 4 rectum, 5 prostate. Slices are axial and displayed as prepared ones: the first row is the front.
+Labels are numbered as in `slicebook.phantom.labels` and the HipMRI study: 0 background, 1 body, 2 bone,
+3 bladder, 4 rectum, 5 prostate. Slices are axial, oriented like prepared ones: the first row is anterior.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,37 +18,37 @@ from slicebook.phantom.labels import BLADDER, BODY, BONE, PROSTATE, RECTUM
 from slicebook.records import Record
 
 ORGANS: Mapping[str, int] = MappingProxyType({"bladder": BLADDER, "rectum": RECTUM, "prostate": PROSTATE})
-SPECK_MM2 = 10.0  # four pixels of HipMRI; real organs there begin at some 60 mm²
-PERCENTILES = (1, 99)
+SPECK_MM2 = 10.0  # four pixels of HipMRI; the smallest real organs there are about 60 mm²
+PERCENTILES = (1, 99)  # of an organ's area in the reference
 
 RULES: Mapping[str, str] = MappingProxyType(
     {
-        "combination": "the labels present, 1 to 5, occur together in some reference slice",
+        "combination": "the labels present, 1 to 5, occur together in a reference slice",
         **{
             f"{organ}_{rule}": f"{organ}: {words}"
             for organ in ORGANS
             for rule, words in {
-                "in_one_piece": f"what lies apart from its largest piece is under {SPECK_MM2:g} mm² in all",
-                "inside": "its largest piece lies within the outline of body and bone",
-                "area": "its area is between the 1st and 99th percentile of the reference's slices with it",
+                "in_one_piece": f"the area outside its largest component is below {SPECK_MM2:g} mm² in total",
+                "inside": "its largest component lies within the outline of body and bone",
+                "area": "its area is between the 1st and 99th percentile of reference slices that contain it",
             }.items()
         },
         "bladder_before_rectum": "the bladder's centre lies in front of the rectum's",
         "prostate_before_rectum": "the prostate's centre lies in front of the rectum's",
     }
 )
-"""What each rule says. One about an organ that a slice does not show is not judged."""
+"""Each rule in words, by name. Rules about an organ that is absent from a slice do not apply to it."""
 
 Spacing = tuple[float, float]  # mm from row to row and from column to column
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What real training masks look like.
+    """Statistics of real training masks.
 
     Attributes:
         combinations: Sets of labels, 1 to 5, that occur together in a slice.
-        areas: Least and greatest area in mm² by organ: the 1st and 99th percentile where it occurs.
+        areas: By organ, the 1st and 99th percentile of its area in mm² over slices that contain it.
     """
 
     combinations: frozenset[tuple[int, ...]]
@@ -57,11 +57,11 @@ class Reference:
 
 @dataclass(frozen=True)
 class SliceRules:
-    """How one slice meets the rules.
+    """Whether one slice meets each rule.
 
     Attributes:
-        present: Organs it shows, by name; one that covers less than a speck is not there.
-        verdicts: Of each rule of `RULES`, by name: met or not; None where there is nothing to judge.
+        present: Names of the organs in the slice; an organ of less than 10 mm² counts as absent.
+        verdicts: By rule, whether it is met; None if it does not apply.
     """
 
     present: tuple[str, ...]
@@ -102,26 +102,28 @@ class PassRate(Record):
 
 
 def learn_reference(labels: Sequence[UInt8[np.ndarray, "_ _"]], spacings: Sequence[Spacing]) -> Reference:
-    """Learn from real training masks which labels occur together and how large organs are.
+    """Collect label combinations and organ areas from real training masks.
 
     Args:
         labels: Label maps; sizes may differ.
         spacings: Pixel size of each, in mm.
 
     Raises:
-        DataError: There is no mask, or one holds a label above 5.
+        DataError: There is no mask, or a mask has a label above 5.
     """
     if not labels:
-        raise DataError("no masks to learn from; give those of the training split")
+        raise DataError(
+            "no training masks to compute the reference from; give the masks of the training split"
+        )
     combinations: set[tuple[int, ...]] = set()
     areas: dict[str, list[float]] = {organ: [] for organ in ORGANS}
-    for one, spacing in zip(labels, spacings, strict=True):
-        covered = _areas(one, spacing)
-        combinations.add(_combination(covered))
+    for label_map, spacing in zip(labels, spacings, strict=True):
+        label_areas = _areas(label_map, spacing)
+        combinations.add(_combination(label_areas))
         for organ, value in ORGANS.items():
-            if covered[value] >= SPECK_MM2:
-                areas[organ].append(covered[value])
-    ranges = {organ: np.percentile(found, PERCENTILES) for organ, found in areas.items() if found}
+            if label_areas[value] >= SPECK_MM2:
+                areas[organ].append(label_areas[value])
+    ranges = {organ: np.percentile(values, PERCENTILES) for organ, values in areas.items() if values}
     return Reference(
         frozenset(combinations),
         MappingProxyType({organ: (float(low), float(high)) for organ, (low, high) in ranges.items()}),
@@ -129,35 +131,35 @@ def learn_reference(labels: Sequence[UInt8[np.ndarray, "_ _"]], spacings: Sequen
 
 
 def anatomy_rules(labels: UInt8[np.ndarray, "h w"], spacing: Spacing, reference: Reference) -> SliceRules:
-    """Judge one label map by `RULES`, which anatomy must meet; a map that meets them may still be wrong.
+    """Check one label map against `RULES`, which are necessary for plausible anatomy but not sufficient.
 
-    Pieces touch by their sides, not by their corners. Areas count all pixels of an organ, specks too. The
-    outline is the largest piece of body and bone with its holes filled: an organ that reaches the background
-    or the edge of the slice opens its hole, and is outside.
+    Components are 4-connected. Areas count all pixels of an organ, including small components. The outline is
+    the largest component of body and bone with its holes filled, so an organ that touches the background or
+    the edge of the slice lies outside it.
 
     Args:
-        labels: Label map, front in the first row.
+        labels: Label map; the first row is anterior.
         spacing: Pixel size in mm: row to row, column to column.
-        reference: What real masks look like.
+        reference: Statistics of real masks.
 
     Raises:
-        DataError: It holds a label above 5, or the spacing is not above 0.
+        DataError: The map has a label above 5, or a spacing is not above 0.
     """
-    covered = _areas(labels, spacing)
-    present = tuple(organ for organ, value in ORGANS.items() if covered[value] >= SPECK_MM2)
+    label_areas = _areas(labels, spacing)
+    present = tuple(organ for organ, value in ORGANS.items() if label_areas[value] >= SPECK_MM2)
     verdicts: dict[str, bool | None] = dict.fromkeys(RULES)
-    verdicts["combination"] = _combination(covered) in reference.combinations
-    outline = np.asarray(ndimage.binary_fill_holes(_largest_piece((labels == BODY) | (labels == BONE))))
+    verdicts["combination"] = _combination(label_areas) in reference.combinations
+    outline = np.asarray(ndimage.binary_fill_holes(_largest_component((labels == BODY) | (labels == BONE))))
     rows: dict[str, float] = {}
     for organ in present:
         value = ORGANS[organ]
-        piece = _largest_piece(labels == value)
-        apart = covered[value] - float(piece.sum()) * spacing[0] * spacing[1]
+        component = _largest_component(labels == value)
+        remainder = label_areas[value] - float(component.sum()) * spacing[0] * spacing[1]
         low, high = reference.areas.get(organ, (0.0, 0.0))
-        verdicts[f"{organ}_in_one_piece"] = apart < SPECK_MM2
-        verdicts[f"{organ}_inside"] = bool(outline[piece].all())
-        verdicts[f"{organ}_area"] = low <= covered[value] <= high
-        rows[organ] = float(np.argwhere(piece)[:, 0].mean())
+        verdicts[f"{organ}_in_one_piece"] = remainder < SPECK_MM2
+        verdicts[f"{organ}_inside"] = bool(outline[component].all())
+        verdicts[f"{organ}_area"] = low <= label_areas[value] <= high
+        rows[organ] = float(np.argwhere(component)[:, 0].mean())
     for organ in ("bladder", "prostate"):
         if organ in rows and "rectum" in rows:
             verdicts[f"{organ}_before_rectum"] = rows[organ] < rows["rectum"]
@@ -167,36 +169,29 @@ def anatomy_rules(labels: UInt8[np.ndarray, "h w"], spacing: Spacing, reference:
 def pass_rate(
     generated: Sequence[SliceRules], real: Sequence[SliceRules], patients: Sequence[str], *, seed: int
 ) -> PassRate:
-    """Return how many generated slices meet every rule, beside held-out real ones.
+    """Return the share of generated slices that meet every rule, compared with held-out real slices.
 
     Args:
-        generated: Verdicts on generated slices.
-        real: Verdicts on slices of patients that neither trained the model nor taught the reference.
-        patients: The patient of each real slice.
-        seed: Seeds the bootstrap.
+        generated: Results of generated slices.
+        real: Results of slices of patients used neither for training nor for the reference.
+        patients: Patient of each real slice.
+        seed: Seed of the bootstrap.
 
     Raises:
-        DataError: There is no slice on one side.
+        DataError: There are no generated or no real slices.
     """
     if not generated or not real:
-        raise DataError(f"{len(generated)} generated and {len(real)} real masks; wanted some of each")
+        raise DataError(f"{len(generated)} generated and {len(real)} real masks, wanted at least one of each")
     generated_passed = [float(slice_rules.passed) for slice_rules in generated]
     real_passed = [float(slice_rules.passed) for slice_rules in real]
-    intervals = [
-        bootstrap_interval(passed, units, seed=seed)
-        for passed, units in (
-            (generated_passed, [str(index) for index in range(len(generated))]),
-            (real_passed, patients),
-        )
-    ]
-    bounds = [(interval.low, interval.high) if interval else None for interval in intervals]
+    sample_names = [str(index) for index in range(len(generated))]  # samples are independent of each other
     generated_share = float(np.mean(generated_passed))
     real_share = float(np.mean(list(patient_means(real_passed, patients).values())))
     return PassRate(
         generated=generated_share,
-        generated_interval=bounds[0],
+        generated_interval=bootstrap_interval(generated_passed, sample_names, seed=seed),
         real=real_share,
-        real_interval=bounds[1],
+        real_interval=bootstrap_interval(real_passed, patients, seed=seed),
         ratio=generated_share / real_share if real_share else None,
         by_rule={rule: (_share(generated, rule), _share(real, rule)) for rule in RULES},
         rules=dict(RULES),
@@ -211,42 +206,40 @@ def dice(
     *,
     seed: int,
 ) -> dict[int, Summary]:
-    """Return how far two series of label maps agree, by label: 2|A∩B| / (|A| + |B|) (Dice 1945).
+    """Return the Dice coefficient 2|A∩B| / (|A| + |B|) of two series of label maps, per label (Dice 1945).
 
-    Pixels are counted over all slices of a patient together, so that a slice without the organ needs no
-    convention; then patients are averaged, with the bootstrap interval over patients. A patient with a label
-    in neither series has no Dice for it, and is left out. Symmetric, in [0, 1].
+    Pixels are pooled over all slices of a patient, so that slices without the organ need no special case;
+    then patients are averaged, with a bootstrap interval over patients. A patient with the label in neither
+    series is left out. Symmetric, in [0, 1].
 
     Args:
-        first: Label maps, of any numbering.
-        second: The maps to compare them with, slice by slice.
-        patients: The patient of each slice.
+        first: Label maps, in any numbering.
+        second: Label maps of the same slices, in the same order.
+        patients: Patient of each slice.
         values: Labels to score.
-        seed: Seeds the bootstrap.
+        seed: Seed of the bootstrap.
 
     Raises:
         ShapeError: The two maps of a slice differ in shape.
     """
     counts: dict[str, np.ndarray[tuple[int, ...], np.dtype[np.int64]]] = {}
-    for number, (one, other, patient) in enumerate(zip(first, second, patients, strict=True)):
-        if one.shape != other.shape:
-            raise ShapeError(f"slice {number}: masks of {one.shape} and {other.shape}; wanted the same shape")
-        pair = np.array(
-            [[((one == v) & (other == v)).sum(), (one == v).sum() + (other == v).sum()] for v in values]
-        )
-        counts[patient] = counts.get(patient, 0) + pair
+    for index, (a, b, patient) in enumerate(zip(first, second, patients, strict=True)):
+        if a.shape != b.shape:
+            raise ShapeError(f"slice {index}: masks of {a.shape} and {b.shape}, wanted the same shape")
+        overlaps = np.array([[((a == v) & (b == v)).sum(), (a == v).sum() + (b == v).sum()] for v in values])
+        counts[patient] = counts.get(patient, 0) + overlaps
     scores = {
-        patient: [2 * float(both) / float(total) if total else None for both, total in own]
-        for patient, own in counts.items()
+        patient: [2 * float(both) / float(total) if total else None for both, total in overlaps]
+        for patient, overlaps in counts.items()
     }
     return {
         value: summarise_one(
             f"Dice of label {value}, pixels of a patient pooled over slices",
-            [own[place] for own in scores.values()],
+            [per_label[column] for per_label in scores.values()],
             list(scores),
             seed,
         )
-        for place, value in enumerate(values)
+        for column, value in enumerate(values)
     }
 
 
@@ -257,23 +250,24 @@ def _areas(labels: UInt8[np.ndarray, "h w"], spacing: Spacing) -> list[float]:
     counts = np.bincount(labels.ravel(), minlength=PROSTATE + 1)
     if len(counts) > PROSTATE + 1:
         raise DataError(
-            f"mask holds label {len(counts) - 1}, wanted 0 to {PROSTATE} as the HipMRI study numbers them; "
-            "the rules of anatomy fit no other numbering"
+            f"mask has label {len(counts) - 1}, wanted 0 to {PROSTATE} as numbered by the HipMRI study; the "
+            "anatomy rules need this numbering"
         )
     return [float(count) * spacing[0] * spacing[1] for count in counts]
 
 
-def _combination(covered: Sequence[float]) -> tuple[int, ...]:
-    return tuple(value for value in range(BODY, PROSTATE + 1) if covered[value] >= SPECK_MM2)
+def _combination(label_areas: Sequence[float]) -> tuple[int, ...]:
+    return tuple(value for value in range(BODY, PROSTATE + 1) if label_areas[value] >= SPECK_MM2)
 
 
-def _largest_piece(mask: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
-    pieces, count = ndimage.label(mask)
+def _largest_component(mask: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
+    components, count = ndimage.label(mask)
     if count < 2:
         return mask
-    return np.asarray(pieces == 1 + np.argmax(np.bincount(pieces.ravel())[1:]))
+    return np.asarray(components == 1 + np.argmax(np.bincount(components.ravel())[1:]))
 
 
-def _share(judged: Sequence[SliceRules], rule: str) -> float | None:
-    verdicts = [one.verdicts[rule] for one in judged if one.verdicts[rule] is not None]
-    return float(np.mean([float(bool(met)) for met in verdicts])) if verdicts else None
+def _share(slices: Sequence[SliceRules], rule: str) -> float | None:
+    """Return the share of the slices to which a rule applies that meet it."""
+    verdicts = [verdict for rules in slices if (verdict := rules.verdicts[rule]) is not None]
+    return float(np.mean(verdicts)) if verdicts else None

@@ -8,30 +8,30 @@ from jaxtyping import Float64, Int64
 
 from slicebook.errors import DataError
 from slicebook.metrics.nearest import Nearest
+from slicebook.metrics.statistics import CONFIDENCE, bootstrap_counts, percentile_interval
 
 NEAR = 0.01  # quantile of held-out slices' distances
-CONFIDENCE = 0.95
 MIN_PATIENTS = 6  # the bootstrap of fewer is too narrow: see benchmarks/results/audit.json
-ADD_TRAINING_SLICES = "add training slices to them, whose own patient is left out"
+ADD_TRAINING_SLICES = "add training slices, each compared with other patients only"
 _RESAMPLES = 2000
 _BATCH = 100  # resamples at once: 9 MB per table of 12,000 slices
 
 NEARER = (
-    f"Share of samples nearer to a training slice than the {NEAR:.0%} quantile of held-out slices is; "
-    f"expected {NEAR}. Interval: bootstrap over held-out patients, whose quantile it is, {CONFIDENCE:.0%}"
+    f"Share of samples nearer to a training slice than the {NEAR:.0%} quantile of held-out slices; expected "
+    f"{NEAR}. {CONFIDENCE:.0%} interval: bootstrap of the quantile over held-out patients"
 )
 
 
 @dataclass(frozen=True)
 class NearShare:
-    """How many samples are nearer to training slices than held-out ones are; reported, not decided by.
+    """Share of samples that are very near to a training slice; reported, but not used for the verdict.
 
     Attributes:
-        convention: What it is.
-        expected: Where nothing is copied.
-        threshold: The distance.
-        share: Of the samples.
-        interval: Over held-out patients.
+        convention: Definition of the measure.
+        expected: The share if nothing is copied.
+        threshold: Distance below which a sample counts: a quantile of held-out slices' distances.
+        share: Share of samples below the threshold.
+        interval: 95 % bootstrap interval of `share` over held-out patients.
     """
 
     convention: str
@@ -72,25 +72,27 @@ def fit_baseline(real: Nearest, patients: Sequence[str], generator: np.random.Ge
     names, patient_index = np.unique(np.asarray(patients), return_inverse=True)
     if len(names) < 2:
         raise DataError(
-            f"{len(names)} held-out patients, wanted at least 2 to know how much they differ, and "
+            f"{len(names)} held-out patients, wanted at least 2 to estimate the spread between them, and "
             f"{MIN_PATIENTS} for a valid audit; hold out more, or {ADD_TRAINING_SLICES}"
         )
     if real.gap.max() == real.gap.min():
         raise DataError(
             f"all {len(real)} held-out slices are {np.exp(real.gap[0]):.3g} times farther from the next "
-            "patient than from the nearest; give slices that are neither blank nor copies of each other"
+            "patient than from the nearest, so their gaps have no distribution; give slices that are neither "
+            "blank nor copies of each other"
         )
     near, medians, excesses = [], [], []
     gaps, gap_order = np.sort(real.gap), np.argsort(real.gap)
     distances, distance_order = np.sort(real.distance), np.argsort(real.distance)
     for _ in range(0, _RESAMPLES, _BATCH):
-        times = generator.multinomial(len(names), np.full(len(names), 1 / len(names)), size=_BATCH)
-        counts = times[:, patient_index[gap_order]]
+        patient_counts = bootstrap_counts(len(names), _BATCH, generator)
+        counts = patient_counts[:, patient_index[gap_order]]
         median = gaps[_quantile_index(counts, 0.5)]
         above = counts * (gaps > median[:, None])
         excesses.append(above @ gaps / np.maximum(above.sum(axis=1), 1) - median * above.any(axis=1))
         medians.append(median)
-        near.append(distances[_quantile_index(times[:, patient_index[distance_order]], NEAR)])
+        counts = patient_counts[:, patient_index[distance_order]]
+        near.append(distances[_quantile_index(counts, NEAR)])
     return Baseline(
         near=float(np.quantile(real.distance, NEAR)),
         near_draws=np.concatenate(near),
@@ -108,10 +110,5 @@ def _quantile_index(counts: Int64[np.ndarray, "r m"], share: float) -> Int64[np.
 def measure_near_share(baseline: Baseline, distances: Float64[np.ndarray, " n"]) -> NearShare:
     """Return the share of distances under the held-out quantile, with its interval over patients."""
     draws = (distances < baseline.near_draws[:, None]).mean(axis=1)
-    return NearShare(NEARER, NEAR, baseline.near, float((distances < baseline.near).mean()), _interval(draws))
-
-
-def _interval(draws: Float64[np.ndarray, " r"]) -> tuple[float, float]:
-    tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(draws, [tail, 1 - tail])
-    return float(low), float(high)
+    share = float((distances < baseline.near).mean())
+    return NearShare(NEARER, NEAR, baseline.near, share, percentile_interval(draws))

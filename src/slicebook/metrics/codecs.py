@@ -1,8 +1,8 @@
-"""What JPEG 2000 and JPEG XL make of a slice at a given number of bits: the measure a tokenizer must beat.
+"""JPEG 2000 and JPEG XL at a given number of bits per slice: the baselines of a tokenizer.
 
-The comparison leans to the codecs. Slices go in as 8 bits: at these rates JPEG 2000 loses nothing by it,
-and JPEG XL, which takes 8 bits for sRGB, codes them better than 16. Headers are not counted: what the
-stream of a blank slice of the same shape weighs is subtracted from each stream.
+Choices favour the codecs. Slices are encoded with 8 bits: at these rates JPEG 2000 loses nothing, and JPEG
+XL, which interprets 8-bit input as sRGB, compresses them better than 16-bit input. Headers are not counted:
+the size of the stream of a blank slice of the same shape is subtracted from each stream.
 
 Needs the extra `codecs`.
 """
@@ -19,21 +19,21 @@ from jaxtyping import Float, UInt8
 
 from slicebook.errors import ConfigError
 
-# Both codecs move in steps of some per cent at these rates; the search takes the best step up to the limit.
-LIMIT = 1.01  # most bits, as a share of the budget
-_CLOSE = 0.99  # a payload of this share of the budget, or more, ends the search
+# The size of a stream changes in steps of a few per cent at these rates.
+LIMIT = 1.01  # largest number of bits, as a share of the budget
+_CLOSE = 0.99  # the search ends at this share of the budget or more
 _TRIALS = 12
 
 
 @dataclass(frozen=True)
 class Codec:
-    """A codec as used here.
+    """An image codec and its settings.
 
     Attributes:
-        title: Its name for people.
-        settings: How it is driven.
-        encode: Turns 8-bit pixels and a quality in [0, 1] into a codestream, larger for a higher quality.
-        decode: The way back.
+        title: Display name.
+        settings: Encoder settings in words.
+        encode: Encodes 8-bit pixels at a quality in [0, 1]; a higher quality gives a larger stream.
+        decode: Decodes a stream into 8-bit pixels.
     """
 
     title: str
@@ -44,14 +44,14 @@ class Codec:
 
 @dataclass(frozen=True)
 class Coded:
-    """A slice after a passage through a codec.
+    """A slice encoded and decoded by a codec.
 
     Attributes:
-        image: What was decoded, in [0, 1].
-        bits: Bits spent on this slice, header not counted.
-        header_bits: Bits of the header, which were subtracted.
-        quality: Where the search ended, in [0, 1]; a good start for the next slice.
-        within_budget: False where even the codec's smallest stream is above the budget.
+        image: The decoded slice, in [0, 1].
+        bits: Size of the stream without its header.
+        header_bits: Size of the header.
+        quality: Quality chosen by the search, in [0, 1]; a good start for the next slice.
+        within_budget: Whether `bits` is within the budget; False if the codec's smallest stream exceeds it.
     """
 
     image: Float[np.ndarray, "h w"]
@@ -62,16 +62,16 @@ class Coded:
 
 
 def code(codec: Codec, image: Float[np.ndarray, "h w"], budget: float, *, start: float = 0.4) -> Coded:
-    """Code a slice in [0, 1] with the most bits that stay within the budget, or 1 % over it.
+    """Encode a slice at the highest quality whose stream has at most 1.01 times the budget.
 
-    The search ends at 99 % of the budget or where a finer quality changes nothing. Where even the smallest
-    stream is larger than the budget, that one is returned, marked by `within_budget`.
+    The search ends at 99 % of the budget, or when the bracket of qualities is narrower than 0.001. If the
+    smallest stream exceeds the budget, it is returned with `within_budget` False.
 
     Args:
         codec: One of `CODECS`.
         image: The slice in [0, 1].
-        budget: Bits it may spend.
-        start: First quality tried, such as that of a slice coded before.
+        budget: Number of bits.
+        start: First quality to try, such as that of the previous slice.
 
     Raises:
         ConfigError: imagecodecs is not installed.
@@ -79,13 +79,13 @@ def code(codec: Codec, image: Float[np.ndarray, "h w"], budget: float, *, start:
     pixels = np.round(np.clip(image, 0, 1) * 255).astype(np.uint8)
     header = _header_bytes(codec, pixels.shape)
     smaller, larger = (0.0, -math.inf), (1.0, math.inf)  # bracket of (quality, log of bits)
-    found: list[tuple[bool, int, float, bytes]] = []
+    trials: list[tuple[bool, int, float, bytes]] = []
     quality, step = start, 0.05
     for _ in range(_TRIALS):
         stream = codec.encode(pixels, quality)
         bits = 8 * max(0, len(stream) - header)
         within = bits <= LIMIT * budget
-        found.append((within, bits, quality, stream))
+        trials.append((within, bits, quality, stream))
         if (within and (bits >= _CLOSE * budget or quality == 1)) or (not within and quality == 0):
             break
         if within:
@@ -95,23 +95,26 @@ def code(codec: Codec, image: Float[np.ndarray, "h w"], budget: float, *, start:
         if larger[0] - smaller[0] < 1e-3:
             break
         quality, step = _next_quality(smaller, larger, math.log(max(budget, 1)), step)
-    # The largest within the budget, else the smallest of all.
+    # The largest stream within the budget, or else the smallest stream.
     within, bits, quality, stream = max(
-        found, key=lambda trial: (trial[0], trial[1] if trial[0] else -trial[1])
+        trials, key=lambda trial: (trial[0], trial[1] if trial[0] else -trial[1])
     )
     decoded = codec.decode(stream).astype(np.float32) / 255
     return Coded(decoded, bits, 8 * header, quality, within)
 
 
 def _next_quality(
-    smaller: tuple[float, float], larger: tuple[float, float], wanted: float, step: float
+    smaller: tuple[float, float], larger: tuple[float, float], target: float, step: float
 ) -> tuple[float, float]:
-    """Return the next quality to try: doubling steps until the budget is bracketed, then interpolation."""
+    """Return the next quality and step: doubling steps until the target is bracketed, then interpolation.
+
+    `smaller` and `larger` are (quality, log of bits) below and above the target, the log of the budget.
+    """
     if math.isinf(larger[1]):
         return min(1.0, smaller[0] + step), 2 * step
     if math.isinf(smaller[1]):
         return max(0.0, larger[0] - step), 2 * step
-    share = (wanted - smaller[1]) / max(larger[1] - smaller[1], 1e-9)
+    share = (target - smaller[1]) / max(larger[1] - smaller[1], 1e-9)
     return smaller[0] + min(0.85, max(0.15, share)) * (larger[0] - smaller[0]), step
 
 
@@ -125,7 +128,7 @@ def _imagecodecs() -> ModuleType:
         return importlib.import_module("imagecodecs")
     except ModuleNotFoundError as error:
         raise ConfigError(
-            "codecs: imagecodecs is not installed, wanted for JPEG 2000 and JPEG XL; "
+            "codecs: imagecodecs is not installed, needed for JPEG 2000 and JPEG XL; "
             "run: pip install 'slicebook[codecs]', or evaluate without codecs"
         ) from error
 
@@ -140,7 +143,7 @@ def _decode_jpeg2000(stream: bytes) -> UInt8[np.ndarray, "h w"]:
 
 
 def _encode_jpegxl(pixels: UInt8[np.ndarray, "h w"], quality: float) -> bytes:
-    distance = 25 * (0.05 / 25) ** quality  # libjxl's Butteraugli distance, 25 the coarsest it takes
+    distance = 25 * (0.05 / 25) ** quality  # libjxl's Butteraugli distance; 25 is its maximum
     return bytes(
         _imagecodecs().jpegxl_encode(pixels, distance=distance, effort=8, usecontainer=False, numthreads=1)
     )
@@ -169,7 +172,7 @@ CODECS: Mapping[str, Codec] = MappingProxyType(
 
 
 def installed() -> bool:
-    """Return whether the extra `codecs` is."""
+    """Return whether the extra `codecs` is installed."""
     return importlib.util.find_spec("imagecodecs") is not None
 
 

@@ -1,8 +1,9 @@
 """Distances between the features of generated slices and those of real slices.
 
-Features are given as arrays, such as those of `texture` and `deep`. Slices of one patient are
-near-duplicates, so neighbours are sought among other patients only: by the papers' own rule the radius of a
-real slice ends at the next slice of the same patient, and real patients hardly cover each other.
+Features are arrays, such as those of `texture` and `deep`. Precision, recall, density and coverage are
+defined by balls around slices, which reach to the k-th nearest neighbour. Slices of one patient are
+near-duplicates, so neighbours of the same patient are excluded: with them, as in the papers, the balls are so
+small that real patients hardly cover each other.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ from slicebook.metrics.statistics import (
     summarise_one,
 )
 
-NEIGHBOURS = 5
-_CONSTANT = 1e-9  # of a feature's largest magnitude: less spread than this is rounding
+NEIGHBOURS = 5  # k
+_CONSTANT = 1e-9  # a spread below this share of a feature's largest magnitude is rounding
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,9 @@ class PRDC:
     """Precision, recall, density and coverage.
 
     Attributes:
-        coverage: Share of the real slices with a generated one in their ball.
-        density: Mean over generated slices of the number of real balls they lie in, over k; can exceed 1.
+        coverage: Share of the real slices with a generated slice in their ball.
+        density: Number of real balls that a generated slice lies in, divided by k; mean over generated
+            slices, can exceed 1.
         precision: Share of the generated slices that lie in a real ball.
         recall: Share of the real slices that lie in a generated ball.
     """
@@ -51,21 +53,27 @@ class PRDC:
 def standardise(
     features: Float64[np.ndarray, "n f"], reference: Float64[np.ndarray, "m _"], *, one_unit: bool = False
 ) -> Float64[np.ndarray, "n f"]:
-    """Return features as standard deviations from the mean of a reference set.
+    """Standardise features by the mean and standard deviation of a reference set.
 
-    A feature at a time: one that is constant in the reference has no such unit, so its mean is taken off, and
-    it keeps its own. Or, with `one_unit`, all divided by the root mean square of their standard deviations:
-    for features that share a unit, such as a network's, of which some hardly ever stir. By its own unit, one
-    that stirs in a single slice of the reference would shout down all others in the next that stirs it.
-    Standard deviations are those of the population (divided by m).
+    By default each feature is divided by its own standard deviation in the reference; one that is constant
+    there is only centred. With `one_unit` all are divided by the root mean square of their standard
+    deviations. Use this for features that share a unit, such as a network's, many of which are almost always
+    0: divided by its own tiny standard deviation, such a feature would dominate every distance.
+
+    Args:
+        features: Features to standardise, one row per slice.
+        reference: Features of the reference set; at least 2 slices.
+        one_unit: Whether the features share a unit.
 
     Raises:
-        DataError: A feature is not finite, or the reference holds fewer than 2 slices.
-        ShapeError: The two sets have different features.
+        DataError: A feature is not finite, or the reference has fewer than 2 slices.
+        ShapeError: The two sets have different numbers of features.
     """
-    _check(features, reference, least=0)
+    _check(features, reference, minimum=0)
     if len(reference) < 2:
-        raise DataError(f"the reference holds {len(reference)} slices, wanted at least 2 for a spread")
+        raise DataError(
+            f"the reference has {len(reference)} slices, wanted at least 2 for a deviation; give more slices"
+        )
     spread = reference.std(axis=0)
     largest = np.abs(reference).max(axis=0)
     if one_unit:
@@ -76,7 +84,7 @@ def standardise(
 
 
 def kernel(x: Float64[np.ndarray, "n f"], y: Float64[np.ndarray, "m f"]) -> Float64[np.ndarray, "n m"]:
-    """Return (a·b/d + 1)³ of every slice of x with every one of y, of d features each."""
+    """Return the polynomial kernel (a·b/d + 1)³ of each row a of x with each row b of y; d features."""
     return np.asarray((x @ y.T / x.shape[1] + 1) ** 3)
 
 
@@ -85,28 +93,29 @@ def unbiased_mmd(
     within_y: Float64[np.ndarray, "m m"],
     between: Float64[np.ndarray, "n m"],
 ) -> float:
-    """Return the squared maximum mean discrepancy (Gretton et al. 2012, eq. 3), given a kernel's values."""
+    """Return the unbiased squared maximum mean discrepancy (Gretton et al. 2012, eq. 3)."""
     within = [
-        float((one.sum() - np.trace(one)) / (len(one) * (len(one) - 1))) for one in (within_x, within_y)
+        float((values.sum() - np.trace(values)) / (len(values) * (len(values) - 1)))
+        for values in (within_x, within_y)
     ]
     return sum(within) - 2 * float(between.mean())
 
 
 def frechet_distance(x: Float64[np.ndarray, "n f"], y: Float64[np.ndarray, "m _"]) -> float:
-    """Return the Fréchet distance of the Gaussians that have the two sets' means and covariances.
+    """Return the Fréchet distance of two Gaussians with the sets' means and covariances.
 
-    |μx - μy|² + Tr(Σx + Σy - 2 (Σx Σy)^½), covariances over n - 1 (Heusel et al. 2017, eq. 6,
-    https://arxiv.org/abs/1706.08500). Defined for fewer slices than features, where covariances are singular,
-    and then far above 0 even for one distribution: read it beside the same of real slices.
+    |μx - μy|² + Tr(Σx + Σy - 2 (Σx Σy)^½), with covariances over n - 1 (Heusel et al. 2017, eq. 6,
+    https://arxiv.org/abs/1706.08500). With fewer slices than features the covariances are singular and the
+    distance is far above 0 even for two samples of one distribution; compare it with that of real slices.
 
     Raises:
         DataError: A set has fewer than 2 slices, or a feature is not finite.
         ShapeError: The two sets have different features.
     """
-    _check(x, y, least=2)
-    # With Σ = RᵀR, the eigenvalues of Σx Σy are the squared singular values of Rx Ryᵀ: no root of a singular
-    # matrix is taken, which is where the usual sqrtm turns complex.
-    roots = [_root(one) for one in (x, y)]
+    _check(x, y, minimum=2)
+    # With Σ = RᵀR, the eigenvalues of Σx Σy are the squared singular values of Rx Ryᵀ. This avoids the square
+    # root of a singular matrix, for which sqrtm returns complex numbers.
+    roots = [_root(features) for features in (x, y)]
     common = float(np.linalg.svd(roots[0] @ roots[1].T, compute_uv=False).sum())
     means = float(((x.mean(axis=0) - y.mean(axis=0)) ** 2).sum())
     return max(0.0, means + sum(float((root**2).sum()) for root in roots) - 2 * common)
@@ -114,13 +123,20 @@ def frechet_distance(x: Float64[np.ndarray, "n f"], y: Float64[np.ndarray, "m _"
 
 def prdc_between(
     across: Float64[np.ndarray, "n m"],
-    reach_of_real: Float64[np.ndarray, " n"],
-    reach_of_generated: Float64[np.ndarray, " m"],
+    real_radii: Float64[np.ndarray, " n"],
+    generated_radii: Float64[np.ndarray, " m"],
     neighbours: int,
 ) -> PRDC:
-    """Compare two sets, given the distances from one to the other and how far the balls of each reach."""
-    inside = across <= reach_of_real[:, None]
-    inside_generated = across <= reach_of_generated[None, :]
+    """Return precision, recall, density and coverage from distances and ball radii.
+
+    Args:
+        across: Distance of each real slice to each generated slice.
+        real_radii: Radius of the ball of each real slice; see `ball_radii`.
+        generated_radii: Radius of the ball of each generated slice.
+        neighbours: k, which the radii were computed with.
+    """
+    inside = across <= real_radii[:, None]
+    inside_generated = across <= generated_radii[None, :]
     return PRDC(
         coverage=float(inside.any(axis=1).mean()),
         density=float(inside.sum() / (neighbours * across.shape[1])),
@@ -129,21 +145,26 @@ def prdc_between(
     )
 
 
-def reach(
+def ball_radii(
     apart: Float64[np.ndarray, "n n"], patients: Sequence[str] | None, neighbours: int
 ) -> Float64[np.ndarray, " n"]:
-    """Return the distance of each slice to its k-th neighbour of another patient, given all distances.
+    """Return the distance of each slice to its k-th nearest neighbour of another patient.
+
+    Args:
+        apart: Distance of each slice to each slice of the same set.
+        patients: Patient of each slice; None if each slice is a patient of its own.
+        neighbours: k.
 
     Raises:
-        DataError: A slice has fewer than k such others.
+        DataError: A slice has fewer than k slices of other patients.
     """
     names = np.arange(len(apart)) if patients is None else np.asarray(patients)
     others = np.where(names[:, None] == names[None, :], np.inf, apart)
-    least = int(np.isfinite(others).sum(axis=1).min())
-    if least < neighbours:
+    fewest = int(np.isfinite(others).sum(axis=1).min())
+    if fewest < neighbours:
         raise DataError(
-            f"a slice has {least} others to be its neighbours (those of one patient are none), wanted at "
-            f"least {neighbours}; give more slices or patients"
+            f"a slice has {fewest} slices of other patients to be its neighbours, wanted at least "
+            f"{neighbours}; give more slices or patients"
         )
     return np.asarray(np.partition(others, neighbours - 1, axis=1)[:, neighbours - 1])
 
@@ -154,22 +175,20 @@ def _root(x: Float64[np.ndarray, "n f"]) -> Float64[np.ndarray, "r f"]:
     return centred if len(x) <= x.shape[1] else np.asarray(np.linalg.qr(centred, mode="r"))
 
 
-def _check(x: Float64[np.ndarray, "n f"], y: Float64[np.ndarray, "m _"], *, least: int) -> None:
+def _check(x: Float64[np.ndarray, "n f"], y: Float64[np.ndarray, "m _"], *, minimum: int) -> None:
     if x.shape[1] != y.shape[1]:
         raise ShapeError(
-            f"one set has {x.shape[1]} features, the other {y.shape[1]}; describe both in the same way"
+            f"one set has {x.shape[1]} features, the other {y.shape[1]}; compute both with the same features"
         )
     for features in (x, y):
-        if len(features) < least:
-            raise DataError(
-                f"a set of {len(features)} slices, wanted at least {least} for this measure; give more slices"
-            )
+        if len(features) < minimum:
+            raise DataError(f"a set has {len(features)} slices, wanted at least {minimum}; give more")
         broken = np.argwhere(~np.isfinite(features))
         if len(broken):
             row, column = broken[0].tolist()
             raise DataError(
                 f"feature {column} of slice {row} is {features[row, column]}, which is not finite "
-                f"({len(np.unique(broken[:, 0]))} slices have such); leave those slices out"
+                f"({len(np.unique(broken[:, 0]))} slices affected); exclude those slices"
             )
 
 
@@ -178,13 +197,15 @@ CONVENTIONS: Mapping[str, str] = MappingProxyType(
         "kernel_distance": "Kernel distance: unbiased squared MMD with the kernel (a·b/d + 1)³ "
         "(Bińkowski et al. 2018); can be below 0.",
         "frechet_distance": "Fréchet distance of two Gaussians (Heusel et al. 2017, eq. 6).",
-        "coverage": "Share of the real slices with a generated one as near as their 5th neighbour among real "
-        "slices of other patients (Naeem et al. 2020, whose neighbours are any).",
-        "density": "Number of those balls that a generated slice lies in, over 5 (Naeem et al. 2020), mean.",
-        "precision": "Share of the generated slices in any of those balls (Kynkäänniemi et al. 2019, k = 3 "
-        "there).",
-        "recall": "Share of the real slices in any ball of a generated slice, which reaches to its 5th "
-        "generated neighbour (Kynkäänniemi et al. 2019, k = 3 there).",
+        "coverage": "Share of the real slices whose ball contains a generated slice; a real slice's ball "
+        "reaches to its 5th nearest real slice of another patient (Naeem et al. 2020, who count any "
+        "neighbour).",
+        "density": "Number of real balls that a generated slice lies in, divided by 5; mean over generated "
+        "slices (Naeem et al. 2020).",
+        "precision": "Share of the generated slices that lie in a real ball (Kynkäänniemi et al. 2019, there "
+        "with k = 3).",
+        "recall": "Share of the real slices that lie in the ball of a generated slice, which reaches to its "
+        "5th nearest generated slice (Kynkäänniemi et al. 2019, there with k = 3).",
     }
 )
 BOUNDS: Mapping[str, tuple[float, float]] = MappingProxyType(
@@ -197,12 +218,12 @@ BOUNDS: Mapping[str, tuple[float, float]] = MappingProxyType(
         "recall": (0, 1),
     }
 )
-STANDARDISED = "features less the mean of the held-out slices, over their standard deviation"
+STANDARDISED = "(features - mean) / standard deviation of the held-out slices, per feature"
 ONE_UNIT = (
-    "features less the mean of the held-out slices, over the root mean square of their standard deviations"
+    "(features - mean) / root mean square of the features' standard deviations, both of the held-out slices"
 )
 COVERAGE_BY_PATIENT = (
-    "Coverage of all slices of a held-out patient by all generated ones, neighbours as in coverage"
+    "Coverage of all slices of a held-out patient by all generated slices, neighbours as in coverage"
 )
 
 
@@ -327,7 +348,7 @@ def _measure_groups(
 
 
 class _Pairs:
-    """Slices, and what their measures need of each two, which draws only choose from."""
+    """Kernel values and distances of all pairs of slices; draws select rows and columns from them."""
 
     def __init__(self, features: Float64[np.ndarray, "n f"], patients: Sequence[str]) -> None:
         self.features = features
@@ -338,30 +359,30 @@ class _Pairs:
     def measure(
         self, reference: Int64[np.ndarray, " r"], other: Int64[np.ndarray, " m"], use_neighbours: bool
     ) -> dict[str, float]:
-        """Return every measure of some slices against others, by name."""
+        """Return every measure of a group of slices relative to a reference group, by name."""
         first, second = np.ix_(reference, reference), np.ix_(other, other)
         between = np.ix_(reference, other)
-        found = {
+        measures = {
             "kernel_distance": unbiased_mmd(self.kernel[first], self.kernel[second], self.kernel[between]),
             "frechet_distance": frechet_distance(self.features[reference], self.features[other]),
         }
         if use_neighbours:
             prdc = prdc_between(
                 self.apart[between],
-                reach(self.apart[first], self.names[reference].tolist(), NEIGHBOURS),
-                reach(self.apart[second], self.names[other].tolist(), NEIGHBOURS),
+                ball_radii(self.apart[first], self.names[reference].tolist(), NEIGHBOURS),
+                ball_radii(self.apart[second], self.names[other].tolist(), NEIGHBOURS),
                 NEIGHBOURS,
             )
-            found |= vars(prdc)
-        return found
+            measures |= vars(prdc)
+        return measures
 
 
 def _coverage_by_patient(pairs: _Pairs, real: int, patients: Sequence[str], seed: int) -> Summary:
     nearest = pairs.apart[:real, real:].min(axis=1)
-    inside = nearest <= reach(pairs.apart[:real, :real], patients, NEIGHBOURS)
+    inside = nearest <= ball_radii(pairs.apart[:real, :real], patients, NEIGHBOURS)
     return summarise_one(COVERAGE_BY_PATIENT, inside.astype(float).tolist(), patients, seed)
 
 
 def _has_neighbours(patients: Shaped[np.ndarray, " n"]) -> bool:
-    """Return whether every slice has enough slices of other patients beside it."""
+    """Return whether every slice has at least 5 slices of other patients in its group."""
     return bool(len(patients) - np.unique(patients, return_counts=True)[1].max() >= NEIGHBOURS)

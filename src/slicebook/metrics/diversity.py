@@ -19,19 +19,20 @@ SMALLEST_SIDE = 11  # pixels: the window
 _SIGMA, _TRUNCATE = 1.5, 3.5  # of the window: 11 pixels, as in the SSIM of record
 _BORDER = SMALLEST_SIDE // 2
 _C1, _C2 = 0.01**2, 0.03**2  # for data_range 1
-_SLICES = 1000  # of a larger set, as many at random are paired
+_MAX_SLICES = 1000  # a larger set is subsampled before pairs are drawn
 
 
 @dataclass(frozen=True)
 class Diversity:
-    """How alike slices are within a set.
+    """Mean similarity of pairs of slices within a set; lower is more diverse.
 
     Attributes:
-        convention: What it is.
-        generated, real: Mean over pairs, of generated slices and of real slices of different patients; less
-            is more diverse, and 1 is one slice over and over.
-        generated_interval, real_interval: Of these, 95 %, by slice and by patient; None with fewer than 3.
-        generated_pairs, real_pairs: How many.
+        convention: Definition of the similarity.
+        generated, real: Mean over pairs of generated slices, and over pairs of real slices of different
+            patients; 1 if all slices are identical.
+        generated_interval, real_interval: 95 % intervals of these, by slice and by patient; None with fewer
+            than 3 slices or patients.
+        generated_pairs, real_pairs: Numbers of pairs.
     """
 
     convention: str
@@ -51,36 +52,38 @@ def compare_diversity(
     seed: int,
     pairs: int = PAIRS,
 ) -> Diversity:
-    """Compare the likeness of random pairs of generated slices with that of slices of different patients.
+    """Compare the mean MS-SSIM of random pairs of generated slices and of real slices.
 
-    Two slices of one patient are alike without a fault of anybody: only pairs of different patients say how
-    alike slices may be. Intervals are the jackknife's, one patient (or generated slice) left out with all
-    their pairs (Arvesen 1969, for means over pairs), times Student's t.
+    Real pairs are of different patients, because slices of one patient are similar by nature. Intervals are
+    mean ± t · jackknife standard error, leaving out one patient (or generated slice) with all its pairs
+    (Arvesen 1969, for means over pairs), with t the quantile of Student's t.
 
     Args:
         generated: Generated slices in [0, 1], independent of each other.
         real: Slices of patients that were never trained on, of the same shape.
-        patients: The patient of each.
-        seed: Seeds the one generator used.
-        pairs: At most so many in each set; all there are, where there are fewer.
+        patients: Patient of each real slice.
+        seed: Seed of the random pairs.
+        pairs: Largest number of pairs per set.
 
     Raises:
         DataError: A value is not finite or outside [0, 1]; there are fewer than 2 generated slices or
             patients.
-        ShapeError: The slices differ in shape or have a side under 11 pixels, or there is not a patient a
-            slice.
+        ShapeError: The slices differ in shape or have a side under 11 pixels, or the numbers of real slices
+            and patients differ.
     """
     if generated.shape[1:] != real.shape[1:]:
-        sizes = [f"{one.shape[1]}×{one.shape[2]}" for one in (generated, real)]
+        sizes = [f"{images.shape[1]}×{images.shape[2]}" for images in (generated, real)]
         raise ShapeError(
-            f"generated slices are {sizes[0]}, real ones {sizes[1]}, and larger slices are less alike; "
+            f"generated slices are {sizes[0]}, real ones {sizes[1]}, and MS-SSIM depends on the size; "
             "compare slices of one size"
         )
     check_patients(real, patients)
     generator = np.random.default_rng(seed)
-    whose = [str(index) for index in range(len(generated))]
-    count, mean, interval = _likeness(generated, whose, "generated slices", pairs, generator)
-    real_count, real_mean, real_interval = _likeness(real, patients, "held-out patients", pairs, generator)
+    sample_names = [str(index) for index in range(len(generated))]
+    count, mean, interval = _mean_similarity(generated, sample_names, "generated slices", pairs, generator)
+    real_count, real_mean, real_interval = _mean_similarity(
+        real, patients, "held-out patients", pairs, generator
+    )
     return Diversity(
         convention=convention(scales(*real.shape[1:])),
         generated=mean,
@@ -93,25 +96,25 @@ def compare_diversity(
 
 
 def convention(count: int) -> str:
-    """Say what the likeness of a pair is, at a number of scales."""
+    """Return the definition of the similarity of a pair, at a number of scales."""
     return (
         f"MS-SSIM (Wang et al. 2003) of {count} scales with the first {count} of its weights, scaled to sum "
         "to 1; on [0, 1] with the Gaussian window of the SSIM of record, data_range=1, each scale the mean "
-        "of 2×2 pixels of the finer one; a negative mean at a scale counts as 0; whole slice, background "
-        "included. Mean over pairs; less is more diverse."
+        "of 2×2 pixels of the finer one; a negative mean at a scale is set to 0; whole slice, background "
+        "included. Mean over pairs; lower is more diverse."
     )
 
 
 def scales(rows: int, columns: int) -> int:
-    """Return how many scales MS-SSIM has: up to five, as many as leave the smaller side 11 pixels."""
+    """Return the number of scales of MS-SSIM: up to 5, each with at least 11 pixels at its smaller side."""
     return sum(min(rows, columns) >> scale >= SMALLEST_SIDE for scale in range(len(WEIGHTS)))
 
 
 def ms_ssim(x: Float[np.ndarray, "h w"], y: Float[np.ndarray, "h w"]) -> float:
     """Return the multi-scale structural similarity of two slices in [0, 1] (Wang et al. 2003, eq. 7).
 
-    Contrast and structure count at every scale, luminance at the coarsest alone. 1 for a slice and itself,
-    blank ones too; 0 where they contradict each other at some scale. `convention` says the rest.
+    Contrast and structure are compared at every scale, luminance at the coarsest only. In [0, 1]: 1 for two
+    identical slices, also blank ones; 0 if the mean structure term is negative at a scale. See `convention`.
     """
     count = scales(*x.shape)
     weights = np.array(WEIGHTS[:count]) / sum(WEIGHTS[:count])
@@ -125,11 +128,11 @@ def ms_ssim(x: Float[np.ndarray, "h w"], y: Float[np.ndarray, "h w"]) -> float:
 
 
 def _similarity(x: Float64[np.ndarray, "h w"], y: Float64[np.ndarray, "h w"], luminance: bool) -> float:
-    """Return the mean SSIM (Wang et al. 2004, eq. 13), or that of its contrast and structure alone."""
+    """Return the mean SSIM (Wang et al. 2004, eq. 13), or only its contrast and structure term."""
     x_mean, y_mean = _window(x), _window(y)
     product, squares = x_mean * y_mean, x_mean**2 + y_mean**2
     covariance = _window(x * y) - product
-    variances = _window(x * x + y * y) - squares  # of both, which are only ever added
+    variances = _window(x * x + y * y) - squares  # their sum, which is all that is needed
     similarity = (2 * covariance + _C2) / (variances + _C2)
     if luminance:
         similarity = similarity * (2 * product + _C1) / (squares + _C1)
@@ -137,7 +140,7 @@ def _similarity(x: Float64[np.ndarray, "h w"], y: Float64[np.ndarray, "h w"], lu
 
 
 def _window(values: Float64[np.ndarray, "h w"]) -> Float64[np.ndarray, "g v"]:
-    """Return the local means, where the window lies within the slice."""
+    """Return the local means at pixels where the window lies within the slice."""
     smooth = gaussian_filter(values, _SIGMA, truncate=_TRUNCATE)
     return np.asarray(smooth[_BORDER:-_BORDER, _BORDER:-_BORDER])
 
@@ -148,45 +151,54 @@ def _half(image: Float64[np.ndarray, "h w"]) -> Float64[np.ndarray, "g v"]:
     return np.asarray(blocks.mean(axis=(1, 3)))
 
 
-def _likeness(
+def _mean_similarity(
     images: Float32[np.ndarray, "n h w"],
-    whose: Sequence[str],
-    of: str,
-    most: int,
+    units: Sequence[str],
+    kind: str,
+    pairs: int,
     generator: np.random.Generator,
 ) -> tuple[int, float, tuple[float, float] | None]:
-    """Return how many pairs there are, their mean, and its interval by whose slices they are."""
+    """Return the number of pairs, their mean similarity, and its interval.
+
+    Args:
+        images: Slices in [0, 1].
+        units: Patient (or sample) of each slice; pairs are of different units.
+        kind: What the units are, for the message.
+        pairs: Largest number of pairs.
+        generator: Source of all random choices.
+    """
     check_slices(images, "MS-SSIM", SMALLEST_SIDE)
-    _, names = np.unique(np.asarray(whose), return_inverse=True)
-    first, second = _draw_pairs(names, most, generator)
+    _, names = np.unique(np.asarray(units), return_inverse=True)
+    first, second = _draw_pairs(names, pairs, generator)
     if not len(first):
         raise DataError(
-            f"{len(images)} slices of {len(set(whose))} {of}, wanted at least 2 of them and 1 pair; generate "
-            "or hold out more"
+            f"{len(images)} slices of {len(set(units))} {kind}, wanted at least 2 of them and 1 pair; "
+            "generate or hold out more"
         )
     values = np.array([ms_ssim(images[i], images[j]) for i, j in zip(first, second, strict=True)])
     return len(values), float(values.mean()), _interval(values, names[first], names[second])
 
 
 def _draw_pairs(
-    names: Int64[np.ndarray, " n"], most: int, generator: np.random.Generator
+    names: Int64[np.ndarray, " n"], count: int, generator: np.random.Generator
 ) -> tuple[Int64[np.ndarray, " p"], Int64[np.ndarray, " p"]]:
-    """Return pairs of slices of different names, none twice."""
-    chosen = generator.permutation(len(names))[:_SLICES]
-    first, second = (chosen[side] for side in np.triu_indices(len(chosen), 1))
-    apart = np.flatnonzero(names[first] != names[second])
-    taken = generator.permutation(apart)[:most]
-    return first[taken], second[taken]
+    """Return up to `count` distinct pairs of slices of different names."""
+    chosen = generator.permutation(len(names))[:_MAX_SLICES]
+    first, second = (chosen[index] for index in np.triu_indices(len(chosen), 1))
+    different = np.flatnonzero(names[first] != names[second])
+    drawn = generator.permutation(different)[:count]
+    return first[drawn], second[drawn]
 
 
 def _interval(
     values: Float64[np.ndarray, " p"], first: Int64[np.ndarray, " p"], second: Int64[np.ndarray, " p"]
 ) -> tuple[float, float] | None:
+    """Return the jackknife interval of the mean over pairs, leaving out one unit at a time."""
     units = np.union1d(first, second)
-    left = [values[(first != unit) & (second != unit)] for unit in units]
-    if len(units) < 3 or not all(len(values_left) for values_left in left):
+    remaining = [values[(first != unit) & (second != unit)] for unit in units]
+    if len(units) < 3 or not all(map(len, remaining)):
         return None
-    means = np.array([values_left.mean() for values_left in left])
+    means = np.array([kept.mean() for kept in remaining])
     error = np.sqrt((len(units) - 1) * means.var())
-    reach = float(error * student.ppf((1 + CONFIDENCE) / 2, len(units) - 1))
-    return float(values.mean()) - reach, min(1.0, float(values.mean()) + reach)
+    margin = float(error * student.ppf((1 + CONFIDENCE) / 2, len(units) - 1))
+    return float(values.mean()) - margin, min(1.0, float(values.mean()) + margin)

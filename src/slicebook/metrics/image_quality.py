@@ -1,8 +1,8 @@
-"""How near a reconstruction is to its original, each score under the name of its convention.
+"""Image quality of a reconstruction: SSIM, PSNR, MAE, NMSE and HFEN, each with its exact definition.
 
-The same pair of images has several "SSIMs", depending on window, range and region, so a score here is never
-without its convention (`CONVENTIONS`). All functions take one slice in [0, 1] and in its native geometry:
-padding would lift every score without a pixel being better.
+The SSIM of one pair of images depends on the window, the data range and the region, so every score is defined
+in `CONVENTIONS` under its name. All functions take one slice in [0, 1] in its native geometry: padding would
+raise every score without improving a pixel.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,23 +27,23 @@ _RECORD = (
     "use_sample_covariance=False, data_range=1) on [0, 1]"
 )
 _FOREGROUND = (
-    "over the foreground (found on the original alone: above half its Otsu threshold, largest component, "
-    "holes filled)"
+    "over the foreground (computed from the original alone: above half its Otsu threshold, largest "
+    "component, holes filled)"
 )
 
 CONVENTIONS: Mapping[str, str] = MappingProxyType(
     {
         "ssim_foreground": f"{_RECORD}; the mean of its map {_FOREGROUND}.",
-        "ssim_whole": f"{_RECORD}; the mean over the whole slice, less the border of half a window.",
+        "ssim_whole": f"{_RECORD}; the mean over the whole slice, without a border of half a window.",
         "ssim_skimage_default": "scikit-image's default SSIM (uniform 7×7 window, sample covariance) "
         "on [-1, 1] with data_range=2, whole slice.",
         "ssim_fastmri": "fastMRI's SSIM (uniform 7×7 window, sample covariance) with data_range = the "
-        "maximum of the original volume, here of its slices in [0, 1]; whole slice.",
-        "psnr_whole": "PSNR in dB with data_range=1 on [0, 1], whole slice; an exact copy counts 100 dB.",
+        "maximum of the original volume, here over its slices in [0, 1]; whole slice.",
+        "psnr_whole": "PSNR in dB with data_range=1 on [0, 1], whole slice; an exact copy has 100 dB.",
         "psnr_foreground": f"PSNR in dB with data_range=1 on [0, 1], {_FOREGROUND}.",
         "mae_whole": "Mean absolute error on [0, 1], whole slice.",
         "mae_foreground": f"Mean absolute error on [0, 1], {_FOREGROUND}.",
-        "nmse_whole": "Squared error over the squared norm of the original on [0, 1], a slice at a time.",
+        "nmse_whole": "Squared error over the squared norm of the original on [0, 1], per slice.",
         "nmse_foreground": f"Squared error over the squared norm of the original on [0, 1], {_FOREGROUND}.",
         "hfen_whole": "High-frequency error norm (Ravishankar and Bresler 2011, "
         "doi:10.1109/TMI.2010.2090538), normalised: norm of the error after a 15×15 Laplacian of Gaussian of "
@@ -60,8 +60,8 @@ _EXACT = 1e-10  # mean squared error of 100 dB
 class SliceScores:
     """The scores of one slice, each defined in `CONVENTIONS` under the same name.
 
-    A score is None where its definition divides by nothing: foreground scores of a slice without a
-    foreground, `nmse` of an all-zero original, `hfen` of a flat one, `ssim_fastmri` of an empty volume.
+    A score is None where its definition divides by zero: foreground scores of a slice without foreground,
+    `nmse` of an all-zero original, `hfen` of a constant one, `ssim_fastmri` of an all-zero volume.
     """
 
     ssim_foreground: float | None
@@ -82,10 +82,10 @@ class SliceScores:
 
 
 def foreground(original: Float[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
-    """Return where the patient is: above half the Otsu threshold, largest component, holes filled.
+    """Return the foreground mask: above half the Otsu threshold, largest component, holes filled.
 
-    Looks at the original alone, so that no reconstruction can choose the pixels it is judged on. A flat
-    slice has no foreground. Components touch by their sides, not by their corners.
+    It is computed from the original alone, so that a reconstruction cannot affect which pixels are scored. A
+    constant slice has no foreground. Components are 4-connected.
     """
     if original.size == 0 or original.min() == original.max():
         return np.zeros(original.shape, dtype=bool)
@@ -100,7 +100,9 @@ def ssim_map(
 ) -> tuple[float, Float[np.ndarray, "h w"]]:
     """Return the SSIM of record over the whole slice, and its map (Wang et al. 2004, eq. 13).
 
-    Both slices are in [0, 1].
+    Args:
+        original: The slice in [0, 1].
+        reconstruction: The same slice reconstructed, in [0, 1].
 
     Raises:
         ShapeError: The slices differ in shape, or are smaller than the window of 11×11.
@@ -125,12 +127,12 @@ def scores(
 
     Args:
         original: The slice in [0, 1].
-        reconstruction: The same slice reconstructed. It is clipped to [0, 1], as a file or screen would.
-        volume_max: The largest value of the original's whole volume, in [0, 1]; fastMRI's data range.
+        reconstruction: The same slice reconstructed; it is clipped to [0, 1].
+        volume_max: Largest value of the original's volume, in [0, 1]: the data range of `ssim_fastmri`.
 
     Raises:
         ShapeError: The slices differ in shape, or are smaller than the SSIM's window.
-        DataError: A value is not finite, or the original leaves [0, 1].
+        DataError: A value is not finite, or the original is not in [0, 1].
     """
     _check_pair(original, reconstruction)
     _check_values(original, reconstruction)
@@ -166,7 +168,7 @@ def _psnr(error: Float[np.ndarray, "..."]) -> float:
 
 
 def _share(error: Float[np.ndarray, "..."], truth: Float[np.ndarray, "..."], *, power: int) -> float | None:
-    """Return (norm of the error / norm of the truth) ** power, or None where the truth is nothing."""
+    """Return (norm of the error / norm of the truth) ** power, or None if the truth is zero."""
     norm = float(np.linalg.norm(truth))
     return float((np.linalg.norm(error) / norm) ** power) if norm > 1e-12 else None
 
@@ -184,7 +186,7 @@ def _check_pair(original: Float[np.ndarray, "..."], reconstruction: Float[np.nda
         )
     if original.ndim != 2 or min(original.shape) < SMALLEST_SIDE:
         raise ShapeError(
-            f"slice is {_by(original.shape)}, SSIM wants sides of at least {SMALLEST_SIDE} pixels; "
+            f"slice is {_by(original.shape)}, SSIM needs sides of at least {SMALLEST_SIDE} pixels; "
             "prepare the data with a larger --size"
         )
 
@@ -192,7 +194,9 @@ def _check_pair(original: Float[np.ndarray, "..."], reconstruction: Float[np.nda
 def _check_values(original: Float[np.ndarray, "..."], reconstruction: Float[np.ndarray, "..."]) -> None:
     for name, values in (("original", original), ("reconstruction", reconstruction)):
         if not np.isfinite(values).all():
-            raise DataError(f"{name} has values that are not finite; a score of them would mean nothing")
+            raise DataError(
+                f"{name} has values that are not finite, so it cannot be scored; exclude the slice"
+            )
     if original.min() < -1e-4 or original.max() > 1 + 1e-4:
         raise DataError(
             f"original spans {original.min():.4g} to {original.max():.4g}, wanted [0, 1]; "
@@ -204,49 +208,49 @@ def _by(shape: tuple[int, ...]) -> str:
     return "×".join(map(str, shape))
 
 
-def summarise(found: Sequence[Scores], patients: Sequence[str], seed: int) -> dict[str, Summary]:
-    """Summarise every score of `CONVENTIONS` over slices, given each slice's scores and patient."""
+def summarise(slice_scores: Sequence[Scores], patients: Sequence[str], seed: int) -> dict[str, Summary]:
+    """Summarise every score of `CONVENTIONS` over slices, given the scores and the patient of each slice."""
     return {
-        name: summarise_one(convention, [one[name] for one in found], patients, seed)
+        name: summarise_one(convention, [values[name] for values in slice_scores], patients, seed)
         for name, convention in CONVENTIONS.items()
     }
 
 
-def difference(ours: Scores, theirs: Scores) -> Scores:
-    """Return ours less theirs, score by score; None where either is."""
+def difference(scores: Scores, baseline: Scores) -> Scores:
+    """Return each score minus that of a baseline; None where either is None."""
     return {
-        name: None if value is None or (other := theirs[name]) is None else value - other
-        for name, value in ours.items()
+        name: None if value is None or (other := baseline[name]) is None else value - other
+        for name, value in scores.items()
     }
 
 
-_ROUNDING = 1e-4  # this far outside [0, 1] is not worth a refusal
+_ROUNDING = 1e-4  # tolerance outside [0, 1]
 
 
 def check_slices(images: Float32[np.ndarray, "n h w"], measure: str, smallest_side: int = 1) -> None:
-    """Refuse slices that a measure would turn into numbers without a meaning.
+    """Check that slices are in [0, 1] and large enough for a measure.
 
     Args:
-        images: Slices, wanted in [0, 1].
-        measure: What is about to look at them, for the message.
+        images: The slices.
+        measure: Name of the measure, for the message.
         smallest_side: In pixels.
 
     Raises:
-        DataError: A value is not finite or outside [0, 1]; the slice is named by its number.
+        DataError: A value is not finite or outside [0, 1]; the message has the index of the slice.
         ShapeError: A side is too short.
     """
     rows, columns = images.shape[1:]
     if min(rows, columns) < smallest_side:
         raise ShapeError(
-            f"slices are {rows}×{columns}, {measure} wants sides of at least {smallest_side} pixels; "
+            f"slices are {rows}×{columns}, {measure} needs sides of at least {smallest_side} pixels; "
             "prepare the data with a larger --size"
         )
     for index, image in enumerate(images):
         low, high = float(image.min()), float(image.max())
         if not (np.isfinite(low) and np.isfinite(high)):  # NaN and infinities show in the extremes
             raise DataError(
-                f"slice {index} has values that are not finite; its {measure} would mean nothing. Leave it "
-                "out, and find what wrote it"
+                f"slice {index} has values that are not finite, so its {measure} cannot be computed; "
+                "exclude it and check the program that wrote it"
             )
         if low < -_ROUNDING or high > 1 + _ROUNDING:
             raise DataError(

@@ -15,7 +15,6 @@ from scipy.stats import beta, binom
 from slicebook.errors import DataError
 from slicebook.metrics.audit_baseline import (
     ADD_TRAINING_SLICES,
-    CONFIDENCE,
     MIN_PATIENTS,
     Baseline,
     NearShare,
@@ -23,13 +22,14 @@ from slicebook.metrics.audit_baseline import (
     measure_near_share,
 )
 from slicebook.metrics.nearest import CORRELATION, Images, Nearest, Reconstruct, plant
+from slicebook.metrics.statistics import CONFIDENCE
 
-RARE = 0.002  # one sample in 500 beyond the first threshold, were there no copies
-FALSE_ALARMS = 0.05  # both thresholds together, half each
-CONTROLS = (0.01, 0.05)  # shares planted; the last one must be found
-MIN_DETECTED = 0.5  # of the planted copies: a test that misses more is no test
+RARE = 0.002  # share of samples beyond the first threshold if there are no copies
+FALSE_ALARMS = 0.05  # false alarm rate of both tests together, half for each
+CONTROLS = (0.01, 0.05)  # shares of planted copies; the last control decides whether the audit is valid
+MIN_DETECTED = 0.5  # share of the planted copies that a valid audit must detect
 MIN_SAMPLES = 100  # so that five copies are planted
-CLOSEST = 12  # pairs kept, to be drawn
+CLOSEST = 12  # pairs in the report
 GAP = (
     "Gap: distance to the nearest training slice of any other patient over the distance to the nearest "
     "training slice. Threshold: the gap that a share of held-out slices would exceed, by an exponential fit "
@@ -38,19 +38,19 @@ GAP = (
 )
 
 Search = Callable[[Images, Sequence[str] | None], Nearest]
-"""From slices, and the patient of each or None, to the nearest training slices of other patients."""
+"""Maps slices, and the patient of each or None, to their nearest training slices of other patients."""
 
 
 @dataclass(frozen=True)
 class GapTest:
-    """How many samples have a gap that real slices hardly ever have.
+    """A test for copies: the number of samples whose gap exceeds a threshold that real slices rarely exceed.
 
     Attributes:
-        convention: What a gap is.
-        expected: Share of samples beyond the threshold where nothing is copied, or less.
-        distance_ratio: The threshold.
-        exceeding: Samples beyond it.
-        needed: As many are copies: by chance so many are in at most 2.5 % of clean sets.
+        convention: Definition of the gap.
+        expected: Largest expected share of samples beyond the threshold if nothing is copied.
+        distance_ratio: The threshold, as a ratio of distances.
+        exceeding: Number of samples beyond the threshold.
+        needed: Number from which the test is positive; reached in at most 2.5 % of sets without copies.
     """
 
     convention: str
@@ -60,21 +60,21 @@ class GapTest:
     needed: int
 
     @property
-    def found(self) -> bool:
-        """Whether enough samples lie beyond the threshold."""
+    def positive(self) -> bool:
+        """Whether enough samples exceed the threshold."""
         return self.exceeding >= self.needed
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A sample and its nearest training slice, to be looked at.
+    """A sample and its nearest training slice, for visual inspection.
 
     Attributes:
-        sample, training: Where they stand.
-        distance: Between them.
-        distance_ratio: The next patient's distance over it.
-        mirror: Whether the training slice has to be mirrored to lie on the sample.
-        shift: Pixels by which it has to be moved down and right, once mirrored.
+        sample, training: Their indices.
+        distance: Distance between them.
+        distance_ratio: Distance to the next patient, divided by `distance`.
+        mirror: Whether the training slice must be mirrored to match the sample.
+        shift: Pixels down and right by which it must then be moved.
     """
 
     sample: int
@@ -87,16 +87,16 @@ class Pair:
 
 @dataclass(frozen=True)
 class Control:
-    """The same test with planted copies in place of some samples.
+    """A positive control: the same test with planted copies in place of random samples.
 
     Attributes:
-        share: Of the samples that was replaced, about: whole copies, and at least one.
-        planted: How many.
-        nearer: Of the mixed set.
-        detected: Share of the planted copies that lie beyond the first threshold.
-        source_found: Share whose nearest training slice is the one they were made of.
-        found: Whether the planted copies alone pass the test's count and at least half of them are detected,
-            so that copies among the other samples do not make a control valid.
+        share: Nominal share of samples that were replaced; at least one is.
+        planted: Number of planted copies.
+        nearer: Near share of the set with planted copies.
+        detected: Share of the planted copies beyond the first threshold.
+        source_found: Share of the planted copies whose nearest training slice is their source.
+        passed: Whether at least half of the planted copies are detected and they alone make a test positive;
+            copies among the other samples do not count.
     """
 
     share: float
@@ -104,27 +104,28 @@ class Control:
     nearer: NearShare
     detected: float
     source_found: float
-    found: bool
+    passed: bool
 
 
 @dataclass(frozen=True)
 class Audit:
-    """Whether samples are copies of training slices.
+    """The result of an audit for copies of training slices.
 
     Attributes:
-        valid: Whether the test would have found copies in a twentieth of the samples and has enough held-out
-            patients. If not, the absence of copies means nothing.
-        copies_found: Whether one of `tests` found copies.
-        max_copy_share: 95 % upper bound of the share of copies among such samples: the one-sided bound of
-            Clopper and Pearson (1934) on the samples beyond the first threshold, over the share of planted
-            copies that was detected. Of 100 samples without any: 3 %. 1 if no planted copy was detected.
-        verdict: Both in words.
-        distance: How slices were compared.
-        samples, held_out_slices, held_out_patients: How many.
-        nearer: The field's usual statistic.
-        tests: Many samples beyond a gap, and any beyond a larger one.
-        controls: With a hundredth and a twentieth of the samples replaced by planted copies.
-        closest: The samples of largest gap, largest first.
+        valid: Whether the last control passed and there are enough samples and held-out patients. If not, a
+            negative result is no evidence that there are no copies.
+        copies_found: Whether one of `tests` is positive.
+        max_copy_share: 95 % upper bound of the share of copies among samples of this model: the one-sided
+            bound of Clopper and Pearson (1934) for the share beyond the first threshold, divided by the share
+            of planted copies that was detected. 3 % for 100 samples with none beyond it; 1 if no planted copy
+            was detected.
+        verdict: The result in words.
+        distance: Definition of the distance between slices.
+        samples, held_out_slices, held_out_patients: Numbers.
+        nearer: Share of samples nearer to a training slice than almost all held-out slices; not decisive.
+        tests: Two tests: many samples beyond a gap, and any sample beyond a larger gap.
+        controls: The tests with 1 % and with 5 % of the samples replaced by planted copies.
+        closest: The samples with the largest gaps, largest first.
     """
 
     valid: bool
@@ -152,7 +153,7 @@ def audit(
     *,
     seed: int,
 ) -> Audit:
-    """Test samples for copies of training slices, and the test itself with planted copies.
+    """Test samples for copies of training slices, and check the test with planted copies.
 
     The gap of a slice is the log of the distance to the nearest slice of any other training patient over the
     distance to the nearest training slice. Gaps are exponential where neighbours lie at random (Facco et al.
@@ -188,7 +189,7 @@ def audit(
     reason = _reason(controls[-1], len(set(held_out_patients)), len(samples))
     return Audit(
         valid=not reason,
-        copies_found=any(test.found for test in tests),
+        copies_found=any(test.positive for test in tests),
         max_copy_share=_max_copy_share(tests[0].exceeding, len(samples), controls[-1].detected),
         verdict=_verdict(reason, controls[-1], tests, len(samples)),
         distance=CORRELATION,
@@ -214,8 +215,8 @@ def _check_inputs(
     needed = max(_count(share, len(samples)) for share in CONTROLS)
     if len(sources) < needed or len(sources_at) != len(sources):
         raise DataError(
-            f"{len(sources)} training slices with {len(sources_at)} places to plant copies of, wanted at "
-            f"least {needed} of each for {len(samples)} samples; give more"
+            f"{len(sources)} training slices with {len(sources_at)} indices as sources of planted copies, "
+            f"wanted at least {needed} of each for {len(samples)} samples; give more"
         )
     if len(held_out_patients) != len(held_out):
         raise DataError(
@@ -224,7 +225,7 @@ def _check_inputs(
 
 
 def _tests(baseline: Baseline, gaps: Float64[np.ndarray, " _"], n: int) -> tuple[GapTest, ...]:
-    """Return both tests of some gaps, as of n samples."""
+    """Return both tests for gaps; thresholds and counts are those for n samples."""
     allowed = FALSE_ALARMS / 2
     needed = 1 + int(binom.isf(allowed, n, RARE))
     tests = []
@@ -252,7 +253,7 @@ def _control(
         nearer=measure_near_share(baseline, mixed),
         detected=detected,
         source_found=float((copies.index == origins).mean()),
-        found=detected >= MIN_DETECTED and any(test.found for test in alone),
+        passed=detected >= MIN_DETECTED and any(test.positive for test in alone),
     )
 
 
@@ -263,7 +264,7 @@ def _max_copy_share(exceeding: int, samples: int, detected: float) -> float:
 
 
 def _reason(control: Control, patients: int, samples: int) -> str:
-    """Return why an audit is not valid; nothing where it is."""
+    """Return why an audit is not valid, or an empty string."""
     if samples < MIN_SAMPLES:
         return f"{samples} samples were searched, wanted at least {MIN_SAMPLES}; generate more"
     if patients < MIN_PATIENTS:
@@ -271,15 +272,12 @@ def _reason(control: Control, patients: int, samples: int) -> str:
             f"the baseline rests on {patients} held-out patients, wanted at least {MIN_PATIENTS}; hold "
             f"out more, or {ADD_TRAINING_SLICES}"
         )
-    if control.detected >= MIN_DETECTED and not control.found:
+    if control.detected >= MIN_DETECTED and not control.passed:
+        return f"{control.planted} planted copies are fewer than a positive test needs; generate more samples"
+    if not control.passed:
         return (
-            f"{control.planted} planted copies are fewer than the test needs to call any; generate more "
-            "samples"
-        )
-    if not control.found:
-        return (
-            f"{control.detected:.0%} of {control.planted} planted copies were detected, too few: such copies "
-            "among the samples would be missed; hold out more patients, or generate more samples"
+            f"{control.detected:.0%} of {control.planted} planted copies were detected, wanted at least "
+            f"{MIN_DETECTED:.0%}; hold out more patients, or generate more samples"
         )
     return ""
 
@@ -287,11 +285,11 @@ def _reason(control: Control, patients: int, samples: int) -> str:
 def _verdict(reason: str, control: Control, tests: Sequence[GapTest], n: int) -> str:
     many, any_one = tests
     counts = (
-        f"{many.exceeding} of {n} samples are over {many.distance_ratio:.2f} times nearer to one training "
-        f"patient than to the next (counts from {many.needed}), {any_one.exceeding} over "
-        f"{any_one.distance_ratio:.2f} times (counts from {any_one.needed})"
+        f"{many.exceeding} of {n} samples are more than {many.distance_ratio:.2f} times nearer to one "
+        f"training patient than to the next (positive from {many.needed}), {any_one.exceeding} more than "
+        f"{any_one.distance_ratio:.2f} times (positive from {any_one.needed})"
     )
-    if any(test.found for test in tests):
+    if any(test.positive for test in tests):
         finding = f"Copies of training slices found: {counts}."
     else:
         finding = f"No copies of training slices found: {counts}."

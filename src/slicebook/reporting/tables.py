@@ -151,7 +151,7 @@ def control_rows(audit: MemorizationResult) -> Rows:
             str(control.planted),
             share(control.detected),
             share(control.source_found),
-            "yes" if control.found else "no",
+            "yes" if control.passed else "no",
         )
         for control in audit.copies.controls
     ]

@@ -1,4 +1,4 @@
-"""Contact sheets: many slices, and their masks over them, as plain pixels."""
+"""Contact sheets: many slices in one PNG, with masks or heatmaps over them."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from scipy.ndimage import binary_erosion, zoom
 
 from slicebook.io.atomic import replacing
 
-# Of label 1, 2, …; the lowest label is the background. Apart also for the colour-blind.
+# Of labels 1, 2, …; label 0 is the background. Distinguishable with colour blindness.
 COLOURS = ((86, 180, 233), (240, 228, 66), (0, 158, 115), (213, 94, 0), (204, 121, 167), (230, 159, 0))
 OPACITY = 0.45
-WIDE = 0.25  # of a slice
+WIDE = 0.25  # share of a slice from which a label is drawn as an outline
 GAP = 2  # dark pixels between pictures
 
 
@@ -33,9 +33,9 @@ def gray(image: Float[np.ndarray, "h w"], aspect: float = 1.0) -> UInt8[np.ndarr
 def tinted(
     image: Float[np.ndarray, "h w"], mask: UInt8[np.ndarray, "h w"], aspect: float = 1.0
 ) -> UInt8[np.ndarray, "rows w 3"]:
-    """Return a slice with its mask over it, a colour a label; label 0 stays gray.
+    """Return a slice with its mask over it, one colour per label; label 0 stays gray.
 
-    A label as wide as a body would hide what it lies on: it gets its colour along the mask's outline alone.
+    A label of more than a quarter of the slice would hide the image, so only the mask's outline is coloured.
     """
     pixels = gray(image, aspect).astype(np.float32)
     rows = (np.arange(len(pixels)) / aspect).astype(int).clip(max=len(mask) - 1)
@@ -52,7 +52,7 @@ def tinted(
 def hot(
     image: Float[np.ndarray, "h w"], heat: Float[np.ndarray, "h w"], aspect: float = 1.0
 ) -> UInt8[np.ndarray, "rows w 3"]:
-    """Return a slice with a map in [0, 1] over it: the higher, the redder."""
+    """Return a slice with a heatmap in [0, 1] over it in red."""
     pixels, over = gray(image, aspect).astype(np.float32), gray(2 * heat - 1, aspect)[..., :1] / 255.0
     red = np.array([255.0, 60.0, 0.0], dtype=np.float32)
     return ((1 - 0.8 * over) * pixels + 0.8 * over * red).round().astype(np.uint8)

@@ -52,8 +52,8 @@ def batch(images: Float[Tensor, "b 1 h w"], path: Path, *, aspect: float = 1.0) 
     columns = math.ceil(math.sqrt(len(shown)))
     caption = f"{len(shown)} of {len(images)} slices of a training batch, after augmentation"
     figure, axes = _canvas(math.ceil(len(shown) / columns), columns, shown[0], aspect, caption)
-    for place, image in zip(itertools.chain(*axes), shown, strict=False):
-        _show(place, image, "", aspect)
+    for cell, image in zip(itertools.chain(*axes), shown, strict=False):
+        _show(cell, image, "", aspect)
     _save(figure, path)
 
 
@@ -201,9 +201,9 @@ def line_chart(
         axes = figure.subplots()
         _plot(axes, series, list(series))
         if band:
-            places, low = zip(*band[1], strict=True)
+            positions, low = zip(*band[1], strict=True)
             high = [value for _, value in band[2]]
-            axes.fill_between(places, low, high, color=_COLOURS[1], alpha=0.25, linewidth=0, label=band[0])
+            axes.fill_between(positions, low, high, color=_COLOURS[1], alpha=0.25, linewidth=0, label=band[0])
         axes.set(xlabel=x, ylabel=y)
         if log_x:
             axes.set_xscale("log")
@@ -211,7 +211,7 @@ def line_chart(
             axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if right > 5 * left else MaxNLocator(5))
             axes.xaxis.set_minor_locator(NullLocator())
             axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        elif all(float(place).is_integer() for points in series.values() for place, _ in points):
+        elif all(float(position).is_integer() for points in series.values() for position, _ in points):
             axes.locator_params(axis="x", integer=True)
         if len(series) > 1 or band:
             axes.legend(
@@ -243,8 +243,8 @@ def _plot(axes: Axes, series: Mapping[str, Points], labels: Sequence[str]) -> No
     axes.tick_params(which="both", colors=_QUIET, labelsize=8, length=0)
     for points, label, colour in zip(series.values(), labels, itertools.cycle(_COLOURS), strict=False):
         marker = "o" if len(points) < _MAX_MARKED else ""
-        places, values = [place for place, _ in points], [value for _, value in points]
-        axes.plot(places, values, color=colour, linewidth=1.6, label=label, marker=marker, markersize=3)
+        positions, values = [position for position, _ in points], [value for _, value in points]
+        axes.plot(positions, values, color=colour, linewidth=1.6, label=label, marker=marker, markersize=3)
 
 
 def _canvas(
@@ -265,8 +265,8 @@ def _canvas(
     figure.subplots_adjust(where[0], foot / total_height, 1 - where[0], 1 - 0.29 / total_height)
     figure.subplots_adjust(wspace=0.06 / width, hspace=0.24 / (height - 0.24))
     axes = figure.subplots(rows, columns, squeeze=False)
-    for place in axes.flat:
-        place.set_axis_off()
+    for cell in axes.flat:
+        cell.set_axis_off()
     return figure, axes.tolist()
 
 

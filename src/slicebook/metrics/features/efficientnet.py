@@ -1,8 +1,8 @@
-"""EfficientNet-Lite0 up to its pooled features, as an eye for judging slices. It is never trained here.
+"""EfficientNet-Lite0 up to its pooled features, for inference only.
 
 Tan and Le 2019 (https://arxiv.org/abs/1905.11946), table 1, in the Lite variant of the same authors' code:
-ReLU6 for swish, no squeeze-and-excitation. Batch norms are folded into the convolutions before them, so a
-network here is convolutions with biases only.
+ReLU6 instead of swish, no squeeze-and-excitation. Batch norms are folded into the preceding convolutions,
+which have biases for that.
 """
 
 from collections.abc import Mapping
@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-SIZE = 224  # pixels of a side, which the weights were trained at
+SIZE = 224  # side of the input in pixels, as in training
 FEATURES = 1280
 
 
 class _Stage(NamedTuple):
-    """Blocks of one resolution: the first takes the stride and the change of width."""
+    """Blocks of one resolution; the stride and the change of width are in the first block."""
 
     repeats: int
     kernel: int
@@ -37,11 +37,11 @@ _STAGES = (
     _Stage(4, 5, 2, 6, 192),
     _Stage(1, 3, 1, 6, 320),
 )
-_NORM_EPSILON = 1e-3  # of the batch norms that are folded: TensorFlow's, not torch's
+_NORM_EPSILON = 1e-3  # of the folded batch norms: TensorFlow's default, not torch's
 
 
 class Convolution(nn.Conv2d):
-    """A convolution padded as TensorFlow's `SAME`: for stride 2, one pixel more at the end of a side."""
+    """A convolution with TensorFlow's `SAME` padding: with stride 2, one pixel more at the end of a side."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int = 1, stride: int = 1, groups: int = 1) -> None:
         super().__init__(
@@ -51,13 +51,13 @@ class Convolution(nn.Conv2d):
         self._before = None if stride == 1 else (before, after, before, after)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d g v"]:
-        """Convolve; even sides come out as sides over stride."""
+        """Convolve; an even side is divided by the stride."""
         out: Tensor = super().forward(x if self._before is None else F.pad(x, self._before))
         return out
 
 
 class InvertedResidual(nn.Module):
-    """Widen by 1×1, filter each channel by itself, narrow by 1×1 (Sandler et al. 2018), no ReLU6 last."""
+    """Expansion (1×1), depthwise convolution and linear projection (1×1) (Sandler et al. 2018)."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, expansion: int) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class InvertedResidual(nn.Module):
         self.residual = stride == 1 and inputs == outputs
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d g v"]:
-        """Return f(x), and x + f(x) where the shapes agree."""
+        """Return x + f(x) if the shapes agree, or else f(x)."""
         wide = x if self.expand is None else F.relu6(self.expand(x))
         out: Tensor = self.project(F.relu6(self.depthwise(wide)))
         return x + out if self.residual else out
@@ -90,34 +90,35 @@ class EfficientNetLite0(nn.Module):
         self.head = Convolution(width, FEATURES)
 
     def forward(self, images: Float[Tensor, "b 3 224 224"]) -> Float[Tensor, "b 1280"]:
-        """Return the mean over places of the last 1,280 channels, each in [0, 6].
+        """Return the spatial mean of the last 1,280 channels, each in [0, 6].
 
         Args:
-            images: Red, green and blue, (v - 127) / 128 of values v in [0, 255].
+            images: RGB, normalised to (v - 127) / 128 from values v in [0, 255].
         """
-        seen: Tensor = F.relu6(self.head(self.blocks(F.relu6(self.stem(images)))))
-        return seen.mean(dim=(2, 3))
+        activations: Tensor = F.relu6(self.head(self.blocks(F.relu6(self.stem(images)))))
+        return activations.mean(dim=(2, 3))
 
 
 def fold(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return this network's weights, given those of lukemelas' EfficientNet-PyTorch and its descendants.
+    """Return this network's weights, given those of lukemelas' EfficientNet-PyTorch or a fork of it.
 
-    A batch norm that is not trained is a scale and a shift a channel; both go into the convolution before it.
+    In inference a batch norm is a scale and a shift per channel; both are folded into the preceding
+    convolution.
 
     Raises:
         KeyError: A weight is missing.
     """
-    places = {"stem": ("_conv_stem", "_bn0"), "head": ("_conv_head", "_bn1")}
+    layers = {"stem": ("_conv_stem", "_bn0"), "head": ("_conv_head", "_bn1")}
     expanding = [stage.expansion > 1 for stage in _STAGES for _ in range(stage.repeats)]
     for index, expands in enumerate(expanding):
-        ours, theirs = f"blocks.{index}", f"_blocks.{index}"
+        block, original = f"blocks.{index}", f"_blocks.{index}"
         if expands:
-            places[f"{ours}.expand"] = (f"{theirs}._expand_conv", f"{theirs}._bn0")
-        places[f"{ours}.depthwise"] = (f"{theirs}._depthwise_conv", f"{theirs}._bn1")
-        places[f"{ours}.project"] = (f"{theirs}._project_conv", f"{theirs}._bn2")
-    found = {}
-    for name, (convolution, norm) in places.items():
+            layers[f"{block}.expand"] = (f"{original}._expand_conv", f"{original}._bn0")
+        layers[f"{block}.depthwise"] = (f"{original}._depthwise_conv", f"{original}._bn1")
+        layers[f"{block}.project"] = (f"{original}._project_conv", f"{original}._bn2")
+    folded = {}
+    for name, (convolution, norm) in layers.items():
         scale = weights[f"{norm}.weight"] / torch.sqrt(weights[f"{norm}.running_var"] + _NORM_EPSILON)
-        found[f"{name}.weight"] = weights[f"{convolution}.weight"] * scale[:, None, None, None]
-        found[f"{name}.bias"] = weights[f"{norm}.bias"] - weights[f"{norm}.running_mean"] * scale
-    return found
+        folded[f"{name}.weight"] = weights[f"{convolution}.weight"] * scale[:, None, None, None]
+        folded[f"{name}.bias"] = weights[f"{norm}.bias"] - weights[f"{norm}.running_mean"] * scale
+    return folded

@@ -1,4 +1,4 @@
-"""The tables of what was judged: samples, the audit for copies, and what judging costs."""
+"""The tables of samples, of the audit for copies, and of the cost of an evaluation."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any
 from cells import NOT_MEASURED, NOTHING, Results, Target, mean, number, table, where
 
 Row = tuple[Any, ...]
-"""What it is called, how a value is shown, and the keys that lead to the value."""
+"""Title, formatter of the value, and keys of the value in a report."""
 
 KERNEL = "kernel distance"
 REAL = "real patients, 95th percentile"
 KINDS = {"texture": "texture", "efficientnet-lite0": "EfficientNet-Lite0"}
 PLANTED = {
     "one_copy": "one copy",
-    "planted_1_percent": "copies in 1 %",
-    "planted_5_percent": "copies in 5 %",
+    "planted_1_percent": "1 % copies",
+    "planted_5_percent": "5 % copies",
 }
 PARTS = {
     "sampling": "sampling, not counted",
@@ -27,9 +27,9 @@ PARTS = {
 
 
 def generation(results: Results) -> str:
-    """What priors draw, beside what real patients score against each other: one column a data set."""
-    found = priors(results)
-    if not found:
+    """Return the main measures of samples and of real patients, one column per data set."""
+    reports = priors(results)
+    if not reports:
         return NOT_MEASURED
     rows: list[Row] = []
     for name, title in KINDS.items():
@@ -46,14 +46,14 @@ def generation(results: Results) -> str:
         ("Dice of a segmentation network trained on samples (on patients)", _dice, "usefulness"),
         ("sampling time per slice, s", "{:.2f}".format, "sampling", "seconds_per_slice"),
     ]
-    made = "".join(f"\n{one['title']}: {_made(one)} {where(one)}" for one in found)
-    return _columns({one["title"]: one for one in found}, rows) + made
+    made = "".join(f"\n{report['title']}: {_made(report)} {where(report)}" for report in reports)
+    return _columns({report["title"]: report for report in reports}, rows) + made
 
 
 def likeness(results: Results) -> str:
-    """Every measure by features, one column a kind of a data set; then what `generation` leaves out."""
-    found = priors(results)
-    if not found:
+    """Return every measure by features, one column per kind and data set; then the other measures."""
+    reports = priors(results)
+    if not reports:
         return NOT_MEASURED
     by_kind: list[Row] = []
     for title, name in ((KERNEL, "kernel_distance"), ("Fréchet distance", "frechet_distance")):
@@ -73,67 +73,66 @@ def likeness(results: Results) -> str:
         (f"distance of intensities, samples ({REAL})", _distance, "generation", "intensity", "distance"),
         ("mean level of added noise, on [-1, 1]", "{:.3f}".format, "sampling", "noise_level"),
     ]
-    taught = [one["usefulness"]["generated"]["labels"] for one in found if one["usefulness"]]
+    labels_of = [report["usefulness"]["generated"]["labels"] for report in reports if report["usefulness"]]
     rest += [
         (f"label {label}: Dice, trained on samples (on patients)", partial(_dice, label=label), "usefulness")
-        for label in sorted({label for labels in taught for label in labels})
+        for label in sorted({label for labels in labels_of for label in labels})
     ]
     columns = {
-        f"{one['title']}: {KINDS[name]}": features
-        for one in found
-        for name, features in one["generation"]["features"].items()
+        f"{report['title']}: {KINDS[name]}": features
+        for report in reports
+        for name, features in report["generation"]["features"].items()
     }
-    return _columns(columns, by_kind) + "\n" + _columns({one["title"]: one for one in found}, rest)
+    return _columns(columns, by_kind) + "\n" + _columns({report["title"]: report for report in reports}, rest)
 
 
 def audit(results: Results) -> str:
-    """How often the audit calls originals copies, and finds planted ones: a row a number of patients."""
-    found = results["audit"]
-    search, speed, training = found["search"], found["speed"], found["training"]
+    """Return false alarm and detection rates of the audit, one row per number of held-out patients."""
+    result = results["audit"]
+    search, speed, training = result["search"], result["speed"], result["training"]
     rows = []
-    for patients, of in found["by_held_out_patients"].items():
-        shares = [of["clean"]["copies_found"], *(of[case]["copies_found"] for case in PLANTED)]
+    for patients, cases in result["by_held_out_patients"].items():
+        shares = [cases["clean"]["copies_found"], *(cases[case]["copies_found"] for case in PLANTED)]
         rows.append(
-            [patients, *(f"{share:.1%}" for share in (*shares, of["clean"]["nearer_than_the_quantile"]))]
+            [patients, *(f"{share:.1%}" for share in (*shares, cases["clean"]["nearer_than_the_quantile"]))]
         )
-    head = ["held-out patients", "false alarms", *(f"{case} found" for case in PLANTED.values())]
-    head.append("false alarms of the share nearer than the 1 % quantile")
+    head = ["held-out patients", "false alarms", *(f"copies found with {case}" for case in PLANTED.values())]
+    head.append("false alarms of the test by the 1 % quantile")
     return (
         table(head, rows)
-        + f"\n{found['title']}: {found['trials']} trials of {found['samples']} samples each, "
+        + f"\n{result['title']}: {result['trials']} trials of {result['samples']} samples each, "
         f"{training['slices']:,} training slices of {training['patients']} patients. The search found the "
-        f"source of {search['source_found']:.1%} of {search['copies']} copies. Among "
-        f"{speed['training_slices']:,} training slices it seeks {speed['sought_slices']:,} in "
-        f"{speed['seconds']:.0f} s, in {_gigabytes(speed):.1f} GB. {where(found)}"
+        f"source of {search['source_found']:.1%} of {search['copies']} copies. A search "
+        f"of {speed['sought_slices']:,} slices among {speed['training_slices']:,} training slices takes "
+        f"{speed['seconds']:.0f} s and {_gigabytes(speed):.1f} GB. {where(result)}"
     )
 
 
 def evaluation(results: Results) -> str:
-    """What it costs to judge a study's worth of samples, and a whole demo."""
+    """Return the cost of evaluating samples at the size of a study, and of evaluating a demo."""
     study, demo = results["evaluation"], results.get("evaluation-demo")
     rows = [row for name, title in PARTS.items() for row in _costs(title, study[name])]
-    said = (
+    note = (
         f"\n{study['samples']} samples of {study['rows']}×{study['columns']} compared with "
         f"{study['slices']['test']} slices of {study['patients']['test']} test patients, against "
         f"{study['slices']['train']:,} training slices of {study['patients']['train']}."
     )
     if demo:
         rows += _costs("**`slicebook evaluate` of a demo**", demo)
-        said += (
-            f" {where(study)}\nThe demo: {demo['samples']} samples, {demo['slices']} slices, nothing kept."
-        )
-    return table(["", "seconds", "CPU seconds", "memory, GB"], rows) + f"{said} {where(demo or study)}"
+        note += f" {where(study)}\n"
+        note += f"The demo: {demo['samples']} samples, {demo['slices']} slices, no cached features."
+    return table(["", "seconds", "CPU seconds", "memory, GB"], rows) + f"{note} {where(demo or study)}"
 
 
 def priors(results: Results) -> list[Any]:
     """Return the results of `generation.py`."""
-    return [one for name, one in results.items() if name.startswith("generation-")]
+    return [report for name, report in results.items() if name.startswith("generation-")]
 
 
 def targets(results: Results) -> Iterable[Target]:
-    """What was wanted of samples and of judging, and what was found."""
-    for one in priors(results):
-        title, samples = one["title"], one["generation"]["features"]["texture"]["samples"]
+    """Return the targets for samples and for the cost of an evaluation."""
+    for report in priors(results):
+        title, samples = report["title"], report["generation"]["features"]["texture"]["samples"]
         kernel = samples["kernel_distance"]
         yield (
             f"{title}: kernel distance of samples, texture, at most the 95th percentile of real patients'",
@@ -147,31 +146,31 @@ def targets(results: Results) -> Iterable[Target]:
                 0.8,
             ),
             "pass rate of the anatomy rules, samples relative to real masks: 90 % or more": (
-                one["generation"]["anatomy"] and one["generation"]["anatomy"]["ratio"],
+                report["generation"]["anatomy"] and report["generation"]["anatomy"]["ratio"],
                 0.9,
             ),
             "Dice of a segmentation network trained on samples relative to patients: 90 % or more": (
-                one["usefulness"] and one["usefulness"]["ratio"],
+                report["usefulness"] and report["usefulness"]["ratio"],
                 0.9,
             ),
         }
-        for what, (share, least) in shares.items():
+        for target, (share, least) in shares.items():
             if share is not None:
-                yield f"{title}: {what}", f"{share:.1%}", share >= least
+                yield f"{title}: {target}", f"{share:.1%}", share >= least
     if "evaluation" in results:
         yield from _cost_targets(results["evaluation"], results.get("evaluation-demo"))
 
 
 def _cost_targets(study: Any, demo: Any) -> Iterable[Target]:
     wanted, cost = study["wanted"], study["again"]
-    what = f"{study['samples']} samples evaluated against {study['slices']['train']:,} training slices"
+    target = f"{study['samples']} samples evaluated against {study['slices']['train']:,} training slices"
     yield (
-        f"{what} in {wanted['seconds']} s or less",
+        f"{target} in {wanted['seconds']} s or less",
         f"{cost['seconds']:.0f} s",
         cost["seconds"] <= wanted["seconds"],
     )
     memory = _gigabytes(cost)
-    yield f"{what} in {wanted['memory_gb']} GB or less", f"{memory:.1f} GB", memory <= wanted["memory_gb"]
+    yield f"{target} in {wanted['memory_gb']} GB or less", f"{memory:.1f} GB", memory <= wanted["memory_gb"]
     if demo:
         seconds = demo["seconds"]
         yield (
@@ -182,44 +181,44 @@ def _cost_targets(study: Any, demo: Any) -> Iterable[Target]:
 
 
 def _columns(columns: Mapping[str, Any], rows: Iterable[Row]) -> str:
-    """Draw rows of values that stand at the same keys of each column."""
+    """Return a table of the values at the same keys of each column."""
     cells = []
     for title, show, *keys in rows:
-        values = [_at(one, keys) for one in columns.values()]
+        values = [_at(column, keys) for column in columns.values()]
         cells.append([title, *(NOTHING if value is None else show(value) for value in values)])
     return table(["", *columns], cells)
 
 
-def _at(found: Any, keys: Iterable[str]) -> Any:
+def _at(value: Any, keys: Iterable[str]) -> Any:
     for key in keys:
-        found = None if found is None else found.get(key)
-    return found
+        value = None if value is None else value.get(key)
+    return value
 
 
-def _made(one: Any) -> str:
-    drawing, judged, decoder = one["sampling"], one["generation"], one["decoder_seconds"]
+def _made(report: Any) -> str:
+    sampling, generation, decoder = report["sampling"], report["generation"], report["decoder_seconds"]
     return (
-        f"{drawing['samples']} samples of {drawing['rows']}×{drawing['columns']} compared with "
-        f"{judged['held_out_slices']} slices of {judged['held_out_patients']} test patients; tokenizer "
-        f"trained for {one['tokenizer_seconds'] / 60:.0f} minutes, "
+        f"{sampling['samples']} samples of {sampling['rows']}×{sampling['columns']} compared with "
+        f"{generation['held_out_slices']} slices of {generation['held_out_patients']} test patients; "
+        f"tokenizer trained for {report['tokenizer_seconds'] / 60:.0f} minutes, "
         f"{'' if decoder is None else f'generation decoder for {decoder / 60:.0f}, '}prior of "
-        f"{drawing['parameters'] / 1e6:.1f} M parameters for {one['provenance']['seconds'] / 60:.0f}, on "
-        f"{one['provenance']['train_patients']} patients."
+        f"{sampling['parameters'] / 1e6:.1f} M parameters for {report['provenance']['seconds'] / 60:.0f}, on "
+        f"{report['provenance']['train_patients']} patients."
     )
 
 
 def _as_near(kernel: Any) -> str:
-    """Say what `Comparison.as_near_as_real` says."""
+    """Return whether `Comparison.as_near_as_real`, as yes or no."""
     return "yes" if kernel["generated"] <= kernel["real_range"][1] else "no"
 
 
-def _distance(beside: Any) -> str:
-    """Return a distance of samples with its interval, and where 95 % of those between real patients end."""
-    return f"{_alone(beside)} ({_rounded(beside['real_range'][1])})"
+def _distance(relative: Any) -> str:
+    """Return a distance with its interval, and the 95th percentile of that between real patients."""
+    return f"{_alone(relative)} ({_rounded(relative['real_range'][1])})"
 
 
-def _alone(beside: Any) -> str:
-    return number(beside["generated"], beside["interval"], _form(beside["generated"]))
+def _alone(relative: Any) -> str:
+    return number(relative["generated"], relative["interval"], _form(relative["generated"]))
 
 
 def _rounded(distance: float) -> str:
@@ -227,14 +226,14 @@ def _rounded(distance: float) -> str:
 
 
 def _form(distance: float) -> str:
-    """Return how a distance is written: three digits or so, whatever its unit."""
+    """Return a number format with about three significant digits."""
     return next(
         (form for most, form in ((1, ".3f"), (10, ".2f"), (100, ".1f")) if abs(distance) < most), ",.0f"
     )
 
 
-def _share(beside: Any) -> str:
-    return f"{number(beside['generated'], beside['interval'], '.2f')} ({beside['real']:.2f})"
+def _share(relative: Any) -> str:
+    return f"{number(relative['generated'], relative['interval'], '.2f')} ({relative['real']:.2f})"
 
 
 def _summary(score: Any) -> str:
@@ -249,31 +248,31 @@ def _rules(anatomy: Any) -> str:
     return "{} ({})".format(*_two(anatomy, ".1%"))
 
 
-def _two(found: Any, form: str) -> list[str]:
-    """Return a number of samples and that of real slices, each with its interval."""
-    return [number(found[side], found[f"{side}_interval"], form) for side in ("generated", "real")]
+def _two(measure: Any, form: str) -> list[str]:
+    """Return the value of samples and that of real slices, each with its interval."""
+    return [number(measure[group], measure[f"{group}_interval"], form) for group in ("generated", "real")]
 
 
-def _dice(taught: Any, label: str | None = None) -> str:
-    """Return the Dice of both segmenters: the mean of labels, or that of one."""
-    sides = [taught[side] for side in ("generated", "training_set")]
+def _dice(usefulness: Any, label: str | None = None) -> str:
+    """Return the Dice of both segmenters: the mean over labels, or that of one label."""
+    segmenters = [usefulness[segmenter] for segmenter in ("generated", "training_set")]
     if label is None:
-        return "{} ({})".format(*(number(side["mean"], None, ".3f") for side in sides))
+        return "{} ({})".format(*(number(segmenter["mean"], None, ".3f") for segmenter in segmenters))
     return (
-        "{} ({})".format(*(mean(side["labels"], label) for side in sides))
-        if label in sides[0]["labels"]
+        "{} ({})".format(*(mean(segmenter["labels"], label) for segmenter in segmenters))
+        if label in segmenters[0]["labels"]
         else NOTHING
     )
 
 
-def _costs(title: str, found: Any) -> list[list[str]]:
-    """Return a row of what a process cost, and rows of its parts."""
-    whole = [f"{found['seconds']:.0f}", f"{found['cpu_seconds']:.0f}", f"{_gigabytes(found):.1f}"]
+def _costs(title: str, cost: Any) -> list[list[str]]:
+    """Return a row with the cost of a process, and rows of its parts."""
+    whole = [f"{cost['seconds']:.0f}", f"{cost['cpu_seconds']:.0f}", f"{_gigabytes(cost):.1f}"]
     return [
         [title, *whole],
-        *([f"– {part}", f"{seconds:.0f}", "", ""] for part, seconds in found.get("parts", {}).items()),
+        *([f"– {part}", f"{seconds:.0f}", "", ""] for part, seconds in cost.get("parts", {}).items()),
     ]
 
 
-def _gigabytes(found: Any) -> float:
-    return float(found["peak_memory_mib"] * 2**20 / 1e9)
+def _gigabytes(cost: Any) -> float:
+    return float(cost["peak_memory_mib"] * 2**20 / 1e9)

@@ -103,7 +103,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     loaded = load_prior(made.run)
     assert loaded.info.noise_model is not None
     noise_model = loaded.info.noise_model.model_copy(
-        update={"drawn": (0.0,) * len(loaded.info.noise_model.drawn)}
+        update={"texture": (0.0,) * len(loaded.info.noise_model.texture)}
     )
     save_prior(
         loaded.path,

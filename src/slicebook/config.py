@@ -27,6 +27,24 @@ CodebookSize = Annotated[int, Field(ge=1, le=65536)]  # a token file stores 16 b
 R = TypeVar("R", bound=Record)
 
 
+class ContrastConfig(Record):
+    """Random contrast and image quality of training slices, so that a model works on scans unlike them.
+
+    After SynthSeg (Billot et al. 2023, https://doi.org/10.1016/j.media.2023.102789), which changes labels.
+    """
+
+    probability: Probability = 0.75
+    """Share of the slices that are changed."""
+    knots: Annotated[int, Field(ge=2)] = 7
+    """Number of random values that the piecewise linear intensity curve interpolates; air stays dark."""
+    bias: Fraction = 0.45
+    """A smooth random field from 1 - 2·bias to 1 multiplies the intensity."""
+    blur: Annotated[float, Field(ge=0.0, le=3.0)] = 1.2
+    """Largest standard deviation of a Gaussian blur, in pixels."""
+    noise: Fraction = 0.06
+    """Largest standard deviation of Gaussian noise on [0, 1]."""
+
+
 class AugmentConfig(Record):
     """Random changes to training slices; each is drawn uniformly within plus or minus its setting."""
 
@@ -41,6 +59,8 @@ class AugmentConfig(Record):
     """Exponent on [0, 1] intensity is drawn from 1 - gamma to 1 + gamma."""
     intensity_scale: Fraction = 0.08
     """Intensity on [0, 1] is multiplied by 1 - intensity_scale to 1 + intensity_scale."""
+    contrast: ContrastConfig | None = None
+    """Random contrast, for models that start other trainings; null keeps the contrast."""
 
 
 class QuantizerConfig(Record):

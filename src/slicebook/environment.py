@@ -30,6 +30,18 @@ class Provenance(Record):
     """Of training, including validation."""
     validation: dict[str, float]
     """Scores on validation patients when the model was saved."""
+    initial: InitialModel | None = None
+    """The model whose weights the training started from; None for random weights."""
+
+
+class InitialModel(Record):
+    """A model whose weights a training started from: what it learned is part of the new model."""
+
+    weights_sha256: str
+    provenance: Provenance
+
+
+Provenance.model_rebuild()
 
 
 def versions() -> dict[str, str]:

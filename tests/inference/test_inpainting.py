@@ -220,10 +220,10 @@ def test_tokens_outside_the_region_are_those_of_the_filled_slice(
     assert 0 < int((~keep).sum()) < keep.numel() / 2
     assert (given[:, layout.slice_of(0)] == layout.stages[0].size).all()  # no mask is known
     assert asked["conditions"].position.tolist() == [0.0, 0.5]
-    book, slices = load_prior(trained.run).tokenizer, Stack.of(read_single(files[0])).slices
+    tokenizer, slices = load_prior(trained.run).tokenizer, Stack.of(read_single(files[0])).slices
     region = inpainting._read_region(files[1], files[0], Stack.of(read_single(files[0])))
     filled = np.stack([fill(slices[index], region[index]) for index in (0, 1)])
-    assert given.equal(book.encode(torch.from_numpy(filled)[:, None]))
+    assert given.equal(tokenizer.encode(torch.from_numpy(filled)[:, None]))
 
 
 def test_a_single_slice_has_no_known_place_in_a_volume():

@@ -200,7 +200,7 @@ def test_only_noise_that_decoded_samples_lack_is_added():
 
 def test_an_edge_in_a_decoded_image_is_no_texture():
     pairs = [(halves() + noise(0.05, seed=seed), halves()) for seed in range(4)]
-    assert max(fit_noise_model(pairs, 2.0, [halves()]).drawn) < 1e-3
+    assert max(fit_noise_model(pairs, 2.0, [halves()]).texture) < 1e-3
 
 
 def test_a_reconstruction_rougher_than_the_slices_gets_no_noise():

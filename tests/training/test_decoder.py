@@ -487,7 +487,7 @@ def test_added_noise_is_measured_on_the_new_decoder(trained, own, tmp_path):
     train_generator(tmp_path / "run", ["decoder=null"], options=OPTIONS)
     plain = load_prior(tmp_path / "run").info.noise_model
     assert rough.spread == plain.spread
-    assert rough.drawn != plain.drawn
+    assert rough.texture != plain.texture
 
 
 def test_a_finished_prior_gets_another_decoder_and_stays(trained, tmp_path):

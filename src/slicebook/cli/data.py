@@ -1,7 +1,7 @@
 """Commands for data: phantom, check, prepare."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -37,6 +37,15 @@ ClassRegex = Annotated[
     ),
 ]
 
+Randomise = Annotated[
+    bool,
+    typer.Option(
+        "--randomise",
+        help="Draw contrast, plane, position, resolution and artefacts at random, and random shapes in every "
+        "fourth volume. Models trained on such images work on scans of other contrasts and planes.",
+    ),
+]
+
 
 def phantom(
     out: Annotated[Path, out_option("DIR", "New folder for the data set.")],
@@ -57,22 +66,26 @@ def phantom(
         128,
         256,
     ),
+    randomise: Randomise = False,
     seed: Seed = 42,
 ) -> None:
     """Write a synthetic pelvis MRI data set with label masks. It contains no patient data."""
+    from slicebook.phantom import randomized
     from slicebook.phantom import simulator as pelvis
 
     rows, columns = size
-    shape = (columns, rows)  # as NIfTI stores them: left-right first
-    count = counter("volume")
+    shared: dict[str, Any] = {
+        "weeks": weeks,
+        "slices": slices,
+        "seed": seed,
+        "shape": (columns, rows),  # as NIfTI stores them: left-right first
+        "simulate": randomized.random_volume if randomise else pelvis.patient_volume,
+        "progress": counter("volume"),
+    }
     if layout == "hipmri2d":
-        pelvis.write_hipmri(
-            out, patients=patients, weeks=weeks, slices=slices, seed=seed, shape=shape, progress=count
-        )
+        pelvis.write_hipmri(out, patients=patients, **shared)
     else:
-        pelvis.write_volumes(
-            out, patients=sum(patients), weeks=weeks, slices=slices, seed=seed, shape=shape, progress=count
-        )
+        pelvis.write_volumes(out, patients=sum(patients), **shared)
 
 
 def check(

@@ -52,6 +52,15 @@ Restart = Annotated[
     ),
 ]
 
+StartFrom = Annotated[
+    str | None,
+    typer.Option(
+        "--from",
+        metavar="MODEL",
+        help="Model whose weights to start from, as far as their shapes fit. Default: random weights.",
+    ),
+]
+
 
 def _shared(
     *,
@@ -60,6 +69,7 @@ def _shared(
     precision: Precision = "auto",
     workers: Workers = 0,
     restart: Restart = False,
+    start_from: StartFrom = None,
     as_json: Json = False,
 ) -> None:
     """Declare the options that all trainings share."""

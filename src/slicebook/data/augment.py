@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 from torch.nn import functional
 
-from slicebook.config import AugmentConfig
+from slicebook.config import AugmentConfig, ContrastConfig
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,58 @@ def augment(images: Float[Tensor, "b 1 h w"], parameters: Augmentation) -> Float
         unit = ((images + 1) / 2).clamp(0, 1)
         images = (gain * unit**gamma).clamp(0, 1) * 2 - 1
     return images
+
+
+AIR = 0.04  # on [0, 1]: what is darker counts as air
+BIAS_GRID = 4  # random values of the bias field along each side
+BLUR_RADIUS = 4  # pixels
+
+
+def randomise_contrast(
+    images: Float[Tensor, "b 1 h w"], config: ContrastConfig, generator: torch.Generator
+) -> Float[Tensor, "b 1 h w"]:
+    """Change the contrast of slices in [-1, 1] by a random curve, bias field, blur and noise.
+
+    The curve need not be monotone, so tissues also swap their order. The generator is on the CPU.
+    """
+    count, device = len(images), images.device
+    changed = (torch.rand(count, generator=generator) < config.probability).to(device)[:, None, None, None]
+    curves = torch.rand((count, config.knots), generator=generator).to(device)
+    fields = 1 - 2 * config.bias * torch.rand((count, 1, BIAS_GRID, BIAS_GRID), generator=generator)
+    sigmas = (config.blur * torch.rand(count, generator=generator)).clamp(min=1e-3).to(device)
+    levels = (config.noise * torch.rand((count, 1, 1, 1), generator=generator)).to(device)
+    noise = torch.randn(images.shape, generator=generator).to(device)
+
+    unit = ((images + 1) / 2).clamp(0, 1)
+    values = torch.where(unit < AIR, unit, _through_curves(unit, curves))
+    bias = functional.interpolate(fields.to(device), images.shape[-2:], mode="bicubic", align_corners=True)
+    values = _blur(values * bias.clamp(min=0), sigmas) + levels * noise
+    return torch.where(changed, values.clamp(0, 1) * 2 - 1, images)
+
+
+def _through_curves(
+    unit: Float[Tensor, "b 1 h w"], curves: Float[Tensor, "b knots"]
+) -> Float[Tensor, "b 1 h w"]:
+    """Map intensities in [0, 1] through piecewise linear curves, stretched so that the slice fills [0, 1]."""
+    last = curves.shape[1] - 1
+    place = unit * last
+    knot = place.floor().clamp(max=last - 1).long()
+    low = curves.gather(1, knot.flatten(1)).view_as(unit)
+    high = curves.gather(1, knot.flatten(1) + 1).view_as(unit)
+    values = torch.lerp(low, high, place - knot)
+    least, most = values.amin((2, 3), keepdim=True), values.amax((2, 3), keepdim=True)
+    return (values - least) / (most - least + 1e-6)
+
+
+def _blur(images: Float[Tensor, "b 1 h w"], sigmas: Float[Tensor, " b"]) -> Float[Tensor, "b 1 h w"]:
+    """Blur each slice with its own Gaussian; the edge is repeated."""
+    offsets = torch.arange(-BLUR_RADIUS, BLUR_RADIUS + 1, device=images.device)
+    weights = torch.exp(-0.5 * (offsets / sigmas[:, None]) ** 2)
+    weights = weights / weights.sum(1, keepdim=True)  # [b, 2 r + 1]
+    stack = images.transpose(0, 1)  # [1, b, h, w]: each slice is a channel with a kernel of its own
+    padded = functional.pad(stack, (BLUR_RADIUS,) * 4, mode="replicate")
+    rows = functional.conv2d(padded, weights[:, None, :, None], groups=len(images))
+    return functional.conv2d(rows, weights[:, None, None, :], groups=len(images)).transpose(0, 1)
 
 
 def augment_labels(labels: UInt8[Tensor, "b 1 h w"], parameters: Augmentation) -> UInt8[Tensor, "b 1 h w"]:

@@ -76,7 +76,7 @@ class NoiseModel(BaseModel):
     """Quantiles of the residuals, evenly spaced from 0 to 1."""
     spread: tuple[float, ...]
     """Noise standard deviation relative to the slice's level, at intensities evenly spaced from -1 to 1."""
-    drawn: tuple[float, ...]
+    texture: tuple[float, ...]
     """Standard deviation of the texture of decoded images, in units of intensity, at the same intensities."""
     correlation: tuple[tuple[float, ...], ...]
     """Autocorrelation of the noise, at row and column offsets from -REACH to REACH."""
@@ -104,7 +104,7 @@ class NoiseModel(BaseModel):
         at = np.linspace(-1, 1, len(self.spread))
         wanted = level * np.interp(image, at, self.spread)
         # Variances add up: the texture already present is subtracted.
-        missing = np.sqrt((wanted**2 - np.interp(image, at, self.drawn) ** 2).clip(min=0))
+        missing = np.sqrt((wanted**2 - np.interp(image, at, self.texture) ** 2).clip(min=0))
         noisy: Float32[np.ndarray, "h w"] = np.clip(image + missing * field, -1, 1).astype(np.float32)
         return noisy
 
@@ -156,7 +156,9 @@ def fit_noise_model(
     correlation[REACH, REACH] = 1  # also without any noise
     level, contrast = torch.cat(levels).double(), torch.cat(contrasts).double()
     base, slope, left = _line(contrast, level)
-    drawn = _texture(reconstructions if decoded is None else decoded, strength, math.exp(float(level.mean())))
+    texture = _texture(
+        reconstructions if decoded is None else decoded, strength, math.exp(float(level.mean()))
+    )
     return NoiseModel(
         base=base,
         slope=slope,
@@ -164,7 +166,7 @@ def fit_noise_model(
         bounds=(float(level.min()), float(level.max())),
         deviations=tuple(left.quantile(torch.linspace(0, 1, QUANTILES, dtype=left.dtype)).tolist()),
         spread=_by_intensity(power, counts),
-        drawn=drawn,
+        texture=texture,
         correlation=tuple(tuple(row) for row in correlation.tolist()),
     )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -179,16 +179,20 @@ class Tokenizer(nn.Module):
         return self.unpad(self.network.image(context), size)
 
     @torch.no_grad()
-    def init_from_kmeans(self, images: Float[Tensor, "b c h w"], generator: torch.Generator) -> None:
-        """Start every codebook by k-means of the untrained network's latents, coarsest first.
+    def init_from_kmeans(
+        self,
+        images: Float[Tensor, "b c h w"],
+        generator: torch.Generator,
+        levels: Collection[int] | None = None,
+    ) -> None:
+        """Start the codebooks of some levels (default: all) by k-means of their latents, coarsest first.
 
         In training mode, as the first steps will be: batch norm scales the latents by their batch.
         """
-        for level in reversed(range(self.levels)):
+        for level in sorted(range(self.levels) if levels is None else levels, reverse=True):
             vectors = []
             for batch in torch.split(images, INIT_BATCH):
-                levels = itertools.islice(self._encode_levels(batch), self.levels - level)
-                *_, (latents, _) = levels
+                *_, (latents, _) = itertools.islice(self._encode_levels(batch), self.levels - level)
                 vectors.append(_to_vectors(latents))
             self.codebook(level).init_from_kmeans(torch.cat(vectors), generator)
 

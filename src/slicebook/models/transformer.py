@@ -161,7 +161,7 @@ class PriorTransformer(nn.Module):
         )
         self.stage = nn.Embedding(len(codebooks) + 1, width)  # the last: start of the sequence
         # One half is for token embeddings, one for queries.
-        self.places = nn.Linear(4 * NUM_FREQUENCIES, 2 * width)
+        self.position_proj = nn.Linear(4 * NUM_FREQUENCIES, 2 * width)
         self.blocks = nn.ModuleList(_Block(width, prior.dropout) for _ in range(config.layers))
         self.norm = nn.LayerNorm(width)
         self.heads = nn.ModuleList(nn.Linear(width, len(codebooks[stage])) for stage in self.stages)
@@ -187,7 +187,7 @@ class PriorTransformer(nn.Module):
         self, stage: int, tokens: Int64[Tensor, "b n"], positions: Float[Tensor, "b n 2"]
     ) -> Tensor:
         """Embed known tokens with their positions."""
-        where = self.places(_waves(positions).flatten(-2)).chunk(2, -1)[0]
+        where = self.position_proj(_waves(positions).flatten(-2)).chunk(2, -1)[0]
         content = self.contents[stage](self.tokens[stage](tokens))
         embedding: Tensor = content + where + self.stage.weight[stage]
         return embedding
@@ -203,7 +203,7 @@ class PriorTransformer(nn.Module):
         seen = [self.tokens[stage](around)] + [
             self.tokens[coarser](window) for coarser, window in enumerate(above)
         ]
-        where = self.places(_waves(positions).flatten(-2)).chunk(2, -1)[1]
+        where = self.position_proj(_waves(positions).flatten(-2)).chunk(2, -1)[1]
         local = self.windows[stage - self.first](torch.cat([part.flatten(2) for part in seen], -1))
         query_centres: Tensor = local + where + self.stage.weight[stage]
         return query_centres

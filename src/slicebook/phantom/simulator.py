@@ -70,12 +70,7 @@ def patient_volume(
     Raises:
         ConfigError: a number is negative, or the grid is too coarse for a pelvis.
     """
-    if min(seed, patient, week) < 0:
-        raise ConfigError(f"phantom: seed {seed}, patient {patient}, week {week}; give numbers of 0 or more")
-    if slices < 4 or min(shape) < 16:
-        raise ConfigError(
-            f"phantom: {slices} slices of {shape[0]}x{shape[1]}; give at least 4 slices of 16x16"
-        )
+    check_volume(patient, week, seed=seed, slices=slices, shape=shape)
     anatomy = draw_anatomy(patient, week, seed)
     spacing = np.array([FIELD_MM[0] / shape[0], FIELD_MM[1] / shape[1], (HIGHEST_MM - LOWEST_MM) / slices])
     affine = np.diag([*spacing, 1.0])
@@ -124,6 +119,7 @@ def write_hipmri(
     slices: int = 60,
     seed: int = 42,
     shape: tuple[int, int] = (256, 128),
+    simulate: Callable[..., PhantomVolume] = patient_volume,
     progress: Progress | None = None,
 ) -> None:
     """Write slices in the file layout of the HipMRI study, including its irregularities.
@@ -139,6 +135,7 @@ def write_hipmri(
         slices: slices per volume.
         seed: seed of the whole data set.
         shape: pixels left-right and front-back of a slice.
+        simulate: `patient_volume` or `randomized.random_volume`.
         progress: called after each volume.
 
     Raises:
@@ -152,7 +149,7 @@ def write_hipmri(
     for done, (index, week) in enumerate(product(range(len(split_of)), range(weeks)), start=1):
         case, split = FIRST_CASE + index, split_of[index]
         size = (shape[0], shape[1] * 9 // 8) if index == odd and week == 0 else shape
-        volume = patient_volume(case, week, seed=seed, slices=slices, shape=size)
+        volume = simulate(case, week, seed=seed, slices=slices, shape=size)
         images, masks = out / f"keras_slices_{split}", out / f"keras_slices_seg_{split}"
         for folder in (images, masks):
             folder.mkdir(parents=True, exist_ok=True)
@@ -175,6 +172,7 @@ def write_volumes(
     slices: int = 60,
     seed: int = 42,
     shape: tuple[int, int] = (256, 128),
+    simulate: Callable[..., PhantomVolume] = patient_volume,
     progress: Progress | None = None,
 ) -> None:
     """Write volumes and their labels under the names of the HipMRI study.
@@ -190,12 +188,26 @@ def write_volumes(
     _check_counts(patients, weeks=weeks)
     out.mkdir(parents=True, exist_ok=True)
     for done, (index, week) in enumerate(product(range(patients), range(weeks)), start=1):
-        volume = patient_volume(FIRST_CASE + index, week, seed=seed, slices=slices, shape=shape)
+        volume = simulate(FIRST_CASE + index, week, seed=seed, slices=slices, shape=shape)
         stem = f"Case_{FIRST_CASE + index:03d}_Week{week}"
         write_nifti(out / f"{stem}_LFOV.nii.gz", volume.image, affine=volume.affine)
         write_nifti(out / f"{stem}_SEMANTIC_LFOV.nii.gz", volume.labels, affine=volume.affine)
         if progress:
             progress(done, patients * weeks)
+
+
+def check_volume(patient: int, week: int, *, seed: int, slices: int, shape: tuple[int, int]) -> None:
+    """Refuse numbers that no volume has.
+
+    Raises:
+        ConfigError: a number is negative, or the grid too coarse to hold a pelvis.
+    """
+    if min(seed, patient, week) < 0:
+        raise ConfigError(f"phantom: seed {seed}, patient {patient}, week {week}; give numbers of 0 or more")
+    if slices < 4 or min(shape) < 16:
+        raise ConfigError(
+            f"phantom: {slices} slices of {shape[0]}x{shape[1]}; give at least 4 slices of 16x16"
+        )
 
 
 def _check_counts(*patients: int, weeks: int) -> None:

@@ -10,7 +10,7 @@ finest grid. Reconstruction keeps using the tokenizer's own decoder.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from slicebook.config import DecoderConfig, LossConfig, Recipe
 from slicebook.data.augment import augment, draw_augmentation
 from slicebook.data.dataset import PreparedData, SliceSet
 from slicebook.data.loader import Batch, SliceBatches, explain_dead_worker
+from slicebook.environment import InitialModel
 from slicebook.errors import ConfigError
 from slicebook.io.atomic import write_text
 from slicebook.io.tensors import State, hash_tensors, load_kept, load_state, save_state
@@ -36,6 +37,7 @@ from slicebook.training.progress import Display
 from slicebook.training.run import DEFAULT_OPTIONS, TrainingOptions, hold_run, open_run, restart_run
 from slicebook.training.token_dataset import conditions_of
 from slicebook.training.trainer import Progress, Trainer, provenance, step_generator, update_ema
+from slicebook.training.warm_start import InitialWeights, initial_model, initial_record, load_initial
 
 KIND: Kind = "generation decoder"
 SAMPLES_NAME = "samples.safetensors"
@@ -180,8 +182,10 @@ class DecoderObjective:
         recipe: Recipe,
         data: PreparedData,
         fabric: Fabric,
+        initial: InitialModel | None = None,
     ) -> None:
         assert recipe.decoder is not None
+        self.initial = initial
         self.config = recipe.decoder
         self.samples = samples
         self.adversaries = DecoderGAN(tokenizer.tokenizer, self.config, recipe.training.loss)
@@ -194,6 +198,11 @@ class DecoderObjective:
         self.recipe = recipe
         self.data = data
         self.fabric = fabric
+
+    def start_from(self, weights: InitialWeights, say: Callable[[str], None]) -> None:
+        """Start the decoder, but not what its samples are compared with, from other weights."""
+        weights.copy_to(self.adversaries.average.network.pixel_decoder, say)
+        self.adversaries.learner.load_state_dict(self.adversaries.average.state_dict())
 
     def param_groups(self) -> list[dict[str, Any]]:
         """Return the parameters of the decoder, and of the discriminator with a higher learning rate."""
@@ -241,7 +250,7 @@ class DecoderObjective:
     def save(self, path: Path, progress: Progress, scores: Mapping[str, float]) -> None:
         """Write the tokenizer with the averaged decoder."""
         train = self.data.split("train")
-        made = provenance(self.data, train, self.fabric.device, progress, scores)
+        made = provenance(self.data, train, self.fabric.device, progress, scores, self.initial)
         save_tokenizer(path, self.adversaries.average, self.recipe, made, kind=KIND)
 
 
@@ -309,10 +318,11 @@ def train_decoder(
     if recipe.decoder is None:
         raise ConfigError(f"recipe {recipe.name}: decoder is null, wanted settings for it")
     recipe = options.apply_seed(recipe, "decoder.training")
+    weights = load_initial(options.start_from, "decoder")
     if options.restart:
         restart_run(out, options.launch())
     with hold_run(out):
-        return _train(tokenizer, prior, data, recipe, out, options)
+        return _train(tokenizer, prior, data, recipe, out, options, weights)
 
 
 def _train(
@@ -322,6 +332,7 @@ def _train(
     recipe: Recipe,
     out: Path,
     options: TrainingOptions,
+    weights: InitialWeights | None,
 ) -> LoadedTokenizer:
     assert recipe.decoder is not None
     config = recipe.decoder.training
@@ -329,9 +340,10 @@ def _train(
     identity = {
         "recipe": recipe.model_dump(mode="json", include={"decoder"}),
         "split_hash": data.split_hash,
-        "book": [tokenizer.info.weights_sha256, hash_tensors(prior.prior.state_dict())],
+        "tokenizers": [tokenizer.info.weights_sha256, hash_tensors(prior.prior.state_dict())],
     }
     state = open_run(out, identity)
+    initial = initial_model(out, state, weights)
     fabric = options.launch()
     fabric.seed_everything(config.seed, verbose=False)
     batches = SliceBatches(
@@ -349,8 +361,10 @@ def _train(
         write_text(out / "config.yaml", recipe.to_yaml())
     with fabric.rank_zero_first():
         samples = draw_samples(prior, train, recipe.decoder.samples, out / SAMPLES_NAME, display=display)
-    objective = DecoderObjective(tokenizer, samples, recipe, data, fabric)
-    trainer = Trainer(objective, config, out, identity, fabric)
+    objective = DecoderObjective(tokenizer, samples, recipe, data, fabric, initial)
+    if weights and state is None:
+        objective.start_from(weights, display.say)
+    trainer = Trainer(objective, config, out, identity | initial_record(initial), fabric)
     with display, explain_dead_worker():
         trainer(batches, validation_batches, state, display)
     fabric.barrier()

@@ -14,6 +14,7 @@ from torch import Tensor
 from slicebook.config import Recipe
 from slicebook.data.dataset import PreparedData, SliceSet
 from slicebook.data.manifest import slice_kinds
+from slicebook.environment import InitialModel
 from slicebook.errors import ConfigError
 from slicebook.io.atomic import write_text
 from slicebook.io.tensors import hash_tensors
@@ -30,6 +31,7 @@ from slicebook.training.token_cache import load_or_encode
 from slicebook.training.token_dataset import TokenBatches, encode_slices
 from slicebook.training.tokenizer import LOW_USAGE
 from slicebook.training.trainer import Progress, Trainer, provenance
+from slicebook.training.warm_start import initial_model, initial_record, load_initial
 
 PROBE_SLICES = 512  # training slices, about, from which code usage and noise are measured
 
@@ -70,7 +72,7 @@ class PriorRun:
         return {
             "recipe": self.recipe.model_dump(mode="json", include={"prior"}),
             "split_hash": self.data.split_hash,
-            "book": [
+            "tokenizers": [
                 hash_tensors(self.tokenizer.tokenizer.token_state()),
                 *([self.masks.info.weights_sha256] if self.masks else []),
             ],
@@ -82,7 +84,7 @@ class PriorRun:
         state = open_run(self.folder, self.identity)
         if state is None:
             return
-        had_masks = len(state.progress["book"]) > 1  # hashes of the slice and of the mask tokenizer
+        had_masks = len(state.progress["tokenizers"]) > 1  # hashes of the slice and of the mask tokenizer
         if had_masks != self.with_masks:
             before, now = ("with", "without") if had_masks else ("without", "with")
             raise ConfigError(
@@ -100,7 +102,9 @@ class PriorRun:
 
 def fit_prior(run: PriorRun, options: TrainingOptions) -> Progress:
     """Train a prior, or resume its training."""
+    weights = load_initial(options.start_from, "prior")
     state = open_run(run.folder, run.identity)
+    initial = initial_model(run.folder, state, weights)
     fabric = options.launch()
     config = run.recipe.prior.training
     fabric.seed_everything(config.seed, verbose=False)
@@ -132,15 +136,24 @@ def fit_prior(run: PriorRun, options: TrainingOptions) -> Progress:
         rank=fabric.global_rank,
         world_size=fabric.world_size,
     )
-    objective = _objective(run, joint_tokenizer, fabric)
-    trainer = Trainer(objective, config, run.folder, run.identity, fabric)
+    prior = Prior(run.recipe.prior, joint_tokenizer.codebooks, len(run.classes))
+    if weights and state is None:
+        weights.copy_to(prior, display.say)
+    objective = _objective(run, prior, joint_tokenizer, fabric, initial)
+    trainer = Trainer(objective, config, run.folder, run.identity | initial_record(initial), fabric)
     with display:
         reached = trainer(batches, TokenBatches(tokens["validation"], config.batch_size), state, display)
     fabric.barrier()  # until rank 0 has written the model file
     return reached
 
 
-def _objective(run: PriorRun, joint_tokenizer: JointTokenizer, fabric: Fabric) -> PriorObjective:
+def _objective(
+    run: PriorRun,
+    prior: Prior,
+    joint_tokenizer: JointTokenizer,
+    fabric: Fabric,
+    initial: InitialModel | None,
+) -> PriorObjective:
     """Return the training step of a new prior, which also writes the model file."""
     noise_model = fit_noise(run.tokenizer, run.train)
 
@@ -154,12 +167,11 @@ def _objective(run: PriorRun, joint_tokenizer: JointTokenizer, fabric: Fabric) -
             classes=run.classes,
             noise_model=noise_model,
             tokenizer_provenance=run.tokenizer.info.provenance,
-            provenance=provenance(run.data, run.train, fabric.device, reached, scores),
+            provenance=provenance(run.data, run.train, fabric.device, reached, scores, initial),
             weights_sha256="",
         )
         save_prior(path, prior, joint_tokenizer, info)
 
-    prior = Prior(run.recipe.prior, joint_tokenizer.codebooks, len(run.classes))
     return PriorObjective(prior, run.recipe.prior.training, fabric, save)
 
 

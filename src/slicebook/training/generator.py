@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from slicebook.config import Recipe
 from slicebook.data.dataset import PreparedData
@@ -29,6 +30,7 @@ from slicebook.training.run import (
 )
 from slicebook.training.tokenizer import TrainingSummary, summarise_run, train_labels
 from slicebook.training.trainer import Progress
+from slicebook.training.warm_start import load_initial
 
 PARTS = {"masks": "labels", "prior": "prior", "decoder": "decoder"}
 """Each part of a generator and its group of settings, in the order of training."""
@@ -154,12 +156,21 @@ def train_generator(
         for folder in folders:
             restart_run(folder, options.launch())
         job = replace(job, options=replace(options, restart=False))
-    mask_summary = _train_masks(job) if masks else None
+    mask_summary = _train_masks(_with_weights(job, "masks")) if masks else None
     prior_summary = _train_prior(job, masks)
     if job.recipe.decoder is None:
         _install_decoder(job, job.tokenizer)
         return GeneratorSummary(mask_summary, prior_summary, None)
-    return GeneratorSummary(mask_summary, prior_summary, _train_decoder(job))
+    return GeneratorSummary(mask_summary, prior_summary, _train_decoder(_with_weights(job, "decoder")))
+
+
+def _with_weights(job: _Job, part: Literal["masks", "decoder"]) -> _Job:
+    """Return the job without `start_from`, if that model does not have a part."""
+    try:
+        load_initial(job.options.start_from, part)
+    except ConfigError:
+        return replace(job, options=replace(job.options, start_from=None))
+    return job
 
 
 @dataclass(frozen=True)
@@ -272,7 +283,8 @@ def _check_all(job: _Job, folders: Sequence[Path], masks: bool) -> None:
         if job.recipe.decoder is not None:
             settings = job.recipe.model_dump(mode="json", include={"decoder"})
             joint_tokenizer = [job.tokenizer.info.weights_sha256]
-            open_run(job.decoder, split | {"recipe": settings, "book": joint_tokenizer})
+            open_run(job.decoder, split | {"recipe": settings, "tokenizers": joint_tokenizer})
+    load_initial(job.options.start_from, "prior")
     refuse_unused_codes(job.tokenizer, job.data.split("train"))
 
 
@@ -283,6 +295,7 @@ def _train_masks(job: _Job) -> TrainingSummary:
 def _train_prior(job: _Job, masks: bool) -> TrainingSummary:
     masks = masks and job.has_masks
     prior_run = job.prior_run(masks)
+    load_initial(job.options.start_from, "prior")  # refused before anything is deleted
     if job.options.restart:
         check_run_files(job.folder)
     else:

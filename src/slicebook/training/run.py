@@ -57,6 +57,7 @@ class TrainingOptions:
             in `bf16-mixed`; on a GPU it is `bf16-mixed` where bf16 is native, else `32-true`.
         workers: Number of data loading processes; a prior's tokens are in memory and need none.
         restart: Whether to delete the files of an earlier training first.
+        start_from: Model whose weights to start from, as far as they fit; random weights by default.
         progress: Whether to show the progress.
     """
 
@@ -65,6 +66,7 @@ class TrainingOptions:
     precision: str = "auto"
     workers: int = 0
     restart: bool = False
+    start_from: str | Path | None = None
     progress: bool = True
 
     def launch(self) -> Launched:
@@ -168,7 +170,7 @@ def open_run(run: Path, identity: Mapping[str, Any]) -> State | None:
     Args:
         run: Folder of the training.
         identity: What a resumed training must have in common: `recipe` (its settings) and `split_hash`; if
-            it depends on other models, `book` (their hashes, as far as known).
+            it depends on other models, `tokenizers` (their hashes, as far as known).
 
     Raises:
         ConfigError: The folder is something else, or a training with other settings or data.
@@ -180,8 +182,8 @@ def open_run(run: Path, identity: Mapping[str, Any]) -> State | None:
             raise ConfigError(
                 f"{run}: was trained on other data or another split; use another --out, or --restart"
             )
-        known = identity.get("book", [])
-        if state.progress.get("book", [])[: len(known)] != known:
+        known = identity.get("tokenizers", [])
+        if state.progress.get("tokenizers", [])[: len(known)] != known:
             raise ConfigError(
                 f"{run}: was trained on the tokens of another tokenizer, or of another prior; use another "
                 "--out, or --restart"

@@ -46,7 +46,7 @@ def load_or_encode(
         write: Whether this process writes the file.
     """
     made_from = {
-        "book": identity["book"],
+        "tokenizers": identity["tokenizers"],
         "split_hash": identity["split_hash"],
         "sizes": [
             hash_tensors({"offsets": torch.tensor([record.offset for record in slices.records])})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,9 +15,10 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from slicebook.config import AugmentConfig, LossConfig, Recipe
-from slicebook.data.augment import augment, augment_labels, draw_augmentation
+from slicebook.data.augment import augment, augment_labels, draw_augmentation, randomise_contrast
 from slicebook.data.dataset import PreparedData
 from slicebook.data.loader import Batch, SliceBatches, explain_dead_worker
+from slicebook.environment import InitialModel
 from slicebook.models.checkpoint import save_tokenizer
 from slicebook.models.losses import compare, loss
 from slicebook.models.masks import one_hot
@@ -32,6 +33,7 @@ from slicebook.training.run import (
     restart_run,
 )
 from slicebook.training.trainer import Progress, Trainer, provenance, step_generator
+from slicebook.training.warm_start import CODEBOOK, initial_model, initial_record, load_initial
 
 LOW_USAGE = 0.25
 
@@ -85,8 +87,18 @@ class _ReconstructionObjective(ABC):
     scored: type[nn.Module]
     """The module that computes loss and scores."""
 
-    def __init__(self, tokenizer: Tokenizer, recipe: Recipe, data: PreparedData, fabric: Fabric) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        recipe: Recipe,
+        data: PreparedData,
+        fabric: Fabric,
+        initial: InitialModel | None = None,
+        copied: Collection[str] = (),
+    ) -> None:
         self.tokenizer = tokenizer
+        self.initial = initial
+        self.copied = copied  # weights that come from the initial model
         # The trainer replaces it by its wrapped module.
         self.module = self.scored(tokenizer, recipe.training.loss)
         self.recipe = recipe
@@ -106,9 +118,14 @@ class _ReconstructionObjective(ABC):
         return [{"params": list(self.module.parameters()), "lr_scale": 1.0}]
 
     def setup(self, batches: Iterable[Batch]) -> None:
-        """Initialise the codebooks by k-means of `kmeans_slices` slices of one shape."""
+        """Initialise codebooks that were not copied by k-means of `kmeans_slices` slices of one shape."""
         wanted = self.recipe.tokenizer.quantizer.kmeans_slices
-        if not wanted:
+        levels = [
+            level
+            for level in range(self.tokenizer.levels)
+            if f"quantizers.{level}.{CODEBOOK[0]}" not in self.copied
+        ]
+        if not wanted or not levels:
             return
         images: list[Tensor] = []
         for batch in batches:
@@ -118,7 +135,7 @@ class _ReconstructionObjective(ABC):
                 break
         generator = torch.Generator().manual_seed(self.recipe.training.seed)
         first = torch.cat(images)[:wanted].to(self.fabric.device)
-        self.tokenizer.init_from_kmeans(self.model_input(first), generator)
+        self.tokenizer.init_from_kmeans(self.model_input(first), generator, levels)
 
     def training_step(self, batch: Batch, step: int, fraction: float) -> dict[str, Tensor]:
         """Return the scores of augmented slices, the commitment among them."""
@@ -174,7 +191,7 @@ class _ReconstructionObjective(ABC):
     def save(self, path: Path, progress: Progress, scores: Mapping[str, float]) -> None:
         """Write `model.safetensors`."""
         train = self.data.split("train", labelled=bool(self.recipe.tokenizer.label_values))
-        made = provenance(self.data, train, self.fabric.device, progress, scores)
+        made = provenance(self.data, train, self.fabric.device, progress, scores, self.initial)
         save_tokenizer(path, self.tokenizer, self.recipe, made)
 
 
@@ -192,7 +209,8 @@ class TokenizerObjective(_ReconstructionObjective):
         self, images: Float[Tensor, "b 1 h w"], config: AugmentConfig, generator: torch.Generator
     ) -> Float[Tensor, "b 1 h w"]:
         """Return the slices, with random geometry and intensity."""
-        return augment(images, draw_augmentation(config, len(images), generator))
+        images = augment(images, draw_augmentation(config, len(images), generator))
+        return randomise_contrast(images, config.contrast, generator) if config.contrast else images
 
 
 class LabelObjective(_ReconstructionObjective):
@@ -271,6 +289,7 @@ def _train(opened: PreparedData, recipe: Recipe, run: Path, options: TrainingOpt
     masks = bool(recipe.tokenizer.label_values)
     # An empty split is refused before anything is deleted or written.
     train, validation = (opened.split(name, labelled=masks) for name in ("train", "validation"))
+    weights = load_initial(options.start_from, "masks" if masks else "images")
     if options.restart:
         restart_run(run, options.launch())
     with hold_run(run):
@@ -279,6 +298,7 @@ def _train(opened: PreparedData, recipe: Recipe, run: Path, options: TrainingOpt
             "split_hash": opened.split_hash,
         }
         state = open_run(run, identity)
+        initial = initial_model(run, state, weights)
         fabric = options.launch()
         config = recipe.training
         fabric.seed_everything(config.seed, verbose=False)
@@ -299,9 +319,13 @@ def _train(opened: PreparedData, recipe: Recipe, run: Path, options: TrainingOpt
         display = Display(run, shown=options.progress and fabric.is_global_zero)
         if state is None and fabric.is_global_zero:
             begin_run(run, recipe, train, display)
-        objective = (LabelObjective if masks else TokenizerObjective)(tokenizer, recipe, opened, fabric)
+        copied = weights.copy_to(tokenizer, display.say) if weights and state is None else set()
+        objective = (LabelObjective if masks else TokenizerObjective)(
+            tokenizer, recipe, opened, fabric, initial, copied
+        )
         # The path of the data is for training a prior; the data may be moved later.
-        trainer = Trainer(objective, config, run, identity | {"data": str(opened.folder.resolve())}, fabric)
+        record = {"data": str(opened.folder.resolve())} | initial_record(initial)
+        trainer = Trainer(objective, config, run, identity | record, fabric)
         with display, explain_dead_worker():
             progress = trainer(batches, validation_batches, state, display)
         fabric.barrier()  # without it, gloo sometimes aborts at exit

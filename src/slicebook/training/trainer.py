@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from slicebook.config import LoopConfig
 from slicebook.data.dataset import PreparedData, SliceSet
 from slicebook.devices import PRECISIONS, Launched, fastest_precision
-from slicebook.environment import Provenance, commit, versions
+from slicebook.environment import InitialModel, Provenance, commit, versions
 from slicebook.errors import CheckpointError, ConfigError
 from slicebook.io.tensors import STATE_NAME, State, save_state
 from slicebook.models.checkpoint import MODEL_NAME
@@ -31,7 +31,7 @@ class Progress:
     epoch: int = 0
     step: int = 0
     seconds: float = 0.0
-    best: float = -math.inf
+    best_score: float = -math.inf
     best_epoch: int = 0
     finished: bool = False
     history: list[dict[str, float]] = field(default_factory=list)
@@ -121,7 +121,12 @@ def update_ema(average: nn.Module, learner: nn.Module, decay: float, step: int) 
 
 
 def provenance(
-    data: PreparedData, train: SliceSet, device: torch.device, progress: Progress, scores: Mapping[str, float]
+    data: PreparedData,
+    train: SliceSet,
+    device: torch.device,
+    progress: Progress,
+    scores: Mapping[str, float],
+    initial: InitialModel | None = None,
 ) -> Provenance:
     """Return the provenance of the model at this point of its training."""
     return Provenance(
@@ -136,6 +141,7 @@ def provenance(
         step=progress.step,
         seconds=progress.seconds,
         validation=dict(scores),
+        initial=initial,
     )
 
 
@@ -312,9 +318,9 @@ class Trainer(Generic[P]):
         )
         monitor = self.objective.monitor
         score = row[f"validation_{monitor}"] if monitor else float(progress.epoch)
-        better = score > progress.best
+        better = score > progress.best_score
         if better:
-            progress.best, progress.best_epoch = score, progress.epoch
+            progress.best_score, progress.best_epoch = score, progress.epoch
         validations_without_improvement = (progress.epoch - progress.best_epoch) // self.config.validate_every
         progress.finished |= 0 < self.config.patience <= validations_without_improvement
         if not self.fabric.is_global_zero:

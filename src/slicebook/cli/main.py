@@ -37,6 +37,7 @@ for command in (
     report.compare,
     report.card,
     tokenizer.info,
+    tokenizer.models,
 ):
     app.command()(command)
 

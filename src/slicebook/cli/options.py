@@ -13,11 +13,14 @@ Data = Annotated[
     Path, typer.Argument(metavar="DATA", help="Folder of NIfTI or DICOM files. Subfolders are searched.")
 ]
 Prepared = Annotated[Path, typer.Argument(metavar="DATA", help="Folder written by `slicebook prepare`.")]
-Model = Annotated[Path, typer.Argument(metavar="MODEL", help="Model file, run folder or demo folder.")]
+Model = Annotated[
+    Path, typer.Argument(metavar="MODEL", help="Model file, run folder, demo folder or starter:NAME.")
+]
 PriorModel = Annotated[
     Path,
     typer.Argument(
-        metavar="MODEL", help="Prior file, or the run folder or demo folder that contains a prior."
+        metavar="MODEL",
+        help="Prior file, or the run folder, demo folder or starter:NAME that contains a prior.",
     ),
 ]
 Source = Annotated[Path, typer.Argument(metavar="IN", help="NIfTI or DICOM file, or a folder of such files.")]

@@ -1,6 +1,7 @@
 """Commands that use a tokenizer, show a model, or run the demo."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Annotated
 
 import typer
@@ -98,6 +99,36 @@ def info(
 
         model = read_info(path)
     show(model, text.to_rows(model), as_json)
+
+
+def models(
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="Print the card of this starter instead.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """List the starters: models that come with Slicebook, trained on synthetic images only.
+
+    Scores are means over the slices of real patients, none of whom any starter was trained on.
+    """
+    from slicebook import starters
+
+    if name is not None:
+        starters.locate(starters.PREFIX + name.removeprefix(starters.PREFIX))  # refuses an unknown name
+        typer.echo(starters.read_card(name.removeprefix(starters.PREFIX)))
+        return
+    facts = {starters.PREFIX + known: starters.read_facts(known) for known in starters.starter_names()}
+    names = (
+        "name",
+        "ssim_whole",
+        "ssim_foreground",
+        "psnr_whole",
+        "bits_per_pixel",
+        "trained_on",
+        "scored_on",
+    )
+    rows = [SimpleNamespace(name=key, **record.model_dump()) for key, record in facts.items()]
+    show({key: record.model_dump() for key, record in facts.items()}, text.columns(rows, names), as_json)
 
 
 def demo(

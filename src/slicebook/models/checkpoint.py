@@ -24,6 +24,7 @@ from slicebook.models.prior import Prior
 from slicebook.models.sequence import JointTokenizer
 from slicebook.models.tokenizer import Tokenizer
 from slicebook.records import Record
+from slicebook.starters import locate
 from slicebook.version import __version__
 
 MODEL_NAME = "model.safetensors"
@@ -227,11 +228,12 @@ def _fill(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
 
 
 def find_model(where: Path) -> Path:
-    """Return the model file of a path.
+    """Return the model file of a path or starter.
 
     Raises:
         CheckpointError: There is none; the message names the command to run first.
     """
+    where = locate(where)
     if where.is_file():
         return where
     for candidate in (where / MODEL_NAME, where / "run" / MODEL_NAME):
@@ -271,6 +273,7 @@ def is_prior(where: Path) -> bool:
 
 
 def _prior_in(where: Path) -> Path | None:
+    where = locate(where)
     if where.is_file():
         return where
     candidates = (where / folder / MODEL_NAME for folder in ("prior", "run/prior", "."))

@@ -104,7 +104,7 @@ def measure(
         "provenance": loaded.info.provenance.model_dump(mode="json", exclude={"validation"}),
         "training_tokens": training_tokens(loaded, data),
         **{
-            site: _score(loaded, site_data, work / chosen / site, with_codecs=True)
+            site: score_reconstruction(loaded, site_data, work / chosen / site, with_codecs=True)
             for site, site_data in sites.items()
         },
     }
@@ -161,7 +161,7 @@ def founding(run: Path, data: PreparedData) -> dict[str, Any]:
         "recipe": recipe.model_dump(mode="json"),
         "provenance": loaded.info.provenance.model_dump(mode="json"),
         "training_tokens": training_tokens(loaded, data),
-        "test": _score(loaded, data, run / "test", with_codecs=False),
+        "test": score_reconstruction(loaded, data, run / "test", with_codecs=False),
     }
 
 
@@ -274,7 +274,9 @@ def _training(summary: TrainingSummary, loaded: LoadedTokenizer, data: PreparedD
     }
 
 
-def _score(loaded: LoadedTokenizer, data: PreparedData, out: Path, *, with_codecs: bool) -> dict[str, Any]:
+def score_reconstruction(
+    loaded: LoadedTokenizer, data: PreparedData, out: Path, *, with_codecs: bool
+) -> dict[str, Any]:
     """Evaluate reconstruction and return the report as plain values, without the definitions of scores."""
     report = evaluate(loaded.path, data, out, parts=["reconstruction"], codecs=with_codecs, seed=SEED)
     about = {"split", "patients", "slices", "blank_slices_skipped", "warnings"}

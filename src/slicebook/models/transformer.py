@@ -170,7 +170,7 @@ class PriorTransformer(nn.Module):
         self.group = nn.Embedding(groups + 1, width)
         self.dropout = nn.Dropout(prior.dropout)
         for name, parameter in self.named_parameters():
-            if name.endswith(("proj.weight", "mlp.3.weight")):
+            if name.endswith((".proj.weight", ".mlp.3.weight")):
                 nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * config.layers))
             elif name.startswith("heads."):
                 nn.init.zeros_(parameter)  # every code is equally likely at first

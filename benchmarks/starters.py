@@ -1,0 +1,236 @@
+"""Train the starters on synthetic images, score them on real scans, and put them into the package.
+
+    python benchmarks/starters.py train --work runs/starters
+    python benchmarks/starters.py score DATA --work runs/starters --name "PROMISE12, 128×128"
+    python benchmarks/starters.py tune DATA --work runs/starters --minutes 3 20
+
+`train` writes the synthetic set of each starter and trains on it, about an hour of one CPU core each. A
+repeated command resumes. `score` reconstructs the test patients of DATA, a folder that `slicebook prepare`
+wrote, beside JPEG 2000 and JPEG XL at the same bits, and writes weights in half precision, facts and card to
+`src/slicebook/starters`. `tune` trains on the training patients of DATA for some minutes, from random weights
+and from the starter, and scores the same test patients.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import machine
+import torch
+from quality import score_reconstruction
+
+from slicebook import starters
+from slicebook.config import Recipe
+from slicebook.data.dataset import PreparedData
+from slicebook.data.prepare import prepare
+from slicebook.errors import ConfigError, SlicebookError
+from slicebook.io.atomic import replacing_folder, write_text
+from slicebook.io.tensors import STATE_NAME, hash_tensors, load_state, read_tensors, write_tensors
+from slicebook.models.checkpoint import MODEL_NAME, load_tokenizer
+from slicebook.phantom.randomized import random_volume
+from slicebook.phantom.simulator import write_hipmri
+from slicebook.recipes import load_recipe
+from slicebook.training.run import TrainingOptions
+from slicebook.training.tokenizer import train_tokenizer
+
+# Patients are synthetic. Position and size vary more than in the training of real patients.
+PATIENTS, SLICES, SHAPE, SEED = (160, 6, 2), 40, (128, 128), 7
+SETTINGS = (
+    "training.epochs=24",
+    "training.validate_every=2",
+    "training.augment.rotate_degrees=20",
+    "training.augment.scale=0.25",
+    "training.augment.contrast.probability=0.3",
+)
+PACKAGE = Path(starters.__file__).parent
+TRAINED_ON = "random phantoms and shapes (phantom --randomise), no patient"
+
+CARD = """# {name}
+
+A tokenizer (recipe `{recipe}`) trained on synthetic images only: {slices:,} slices of
+`slicebook phantom --randomise` (seed {seed}), {epochs} epochs, {minutes:.0f} minutes of one CPU core,
+commit {commit}. No patient's scan was used, so it can reproduce none.
+
+Use it as it is (`slicebook reconstruct {prefix}{name} IN -o OUT`), or start a training from it
+(`slicebook train tokenizer DATA --recipe {recipe} --from {prefix}{name}`). A model that was trained further
+has seen the patients that it was trained on.
+
+Scores on {scored_on}, none of whom it was trained on: SSIM {ssim_whole:.3f} (whole slice) and
+{ssim_foreground:.3f} (foreground), PSNR {psnr_whole:.1f} dB, at {bits_per_pixel:.3f} bits per pixel.
+JPEG 2000 on the same slices: SSIM {jpeg2000:.3f} at {jpeg2000_bits:.3f} bits per pixel.
+
+Research software, not a medical device.
+"""
+
+
+@dataclass(frozen=True)
+class Starter:
+    """A starter and the recipe that it is trained with."""
+
+    name: str
+
+    def recipe(self) -> Recipe:
+        """Return all settings of its training."""
+        return load_recipe(self.name, SETTINGS)
+
+
+STARTERS = (Starter("compact"), Starter("detail"))
+
+
+def train(starter: Starter, work: Path) -> None:
+    """Write the synthetic set and train on it, or resume."""
+    raw, prepared = work / "phantom", work / "prepared"
+    if not raw.is_dir():
+        with replacing_folder(raw) as partial:
+            write_hipmri(
+                partial, patients=PATIENTS, slices=SLICES, shape=SHAPE, seed=SEED, simulate=random_volume
+            )
+    if not (prepared / "dataset.json").is_file():
+        prepare(raw, prepared)
+    train_tokenizer(prepared, starter.recipe(), work / starter.name, TrainingOptions(device="cpu"))
+
+
+def score(starter: Starter, work: Path, data: PreparedData) -> dict[str, Any]:
+    """Score a finished starter on the test patients of real data, in the precision of the package.
+
+    Raises:
+        ConfigError: The training has not finished.
+    """
+    run = work / starter.name
+    progress = load_state(run / STATE_NAME).progress["progress"]
+    if not progress["finished"]:
+        raise ConfigError(f"{run}: is at epoch {progress['epoch']}; resume it first")
+    half = work / f"{starter.name}-half"
+    write_half(run / MODEL_NAME, half / MODEL_NAME)
+    return {
+        "seconds": progress["seconds"],
+        "steps": progress["step"],
+        "epochs": progress["epoch"],
+        "float32": _test(run, data, work / f"{starter.name}-float32-scores"),
+        "half": _test(half, data, work / f"{starter.name}-half-scores"),
+        "provenance": load_tokenizer(half).info.provenance.model_dump(mode="json"),
+    }
+
+
+def _test(model: Path, data: PreparedData, out: Path) -> dict[str, Any]:
+    return score_reconstruction(load_tokenizer(model), data, out, with_codecs=True)
+
+
+def write_half(source: Path, target: Path) -> None:
+    """Write a model file with its weights in half precision."""
+    tensors, info = read_tensors(source)
+    half = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_tensors(target, half, {**info, "weights_sha256": hash_tensors(half)})
+
+
+def install(
+    starter: Starter, work: Path, result: Mapping[str, Any], name: str, package: Path = PACKAGE
+) -> None:
+    """Put weights, facts and card of a starter into the package."""
+    scores = result["half"]["scores"]
+    slices = result["provenance"]["train_slices"]
+    facts = starters.StarterFacts(
+        trained_on=TRAINED_ON,
+        slices=slices,
+        minutes=round(result["seconds"] / 60, 1),
+        scored_on=f"{name}, {result['half']['patients']} patients",
+        ssim_whole=scores["ssim_whole"]["mean_of_patients"],
+        ssim_foreground=scores["ssim_foreground"]["mean_of_patients"],
+        psnr_whole=scores["psnr_whole"]["mean_of_patients"],
+        bits_per_pixel=result["half"]["bits_per_pixel"]["mean_of_slices"],
+    )
+    folder = package / starter.name
+    folder.mkdir(exist_ok=True)
+    model = (work / f"{starter.name}-half" / MODEL_NAME).read_bytes()
+    (folder / MODEL_NAME).write_bytes(model)
+    write_text(folder / starters.FACTS_NAME, facts.model_dump_json(indent=1) + "\n")
+    codec = result["half"]["codecs"]["jpeg2000"]
+    card = CARD.format(
+        **facts.model_dump(),
+        name=starter.name,
+        recipe=starter.name,
+        prefix=starters.PREFIX,
+        seed=SEED,
+        epochs=result["epochs"],
+        commit=result["provenance"]["commit"],
+        jpeg2000=codec["scores"]["ssim_whole"]["mean_of_patients"],
+        jpeg2000_bits=codec["bits_per_pixel"]["mean_of_slices"],
+    )
+    write_text(folder / starters.CARD_NAME, card)
+
+
+def tune(starter: Starter, work: Path, data: PreparedData, minutes: float, start: bool) -> dict[str, Any]:
+    """Train for some minutes on real patients, from the starter or random weights; score on test patients."""
+    recipe = load_recipe(starter.name, [f"training.max_minutes={minutes:g}"])
+    weights = work / f"{starter.name}-half" if start else None
+    run = work / "tuned" / f"{starter.name}-{'starter' if start else 'random'}-{minutes:g}min"
+    options = TrainingOptions(device="cpu", start_from=weights)
+    summary = train_tokenizer(data.folder, recipe, run, options)
+    return {
+        "minutes": minutes,
+        "from": "starter" if start else "random weights",
+        "steps": summary.steps,
+        "test": _test(run, data, run / "test"),
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run from the command line; return the exit status."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("step", choices=("train", "score", "tune"))
+    parser.add_argument("data", metavar="DATA", type=Path, nargs="?", help="prepared folder of real scans")
+    parser.add_argument("--name", default="test patients", help="what DATA is called in the tables")
+    parser.add_argument("--work", metavar="DIR", type=Path, default=Path("runs/starters"))
+    parser.add_argument("--only", nargs="+", choices=[starter.name for starter in STARTERS], metavar="NAME")
+    parser.add_argument("--minutes", type=float, nargs="+", default=[3, 20], help="of training, for tune")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--results", metavar="DIR", type=Path, default=machine.RESULTS)
+    options = parser.parse_args(arguments)
+    if options.step != "train" and options.data is None:
+        parser.error(f"{options.step} needs DATA")
+    torch.set_num_threads(options.threads)
+    try:
+        for starter in STARTERS:
+            if not options.only or starter.name in options.only:
+                _run(starter, options)
+    except SlicebookError as error:
+        print(f"starters: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _run(starter: Starter, options: argparse.Namespace) -> None:
+    if options.step == "train":
+        train(starter, options.work)
+        return
+    data, path = PreparedData.open(options.data), options.results / "starters.json"
+    results = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    entry = results.setdefault(starter.name, {})
+    about = machine.surroundings(options.threads, "imagecodecs") | {
+        "name": options.name,
+        "data": data.info.model_dump(mode="json"),
+    }
+    if options.step == "score":
+        entry["zero_shot"] = about | score(starter, options.work, data)
+        install(starter, options.work, entry["zero_shot"], options.name)
+        machine.write(path, results)
+        return
+    runs = entry.setdefault("tuned", {})
+    for minutes in options.minutes:
+        for start in (False, True):
+            measured = tune(starter, options.work, data, minutes, start)
+            runs[f"{minutes:g} minutes from {measured['from']}"] = about | measured
+            machine.write(path, results)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,85 @@
+"""`benchmarks/starters.py`: trains on synthetic images, scores on others, writes the files of the package."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from slicebook import starters
+from slicebook.models.checkpoint import load_tokenizer
+
+ROOT = Path(__file__).parents[2]
+SMALL = (
+    "tokenizer.width=16",
+    "tokenizer.code_dim=4",
+    "tokenizer.codebook_sizes=[16, 8, 4]",
+    "tokenizer.quantizer.kmeans_slices=4",
+    "training.batch_size=4",
+    "training.epochs=2",
+    "training.augment.contrast.probability=0.3",
+)
+
+pytestmark = pytest.mark.filterwarnings("ignore:level")  # few codes are in use after a second of training
+
+
+@pytest.fixture(scope="module")
+def made(trained, tmp_path_factory):
+    """All three steps with a small starter: folder of the work, of the package, and the results."""
+    folder = tmp_path_factory.mktemp("starters")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "benchmarks")
+        import starters as script
+
+        patch.setattr(script, "PATIENTS", (2, 1, 1))
+        patch.setattr(script, "SLICES", 4)
+        patch.setattr(script, "SHAPE", (64, 32))
+        patch.setattr(script, "SETTINGS", SMALL)
+        patch.setattr(script, "load_recipe", lambda name, settings: load(name, [*SMALL, *settings]))
+        from slicebook.recipes import load_recipe as load
+
+        (folder / "package").mkdir()
+        patch.setattr(script.install, "__defaults__", (folder / "package",))
+        shared = ["--work", str(folder / "work"), "--only", "compact", "--results", str(folder)]
+        assert script.main(["score", str(trained.data), *shared]) == 1  # nothing is trained yet
+        assert script.main(["train", *shared]) == 0
+        assert script.main(["score", str(trained.data), *shared, "--name", "other phantoms"]) == 0
+        assert script.main(["tune", str(trained.data), *shared, "--minutes", "0.01"]) == 0
+        yield folder, json.loads((folder / "starters.json").read_text())["compact"]
+
+
+def test_the_package_receives_weights_facts_and_card(made, monkeypatch):
+    folder, results = made
+    monkeypatch.setattr(starters, "_folder", lambda: folder / "package")
+    assert starters.starter_names() == ("compact",)
+    facts = starters.read_facts("compact")
+    assert facts.ssim_whole == results["zero_shot"]["half"]["scores"]["ssim_whole"]["mean_of_patients"]
+    assert facts.slices == 8
+    card = starters.read_card("compact")
+    assert f"SSIM {facts.ssim_whole:.3f} (whole slice)" in card
+    assert "other phantoms, 1 patients" in card
+    assert load_tokenizer("starter:compact").info.provenance.train_slices == 8
+
+
+def test_half_precision_halves_the_file_and_keeps_the_scores(made):
+    folder, results = made
+    whole, half = (folder / "work" / name / "model.safetensors" for name in ("compact", "compact-half"))
+    assert half.stat().st_size < 0.65 * whole.stat().st_size
+    scores = [
+        results["zero_shot"][kind]["scores"]["ssim_whole"]["mean_of_patients"] for kind in ("float32", "half")
+    ]
+    assert scores[0] == pytest.approx(scores[1], abs=0.01)
+
+
+def test_both_starts_are_trained_for_the_same_time(made):
+    _, results = made
+    runs = results["tuned"]
+    assert set(runs) == {"0.01 minutes from random weights", "0.01 minutes from starter"}
+    assert all(run["steps"] > 0 and run["test"]["patients"] == 1 for run in runs.values())
+    initial = load_tokenizer(made[0] / "work/tuned/compact-starter-0.01min").info.provenance.initial
+    assert initial is not None
+    assert load_tokenizer(made[0] / "work/tuned/compact-random-0.01min").info.provenance.initial is None
+
+
+def test_codecs_code_the_same_slices(made):
+    _, results = made
+    assert set(results["zero_shot"]["half"]["codecs"]) == {"jpeg2000", "jpegxl"}

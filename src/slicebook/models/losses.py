@@ -93,13 +93,10 @@ class LabelLoss:
 def compare(
     logits: Float[Tensor, "b c h w"], labels: UInt8[Tensor, "b h w"], values: Sequence[int]
 ) -> LabelLoss:
-    """Compare logits with masks.
+    """Compare logits with masks, whose values must be among `values` (`masks.check_labels`).
 
     Dice is 2|A∩B| / (|A| + |B|) over all pixels of the batch for each label, then the mean over the labels
     that occur. The lowest label value is the background, which is left out. Background alone scores 1.
-
-    Raises:
-        DataError: A mask holds a value that is none of `values`.
     """
     wanted = channel_indices(labels, values)
     # Channels last: over them go the softmax and the maximum, which are slow on a CPU otherwise.

@@ -5,7 +5,7 @@ A mask is uint8, one label value per pixel. `TokenizerConfig.label_values` lists
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from jaxtyping import Float, Int64, UInt8
@@ -16,11 +16,7 @@ from slicebook.errors import DataError
 
 
 def one_hot(labels: UInt8[Tensor, "b h w"], values: Sequence[int]) -> Float[Tensor, "b c h w"]:
-    """Return masks as one channel of 0 and 1 per label value.
-
-    Raises:
-        DataError: A mask holds a value that is none of `values`.
-    """
+    """Return masks, whose values are among `values`, as one channel of 0 and 1 per label value."""
     return functional.one_hot(channel_indices(labels, values), len(values)).permute(0, 3, 1, 2).float()
 
 
@@ -31,14 +27,21 @@ def labels_from(logits: Float[Tensor, "b c h w"], values: Sequence[int]) -> UInt
 
 
 def channel_indices(labels: UInt8[Tensor, "b h w"], values: Sequence[int]) -> Int64[Tensor, "b h w"]:
-    """Return the index in `values` of each pixel's label."""
+    """Return the index in `values` of each pixel's label; -1 for others (see `check_labels`)."""
     table = torch.full((256,), -1, device=labels.device)
     table[torch.tensor(values, device=labels.device)] = torch.arange(len(values), device=labels.device)
-    channels = table[labels.long()]
-    if (channels < 0).any():
-        unknown = sorted(set(labels[channels < 0].tolist()))
+    return table[labels.long()]
+
+
+def check_labels(labels: Iterable[int], values: Sequence[int]) -> None:
+    """Refuse label values that are none of `values`.
+
+    Raises:
+        DataError: Names them.
+    """
+    unknown = sorted(set(labels) - set(values))
+    if unknown:
         raise DataError(
             f"label {', '.join(map(str, unknown))} in a mask; known are {', '.join(map(str, values))}: "
             "use masks with the labels of the training, or train anew"
         )
-    return channels

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 from torch.nn import functional
 
-from slicebook.models.masks import labels_from, one_hot
+from slicebook.models.masks import check_labels, labels_from, one_hot
 from slicebook.models.tokenizer import Tokenizer
 
 NEIGHBOUR_RADIUS = 2  # tokens to each side whose values are given to a prediction in the same grid
@@ -227,7 +227,9 @@ class JointTokenizer:
         """Return token sequences; without masks, the mask tokens are unknown."""
         grids = self.images.encode(images)[::-1]
         if self.masks is not None and masks is not None:
-            grids = self.masks.encode(one_hot(masks, self.masks.config.label_values))[::-1] + grids
+            values = self.masks.config.label_values
+            check_labels(masks.unique().tolist(), values)  # type: ignore[no-untyped-call]  # torch lacks it
+            grids = self.masks.encode(one_hot(masks, values))[::-1] + grids
         elif self.masks is not None:
             layout = self.layout((images.shape[-2], images.shape[-1]))
             unknown = [

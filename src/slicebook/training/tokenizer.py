@@ -21,7 +21,7 @@ from slicebook.data.loader import Batch, SliceBatches, explain_dead_worker
 from slicebook.environment import InitialModel
 from slicebook.models.checkpoint import save_tokenizer
 from slicebook.models.losses import compare, loss
-from slicebook.models.masks import one_hot
+from slicebook.models.masks import check_labels, one_hot
 from slicebook.models.tokenizer import Tokenizer, draw_dropped_levels
 from slicebook.training.progress import Display
 from slicebook.training.run import (
@@ -289,6 +289,8 @@ def _train(opened: PreparedData, recipe: Recipe, run: Path, options: TrainingOpt
     masks = bool(recipe.tokenizer.label_values)
     # An empty split is refused before anything is deleted or written.
     train, validation = (opened.split(name, labelled=masks) for name in ("train", "validation"))
+    if masks:  # here, because a look at the values of a batch would wait for the device at every step
+        check_labels(opened.info.label_values, recipe.tokenizer.label_values)
     weights = load_initial(options.start_from, "masks" if masks else "images")
     if options.restart:
         restart_run(run, options.launch())

@@ -108,13 +108,15 @@ def score(starter: Starter, work: Path, data: PreparedData) -> dict[str, Any]:
         raise ConfigError(f"{run}: is at epoch {progress['epoch']}; resume it first")
     half = work / f"{starter.name}-half"
     write_half(run / MODEL_NAME, half / MODEL_NAME)
+    info = load_tokenizer(half).info
     return {
         "seconds": progress["seconds"],
         "steps": progress["step"],
         "epochs": progress["epoch"],
         "float32": _test(run, data, work / f"{starter.name}-float32-scores"),
         "half": _test(half, data, work / f"{starter.name}-half-scores"),
-        "provenance": load_tokenizer(half).info.provenance.model_dump(mode="json"),
+        "provenance": info.provenance.model_dump(mode="json"),
+        "weights_sha256": info.weights_sha256,
     }
 
 
@@ -137,6 +139,7 @@ def install(
     scores = result["half"]["scores"]
     slices = result["provenance"]["train_slices"]
     facts = starters.StarterFacts(
+        weights_sha256=result["weights_sha256"],
         trained_on=TRAINED_ON,
         slices=slices,
         minutes=round(result["seconds"] / 60, 1),

@@ -11,6 +11,7 @@ from slicebook.errors import CheckpointError
 from slicebook.models.checkpoint import has_prior, load_prior, load_tokenizer
 
 FACTS = {
+    "weights_sha256": "0" * 64,
     "trained_on": "phantoms",
     "slices": 10,
     "minutes": 1.5,
@@ -99,3 +100,6 @@ def test_every_starter_of_the_package_loads_and_is_what_its_card_says():
         assert 0 < facts.ssim_whole <= 1
         loaded = load_tokenizer(starters.PREFIX + name)
         assert loaded.info.provenance.initial is None
+        assert loaded.info.weights_sha256 == facts.weights_sha256
+        assert starters.is_starter(facts.weights_sha256)
+    assert not starters.is_starter("0" * 64)

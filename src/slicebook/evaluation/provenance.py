@@ -17,6 +17,7 @@ from slicebook.environment import commit, versions
 from slicebook.evaluation.reconstruction import ReconstructionResult
 from slicebook.io.tensors import hash_tensors
 from slicebook.models.checkpoint import LoadedPrior, LoadedTokenizer
+from slicebook.starters import is_starter
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ def collect_warnings(
     """Return what a reader must know before using the numbers of a report."""
     return (
         *_split_warnings(models.tokenizer, data, split, data.split(split).patients),
+        *_initial_warnings(models),
         *_tokenizer_warnings(models),
         *_codec_warnings(reconstruction),
     )
@@ -58,6 +60,25 @@ def _split_warnings(
         )
     if len(patients) < 2:
         warnings.append("One patient: there is no interval, because it needs the spread between patients.")
+    return warnings
+
+
+def _initial_warnings(models: LoadedModels) -> list[str]:
+    """Return a warning for each model whose training started from one that was trained on other patients."""
+    warnings = []
+    for name, loaded in (("tokenizer", models.tokenizer), ("prior", models.prior)):
+        if loaded is None:
+            continue
+        own, initial = loaded.info.provenance, loaded.info.provenance.initial
+        while initial and not is_starter(initial.weights_sha256):
+            made = initial.provenance
+            if made.split_hash != own.split_hash:
+                warnings.append(
+                    f"The training of the {name} started from a model that was trained on "
+                    f"{made.train_patients} patients of another data set: make sure that none of them is "
+                    "evaluated here."
+                )
+            initial = made.initial
     return warnings
 
 

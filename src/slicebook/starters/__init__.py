@@ -19,6 +19,7 @@ CARD_NAME, FACTS_NAME = "card.md", "facts.json"
 class StarterFacts(Record):
     """What a starter was trained on, and how well it reconstructs scans of real patients."""
 
+    weights_sha256: str
     trained_on: str
     slices: int
     minutes: float
@@ -56,6 +57,11 @@ def read_facts(name: str) -> StarterFacts:
     return StarterFacts.model_validate(
         json.loads((_folder() / name / FACTS_NAME).read_text(encoding="utf-8"))
     )
+
+
+def is_starter(weights_sha256: str) -> bool:
+    """Return whether these are the weights of a starter, which no patient's scan was used for."""
+    return any(read_facts(name).weights_sha256 == weights_sha256 for name in starter_names())
 
 
 def read_card(name: str) -> str:

@@ -1,0 +1,44 @@
+"""The table of starters: reconstruction of real patients without and with training on others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from cells import METRICS, Results, bits, mean, signed, table, where
+
+SHOWN = ("ssim_foreground", "ssim_whole", "psnr_whole")
+
+
+def starters(results: Results) -> str:
+    """Return the scores of each starter, of trainings from it and from random weights, and of the codecs."""
+    head = ["", "bits per pixel", *(METRICS[name] for name in SHOWN)]
+    head.append("SSIM, whole: gain over JPEG 2000 at equal bits")
+    parts = []
+    for name, entry in results["starters"].items():
+        zero_shot = entry["zero_shot"]
+        rows = [_row(f"**starter:{name}**, no training on patients", zero_shot["half"])]
+        rows += [_row(title, run["test"]) for title, run in _tuned(entry)]
+        for codec in zero_shot["half"]["codecs"].values():
+            scores = [mean(codec["scores"], metric) for metric in SHOWN]
+            rows.append([codec["title"], bits(codec), *scores, ""])
+        counts = zero_shot["data"]["counts"]
+        test, train = counts["test"]["patients"], counts["train"]["patients"]
+        parts.append(table(head, rows))
+        parts.append(
+            f"{zero_shot['name']}: {test} test patients, {zero_shot['half']['slices']} slices; trainings use "
+            f"{train} other patients, with one thread. Mean of patients, with 95 % intervals by patient. "
+            f"{where(zero_shot)}\n"
+        )
+    return "\n".join(parts)
+
+
+def _row(title: str, report: Mapping[str, Any]) -> list[str]:
+    scores = [mean(report["scores"], metric) for metric in SHOWN]
+    return [title, bits(report), *scores, signed(report["codecs"]["jpeg2000"]["advantage"], "ssim_whole")]
+
+
+def _tuned(entry: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield title and result of each training, the shortest first."""
+    for run in sorted(entry.get("tuned", {}).values(), key=lambda run: (run["minutes"], run["from"])):
+        yield f"{run['minutes']:g} minutes from {run['from']}", run

@@ -195,6 +195,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--work", metavar="DIR", type=Path, default=Path("runs/starters"))
     parser.add_argument("--only", nargs="+", choices=[starter.name for starter in STARTERS], metavar="NAME")
     parser.add_argument("--minutes", type=float, nargs="+", default=[3, 20], help="of training, for tune")
+    parser.add_argument(
+        "--start", nargs="+", choices=("random", "starter"), default=["random", "starter"], help="for tune"
+    )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--results", metavar="DIR", type=Path, default=machine.RESULTS)
     options = parser.parse_args(arguments)
@@ -216,23 +219,27 @@ def _run(starter: Starter, options: argparse.Namespace) -> None:
         train(starter, options.work)
         return
     data, path = PreparedData.open(options.data), options.results / "starters.json"
-    results = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    entry = results.setdefault(starter.name, {})
     about = machine.surroundings(options.threads, "imagecodecs") | {
         "name": options.name,
         "data": data.info.model_dump(mode="json"),
     }
     if options.step == "score":
-        entry["zero_shot"] = about | score(starter, options.work, data)
-        install(starter, options.work, entry["zero_shot"], options.name)
-        machine.write(path, results)
+        result = about | score(starter, options.work, data)
+        install(starter, options.work, result, options.name)
+        _record(path, starter, "zero_shot", result)
         return
-    runs = entry.setdefault("tuned", {})
     for minutes in options.minutes:
-        for start in (False, True):
-            measured = tune(starter, options.work, data, minutes, start)
-            runs[f"{minutes:g} minutes from {measured['from']}"] = about | measured
-            machine.write(path, results)
+        for start in options.start:
+            measured = tune(starter, options.work, data, minutes, start == "starter")
+            _record(path, starter, f"{minutes:g} minutes from {measured['from']}", about | measured)
+
+
+def _record(path: Path, starter: Starter, name: str, result: Mapping[str, Any]) -> None:
+    """Add a result to the file, which another process may have changed meanwhile."""
+    results = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    entry = results.setdefault(starter.name, {})
+    (entry if name == "zero_shot" else entry.setdefault("tuned", {}))[name] = result
+    machine.write(path, results)
 
 
 if __name__ == "__main__":

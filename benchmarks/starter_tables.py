@@ -24,6 +24,10 @@ def starters(results: Results) -> str:
             rows.append([codec["title"], bits(codec), *scores, ""])
         counts = zero_shot["data"]["counts"]
         test, train = counts["test"]["patients"], counts["train"]["patients"]
+        for site, report in zero_shot["others"].items():
+            rows.append(_row(f"{site}: **starter:{name}**, no training on patients", report))
+            codec = report["codecs"]["jpeg2000"]
+            rows.append([f"{site}: JPEG 2000", bits(codec), *(mean(codec["scores"], m) for m in SHOWN), ""])
         parts.append(table(head, rows))
         parts.append(
             f"{zero_shot['name']}: {test} test patients, {zero_shot['half']['slices']} slices; trainings use "

@@ -1,7 +1,7 @@
 """Train the starters on synthetic images, score them on real scans, and put them into the package.
 
     python benchmarks/starters.py train --work runs/starters
-    python benchmarks/starters.py score DATA --work runs/starters --name "PROMISE12, 128×128"
+    python benchmarks/starters.py score DATA --work runs/starters --name "PROMISE12" --other "T1 head" HEAD
     python benchmarks/starters.py tune DATA --work runs/starters --minutes 3 20
 
 `train` writes the synthetic set of each starter and trains on it, about an hour of one CPU core each. A
@@ -96,8 +96,12 @@ def train(starter: Starter, work: Path) -> None:
     train_tokenizer(prepared, starter.recipe(), work / starter.name, TrainingOptions(device="cpu"))
 
 
-def score(starter: Starter, work: Path, data: PreparedData) -> dict[str, Any]:
+def score(
+    starter: Starter, work: Path, data: PreparedData, others: Mapping[str, PreparedData]
+) -> dict[str, Any]:
     """Score a finished starter on the test patients of real data, in the precision of the package.
+
+    `others` are further data sets by name, such as other planes and organs.
 
     Raises:
         ConfigError: The training has not finished.
@@ -115,6 +119,10 @@ def score(starter: Starter, work: Path, data: PreparedData) -> dict[str, Any]:
         "epochs": progress["epoch"],
         "float32": _test(run, data, work / f"{starter.name}-float32-scores"),
         "half": _test(half, data, work / f"{starter.name}-half-scores"),
+        "others": {
+            name: _test(half, other, work / f"{starter.name}-other-{index}")
+            for index, (name, other) in enumerate(others.items())
+        },
         "provenance": info.provenance.model_dump(mode="json"),
         "weights_sha256": info.weights_sha256,
     }
@@ -192,6 +200,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("step", choices=("train", "score", "tune"))
     parser.add_argument("data", metavar="DATA", type=Path, nargs="?", help="prepared folder of real scans")
     parser.add_argument("--name", default="test patients", help="what DATA is called in the tables")
+    parser.add_argument(
+        "--other", nargs=2, action="append", default=[], metavar=("NAME", "DATA"), help="scored too"
+    )
     parser.add_argument("--work", metavar="DIR", type=Path, default=Path("runs/starters"))
     parser.add_argument("--only", nargs="+", choices=[starter.name for starter in STARTERS], metavar="NAME")
     parser.add_argument("--minutes", type=float, nargs="+", default=[3, 20], help="of training, for tune")
@@ -224,7 +235,8 @@ def _run(starter: Starter, options: argparse.Namespace) -> None:
         "data": data.info.model_dump(mode="json"),
     }
     if options.step == "score":
-        result = about | score(starter, options.work, data)
+        others = {name: PreparedData.open(folder) for name, folder in options.other}
+        result = about | score(starter, options.work, data, others)
         install(starter, options.work, result, options.name)
         _record(path, starter, "zero_shot", result)
         return

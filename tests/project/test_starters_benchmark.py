@@ -42,7 +42,8 @@ def made(trained, tmp_path_factory):
         shared = ["--work", str(folder / "work"), "--only", "compact", "--results", str(folder)]
         assert script.main(["score", str(trained.data), *shared]) == 1  # nothing is trained yet
         assert script.main(["train", *shared]) == 0
-        assert script.main(["score", str(trained.data), *shared, "--name", "other phantoms"]) == 0
+        names = ["--name", "other phantoms", "--other", "the same", str(trained.data)]
+        assert script.main(["score", str(trained.data), *shared, *names]) == 0
         assert script.main(["tune", str(trained.data), *shared, "--minutes", "0.01"]) == 0
         yield folder, json.loads((folder / "starters.json").read_text())["compact"]
 
@@ -78,6 +79,28 @@ def test_both_starts_are_trained_for_the_same_time(made):
     initial = load_tokenizer(made[0] / "work/tuned/compact-starter-0.01min").info.provenance.initial
     assert initial is not None
     assert load_tokenizer(made[0] / "work/tuned/compact-random-0.01min").info.provenance.initial is None
+
+
+def test_further_data_are_scored_with_the_weights_of_the_package(made):
+    zero_shot = made[1]["zero_shot"]
+    assert zero_shot["others"] == {"the same": zero_shot["half"]}
+
+
+def test_the_table_has_a_row_for_each_measurement(made, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    from starter_tables import starters as draw
+
+    rows = [line for line in draw({"starters": {"compact": made[1]}}).splitlines() if line.startswith("| ")]
+    titles = [row.split("|")[1].strip() for row in rows[2:]]
+    assert titles == [
+        "**starter:compact**, no training on patients",
+        "0.01 minutes from random weights",
+        "0.01 minutes from starter",
+        "JPEG 2000",
+        "JPEG XL",
+        "the same: **starter:compact**, no training on patients",
+        "the same: JPEG 2000",
+    ]
 
 
 def test_codecs_code_the_same_slices(made):

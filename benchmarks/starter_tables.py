@@ -5,36 +5,54 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from cells import METRICS, Results, bits, mean, signed, table, where
+from cells import METRICS, Results, bits, mean, plural, signed, table, where
 
 SHOWN = ("ssim_foreground", "ssim_whole", "psnr_whole")
 
 
+HEAD = (
+    "",
+    "bits per pixel",
+    *(METRICS[name] for name in SHOWN),
+    "SSIM, whole: gain over JPEG 2000 at equal bits",
+)
+
+
 def starters(results: Results) -> str:
     """Return the scores of each starter, of trainings from it and from random weights, and of the codecs."""
-    head = ["", "bits per pixel", *(METRICS[name] for name in SHOWN)]
-    head.append("SSIM, whole: gain over JPEG 2000 at equal bits")
     parts = []
     for name, entry in results["starters"].items():
         zero_shot = entry["zero_shot"]
         rows = [_row(f"**starter:{name}**, no training on patients", zero_shot["half"])]
         rows += [_row(title, run["test"]) for title, run in _tuned(entry)]
-        for codec in zero_shot["half"]["codecs"].values():
-            scores = [mean(codec["scores"], metric) for metric in SHOWN]
-            rows.append([codec["title"], bits(codec), *scores, ""])
+        rows += [_codec_row(codec) for codec in zero_shot["half"]["codecs"].values()]
         counts = zero_shot["data"]["counts"]
         test, train = counts["test"]["patients"], counts["train"]["patients"]
-        for site, report in zero_shot["others"].items():
-            rows.append(_row(f"{site}: **starter:{name}**, no training on patients", report))
-            codec = report["codecs"]["jpeg2000"]
-            rows.append([f"{site}: JPEG 2000", bits(codec), *(mean(codec["scores"], m) for m in SHOWN), ""])
-        parts.append(table(head, rows))
+        parts.append(table(HEAD, rows))
         parts.append(
             f"{zero_shot['name']}: {test} test patients, {zero_shot['half']['slices']} slices; trainings use "
             f"{train} other patients, with one thread. Mean of patients, with 95 % intervals by patient. "
             f"{where(zero_shot)}\n"
         )
     return "\n".join(parts)
+
+
+def starters_elsewhere(results: Results) -> str:
+    """Return the scores of each starter on other planes and organs, beside the codecs at the same bits."""
+    parts = []
+    for name, entry in results["starters"].items():
+        rows, counts = [], []
+        for site, report in entry["zero_shot"]["others"].items():
+            rows.append(_row(f"{site}: **starter:{name}**, no training on patients", report))
+            rows += [_codec_row(codec, f"{site}: ") for codec in report["codecs"].values()]
+            counts.append(f"{site}: {plural(report['patients'], 'patient')}, {report['slices']} slices")
+        parts += [table(HEAD, rows), f"{'; '.join(counts)}. {where(entry['zero_shot'])}\n"]
+    return "\n".join(parts)
+
+
+def _codec_row(codec: Mapping[str, Any], site: str = "") -> list[str]:
+    scores = [mean(codec["scores"], metric) for metric in SHOWN]
+    return [f"{site}{codec['title']}", bits(codec), *scores, ""]
 
 
 def _row(title: str, report: Mapping[str, Any]) -> list[str]:

@@ -18,7 +18,7 @@ from typing import Any
 import evaluation_tables
 from cells import METRICS, NOT_MEASURED, Results, bits, mean, plural, signed, table, where
 from speed_tables import networks, other_speed, quantizers, sampling
-from starter_tables import starters
+from starter_tables import starters, starters_elsewhere
 from targets import targets
 
 ROOT = Path(__file__).parent.parent
@@ -228,6 +228,7 @@ TABLES: dict[str, tuple[Callable[[Results], str], tuple[str, ...]]] = {
     "sampling": (sampling, ("speed",)),
     "other-speed": (other_speed, ("speed",)),
     "starters": (starters, ("starters",)),
+    "starters-elsewhere": (starters_elsewhere, ("starters",)),
     "targets": (targets, ()),
 }
 """By name: the function that draws a table, and the results that it needs."""

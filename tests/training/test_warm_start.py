@@ -94,6 +94,20 @@ def test_both_averages_of_a_codebook_are_copied_or_neither(start):
     assert other.quantizers[0].get_buffer("ema_cluster_size").equal(before["quantizers.0.ema_cluster_size"])
 
 
+def test_codebooks_do_not_come_to_a_network_at_random_weights(start, other_data, tmp_path, monkeypatch):
+    """With another width a few biases fit, and so would the codebooks, whose codes nothing would use."""
+    levels = []
+    whole = Tokenizer.init_from_kmeans
+
+    def spy(self, images, generator, chosen=None):
+        levels.append(chosen)
+        return whole(self, images, generator, chosen)
+
+    monkeypatch.setattr(Tokenizer, "init_from_kmeans", spy)
+    train(other_data, tiny("tokenizer.width=32"), tmp_path / "run", start_from=start)
+    assert levels == [[0, 1]]
+
+
 def test_a_model_of_which_nothing_fits_is_refused(start, other_data, tmp_path):
     recipe = tiny("tokenizer.architecture=vqvae2", "tokenizer.code_dim=6", "tokenizer.codebook_sizes=[5, 3]")
     with pytest.raises(ConfigError, match="no weight of its tokenizer fits the new one"):

@@ -41,8 +41,8 @@ Randomise = Annotated[
     bool,
     typer.Option(
         "--randomise",
-        help="Draw contrast, plane, position, resolution and artefacts at random, and random shapes in every "
-        "fourth volume. Models trained on such images work on scans of other contrasts and planes.",
+        help="Draw contrast, plane, position, resolution and artefacts at random, and random shapes for "
+        "every fourth patient. Models trained on such images work on scans of other contrasts and planes.",
     ),
 ]
 

@@ -73,7 +73,7 @@ PatientRegex = Annotated[
 Series = Annotated[
     str | None,
     typer.Option(
-        help="Use only images that match this regular expression (upper and lower case are equal). It is "
+        help="Use only images that match this regular expression (case-insensitive). It is "
         "searched in the description and UID of a DICOM series, the channel of an nnU-Net file, and the "
         "entities and suffix of a BIDS file."
     ),
@@ -105,8 +105,8 @@ Precision = Annotated[
 SamplingPrecision = Annotated[
     str,
     typer.Option(
-        help="Number format of sampling: 32-true, bf16-mixed, 16-mixed (cuda only) or auto, as in training. "
-        "Seeds give other samples in another format."
+        help="Precision of sampling: 32-true, bf16-mixed, 16-mixed (cuda only) or auto, as in training. "
+        "The same seed gives different samples at a different precision."
     ),
 ]
 Workers = Annotated[

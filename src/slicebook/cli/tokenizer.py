@@ -109,7 +109,7 @@ def models(
 ) -> None:
     """List the starters: models that come with Slicebook, trained on synthetic images only.
 
-    Scores are means over the slices of real patients, none of whom any starter was trained on.
+    Scores are measured on real patients; no starter was trained on patient data.
     """
     from slicebook import starters
 

@@ -13,7 +13,7 @@ import torch
 
 from slicebook.data.dataset import PreparedData
 from slicebook.data.splits import Split
-from slicebook.environment import commit, versions
+from slicebook.environment import Provenance, commit, versions
 from slicebook.evaluation.reconstruction import ReconstructionResult
 from slicebook.io.tensors import hash_tensors
 from slicebook.models.checkpoint import LoadedPrior, LoadedTokenizer
@@ -66,17 +66,21 @@ def _split_warnings(
 def _initial_warnings(models: LoadedModels) -> list[str]:
     """Return a warning for each model whose training started from one that was trained on other patients."""
     warnings = []
-    for name, loaded in (("tokenizer", models.tokenizer), ("prior", models.prior)):
-        if loaded is None:
-            continue
-        own, initial = loaded.info.provenance, loaded.info.provenance.initial
+    trainings: list[tuple[str, Provenance | None]] = []
+    if models.tokenizer:
+        trainings.append(("tokenizer", models.tokenizer.info.provenance))
+    if models.prior:
+        trainings.append(("prior", models.prior.info.provenance))
+        trainings.append(("generation decoder", models.prior.info.decoder_provenance))
+    for name, own in trainings:
+        initial = own.initial if own else None
         while initial and not is_starter(initial.weights_sha256):
             made = initial.provenance
-            if made.split_hash != own.split_hash:
+            if own and made.split_hash != own.split_hash:
                 warnings.append(
                     f"The training of the {name} started from a model that was trained on "
-                    f"{made.train_patients} patients of another data set: make sure that none of them is "
-                    "evaluated here."
+                    f"{made.train_patients} patients of another data set or split: make sure that none of them "
+                    "is evaluated here."
                 )
             initial = made.initial
     return warnings

@@ -44,7 +44,7 @@ class SamplingSettings:
                 raise ConfigError(f"{name} {getattr(self, name):g}: wanted a number above 0, such as 1")
         if not 0 < self.top_p <= 1:
             raise ConfigError(f"top_p {self.top_p:g}: wanted a share above 0 and at most 1")
-        if not -1 < self.guidance < 100:
+        if not 0 <= self.guidance < 100:
             raise ConfigError(f"guidance {self.guidance:g}: wanted a number from 0 (off), such as 1")
 
 
@@ -70,7 +70,8 @@ def sample(
         conditions: One per sample.
         settings: Temperature, top-p and guidance.
         known_tokens: Known tokens, for inpainting.
-        known_mask: True where `known_tokens` are kept; the others are sampled conditioned on them.
+        known_mask: True where `known_tokens` are kept; the others are sampled conditioned on those of the
+            same or a coarser grid.
         precision: One of `devices.PRECISIONS` of the prior's device. Samples of another precision differ.
         progress: Called with the number of finished samples and of all samples.
 

@@ -118,10 +118,12 @@ class _Block(nn.Module):
             nn.Dropout(dropout),
         )
 
-    def forward(self, x: Tensor, query_centres: Tensor, key_centres: Tensor, cache: KVCache | None) -> Tensor:
+    def forward(
+        self, x: Tensor, query_rotation: Tensor, key_rotation: Tensor, cache: KVCache | None
+    ) -> Tensor:
         qkv = self.qkv(self.norm1(x)).view(*x.shape[:2], 3, self.heads, HEAD_DIM)
         queries, keys, values = qkv.permute(2, 0, 3, 1, 4)
-        queries, keys = _rotate(queries, query_centres), _rotate(keys, key_centres)
+        queries, keys = _rotate(queries, query_rotation), _rotate(keys, key_rotation)
         causal = x.shape[1] > 1
         if cache is not None:
             assert cache.filled == 0 or not causal
@@ -205,8 +207,8 @@ class PriorTransformer(nn.Module):
         ]
         where = self.position_proj(_waves(positions).flatten(-2)).chunk(2, -1)[1]
         local = self.windows[stage - self.first](torch.cat([part.flatten(2) for part in seen], -1))
-        query_centres: Tensor = local + where + self.stage.weight[stage]
-        return query_centres
+        embedding: Tensor = local + where + self.stage.weight[stage]
+        return embedding
 
     def forward_blocks(
         self,
@@ -216,16 +218,16 @@ class PriorTransformer(nn.Module):
         caches: Sequence[KVCache] | None = None,
     ) -> Float[Tensor, "b n width"]:
         """Run the blocks, given the centres (in pixels) of each step's prediction and of its input token."""
-        x, query_centres, key_centres = self.dropout(x), _rotation(query_centres), _rotation(key_centres)
+        x, query_rotation, key_rotation = self.dropout(x), _rotation(query_centres), _rotation(key_centres)
         for index, block in enumerate(self.blocks):
-            x = block(x, query_centres, key_centres, caches[index] if caches else None)
+            x = block(x, query_rotation, key_rotation, caches[index] if caches else None)
         normed: Tensor = self.norm(x)
         return normed
 
     def logits(self, stage: int, x: Float[Tensor, "b n width"]) -> Float[Tensor, "b n k"]:
         """Return the logits of each code."""
-        attended: Tensor = self.heads[stage - self.first](x)
-        return attended
+        logits: Tensor = self.heads[stage - self.first](x)
+        return logits
 
 
 def _embedding(codes: Float[Tensor, "k d"], dim: int) -> nn.Embedding:

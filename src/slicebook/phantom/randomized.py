@@ -2,7 +2,7 @@
 
 Networks that learn from images of random contrast work on scans of contrasts that they never saw (SynthSeg,
 Billot et al. 2023, https://doi.org/10.1016/j.media.2023.102789; random shapes: SynthMorph, Hoffmann et al.
-2022, https://doi.org/10.1109/TMI.2021.3116879). Three of four volumes show the pelvis of `anatomy.py`, the
+2022, https://doi.org/10.1109/TMI.2021.3116879). Three of four patients show the pelvis of `anatomy.py`, the
 fourth shows shapes that are no anatomy.
 
     scene (pelvis or shapes) ──▶ random window of it ──▶ field, resolution, artefacts, noise ──▶ stored slice

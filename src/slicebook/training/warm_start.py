@@ -17,7 +17,8 @@ from slicebook.models.checkpoint import LoadedPrior, find_model, load_prior, loa
 
 Part = Literal["images", "masks", "prior", "decoder"]
 NAMES = {"images": "tokenizer", "masks": "mask tokenizer", "prior": "prior", "decoder": "generation decoder"}
-# Buffers of a codebook belong together: the codes are the ratio of the two.
+# Buffers of a codebook belong together: the codes are the ratio of the two. They quantise the latents of their
+# own network: with another network at random weights, most codes would never be used.
 CODEBOOK = ("ema_embed_sum", "ema_cluster_size")
 
 
@@ -40,7 +41,7 @@ class InitialWeights:
     def copy_to(self, module: nn.Module, say: Callable[[str], None]) -> set[str]:
         """Copy all weights whose name and shape fit, and print what does not fit.
 
-        Both moving averages of a codebook are copied, or neither.
+        Both moving averages of a codebook are copied, or neither, and none unless all other weights fit.
 
         Returns:
             Names of the weights that were copied.
@@ -52,9 +53,11 @@ class InitialWeights:
         fitting = {
             name for name in own if name in self.tensors and self.tensors[name].shape == own[name].shape
         }
-        for name in sorted(fitting):
-            prefix, _, last = name.rpartition(".")
-            if last in CODEBOOK and not all(f"{prefix}.{buffer}" in fitting for buffer in CODEBOOK):
+        codebooks = {name for name in own if name.rpartition(".")[2] in CODEBOOK}
+        network_fits = own.keys() - codebooks <= fitting
+        for name in sorted(fitting & codebooks):
+            pair = {f"{name.rpartition('.')[0]}.{buffer}" for buffer in CODEBOOK}
+            if not (network_fits and pair <= fitting):
                 fitting.discard(name)
         if not fitting:
             raise ConfigError(

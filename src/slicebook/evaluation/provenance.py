@@ -79,8 +79,8 @@ def _initial_warnings(models: LoadedModels) -> list[str]:
             if own and made.split_hash != own.split_hash:
                 warnings.append(
                     f"The training of the {name} started from a model that was trained on "
-                    f"{made.train_patients} patients of another data set or split: make sure that none of them "
-                    "is evaluated here."
+                    f"{made.train_patients} patients of another data set or split: make sure that none of "
+                    "them is evaluated here."
                 )
             initial = made.initial
     return warnings

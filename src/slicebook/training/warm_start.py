@@ -17,8 +17,8 @@ from slicebook.models.checkpoint import LoadedPrior, find_model, load_prior, loa
 
 Part = Literal["images", "masks", "prior", "decoder"]
 NAMES = {"images": "tokenizer", "masks": "mask tokenizer", "prior": "prior", "decoder": "generation decoder"}
-# Buffers of a codebook belong together: the codes are the ratio of the two. They quantise the latents of their
-# own network: with another network at random weights, most codes would never be used.
+# Buffers of a codebook belong together: the codes are the ratio of the two. They quantise the latents of
+# their own network: with another network at random weights, most codes would never be used.
 CODEBOOK = ("ema_embed_sum", "ema_cluster_size")
 
 

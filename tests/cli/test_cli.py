@@ -179,7 +179,7 @@ def test_every_output_is_named_by_the_same_option():
         name: [option.opts for option in command.params if option.name == "out"]
         for name, command in commands(typer.main.get_command(main.app))
     }
-    assert sorted(name for name, options in outputs.items() if not options) == ["check", "info"]
+    assert sorted(name for name, options in outputs.items() if not options) == ["check", "info", "models"]
     assert {tuple(opts) for options in outputs.values() for opts in options} == {("-o", "--out")}
 
 
@@ -190,8 +190,8 @@ def test_trainings_take_the_same_options():
         if name.startswith("train ")
     }
     assert list(options) == ["tokenizer", "masks", "prior", "decoder", "generator"]
-    shared = {"settings", "data", "out", "seed", "device", "precision", "workers", "restart", "as_json"}
-    assert set.intersection(*options.values()) == shared
+    shared = {"settings", "data", "out", "seed", "device", "precision", "workers", "restart", "start_from"}
+    assert set.intersection(*options.values()) == shared | {"as_json"}
 
 
 def test_check_prints_a_table_or_json(volume, capsys):

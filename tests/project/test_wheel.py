@@ -35,7 +35,7 @@ def pip(*arguments):
 def test_the_wheel_holds_every_module_recipe_and_the_typing_marker(installed):
     wanted = {
         path.relative_to(ROOT / "src")
-        for pattern in ("*.py", "*.yaml", "py.typed", "templates/*")
+        for pattern in ("*.py", "*.yaml", "py.typed", "templates/*", "starters/*/*.*")
         for path in (ROOT / "src").rglob(pattern)
     }
     assert Path("slicebook/py.typed") in wanted

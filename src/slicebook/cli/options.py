@@ -48,8 +48,8 @@ Guidance = Annotated[
 Noise = Annotated[
     bool,
     typer.Option(
-        help="Add noise with the level and spatial correlation of the noise in the training slices. No "
-        "effect if the tokenizer was not trained on denoised slices."
+        help="If the tokenizer was trained on denoised slices, add noise like that of the original slices "
+        "(same level and spatial correlation). Otherwise no effect."
     ),
 ]
 Layout = Annotated[
@@ -81,8 +81,8 @@ Series = Annotated[
 Mask = Annotated[
     str | None,
     typer.Option(
-        help="How the path of a mask differs from that of its image. OLD=NEW: OLD is replaced by NEW, for "
-        "example `_t2=_prostate`. Other text is appended to the name, for example `_seg`."
+        help="How to get the path of a mask from that of its image. `_t2=_prostate` replaces `_t2` by "
+        "`_prostate`; text without `=`, such as `_seg`, is appended to the name."
     ),
 ]
 Recipe = Annotated[

@@ -25,7 +25,7 @@ from slicebook.models.checkpoint import MODEL_NAME, load_tokenizer
 from slicebook.models.tokenizer import Tokenizer
 from slicebook.recipes import load_recipe
 from slicebook.training import trainer
-from slicebook.training.run import hold_run
+from slicebook.training.run import _first_batch, hold_run
 from slicebook.training.tokenizer import TokenizerObjective
 
 
@@ -545,3 +545,14 @@ def test_batches_repeated_over_processes_are_reported(data, tmp_path, capsys, mo
     monkeypatch.setattr(SliceBatches, "repeated", 1)
     train(data, tiny("training.epochs=1"), tmp_path / "run", progress=True)
     assert "1 batches per epoch are repeated, so that each of the" in capsys.readouterr().err
+
+
+def test_the_picture_of_a_batch_shows_its_random_contrast(data):
+    """The slices that are drawn are those of a training step, contrast included."""
+    train_slices = PreparedData.open(data).split("train")
+    plain, contrasted = (
+        _first_batch(train_slices, tiny(*settings).training, ())
+        for settings in ((), ("training.augment.contrast.probability=1",))
+    )
+    assert plain.shape == contrasted.shape
+    assert (plain != contrasted).flatten(1).any(1).all()

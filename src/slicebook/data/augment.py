@@ -79,6 +79,14 @@ def augment(images: Float[Tensor, "b 1 h w"], parameters: Augmentation) -> Float
     return images
 
 
+def augment_slices(
+    images: Float[Tensor, "b 1 h w"], config: AugmentConfig, generator: torch.Generator
+) -> Float[Tensor, "b 1 h w"]:
+    """Return slices in [-1, 1] with random geometry and intensity, and random contrast if it is set."""
+    images = augment(images, draw_augmentation(config, len(images), generator))
+    return randomise_contrast(images, config.contrast, generator) if config.contrast else images
+
+
 AIR = 0.04  # on [0, 1]: what is darker counts as air
 BIAS_GRID = 4  # random values of the bias field along each side
 BLUR_RADIUS = 4  # pixels

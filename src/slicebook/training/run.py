@@ -17,7 +17,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from slicebook.config import Recipe, TrainingConfig, validate
-from slicebook.data.augment import augment, augment_labels, draw_augmentation
+from slicebook.data.augment import augment_labels, augment_slices, draw_augmentation
 from slicebook.data.dataset import SliceSet
 from slicebook.data.loader import SliceBatches
 from slicebook.devices import Launched, is_first_process, launch
@@ -247,9 +247,11 @@ def _first_batch(
     batches = SliceBatches(train, config.batch_size, shuffle=True, seed=config.seed, what=what)
     first = next(iter(batches)).images
     if config.augment:
-        change = augment_labels if label_values else augment
         generator = torch.Generator().manual_seed(config.seed)
-        first = change(first, draw_augmentation(config.augment, len(first), generator))
+        if label_values:
+            first = augment_labels(first, draw_augmentation(config.augment, len(first), generator))
+        else:
+            first = augment_slices(first, config.augment, generator)
     if not label_values:
         return first
     grays = torch.linspace(-1, 1, len(label_values))[:, None, None]

@@ -15,7 +15,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from slicebook.config import AugmentConfig, LossConfig, Recipe
-from slicebook.data.augment import augment, augment_labels, draw_augmentation, randomise_contrast
+from slicebook.data.augment import augment_labels, augment_slices, draw_augmentation
 from slicebook.data.dataset import PreparedData
 from slicebook.data.loader import Batch, SliceBatches, explain_dead_worker
 from slicebook.environment import InitialModel
@@ -209,8 +209,7 @@ class TokenizerObjective(_ReconstructionObjective):
         self, images: Float[Tensor, "b 1 h w"], config: AugmentConfig, generator: torch.Generator
     ) -> Float[Tensor, "b 1 h w"]:
         """Return the slices, with random geometry and intensity."""
-        images = augment(images, draw_augmentation(config, len(images), generator))
-        return randomise_contrast(images, config.contrast, generator) if config.contrast else images
+        return augment_slices(images, config, generator)
 
 
 class LabelObjective(_ReconstructionObjective):

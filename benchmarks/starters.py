@@ -4,7 +4,7 @@
     python benchmarks/starters.py score DATA --work runs/starters --name "PROMISE12" --other "T1 head" HEAD
     python benchmarks/starters.py tune DATA --work runs/starters --minutes 3 20
 
-`train` writes the synthetic set of each starter and trains on it, about an hour of one CPU core each. A
+`train` writes the synthetic set of each starter and trains on it, about two hours of one CPU core each. A
 repeated command resumes. `score` reconstructs the test patients of DATA, a folder that `slicebook prepare`
 wrote, beside JPEG 2000 and JPEG XL at the same bits, and writes weights in half precision, facts and card to
 `src/slicebook/starters`. `tune` trains on the training patients of DATA for some minutes, from random weights
@@ -40,10 +40,9 @@ from slicebook.training.run import TrainingOptions
 from slicebook.training.tokenizer import train_tokenizer
 
 # Patients are synthetic. Position and size vary more than in the training of real patients.
-PATIENTS, SLICES, SHAPE, SEED = (160, 6, 2), 40, (128, 128), 7
+PATIENTS, SLICES, SHAPE, SEED = (480, 6, 2), 40, (128, 128), 7
 SETTINGS = (
-    "training.epochs=24",
-    "training.validate_every=2",
+    "training.epochs=16",
     "training.augment.rotate_degrees=20",
     "training.augment.scale=0.25",
     "training.augment.contrast.probability=0.3",

@@ -89,12 +89,39 @@ def test_an_artefact_changes_a_slice_and_stays_finite(effect):
     assert not np.array_equal(changed, image)
 
 
-def test_zero_filling_removes_detail_and_keeps_the_mean():
+def acquired(image, **settings):
+    settings = {"level": 0.0, "varying": False, "share": 1.0} | settings
+    return randomized._acquired(image, **settings, rng=np.random.default_rng(0))
+
+
+def test_unacquired_frequencies_remove_detail_and_keep_the_mean():
     image = np.random.default_rng(0).uniform(1, 2, (40, 30)).astype(np.float32)
-    low = randomized._zero_filled(image, 0.5)
+    low = acquired(image, share=0.5)
     assert low.mean() == pytest.approx(image.mean(), rel=0.02)
     assert np.abs(np.diff(low, axis=0)).mean() < 0.7 * np.abs(np.diff(image, axis=0)).mean()
-    assert np.allclose(randomized._zero_filled(image, 1.01), image, atol=1e-5)
+    assert np.array_equal(acquired(image), image)
+
+
+def test_noise_is_rician_and_has_the_acquired_frequencies_only():
+    nothing = np.zeros((200, 100), np.float32)
+    noise = acquired(nothing, level=0.1)
+    assert noise.mean() == pytest.approx(0.1 * np.sqrt(np.pi / 2), rel=0.02)  # Rayleigh
+    assert noise.std() == pytest.approx(0.1 * np.sqrt(2 - np.pi / 2), rel=0.02)
+
+    def neighbours(image):
+        return np.corrcoef(image[1:].ravel(), image[:-1].ravel())[0, 1]
+
+    assert abs(neighbours(noise)) < 0.03
+    assert neighbours(acquired(nothing, level=0.1, share=0.5)) > 0.25
+
+
+def test_air_is_exactly_zero_in_some_volumes_only():
+    shares = [
+        (randomized.random_volume(patient, 0, seed=7, slices=4, shape=(64, 64)).image == 0).mean()
+        for patient in range(40)
+    ]
+    assert sum(share > 0.1 for share in shares) >= 5
+    assert sum(share < 0.01 for share in shares) >= 15
 
 
 def test_numbers_that_no_volume_has_are_refused():

@@ -29,11 +29,13 @@ from slicebook.phantom.simulator import (
 )
 
 SCENE_MM = 1.25  # pixel of a scene, in all directions
-PIXEL_MM = (0.8, 2.2)  # of the stored slice
+PIXEL_MM = (0.7, 2.5)  # of the stored slice
 SLICE_MM = 3.0
 TURN_DEGREES = 20.0
 RANDOM_CONTRAST = 0.75  # share of the pelves whose tissues have random signals
 PLANES = {"axial": 0.5, "sagittal": 0.25, "coronal": 0.25}  # shares
+EXACT_AIR = 0.4  # share of volumes whose air is stored as 0, as after a removal of faces or background
+NOISELESS = 0.2  # share of volumes without noise, as after denoising
 SHAPES_EVERY = 4  # the last of so many patients shows shapes
 WHITE = 1000.0  # stored value of the brightest signal, before noise
 
@@ -58,15 +60,17 @@ def random_volume(
         scenes = [_shapes(rng, shape) for _ in range(slices)]
     else:
         scenes = _pelvis(patient, week, seed, slices, rng)
-    pixel_mm = float(rng.uniform(*PIXEL_MM))
+    pixel_mm = float(np.exp(rng.uniform(*np.log(PIXEL_MM))))
     image = np.empty((*shape, slices), np.float32)
     labels = np.empty((*shape, slices), np.uint8)
     effects = _draw_effects(rng)
+    exact_air = rng.random() < EXACT_AIR
     for index, (signal, classes) in enumerate(scenes):
         seen, labels[:, :, index] = _window(signal, classes, shape, pixel_mm / SCENE_MM, rng)
+        air = seen == 0
         for effect in effects:
             seen = effect(seen, rng)
-        image[:, :, index] = seen
+        image[:, :, index] = np.where(air, 0, seen) if exact_air else seen
     np.rint(WHITE * image, out=image)
     return PhantomVolume(image, labels, np.diag([pixel_mm, pixel_mm, SLICE_MM, 1.0]))
 
@@ -110,7 +114,7 @@ def _axial(
 
 
 def _shapes(rng: np.random.Generator, shape: tuple[int, int]) -> tuple[Image, Labels]:
-    """Return random regions of random signal and texture, half of them inside a body with air around it."""
+    """Return random regions of random signal and texture, most of them inside a body with air around it."""
     count = int(rng.integers(4, 20))
     grain = rng.uniform(0.03, 0.25)  # of the regions, as a fraction of the side
     fields = np.stack([_smooth(rng, shape, grain) for _ in range(count)])
@@ -118,7 +122,7 @@ def _shapes(rng: np.random.Generator, shape: tuple[int, int]) -> tuple[Image, La
     signal = rng.random(count).astype(np.float32)[regions]
     texture = rng.uniform(0, 0.25, count).astype(np.float32)[regions]
     signal *= 1 + texture * _smooth(rng, shape, rng.uniform(0.005, 0.04))
-    if rng.random() < 0.5:
+    if rng.random() < 0.7:
         x, y = (np.linspace(-1, 1, side)[:, None] for side in shape)
         distance = np.hypot(x / rng.uniform(0.5, 1.1), y.T / rng.uniform(0.5, 1.1))
         signal[distance + 0.15 * _smooth(rng, shape, 0.2) > 1] = 0
@@ -153,11 +157,12 @@ def _window(
         matrix[:, 0] *= -1
     middle = (np.array(signal.shape) - 1) / 2 + rng.uniform(-0.2, 0.2, 2) * signal.shape
     offset = middle - matrix @ ((np.array(shape) - 1) / 2)
-    # Beyond the scene lies its mirror image: a straight edge against nothing occurs in no scan.
+    # Beyond the scene lies its mirror image, or nothing, as in slices that were padded.
+    beyond = "mirror" if rng.random() < 0.6 else "constant"
     if scale > 1:  # no aliasing
         signal = gaussian_filter(signal, 0.4 * scale)
-    seen = affine_transform(signal, matrix, offset, shape, order=1, mode="mirror")
-    classes = affine_transform(labels, matrix, offset, shape, order=0, mode="mirror")
+    seen = affine_transform(signal, matrix, offset, shape, order=1, mode=beyond)
+    classes = affine_transform(labels, matrix, offset, shape, order=0, mode=beyond)
     return np.asarray(seen, np.float32), np.asarray(classes, np.uint8)
 
 
@@ -165,8 +170,8 @@ def _draw_effects(rng: np.random.Generator) -> list[Effect]:
     """Draw what one scanner and examination do to every slice of a volume, in the order of the physics."""
     strength = float(rng.uniform(0, 0.6))
     sigma = rng.uniform(0, 1.0, 2)
-    share = float(rng.uniform(0.5, 1.0))
-    level = float(rng.uniform(0, 1) ** 2 * 0.1)
+    share = float(rng.uniform(0.5, 1.0)) if rng.random() < 0.5 else 1.0
+    level = 0.0 if rng.random() < NOISELESS else float(rng.uniform(0, 1) ** 3 * 0.1)
     effects: list[Effect] = []
     if rng.random() < 0.05:
         effects.append(_metal)
@@ -175,10 +180,8 @@ def _draw_effects(rng: np.random.Generator) -> list[Effect]:
         effects.append(lambda image, _: np.asarray(gaussian_filter(image, sigma), np.float32))
     if rng.random() < 0.1:
         effects.append(_ghosts)
-    if rng.random() < 0.5:
-        effects.append(lambda image, _: _zero_filled(image, share))
     varying = rng.random() < 0.3
-    effects.append(lambda image, draw: _noisy(image, level, varying, draw))
+    effects.append(lambda image, draw: _acquired(image, level, varying, share, draw))
     return effects
 
 
@@ -200,19 +203,26 @@ def _ghosts(image: Image, rng: np.random.Generator) -> Image:
     return ghosted
 
 
-def _zero_filled(image: Image, share: float) -> Image:
-    """Keep only a share of the spatial frequencies along each axis: resolution, and its ringing."""
-    spectrum = np.fft.fftshift(np.fft.fft2(image))
-    for axis, side in enumerate(image.shape):
-        distance = np.abs(np.arange(side) - side // 2)
-        outside = distance > share * side / 2
-        spectrum[(slice(None),) * axis + (outside,)] = 0
-    magnitude: Image = np.abs(np.fft.ifft2(np.fft.ifftshift(spectrum))).astype(np.float32)
-    return magnitude
+def _acquired(image: Image, level: float, varying: bool, share: float, rng: np.random.Generator) -> Image:
+    """Return the magnitude image of an acquisition.
 
-
-def _noisy(image: Image, level: float, varying: bool, rng: np.random.Generator) -> Image:
-    """Add Rician noise, whose level varies over the slice after parallel imaging."""
-    sigma = np.float32(level) * (np.exp(0.5 * _smooth(rng, image.shape, 0.4)) if varying else 1)
-    real = image + sigma * rng.standard_normal(image.shape, np.float32)
-    return np.asarray(np.hypot(real, sigma * rng.standard_normal(image.shape, np.float32)), np.float32)
+    Args:
+        image: Signal without noise.
+        level: Standard deviation of the complex noise, whose magnitude is Rician.
+        varying: Whether the level varies over the slice, as after parallel imaging.
+        share: Of the spatial frequencies that are acquired along each axis; the others are 0. So edges ring,
+            and below 1 neighbouring pixels have similar noise.
+        rng: Draws the noise.
+    """
+    acquired = image.astype(np.complex64)
+    if level > 0:
+        sigma = np.float32(level) * (np.exp(0.5 * _smooth(rng, image.shape, 0.4)) if varying else 1)
+        real, imaginary = rng.standard_normal((2, *image.shape), np.float32)
+        acquired += sigma * (real + 1j * imaginary)
+    if share < 1:
+        spectrum = np.fft.fftshift(np.fft.fft2(acquired))
+        for axis, side in enumerate(image.shape):
+            distance = np.abs(np.arange(side) - side // 2)
+            spectrum[(slice(None),) * axis + (distance > share * side / 2,)] = 0
+        acquired = np.fft.ifft2(np.fft.ifftshift(spectrum))
+    return np.abs(acquired).astype(np.float32)

@@ -224,5 +224,5 @@ def _acquired(image: Image, level: float, varying: bool, share: float, rng: np.r
         for axis, side in enumerate(image.shape):
             distance = np.abs(np.arange(side) - side // 2)
             spectrum[(slice(None),) * axis + (distance > share * side / 2,)] = 0
-        acquired = np.fft.ifft2(np.fft.ifftshift(spectrum))
-    return np.abs(acquired).astype(np.float32)
+        acquired = np.fft.ifft2(np.fft.ifftshift(spectrum)).astype(np.complex64)
+    return np.abs(acquired)

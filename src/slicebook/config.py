@@ -155,6 +155,8 @@ class LoopConfig(Record):
     """Stop after this much training time, whatever `epochs` says; the schedule follows the clock."""
     validate_every: Count = 1
     """Epochs between validation passes."""
+    save_minutes: Positive = 5.0
+    """Minutes between the states kept for resuming, besides one at each validation pass."""
     patience: Annotated[int, Field(ge=0)] = 0
     """Stop after this many validation passes without improvement; 0 never stops early."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 42

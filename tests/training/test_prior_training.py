@@ -25,6 +25,7 @@ from slicebook.recipes import load_recipe
 from slicebook.training import generator
 from slicebook.training.generator import train_decoder, train_generator, train_masks, train_prior
 from slicebook.training.prior import PriorObjective, corrupt_tokens, drop_conditions, drop_masks
+from slicebook.training.resume import PREVIOUS_NAME
 from slicebook.training.run import SUBFOLDERS
 from slicebook.training.token_cache import TOKENS_NAME
 from slicebook.training.token_dataset import TokenBatch, encode_slices
@@ -214,13 +215,13 @@ def rows_of(run):
 
 def begun(run):
     """Take a finished prior back to where only its tokens and masks' tokenizer are there."""
-    for name in (MODEL_NAME, STATE_NAME, "metrics.csv", "curves.png"):
+    for name in (MODEL_NAME, STATE_NAME, PREVIOUS_NAME, "metrics.csv", "curves.png"):
         (run / "prior" / name).unlink()
     shutil.rmtree(run / "prior" / "decoder")
 
 
 def test_a_removed_prior_is_not_retrained_beside_its_decoder(again, monkeypatch):
-    for name in (MODEL_NAME, STATE_NAME):
+    for name in (MODEL_NAME, STATE_NAME, PREVIOUS_NAME):
         (again / "prior" / name).unlink()
     monkeypatch.setattr(PriorObjective, "training_step", lambda *_: pytest.fail("trained"))
     with pytest.raises(ConfigError, match="prior: exists and is not a training that can be resumed"):
@@ -422,7 +423,8 @@ def test_data_that_was_moved_is_asked_for_and_taken(again, trained, tmp_path):
 
 
 def test_a_tokenizer_alone_does_not_know_its_data(again):
-    (again / STATE_NAME).unlink()
+    for name in (STATE_NAME, PREVIOUS_NAME):
+        (again / name).unlink()
     with pytest.raises(ConfigError, match="has no record of its training data; give --data DATA"):
         train_prior(again, options=OPTIONS)
 
@@ -492,7 +494,8 @@ def test_a_prior_over_masks_needs_them_trained(trained, tmp_path):
 @pytest.mark.parametrize("unfinished", [False, True])
 def test_a_decoder_needs_a_finished_prior(unfinished, again):
     state = load_state(again / "prior" / STATE_NAME)
-    (again / "prior" / STATE_NAME).unlink()
+    for name in (STATE_NAME, PREVIOUS_NAME):
+        (again / "prior" / name).unlink()
     if unfinished:
         reached = state.progress["progress"] | {"finished": False}
         save_state(
@@ -561,7 +564,7 @@ def test_a_restart_that_will_be_refused_deletes_nothing(again):
 def test_the_generator_checks_its_last_part_before_it_trains_the_first(again, monkeypatch):
     shutil.rmtree(again / "prior" / "masks")
     begun_prior = again / "prior"
-    for name in (MODEL_NAME, STATE_NAME, "metrics.csv", "curves.png"):
+    for name in (MODEL_NAME, STATE_NAME, PREVIOUS_NAME, "metrics.csv", "curves.png"):
         (begun_prior / name).unlink()
     monkeypatch.setattr(generator, "train_labels", lambda *_, **__: pytest.fail("trained masks"))
     with pytest.raises(ConfigError, match=r"decoder: was started with other settings \(decoder\.samples"):

@@ -25,6 +25,7 @@ from slicebook.models.checkpoint import MODEL_NAME, load_tokenizer
 from slicebook.models.tokenizer import Tokenizer
 from slicebook.recipes import load_recipe
 from slicebook.training import trainer
+from slicebook.training.resume import PREVIOUS_NAME
 from slicebook.training.run import _first_batch, hold_run
 from slicebook.training.tokenizer import TokenizerObjective
 
@@ -67,7 +68,7 @@ def finished(data, tmp_path_factory):
 def test_a_run_leaves_its_settings_curves_pictures_model_and_state(finished):
     run, summary = finished
     assert sorted(item.name for item in run.iterdir() if not item.name.startswith("events")) == [
-        *("batch.png", "config.yaml", "curves.png", "metrics.csv", MODEL_NAME, STATE_NAME)
+        *("batch.png", "config.yaml", "curves.png", "metrics.csv", MODEL_NAME, PREVIOUS_NAME, STATE_NAME)
     ]
     for picture in ("batch.png", "curves.png"):
         assert (run / picture).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"

@@ -127,9 +127,9 @@ class SliceBatches:
         """Number of batches that occur twice per epoch, so that all ranks take the same number of steps."""
         return self._order.repeated
 
-    def set_epoch(self, epoch: int) -> None:
-        """Set the epoch, which determines the order of the next iteration."""
-        self._order.epoch = epoch
+    def set_epoch(self, epoch: int, done: int = 0) -> None:
+        """Set the epoch, which determines the order; the next iteration leaves out the batches done."""
+        self._order.epoch, self._order.done = epoch, done
 
     def __len__(self) -> int:
         return len(self._order)
@@ -187,8 +187,9 @@ class _Reader(Dataset[Batch]):
 class BatchOrder(Sampler[list[int]]):
     """The indices of each batch: shuffled within a group (a shape), then the batches are shuffled.
 
-    The order depends on `(seed, epoch)` alone; `epoch` is set by the caller. Every index occurs in every
-    epoch: each group is distributed evenly over as few batches as possible.
+    The order depends on `(seed, epoch)` alone. The caller sets `epoch`, and `done`, the number of batches to
+    leave out at the start. Every index occurs in every epoch: each group is distributed evenly over as few
+    batches as possible.
     """
 
     def __init__(
@@ -202,7 +203,7 @@ class BatchOrder(Sampler[list[int]]):
     ) -> None:
         self.batch_size, self.shuffle, self.seed = batch_size, shuffle, seed
         self.rank, self.world_size = rank, world_size
-        self.epoch = 0
+        self.epoch = self.done = 0
         self.groups = [list(group) for group in groups if group]
         self._count = sum(math.ceil(len(group) / batch_size) for group in self.groups)
 
@@ -216,7 +217,7 @@ class BatchOrder(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         batches = self.batches()
-        for i in range(len(self)):
+        for i in range(self.done, len(self)):
             yield batches[(i * self.world_size + self.rank) % len(batches)]
 
     def batches(self) -> list[list[int]]:

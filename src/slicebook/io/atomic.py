@@ -65,12 +65,15 @@ def explaining_failure(path: str | Path, size: int | None = None) -> Iterator[No
 
 
 @contextmanager
-def replacing(path: str | Path, *, size: int | None = None) -> Iterator[Path]:
+def replacing(
+    path: str | Path, *, size: int | None = None, previous: str | Path | None = None
+) -> Iterator[Path]:
     """Yield the path of a temporary file in the same folder, which replaces `path` at the end.
 
     Args:
         path: The file; its folder is created if missing.
         size: Bytes that will be written, for the message.
+        previous: New name of the file that is replaced, which is otherwise deleted.
 
     Raises:
         DataError: The file cannot be written; an older file is unchanged.
@@ -83,6 +86,8 @@ def replacing(path: str | Path, *, size: int | None = None) -> Iterator[Path]:
             yield partial
             with partial.open("rb+") as file:
                 os.fsync(file.fileno())
+            if previous is not None:
+                os.replace(path, previous)
             os.replace(partial, path)
     finally:
         with contextlib.suppress(OSError):

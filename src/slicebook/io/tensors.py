@@ -34,10 +34,11 @@ class State:
     """Counters, history and settings, as plain JSON values."""
 
 
-def save_state(path: Path, state: State) -> None:
-    """Write everything needed to resume a training."""
+def save_state(path: Path, state: State, *, previous: Path | None = None) -> None:
+    """Write everything needed to resume a training; a file to be replaced may get the name `previous`."""
     header = {"schema_version": SCHEMA_VERSION, "kind": "state", "progress": state.progress}
-    write_tensors(path, state.tensors, {**header, "weights_sha256": hash_tensors(state.tensors)})
+    info = {**header, "weights_sha256": hash_tensors(state.tensors)}
+    write_tensors(path, state.tensors, info, previous=previous)
 
 
 def load_state(path: Path) -> State:
@@ -85,8 +86,12 @@ def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> None:
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], info: Mapping[str, Any], *, previous: Path | None = None
+) -> None:
     """Write tensors and metadata (JSON values) to a file, completely or not at all.
+
+    A file to be replaced gets the name `previous`, if one is given.
 
     Raises:
         DataError: The file cannot be written.
@@ -94,7 +99,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], info: Mapping[str, 
     flat = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     text = json.dumps(info, sort_keys=True)
     size = sum(tensor.nbytes for tensor in flat.values()) + len(text)
-    with replacing(path, size=size) as partial:
+    with replacing(path, size=size, previous=previous) as partial:
         try:
             save_file(flat, partial, metadata={"slicebook": text, "sha256": _seal(text)})
         except SafetensorError as error:  # raised for a full disk

@@ -14,12 +14,13 @@ from typing import Literal
 from slicebook.config import Recipe
 from slicebook.data.dataset import PreparedData
 from slicebook.errors import ConfigError
-from slicebook.io.tensors import STATE_NAME, hash_tensors, load_state
+from slicebook.io.tensors import hash_tensors
 from slicebook.models.checkpoint import LoadedTokenizer, load_prior, load_tokenizer, save_prior
 from slicebook.models.sequence import JointTokenizer
 from slicebook.recipes import override
 from slicebook.training import decoder as decoders
 from slicebook.training.fit_prior import PriorRun, fit_noise, fit_prior, refuse_unused_codes
+from slicebook.training.resume import read_state
 from slicebook.training.run import (
     DEFAULT_OPTIONS,
     TrainingOptions,
@@ -251,8 +252,8 @@ def _apply(
 def find_data(tokenizer: LoadedTokenizer, data: str | Path | None) -> PreparedData:
     """Open the data that a tokenizer was trained on."""
     if data is None:
-        state = tokenizer.path.parent / STATE_NAME
-        known = load_state(state).progress.get("data") if state.is_file() else None
+        state = read_state(tokenizer.path.parent)
+        known = state.progress.get("data") if state else None
         if known is None:
             raise ConfigError(
                 f"{tokenizer.path.parent}: has no record of its training data; give --data DATA, the "
@@ -336,9 +337,8 @@ def _train_decoder(job: _Job) -> TrainingSummary:
 
 def _progress(run: Path) -> Progress | None:
     """Return how far a training got; None where there is none."""
-    if not (run / STATE_NAME).is_file():
-        return None
-    return Progress(**load_state(run / STATE_NAME).progress["progress"])
+    state = read_state(run)
+    return None if state is None else Progress(**state.progress["progress"])
 
 
 def _install_decoder(job: _Job, source: LoadedTokenizer) -> None:

@@ -23,11 +23,12 @@ from slicebook.data.loader import SliceBatches
 from slicebook.devices import Launched, is_first_process, launch
 from slicebook.errors import ConfigError
 from slicebook.io.atomic import write_csv, write_text
-from slicebook.io.tensors import STATE_NAME, State, load_state
+from slicebook.io.tensors import State
 from slicebook.models.masks import one_hot
 from slicebook.models.tokenizer import Tokenizer
 from slicebook.recipes import override
 from slicebook.training.progress import Display
+from slicebook.training.resume import read_state
 from slicebook.visualization import figures
 
 # Files of a training that was killed before its first validation, partial files included.
@@ -36,7 +37,7 @@ BEGUN = re.compile(
     r"|\.(config|batch|model|state|metrics|curves|tokens|samples)\..*"
 )
 # Files of any training, and the subfolders of trainings that depend on it.
-WRITTEN = re.compile(BEGUN.pattern + r"|(model|state)\.safetensors|metrics\.csv|curves\.png")
+WRITTEN = re.compile(BEGUN.pattern + r"|(model|state|previous-state)\.safetensors|metrics\.csv|curves\.png")
 SUBFOLDERS = ("prior", "masks", "decoder")
 TOKENS_PER_CODE = 20
 
@@ -176,8 +177,8 @@ def open_run(run: Path, identity: Mapping[str, Any]) -> State | None:
         ConfigError: The folder is something else, or a training with other settings or data.
         CheckpointError: Its state is damaged.
     """
-    if (run / STATE_NAME).exists():
-        state = load_state(run / STATE_NAME)
+    state = read_state(run)
+    if state is not None:
         if state.progress["split_hash"] != identity["split_hash"]:
             raise ConfigError(
                 f"{run}: was trained on other data or another split; use another --out, or --restart"
@@ -205,7 +206,8 @@ def open_run(run: Path, identity: Mapping[str, Any]) -> State | None:
 
 
 def _differences(before: Any, now: Any, key: str = "") -> list[str]:
-    if key in ("name", "description", "labels"):  # the settings of masks affect no other training
+    # The settings of masks affect no other training; how often a state is kept affects none.
+    if key in ("name", "description", "labels") or key.endswith(".save_minutes"):
         return []
     if isinstance(before, dict) and isinstance(now, dict):
         keys = sorted({*before, *now})

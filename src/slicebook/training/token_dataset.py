@@ -212,9 +212,10 @@ class TokenBatches:
         groups = [list(range(start, end)) for start, end in zip(starts, self.ends, strict=True)]
         self.order = BatchOrder(groups, batch_size, shuffle, seed, rank, world_size)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Set the epoch, which determines order and views."""
+    def set_epoch(self, epoch: int, done: int = 0) -> None:
+        """Set the epoch, which determines order and views; the next iteration leaves out the batches done."""
         self.epoch = self.order.epoch = epoch
+        self.order.done = done
 
     @property
     def repeated(self) -> int:

@@ -17,10 +17,11 @@ from slicebook.config import LoopConfig
 from slicebook.data.dataset import PreparedData, SliceSet
 from slicebook.devices import PRECISIONS, Launched, fastest_precision
 from slicebook.environment import InitialModel, Provenance, commit, versions
-from slicebook.errors import CheckpointError, ConfigError
-from slicebook.io.tensors import STATE_NAME, State, save_state
+from slicebook.errors import ConfigError
+from slicebook.io.tensors import State
 from slicebook.models.checkpoint import MODEL_NAME
 from slicebook.training.progress import Display
+from slicebook.training.resume import EpochProgress, restore, state_tensors, write_state
 from slicebook.training.run import write_metrics
 
 
@@ -66,8 +67,8 @@ class BatchLoader(Protocol[Out]):
 
     def __iter__(self) -> Iterator[Out]: ...
 
-    def set_epoch(self, epoch: int) -> None:
-        """Set the epoch."""
+    def set_epoch(self, epoch: int, done: int = 0) -> None:
+        """Set the epoch, and how many of its batches the next iteration leaves out."""
 
 
 @runtime_checkable
@@ -154,7 +155,7 @@ class Trainer(Generic[P]):
     Args:
         objective: Module, loss and scores.
         config: Duration, learning rate, validation.
-        run: Folder for `model.safetensors`, `state.safetensors`, `metrics.csv` and `curves.png`.
+        run: Folder for the model, the last two states, `metrics.csv` and `curves.png`.
         identity: Settings and data, saved in the state: a resumed training must have the same.
         fabric: Device and process group.
     """
@@ -173,6 +174,7 @@ class Trainer(Generic[P]):
         self.identity = identity
         self.fabric = fabric
         self.progress = Progress()
+        self.epoch = EpochProgress()
 
     def __call__(
         self, training: BatchLoader[P], validation: BatchLoader[P], state: State | None, display: Display
@@ -186,7 +188,7 @@ class Trainer(Generic[P]):
             self.objective.setup(training)
         else:
             self.progress = Progress(**state.progress["progress"])
-            _restore(state, module, self.optimizer)
+            self.epoch = restore(state, module, self.optimizer)
         if self.fabric.undecided and not self.progress.finished:
             self.fabric = self.fabric.decided(self._precision(training, state, display))
         self.scaling = self.fabric.strategy.precision
@@ -194,7 +196,8 @@ class Trainer(Generic[P]):
             self.scaling.load_state_dict(state.progress.get("scaling", {}))
         wrapped, self.optimizer = self.fabric.setup(module, self.optimizer)
         self.objective.module = wrapped
-        self.started = time.perf_counter() - self.progress.seconds
+        self.saved = time.perf_counter()
+        self.started = self.saved - self.progress.seconds
         self.steps = self.config.epochs * len(training)
         display.say(f"{self.run}: device {self.fabric.device}, CPU threads: {torch.get_num_threads()}")
         display.begin(self._fraction(), resumed=state is not None)
@@ -205,10 +208,14 @@ class Trainer(Generic[P]):
             )
         while not self.progress.finished:
             row = self._epoch(training, display)
-            self.progress.epoch += 1
-            self.progress.finished = self.progress.epoch == self.config.epochs or self._fraction() >= 1
-            if self.progress.finished or self.progress.epoch % self.config.validate_every == 0:
+            epoch = self.progress.epoch + 1
+            finished = epoch == self.config.epochs or self._fraction() >= 1
+            validated = finished or epoch % self.config.validate_every == 0
+            if validated:
                 row |= self._validation(validation) | self.objective.epoch_metrics()
+            self.progress.epoch, self.progress.finished = epoch, finished
+            self.epoch = EpochProgress()
+            if validated:
                 self._record(row)
                 best = bool(self.objective.monitor) and self.progress.best_epoch == self.progress.epoch
                 display.validated(self.progress.step, self.progress.history[-1], best=best)
@@ -237,19 +244,18 @@ class Trainer(Generic[P]):
         return name
 
     def _epoch(self, training: BatchLoader[P], display: Display) -> dict[str, float]:
-        """Train one epoch, or until `max_minutes`; return mean scores and images per second."""
+        """Train the rest of an epoch, or until `max_minutes`; return mean scores and images per second."""
         self.unwrapped.train()
-        training.set_epoch(self.progress.epoch)
-        sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.fabric.device))
-        images = steps = 0
-        started = time.perf_counter()
+        epoch = self.epoch
+        training.set_epoch(self.progress.epoch, epoch.steps)
+        started = time.perf_counter() - epoch.seconds
         for batch in training:
             fraction = self._fraction()
-            if fraction >= 1 and steps:
+            if fraction >= 1 and epoch.steps:
                 break
-            rate = _learning_rate(self.config, fraction)
+            epoch.learning_rate = _learning_rate(self.config, fraction)
             for group in self.optimizer.param_groups:
-                group["lr"] = rate * group["lr_scale"]
+                group["lr"] = epoch.learning_rate * group["lr_scale"]
             scores = self.objective.training_step(batch.to(self.fabric.device), self.progress.step, fraction)
             self.optimizer.zero_grad()
             self.fabric.backward(scores["loss"])
@@ -257,19 +263,16 @@ class Trainer(Generic[P]):
                 self._clip()
             self.optimizer.step()
             self.progress.step += 1
-            steps += 1
-            images += len(batch) * self.fabric.world_size
-            for name, value in scores.items():
-                sums[name] += value.detach()
-            if steps == 1 or steps % CHECK_EVERY == 0:
-                speed = images / (time.perf_counter() - started)
-                shown = {**self._means(sums, steps), **self.objective.usage(), "images_per_second": speed}
-                display.trained(self.progress.epoch, fraction, shown)
-        means = self._means(sums, steps)
-        speed = images / (time.perf_counter() - started)
-        return {f"train_{name}": value for name, value in means.items()} | {
-            "images_per_second": speed,
-            "learning_rate": rate,
+            epoch.add(scores, len(batch) * self.fabric.world_size)
+            epoch.seconds = time.perf_counter() - started
+            if epoch.steps == 1 or epoch.steps % CHECK_EVERY == 0:
+                speed = {"images_per_second": epoch.images / epoch.seconds}
+                display.trained(self.progress.epoch, fraction, self._means() | self.objective.usage() | speed)
+            if time.perf_counter() - self.saved >= 60 * self.config.save_minutes:
+                self._save_state()
+        return {f"train_{name}": value for name, value in self._means().items()} | {
+            "images_per_second": epoch.images / epoch.seconds,
+            "learning_rate": epoch.learning_rate,
         }
 
     def _clip(self) -> None:
@@ -279,8 +282,8 @@ class Trainer(Generic[P]):
         for group in self.optimizer.param_groups:
             nn.utils.clip_grad_norm_(group["params"], self.config.grad_clip_norm)
 
-    def _means(self, sums: Mapping[str, Tensor], steps: int) -> dict[str, float]:
-        means = {name: float(value) / steps for name, value in sums.items()}
+    def _means(self) -> dict[str, float]:
+        means = self.epoch.means()
         self._check(means)
         return means
 
@@ -323,23 +326,30 @@ class Trainer(Generic[P]):
             progress.best_score, progress.best_epoch = score, progress.epoch
         validations_without_improvement = (progress.epoch - progress.best_epoch) // self.config.validate_every
         progress.finished |= 0 < self.config.patience <= validations_without_improvement
+        if self.fabric.is_global_zero:
+            if better:
+                self.objective.save(self.run / MODEL_NAME, progress, row)
+            write_metrics(self.run, progress.history)
+        # The state is written last, so that all files it refers to exist.
+        self._save_state()
+
+    def _save_state(self) -> None:
+        """Keep the state for resuming, unless a loss or a weight is NaN or infinite."""
+        self.saved = time.perf_counter()
+        self.progress.seconds = self.saved - self.started
         if not self.fabric.is_global_zero:
             return
-        if better:
-            self.objective.save(self.run / MODEL_NAME, progress, row)
-        write_metrics(self.run, progress.history)
-        tensors = {f"model.{name}": tensor for name, tensor in self.unwrapped.state_dict().items()}
-        for index, moments in self.optimizer.state_dict()["state"].items():
-            for name, value in moments.items():
-                tensors[f"optimizer.{index}.{name}"] = torch.as_tensor(value)
+        weights = self.unwrapped.state_dict().values()
+        finite = torch.stack([tensor.isfinite().all() for tensor in weights]).all()
+        self._check(self.epoch.means() | {"weights": 0.0 if finite else math.nan})
         record = {
-            "progress": asdict(progress),
+            "progress": asdict(self.progress),
+            "epoch": self.epoch.counters(),
             "precision": self.scaling.precision,
             "scaling": self.scaling.state_dict(),
             **self.identity,
         }
-        # The state is written last, so that all files it refers to exist.
-        save_state(self.run / STATE_NAME, State(tensors, record))
+        write_state(self.run, State(state_tensors(self.unwrapped, self.optimizer, self.epoch), record))
 
     def _fraction(self) -> float:
         """Completed fraction of the training, by steps or by time; the same on every process."""
@@ -365,22 +375,3 @@ def _learning_rate(config: LoopConfig, fraction: float) -> float:
     if config.schedule == "constant":
         return rate
     return rate * 0.5 * (1 + math.cos(math.pi * (fraction - config.warmup) / (1 - config.warmup)))
-
-
-def _restore(state: State, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Restore the weights and the optimiser's moments."""
-    weights = {name[6:]: tensor for name, tensor in state.tensors.items() if name.startswith("model.")}
-    moments: dict[int, dict[str, Tensor]] = defaultdict(dict)
-    for key, tensor in state.tensors.items():
-        if key.startswith("optimizer."):
-            _, index, name = key.split(".", 2)
-            moments[int(index)][name] = tensor
-    try:
-        module.load_state_dict(weights)
-        optimizer.load_state_dict(
-            {"state": dict(moments), "param_groups": optimizer.state_dict()["param_groups"]}
-        )
-    except (RuntimeError, ValueError) as error:
-        raise CheckpointError(
-            f"the state does not fit the model ({error}); train to another --out"
-        ) from error

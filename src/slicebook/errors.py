@@ -21,5 +21,9 @@ class CheckpointError(SlicebookError, RuntimeError):
     """A model or run cannot be loaded, or does not fit what it is asked to do."""
 
 
+class StoppedBySignalError(SlicebookError, RuntimeError):
+    """A signal asked a training to stop; what it reached is kept, and the same command continues it."""
+
+
 class ShapeError(SlicebookError, ValueError):
     """An array has a shape that the operation cannot take."""

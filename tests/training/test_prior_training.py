@@ -25,12 +25,11 @@ from slicebook.recipes import load_recipe
 from slicebook.training import generator
 from slicebook.training.generator import train_decoder, train_generator, train_masks, train_prior
 from slicebook.training.prior import PriorObjective, corrupt_tokens, drop_conditions, drop_masks
-from slicebook.training.resume import PREVIOUS_NAME
+from slicebook.training.resume import PREVIOUS_NAME, Progress
 from slicebook.training.run import SUBFOLDERS
 from slicebook.training.token_cache import TOKENS_NAME
 from slicebook.training.token_dataset import TokenBatch, encode_slices
 from slicebook.training.tokenizer import train_tokenizer
-from slicebook.training.trainer import Progress
 
 
 def draw(seed=0):

@@ -9,8 +9,10 @@ import typer
 
 from slicebook.cli import data, evaluate, prior, report, tokenizer, train
 from slicebook.cli.options import say
-from slicebook.errors import SlicebookError
+from slicebook.errors import SlicebookError, StoppedBySignalError
 from slicebook.version import __version__
+
+INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: a script that reads it repeats the command
 
 app = typer.Typer(
     add_completion=False,
@@ -49,8 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Command-line arguments after `slicebook`. Default: those of this process.
 
     Returns:
-        0 on success; 1 for an error that the user can fix, printed as one line on stderr; 2 for wrong usage.
-        A bug ends in a traceback; with `--debug` every error does.
+        0 on success; 1 for an error that the user can fix, printed as one line on stderr; 2 for wrong usage;
+        75 for a training that SIGTERM or SIGUSR1 stopped, which the same command resumes. A bug ends in a
+        traceback; with `--debug` every error does.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
@@ -63,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if "--debug" in words:
             raise
         typer.echo(f"slicebook: {' '.join(str(error).split())}", err=True)
-        return 1
+        return INTERRUPTED if isinstance(error, StoppedBySignalError) else 1
     return 0
 
 

@@ -19,6 +19,7 @@ from slicebook.cli.options import (
     out_option,
     show,
 )
+from slicebook.signals import raised_signals
 
 if TYPE_CHECKING:
     from slicebook.training.run import TrainingOptions
@@ -81,10 +82,11 @@ def training(function: Callable[..., object]) -> Callable[..., None]:
     shared = inspect.signature(_shared).parameters.values()
 
     def command(*, as_json: bool, **arguments: Any) -> None:
-        from slicebook.training.run import TrainingOptions
+        with raised_signals():
+            from slicebook.training.run import TrainingOptions
 
-        record = {item.name: arguments.pop(item.name) for item in shared if item.name in arguments}
-        summary = function(**arguments, options=TrainingOptions(**record))
+            record = {item.name: arguments.pop(item.name) for item in shared if item.name in arguments}
+            summary = function(**arguments, options=TrainingOptions(**record))
         show(summary, text.to_rows(summary), as_json)
 
     command.__doc__ = function.__doc__

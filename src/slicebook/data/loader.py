@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from slicebook.data.dataset import SliceSet
 from slicebook.errors import DataError
+from slicebook.signals import ignore_signals
 
 PREFETCHED = 2  # batches that PyTorch has each worker read ahead
 SHARED_MEMORY = Path("/dev/shm")
@@ -117,6 +118,7 @@ class SliceBatches:
             batch_size=None,
             num_workers=workers,
             persistent_workers=workers > 0,
+            worker_init_fn=_leave_signals,
             timeout=LOADING_TIMEOUT if workers else 0,
             pin_memory=pin_memory,
             generator=torch.Generator().manual_seed(seed),  # else it would draw from torch's global one
@@ -167,6 +169,11 @@ def explain_dead_worker() -> Iterator[None]:
             f"a process that loads data ended ({str(error).splitlines()[0]}), often because memory is full; "
             "use --workers 0, fewer workers or a smaller batch size"
         ) from error
+
+
+def _leave_signals(_: int) -> None:
+    """Leave a signal that reaches all processes to the training, which saves and then ends this one."""
+    ignore_signals()
 
 
 class _Reader(Dataset[Batch]):

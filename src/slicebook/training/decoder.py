@@ -34,9 +34,10 @@ from slicebook.models.noise import denoise
 from slicebook.models.sampling import SAMPLING_BATCH, sample
 from slicebook.models.tokenizer import Reconstruction, Tokenizer
 from slicebook.training.progress import Display
+from slicebook.training.resume import Progress
 from slicebook.training.run import DEFAULT_OPTIONS, TrainingOptions, hold_run, open_run, restart_run
 from slicebook.training.token_dataset import conditions_of
-from slicebook.training.trainer import Progress, Trainer, provenance, step_generator, update_ema
+from slicebook.training.trainer import Trainer, provenance, step_generator, update_ema
 from slicebook.training.warm_start import InitialWeights, initial_model, initial_record, load_initial
 
 KIND: Kind = "generation decoder"

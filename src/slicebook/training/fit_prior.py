@@ -26,11 +26,12 @@ from slicebook.models.sequence import JointTokenizer
 from slicebook.training.decoder import Samples
 from slicebook.training.prior import PriorObjective
 from slicebook.training.progress import Display
+from slicebook.training.resume import Progress
 from slicebook.training.run import TrainingOptions, open_run
 from slicebook.training.token_cache import load_or_encode
 from slicebook.training.token_dataset import TokenBatches, encode_slices
 from slicebook.training.tokenizer import LOW_USAGE
-from slicebook.training.trainer import Progress, Trainer, provenance
+from slicebook.training.trainer import Trainer, provenance
 from slicebook.training.warm_start import initial_model, initial_record, load_initial
 
 PROBE_SLICES = 512  # training slices, about, from which code usage and noise are measured

@@ -20,7 +20,7 @@ from slicebook.models.sequence import JointTokenizer
 from slicebook.recipes import override
 from slicebook.training import decoder as decoders
 from slicebook.training.fit_prior import PriorRun, fit_noise, fit_prior, refuse_unused_codes
-from slicebook.training.resume import read_state
+from slicebook.training.resume import Progress, read_state
 from slicebook.training.run import (
     DEFAULT_OPTIONS,
     TrainingOptions,
@@ -30,7 +30,6 @@ from slicebook.training.run import (
     restart_run,
 )
 from slicebook.training.tokenizer import TrainingSummary, summarise_run, train_labels
-from slicebook.training.trainer import Progress
 from slicebook.training.warm_start import load_initial
 
 PARTS = {"masks": "labels", "prior": "prior", "decoder": "decoder"}

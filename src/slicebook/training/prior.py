@@ -17,8 +17,9 @@ from slicebook.config import PriorTrainingConfig
 from slicebook.models.prior import Prior
 from slicebook.models.sequence import SequenceLayout, draw_orders
 from slicebook.models.transformer import Conditions
+from slicebook.training.resume import Progress
 from slicebook.training.token_dataset import TokenBatch
-from slicebook.training.trainer import Progress, step_generator, update_ema
+from slicebook.training.trainer import step_generator, update_ema
 
 
 class EMAModel(nn.Module):

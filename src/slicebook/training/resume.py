@@ -6,6 +6,7 @@ while it saves, leaves at least one of them.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections import defaultdict
 from collections.abc import Mapping
@@ -20,6 +21,20 @@ from slicebook.errors import CheckpointError
 from slicebook.io.tensors import STATE_NAME, State, kind_of, load_state, save_state
 
 PREVIOUS_NAME = "previous-state.safetensors"
+
+
+@dataclass
+class Progress:
+    """Progress of a training, saved in its state."""
+
+    epoch: int = 0
+    step: int = 0
+    seconds: float = 0.0
+    best_score: float = -math.inf
+    best_epoch: int = 0
+    finished: bool = False
+    history: list[dict[str, float]] = field(default_factory=list)
+    """One row of `metrics.csv` per validation."""
 
 
 @dataclass

@@ -22,7 +22,7 @@ from slicebook.data.dataset import SliceSet
 from slicebook.data.loader import SliceBatches
 from slicebook.devices import Launched, is_first_process, launch
 from slicebook.errors import ConfigError
-from slicebook.io.atomic import write_csv, write_text
+from slicebook.io.atomic import PARTIAL, write_csv, write_text
 from slicebook.io.tensors import State
 from slicebook.models.masks import one_hot
 from slicebook.models.tokenizer import Tokenizer
@@ -90,6 +90,7 @@ def hold_run(run: Path) -> Iterator[None]:
 
     The operating system releases the lock when the process ends, so nothing needs to be removed by hand. Rank
     0 holds it for all processes. There is no lock where the file system is read-only or does not support it.
+    Files that an earlier training was killed while writing are removed.
 
     Raises:
         ConfigError: Another training holds the folder.
@@ -100,6 +101,9 @@ def hold_run(run: Path) -> Iterator[None]:
     path, made = run / ".lock", not run.exists()
     handle = _lock(path)
     try:
+        if handle is not None:
+            for unfinished in run.glob(f".*{PARTIAL}"):
+                unfinished.unlink(missing_ok=True)
         yield
     finally:
         if handle is not None:

@@ -24,6 +24,7 @@ from slicebook.models.losses import compare, loss
 from slicebook.models.masks import check_labels, one_hot
 from slicebook.models.tokenizer import Tokenizer, draw_dropped_levels
 from slicebook.training.progress import Display
+from slicebook.training.resume import Progress
 from slicebook.training.run import (
     DEFAULT_OPTIONS,
     TrainingOptions,
@@ -32,7 +33,7 @@ from slicebook.training.run import (
     open_run,
     restart_run,
 )
-from slicebook.training.trainer import Progress, Trainer, provenance, step_generator
+from slicebook.training.trainer import Trainer, provenance, step_generator
 from slicebook.training.warm_start import CODEBOOK, initial_model, initial_record, load_initial
 
 LOW_USAGE = 0.25

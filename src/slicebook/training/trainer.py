@@ -6,9 +6,9 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sized
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
+from typing import Any, Generic, Protocol, TypeVar, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -17,27 +17,13 @@ from slicebook.config import LoopConfig
 from slicebook.data.dataset import PreparedData, SliceSet
 from slicebook.devices import PRECISIONS, Launched, fastest_precision
 from slicebook.environment import InitialModel, Provenance, commit, versions
-from slicebook.errors import ConfigError
+from slicebook.errors import ConfigError, StoppedBySignalError
 from slicebook.io.tensors import State
 from slicebook.models.checkpoint import MODEL_NAME
+from slicebook.signals import StopRequest, deferred_signals
 from slicebook.training.progress import Display
-from slicebook.training.resume import EpochProgress, restore, state_tensors, write_state
+from slicebook.training.resume import EpochProgress, Progress, restore, state_tensors, write_state
 from slicebook.training.run import write_metrics
-
-
-@dataclass
-class Progress:
-    """Progress of a training, saved in its state."""
-
-    epoch: int = 0
-    step: int = 0
-    seconds: float = 0.0
-    best_score: float = -math.inf
-    best_epoch: int = 0
-    finished: bool = False
-    history: list[dict[str, float]] = field(default_factory=list)
-    """One row of `metrics.csv` per validation."""
-
 
 B = TypeVar("B", bound="DeviceBatch")
 
@@ -175,11 +161,17 @@ class Trainer(Generic[P]):
         self.fabric = fabric
         self.progress = Progress()
         self.epoch = EpochProgress()
+        self.stop_request = StopRequest()
+        self.stop_votes: Tensor | None = None
 
     def __call__(
         self, training: BatchLoader[P], validation: BatchLoader[P], state: State | None, display: Display
     ) -> Progress:
-        """Train from the start, or from a state, until `epochs` or `max_minutes` are reached."""
+        """Train from the start, or from a state, until `epochs` or `max_minutes` are reached.
+
+        Raises:
+            StoppedBySignalError: SIGTERM or SIGUSR1 asked to stop; the state is kept.
+        """
         module = self.objective.module.to(self.fabric.device)
         module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
         self.unwrapped = module
@@ -206,6 +198,12 @@ class Trainer(Generic[P]):
                 f"{training.repeated} batches per epoch are repeated, so that each of the "
                 f"{self.fabric.world_size} processes takes {len(training)} steps"
             )
+        with deferred_signals() as self.stop_request:
+            self._train(training, validation, display)
+        return self.progress
+
+    def _train(self, training: BatchLoader[P], validation: BatchLoader[P], display: Display) -> None:
+        """Train and validate, epoch by epoch."""
         while not self.progress.finished:
             row = self._epoch(training, display)
             epoch = self.progress.epoch + 1
@@ -219,7 +217,6 @@ class Trainer(Generic[P]):
                 self._record(row)
                 best = bool(self.objective.monitor) and self.progress.best_epoch == self.progress.epoch
                 display.validated(self.progress.step, self.progress.history[-1], best=best)
-        return self.progress
 
     def _precision(self, training: BatchLoader[P], state: State | None, display: Display) -> str:
         """Return the precision of the interrupted run, or measure in which one steps are faster."""
@@ -270,6 +267,7 @@ class Trainer(Generic[P]):
                 display.trained(self.progress.epoch, fraction, self._means() | self.objective.usage() | speed)
             if time.perf_counter() - self.saved >= 60 * self.config.save_minutes:
                 self._save_state()
+            self._stop_if_asked()
         return {f"train_{name}": value for name, value in self._means().items()} | {
             "images_per_second": epoch.images / epoch.seconds,
             "learning_rate": epoch.learning_rate,
@@ -308,6 +306,7 @@ class Trainer(Generic[P]):
             for name, value in scores.items():
                 sums[name] += float(value) * len(batch)
             count += len(batch)
+            self._stop_if_asked()
         means = {name: value / count for name, value in sums.items()}
         self._check(means)
         return {f"validation_{name}": value for name, value in means.items()}
@@ -332,6 +331,23 @@ class Trainer(Generic[P]):
             write_metrics(self.run, progress.history)
         # The state is written last, so that all files it refers to exist.
         self._save_state()
+
+    def _stop_if_asked(self) -> None:
+        """Keep the state and raise the error, if a signal asked this or another process to stop."""
+        asked = self.stop_request.signal is not None
+        if self.fabric.world_size > 1:
+            # Those of the step before are read: a GPU has them, so that no process waits for its device.
+            votes, vote = self.stop_votes, torch.tensor(float(asked), device=self.fabric.device)
+            self.stop_votes = cast(Tensor, self.fabric.all_reduce(vote, reduce_op="max"))
+            asked = votes is not None and bool(votes)
+        if not asked:
+            return
+        self._save_state()
+        self.fabric.barrier()  # none ends, and with it all, before rank 0 has saved
+        raise StoppedBySignalError(
+            f"{self.run}: stopped by {self.stop_request.signal or 'a signal to another process'} after step "
+            f"{self.progress.step}; the state is saved; repeat the command to continue"
+        )
 
     def _save_state(self) -> None:
         """Keep the state for resuming, unless a loss or a weight is NaN or infinite."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import errno
 import io
 import os
 import shutil
@@ -16,6 +17,7 @@ from typing import Any
 from slicebook.errors import DataError
 
 PARTIAL = ".partial"
+READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 _KEPT_NAME = 32  # characters of the name kept in that of the temporary file, which must not get too long
 
 
@@ -59,9 +61,26 @@ def explaining_failure(path: str | Path, size: int | None = None) -> Iterator[No
     except OSError as error:
         wanted = "" if size is None else f"; {size:,} bytes wanted"
         raise DataError(
-            f"{path}: cannot be written ({error.strerror or error}{wanted}); "
-            "check the folder and its free space, or choose another"
+            f"{path}: cannot be written ({error.strerror or error}{wanted}); {_remedy(error, Path(path))}"
         ) from error
+
+
+def _remedy(error: OSError, path: Path) -> str:
+    """Return what to do about an error of writing."""
+    folder = next((parent for parent in path.absolute().parents if parent.is_dir()), Path("/"))
+    if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None)):
+        with contextlib.suppress(OSError):
+            free = shutil.disk_usage(folder).free
+            return f"{free:,} bytes are free in {folder}: free some there, or choose another folder"
+    if error.errno in READ_ONLY:
+        return f"make {folder} writable, or choose another folder"
+    return "check the folder and its free space, or choose another"
+
+
+def check_writable(folder: Path) -> None:
+    """Raise `DataError` if no file can be created in a folder, before a long work is done in vain."""
+    if not os.access(folder, os.W_OK):
+        raise DataError(f"{folder}: is read-only; make it writable, or choose another folder")
 
 
 @contextmanager
@@ -80,8 +99,8 @@ def replacing(
     """
     path = Path(path)
     partial = path.with_name(f".{path.name[:_KEPT_NAME]}.{uuid.uuid4().hex[:12]}{PARTIAL}")
-    try:
-        with explaining_failure(path, size):
+    with explaining_failure(path, size):
+        try:
             path.parent.mkdir(parents=True, exist_ok=True)
             yield partial
             with partial.open("rb+") as file:
@@ -89,9 +108,9 @@ def replacing(
             if previous is not None:
                 os.replace(path, previous)
             os.replace(partial, path)
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
+        finally:  # before the free space is told
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
 
 
 @contextmanager

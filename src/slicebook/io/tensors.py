@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,7 +105,9 @@ def write_tensors(
         try:
             save_file(flat, partial, metadata={"slicebook": text, "sha256": _seal(text)})
         except SafetensorError as error:  # raised for a full disk
-            raise OSError(str(error)) from error
+            number = re.search(r"\(os error (\d+)\)", str(error)) if os.name == "posix" else None
+            given = (int(number[1]), os.strerror(int(number[1]))) if number else (str(error),)
+            raise OSError(*given) from error
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -18,6 +18,7 @@ from slicebook.data.dataset import PreparedData, SliceSet
 from slicebook.devices import PRECISIONS, Launched, fastest_precision
 from slicebook.environment import InitialModel, Provenance, commit, versions
 from slicebook.errors import ConfigError, StoppedBySignalError
+from slicebook.io.atomic import check_writable
 from slicebook.io.tensors import State
 from slicebook.models.checkpoint import MODEL_NAME
 from slicebook.signals import StopRequest, deferred_signals
@@ -198,6 +199,8 @@ class Trainer(Generic[P]):
                 f"{training.repeated} batches per epoch are repeated, so that each of the "
                 f"{self.fabric.world_size} processes takes {len(training)} steps"
             )
+        if not self.progress.finished and self.fabric.is_global_zero:
+            check_writable(self.run)
         with deferred_signals() as self.stop_request:
             self._train(training, validation, display)
         return self.progress

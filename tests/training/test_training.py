@@ -26,7 +26,7 @@ from slicebook.models.tokenizer import Tokenizer
 from slicebook.recipes import load_recipe
 from slicebook.training import trainer
 from slicebook.training.resume import PREVIOUS_NAME
-from slicebook.training.run import _first_batch, hold_run
+from slicebook.training.run import _first_batch, lock_run
 from slicebook.training.tokenizer import TokenizerObjective
 
 
@@ -473,7 +473,7 @@ def test_a_recipe_with_another_name_resumes_the_same_training(finished, data):
 
 
 def _hold(run, ready):
-    with hold_run(run):
+    with lock_run(run):
         ready.set()
         time.sleep(60)
 
@@ -507,13 +507,13 @@ def test_a_training_that_was_killed_holds_its_folder_no_longer(data, tmp_path, h
 
 def test_processes_that_train_together_share_the_folder(tmp_path, holder, monkeypatch):
     monkeypatch.setenv("RANK", "1")
-    with hold_run(tmp_path / "run"):
+    with lock_run(tmp_path / "run"):
         pass
     assert (tmp_path / "run" / ".lock").exists()
 
 
 def test_a_folder_that_nothing_was_written_to_is_not_left_behind(tmp_path):
-    with hold_run(tmp_path / "run"):
+    with lock_run(tmp_path / "run"):
         assert (tmp_path / "run" / ".lock").exists()
     assert not (tmp_path / "run").exists()
 

@@ -35,7 +35,7 @@ from slicebook.models.sampling import SAMPLING_BATCH, sample
 from slicebook.models.tokenizer import Reconstruction, Tokenizer
 from slicebook.training.progress import Display
 from slicebook.training.resume import Progress
-from slicebook.training.run import DEFAULT_OPTIONS, TrainingOptions, hold_run, open_run, restart_run
+from slicebook.training.run import DEFAULT_OPTIONS, TrainingOptions, lock_run, restart_run, state_to_resume
 from slicebook.training.token_dataset import conditions_of
 from slicebook.training.trainer import Trainer, provenance, step_generator, update_ema
 from slicebook.training.warm_start import InitialWeights, initial_model, initial_record, load_initial
@@ -322,7 +322,7 @@ def train_decoder(
     weights = load_initial(options.start_from, "decoder")
     if options.restart:
         restart_run(out, options.launch())
-    with hold_run(out):
+    with lock_run(out):
         return _train(tokenizer, prior, data, recipe, out, options, weights)
 
 
@@ -343,7 +343,7 @@ def _train(
         "split_hash": data.split_hash,
         "tokenizers": [tokenizer.info.weights_sha256, hash_tensors(prior.prior.state_dict())],
     }
-    state = open_run(out, identity)
+    state = state_to_resume(out, identity)
     initial = initial_model(out, state, weights)
     fabric = options.launch()
     fabric.seed_everything(config.seed, verbose=False)

@@ -27,7 +27,7 @@ from slicebook.training.decoder import Samples
 from slicebook.training.prior import PriorObjective
 from slicebook.training.progress import Display
 from slicebook.training.resume import Progress
-from slicebook.training.run import TrainingOptions, open_run
+from slicebook.training.run import TrainingOptions, state_to_resume
 from slicebook.training.token_cache import load_or_encode
 from slicebook.training.token_dataset import TokenBatches, encode_slices
 from slicebook.training.tokenizer import LOW_USAGE
@@ -69,7 +69,7 @@ class PriorRun:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What a resumed training must have in common, for `open_run`."""
+        """What a resumed training must have in common, for `state_to_resume`."""
         return {
             "recipe": self.recipe.model_dump(mode="json", include={"prior"}),
             "split_hash": self.data.split_hash,
@@ -82,7 +82,7 @@ class PriorRun:
 
     def check_resumable(self) -> None:
         """Raise if the folder has a training with other settings, data, masks or classes."""
-        state = open_run(self.folder, self.identity)
+        state = state_to_resume(self.folder, self.identity)
         if state is None:
             return
         had_masks = len(state.progress["tokenizers"]) > 1  # hashes of the slice and of the mask tokenizer
@@ -104,7 +104,7 @@ class PriorRun:
 def fit_prior(run: PriorRun, options: TrainingOptions) -> Progress:
     """Train a prior, or resume its training."""
     weights = load_initial(options.start_from, "prior")
-    state = open_run(run.folder, run.identity)
+    state = state_to_resume(run.folder, run.identity)
     initial = initial_model(run.folder, state, weights)
     fabric = options.launch()
     config = run.recipe.prior.training

@@ -25,9 +25,9 @@ from slicebook.training.run import (
     DEFAULT_OPTIONS,
     TrainingOptions,
     check_run_files,
-    hold_run,
-    open_run,
+    lock_run,
     restart_run,
+    state_to_resume,
 )
 from slicebook.training.tokenizer import TrainingSummary, summarise_run, train_labels
 from slicebook.training.warm_start import load_initial
@@ -279,11 +279,11 @@ def _check_all(job: _Job, folders: Sequence[Path], masks: bool) -> None:
         if masks:
             recipe = job.recipe.for_labels(job.data.info.label_values)
             settings = recipe.model_dump(mode="json", include={"tokenizer", "training"})
-            open_run(job.masks, split | {"recipe": settings})
+            state_to_resume(job.masks, split | {"recipe": settings})
         if job.recipe.decoder is not None:
             settings = job.recipe.model_dump(mode="json", include={"decoder"})
             joint_tokenizer = [job.tokenizer.info.weights_sha256]
-            open_run(job.decoder, split | {"recipe": settings, "tokenizers": joint_tokenizer})
+            state_to_resume(job.decoder, split | {"recipe": settings, "tokenizers": joint_tokenizer})
     load_initial(job.options.start_from, "prior")
     refuse_unused_codes(job.tokenizer, job.data.split("train"))
 
@@ -314,7 +314,7 @@ def _train_prior(job: _Job, masks: bool) -> TrainingSummary:
         prior_run = replace(prior_run, masks=mask_tokenizer, recipe=recipe)
     if job.options.restart:
         restart_run(job.folder, job.options.launch())
-    with hold_run(job.folder):
+    with lock_run(job.folder):
         progress = fit_prior(prior_run, job.options)
     return summarise_run(job.folder, progress)
 

@@ -85,7 +85,7 @@ DEFAULT_OPTIONS = TrainingOptions()
 
 
 @contextlib.contextmanager
-def hold_run(run: Path) -> Iterator[None]:
+def lock_run(run: Path) -> Iterator[None]:
     """Lock a run folder for this training until the block ends.
 
     The operating system releases the lock when the process ends, so nothing needs to be removed by hand. Rank
@@ -162,14 +162,14 @@ def restart_run(run: Path, fabric: Fabric) -> None:
     check_run_files(run)
     fabric.barrier()  # all processes have checked before rank 0 deletes
     if run.is_dir() and fabric.is_global_zero:
-        with hold_run(run):
+        with lock_run(run):
             for item in run.iterdir():
                 if item.is_file() and item.name != ".lock":
                     item.unlink()
     fabric.barrier()
 
 
-def open_run(run: Path, identity: Mapping[str, Any]) -> State | None:
+def state_to_resume(run: Path, identity: Mapping[str, Any]) -> State | None:
     """Return the state to resume from, or None for a new run.
 
     Args:
@@ -223,7 +223,7 @@ def _differences(before: Any, now: Any, key: str = "") -> list[str]:
     return [] if before == now else [f"{key}: {before} then, {now} now"]
 
 
-def begin_run(run: Path, recipe: Recipe, train: SliceSet, display: Display) -> None:
+def write_settings_and_batch(run: Path, recipe: Recipe, train: SliceSet, display: Display) -> None:
     """Write the settings and a picture of a training batch; report codebooks too large for the data."""
     write_text(run / "config.yaml", recipe.to_yaml())
     config, tokenizer = recipe.training, Tokenizer(recipe.tokenizer)

@@ -28,10 +28,10 @@ from slicebook.training.resume import Progress
 from slicebook.training.run import (
     DEFAULT_OPTIONS,
     TrainingOptions,
-    begin_run,
-    hold_run,
-    open_run,
+    lock_run,
     restart_run,
+    state_to_resume,
+    write_settings_and_batch,
 )
 from slicebook.training.trainer import Trainer, provenance, step_generator
 from slicebook.training.warm_start import CODEBOOK, initial_model, initial_record, load_initial
@@ -294,12 +294,12 @@ def _train(opened: PreparedData, recipe: Recipe, run: Path, options: TrainingOpt
     weights = load_initial(options.start_from, "masks" if masks else "images")
     if options.restart:
         restart_run(run, options.launch())
-    with hold_run(run):
+    with lock_run(run):
         identity = {
             "recipe": recipe.model_dump(mode="json", include={"tokenizer", "training"}),
             "split_hash": opened.split_hash,
         }
-        state = open_run(run, identity)
+        state = state_to_resume(run, identity)
         initial = initial_model(run, state, weights)
         fabric = options.launch()
         config = recipe.training
@@ -320,7 +320,7 @@ def _train(opened: PreparedData, recipe: Recipe, run: Path, options: TrainingOpt
         validation_batches = SliceBatches(validation, config.batch_size, workers=options.workers, what=what)
         display = Display(run, shown=options.progress and fabric.is_global_zero)
         if state is None and fabric.is_global_zero:
-            begin_run(run, recipe, train, display)
+            write_settings_and_batch(run, recipe, train, display)
         copied = weights.copy_to(tokenizer, display.say) if weights and state is None else set()
         objective = (LabelObjective if masks else TokenizerObjective)(
             tokenizer, recipe, opened, fabric, initial, copied

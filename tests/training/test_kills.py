@@ -123,11 +123,12 @@ def test_a_training_killed_at_20_random_moments_ends_like_one_that_is_not(tmp_pa
     data, run = prepared_folder(tmp_path / "data"), tmp_path / "killed"
     train(data, RECIPE, tmp_path / "whole")
     draw = np.random.default_rng(17)
+    moments = iter(draw.permutation([*MOMENTS] * 3).tolist())  # each of the seven twice or three times
     reached = [0]
     for kill in range(KILLS):
-        moment = list(MOMENTS)[draw.integers(len(MOMENTS))]
         count, delay = int(draw.integers(1, 5)), draw.uniform(0, 0.1)
         by_itself = kill % 4 < 3  # the others at a moment of the clock
+        moment = next(moments) if by_itself else "clock"
         process = start(data, run, partial(MOMENTS[moment], count) if by_itself else slow_down)
         if not by_itself:
             kill_after_a_save(process, run, delay)

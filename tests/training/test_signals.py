@@ -103,6 +103,7 @@ def test_a_signal_to_all_processes_leaves_those_that_load_data_to_the_training(d
         if number == 1:
             for child in multiprocessing.active_children():
                 os.kill(child.pid, signal.SIGTERM)
+                child.join(0.5)
                 assert child.is_alive()
             os.kill(os.getpid(), signal.SIGTERM)
         return whole(self, batch, number, fraction)
@@ -152,7 +153,7 @@ def test_a_signal_before_the_first_step_ends_the_command_with_the_same_status(tr
 # --- Several processes
 
 
-def _train_as_rank(rank, port, data, out):
+def _train_as_rank(rank, port, data, out, signalled_rank):
     os.environ |= {
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
@@ -164,23 +165,30 @@ def _train_as_rank(rank, port, data, out):
         "LOCAL_WORLD_SIZE": "2",
     }
     try:
-        with signalled("SIGUSR1", 0 if rank else -1):
+        with signalled("SIGUSR1", 0 if rank == signalled_rank else -1):
             train(Path(data), tiny("training.batch_size=2"), Path(out))
     except StoppedBySignalError as error:
         (Path(out).parent / f"rank-{rank}").write_text(str(error))
     torch.distributed.destroy_process_group()
 
 
-def test_a_signal_to_one_process_stops_all_after_the_same_step(data, tmp_path):
+def train_in_two_processes(data, out, signalled_rank=-1):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # as above
         start_processes(
-            _train_as_rank, (port, str(data), str(tmp_path / "run")), nprocs=2, start_method="fork"
+            _train_as_rank, (port, str(data), str(out), signalled_rank), nprocs=2, start_method="fork"
         )
+
+
+def test_a_signal_to_one_process_stops_all_after_the_same_step(data, tmp_path):
+    train_in_two_processes(data, tmp_path / "run", signalled_rank=1)
     messages = [(tmp_path / f"rank-{rank}").read_text() for rank in range(2)]
     assert "stopped by a signal to another process after step 2" in messages[0]
     assert "stopped by SIGUSR1 after step 2" in messages[1]
     assert step_of(tmp_path / "run") == 2
+    train_in_two_processes(data, tmp_path / "run")
+    train_in_two_processes(data, tmp_path / "whole")
+    assert_same_model(tmp_path / "run", tmp_path / "whole")

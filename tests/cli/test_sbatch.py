@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 SETTINGS = [
     *("tokenizer.scaling_rates=[4, 2]", "tokenizer.codebook_sizes=[8, 4]", "tokenizer.code_dim=4"),
     *("tokenizer.width=16", "tokenizer.residual_layers=1", "training.batch_size=4"),
-    *("training.epochs=60", "training.validate_every=60", "training.save_minutes=0.001"),
+    *("training.epochs=40", "training.validate_every=40", "training.save_minutes=0.001"),
 ]
 
 # Warns a first job as soon as it has saved a state, and lets later ones end.
@@ -65,10 +65,10 @@ def test_the_sbatch_example_requeues_a_training_that_was_warned_and_then_ends(tm
     assert (tmp_path / "requeued").read_text() == "requeue 4711\n"
     assert "stopped by SIGUSR1 after step" in first.stderr
     step = load_state(tmp_path / "runs" / "cluster" / STATE_NAME).progress["progress"]["step"]
-    assert 0 < step < 180
+    assert 0 < step < 120
     second = job()
     assert second.returncode == 0, second.stderr
-    assert f"resuming at {step / 180:.0%}" in second.stderr
+    assert f"resuming at {step / 120:.0%}" in second.stderr
     assert (tmp_path / "requeued").read_text() == "requeue 4711\n"  # not again
     train_tokenizer(data, load_recipe("compact", SETTINGS), tmp_path / "whole", OPTIONS)
     resumed, whole = (load_file(tmp_path / run / MODEL_NAME) for run in ("runs/cluster", "whole"))

@@ -6,9 +6,9 @@
 
 `train` writes the synthetic set of each starter and trains on it, about two hours of one CPU core each, or
 minutes with `--device cuda`. A repeated command resumes. `score` reconstructs the test patients of DATA, a
-folder that `slicebook prepare` wrote, beside JPEG 2000 and JPEG XL at the same bits, and writes weights in half
-precision, facts and card to `src/slicebook/starters`. `tune` trains on the training patients of DATA for some
-minutes, from random weights and from the starter, and scores the same test patients.
+folder that `slicebook prepare` wrote, beside JPEG 2000 and JPEG XL at the same bits, and writes weights in
+half precision, facts and card to `src/slicebook/starters`. `tune` trains on the training patients of DATA for
+some minutes, from random weights and from the starter, and scores the same test patients.
 """
 
 from __future__ import annotations

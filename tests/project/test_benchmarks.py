@@ -498,10 +498,10 @@ def test_a_lesion_of_a_thin_body_lies_in_it_all_the_same(scripts):
 def timed(scripts, measured):
     """`speed.py` on small sizes, its result beside that of `quality.py`."""
     script = scripts["speed"]
-    small = {
-        "VECTORS": 1024, "CODES": (64,), "DIMENSIONS": (64,), "SIDES": (64,), "BATCH": 2,
-        "FEWEST_TURNS": 1, "STARTS": 1, "SLICE": (32, 16), "LABELS": 2, "PATIENTS": (1, 1, 1), "SLICES": 4,
-    }  # fmt: skip
+    sizes = script.Sizes(
+        vectors=1024, codes=(64,), dimensions=(64,), sides=(64,), batch=2, slice=(32, 16), labels=2
+    )
+    small = {"SIZES": sizes, "STARTS": 1, "PATIENTS": (1, 1, 1), "SLICES": 4}
     with pytest.MonkeyPatch.context() as patch:
         for name, value in small.items():
             patch.setattr(script, name, value)
@@ -570,7 +570,7 @@ def test_extra_memory_sees_what_a_step_takes_and_gives_back(scripts, monkeypatch
         return lambda: bytearray(n * 4096).clear()
 
     monkeypatch.setattr(script, "QUANTIZERS", {"greedy": make})
-    assert script.extra_memory("greedy", 64, 8) == pytest.approx(script.VECTORS * 4096, rel=0.05)
+    assert script.extra_memory("greedy", 64, 8) == pytest.approx(script.SIZES.vectors * 4096, rel=0.05)
 
 
 # --- table.py

@@ -37,13 +37,13 @@ FOUNDING = SyntheticSet((573, 27, 27), slices=20, shape=(256, 128), seed=42, sim
 class Sizes:
     """How large the parts are. Recipes are trained with `settings` besides their own."""
 
-    tests: tuple[str, ...] = ()
-    """Further arguments of pytest."""
+    tests: tuple[str, ...] = ("tests",)
+    """Arguments of pytest."""
     speed: speed.Sizes = speed.SIZES
     seconds: float = 3
     """For each comparison of speeds."""
-    sampled: tuple[str, ...] = recipe_names()
-    """Recipes whose sampling is timed."""
+    recipes: tuple[str, ...] = recipe_names()
+    """Those whose training, reconstruction and sampling are timed."""
     founding: SyntheticSet = FOUNDING
     starters: SyntheticSet = starters.IMAGES
     minutes: float = 2.5
@@ -58,10 +58,10 @@ _SMALL = (
     *("tokenizer.quantizer.kmeans_slices=4", "training.batch_size=4", "training.epochs=2"),
 )
 TINY = Sizes(
-    tests=("-k", "training_of_a_tokenizer"),
+    tests=("tests/training/test_gpu.py", "-k", "trains"),
     speed=speed.Sizes(1024, (64,), (8,), (32,), batch=2, slice=(32, 16), labels=2),
     seconds=0,
-    sampled=("compact",),
+    recipes=("compact",),
     founding=replace(FULL.founding, patients=(2, 1, 1), slices=4, shape=(64, 32)),
     starters=replace(FULL.starters, patients=(2, 1, 1), slices=4, shape=(64, 32)),
     minutes=0.01,
@@ -106,7 +106,7 @@ def tests(job: Job) -> dict[str, Any]:
     report = job.work / "tests.xml"
     command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider"]
     status = subprocess.run(
-        [*command, f"--junitxml={report}", *job.sizes.tests, "tests"],
+        [*command, f"--junitxml={report}", *job.sizes.tests],
         cwd=Path(__file__).parents[1],
         env=os.environ | {"SLICEBOOK_TEST_DEVICE": job.device.type},
         check=False,
@@ -122,13 +122,14 @@ def speed_and_memory(job: Job) -> dict[str, Any]:
     torch.manual_seed(speed.SEED)
     seconds, device, sizes = job.sizes.seconds, job.device, job.sizes.speed
     precision = choose_precision("auto", device) or "32-true"
-    sampling = {name: speed.generation(seconds, device, sizes, name) for name in job.sizes.sampled}
+    names = job.sizes.recipes
+    sampling = {name: speed.generation(seconds, device, sizes, name) for name in names}
     return {
         "seed": speed.SEED,
         "seconds_per_comparison": seconds,
         "quantizers": speed.quantizers(seconds, None, device, sizes),
         "networks": speed.networks(seconds, precision, device, sizes),
-        "recipes": speed.recipes(recipe_names(), seconds, precision, device, sizes),
+        "recipes": speed.recipes(names, seconds, precision, device, sizes),
         "sampling": sampling,
     }
 

@@ -67,7 +67,7 @@ def take_turns(
 
 def wait() -> None:
     """Wait for a GPU that this process has used."""
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # torch lacks it
         torch.cuda.synchronize()
 
 

@@ -17,7 +17,7 @@ def data(tmp_path_factory):
     return prepared_folder(tmp_path_factory.mktemp("data") / "prepared")
 
 
-def test_a_training_of_a_tokenizer(data, tmp_path):
+def test_a_tokenizer_trains(data, tmp_path):
     summary = train(data, tiny(), tmp_path / "run", device=DEVICE, precision="auto")
     assert summary.steps == 6
     assert load_tokenizer(tmp_path / "run").info.provenance.device.startswith(DEVICE)

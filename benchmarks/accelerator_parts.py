@@ -58,7 +58,7 @@ _SMALL = (
     *("tokenizer.quantizer.kmeans_slices=4", "training.batch_size=4", "training.epochs=2"),
 )
 TINY = Sizes(
-    tests=("tests/training/test_gpu.py", "-k", "trains"),
+    tests=("tests/training/test_gpu.py", "-k", "trains and 32"),
     speed=speed.Sizes(1024, (64,), (8,), (32,), batch=2, slice=(32, 16), labels=2),
     seconds=0,
     recipes=("compact",),

@@ -100,7 +100,7 @@ def test_a_repeated_command_does_nothing_more(script, done, monkeypatch):
 
 
 def test_the_tests_of_the_gpu_path_ran_on_the_device(done):
-    assert results(done[0])[1]["parts"]["tests"]["passed"] == ["test_a_tokenizer_trains"]
+    assert results(done[0])[1]["parts"]["tests"]["passed"] == ["test_a_tokenizer_trains[32-true]"]
 
 
 def test_speeds_and_sampling_of_recipes_are_there(done):

@@ -57,13 +57,14 @@ _SMALL = (
     *("tokenizer.width=16", "tokenizer.code_dim=8", "tokenizer.codebook_sizes=[16, 8, 4]"),
     *("tokenizer.quantizer.kmeans_slices=4", "training.batch_size=4", "training.epochs=2"),
 )
+_FEW = replace(FOUNDING, patients=(2, 1, 1), slices=4, shape=(64, 32))
 TINY = Sizes(
     tests=("tests/training/test_gpu.py", "-k", "trains and 32"),
     speed=speed.Sizes(1024, (64,), (8,), (32,), batch=2, slice=(32, 16), labels=2),
     seconds=0,
     recipes=("compact",),
-    founding=replace(FULL.founding, patients=(2, 1, 1), slices=4, shape=(64, 32)),
-    starters=replace(FULL.starters, patients=(2, 1, 1), slices=4, shape=(64, 32)),
+    founding=_FEW,
+    starters=_FEW,  # random volumes take seconds each
     minutes=0.01,
     settings=_SMALL,
     founding_settings=(*_SMALL, "tokenizer.residual_width=8", "tokenizer.resize=[64, 64]"),

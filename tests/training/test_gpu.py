@@ -53,10 +53,12 @@ def there(trained, tmp_path_factory):
 
 
 @pytest.fixture
-def exactly(monkeypatch):
-    """Convolutions and products in float32 and not in TF32, which has 10 bits after the point."""
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
+def exactly():
+    """Convolutions in float32 and not in TF32, which keeps 10 bits of the mantissa."""
+    allowed = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    yield
+    torch.backends.cudnn.allow_tf32 = allowed
 
 
 def rows_of(run):

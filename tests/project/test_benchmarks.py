@@ -188,7 +188,7 @@ def test_the_founding_claim_is_scored_on_test_patients(scripts, measured, tmp_pa
     epochs = script.load_state(run / "state.safetensors").progress["progress"]["epoch"]
     finished = trained.model_copy(update={"training": trained.training.model_copy(update={"epochs": epochs})})
     kept = script.load_tokenizer
-    monkeypatch.setattr(script, "load_recipe", lambda _: finished)
+    monkeypatch.setattr(script, "load_recipe", lambda *_: finished)
     monkeypatch.setattr(script, "load_tokenizer", lambda where: with_recipe(kept(where), finished))
     words = [str(measured / "data"), "--founding", str(run), "--results", str(tmp_path / "results")]
     assert script.main(words) == 0

@@ -1,7 +1,8 @@
 """What `speed.py` times: quantizers of several libraries, networks, and a peer's sampler.
 
 All quantizers use EMA codebooks (decay 0.99), commitment weight 1 and the straight-through gradient, without
-k-means initialisation or resets of dead codes; vectors have the layout that the library expects.
+k-means initialisation or resets of dead codes; vectors have the layout that the library expects. All tensors
+are made on torch's default device.
 """
 
 from __future__ import annotations
@@ -127,7 +128,7 @@ def training_step(module: nn.Module, images: Tensor, precision: str) -> Step:
     optimizer = torch.optim.AdamW(module.train().parameters(), lr=1e-4)
 
     def step() -> None:
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed"):
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
             output = module(images)
         loss = functional.mse_loss(output.images.float(), images) + output.commitment.float()
         optimizer.zero_grad()
@@ -141,10 +142,19 @@ def encoding(module: nn.Module, images: Tensor, precision: str) -> Step:
     """Return a step that encodes slices to tokens, in evaluation mode."""
     encode = module.eval().encode
     assert callable(encode)
+    return _inference(encode, images, precision)
 
+
+def reconstruction(module: nn.Module, images: Tensor, precision: str) -> Step:
+    """Return a step that encodes and decodes slices, in evaluation mode."""
+    return _inference(module.eval(), images, precision)
+
+
+def _inference(function: Callable[[Tensor], object], images: Tensor, precision: str) -> Step:
     def step() -> None:
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed"):
-            encode(images)
+        bf16 = precision == "bf16-mixed"
+        with torch.inference_mode(), torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
+            function(images)
 
     return step
 
@@ -206,11 +216,11 @@ def _parameters(module: nn.Module) -> int:
 def _step(module: nn.Module, vectors: Tensor, outputs: Callable[[Any], tuple[Tensor, Tensor]]) -> Step:
     module.train()
     vectors.requires_grad_()
-    gradient = torch.randn(vectors.shape)
+    gradients = [torch.randn(vectors.shape), torch.ones(())]
 
     def step() -> None:
         quantized, commitment = outputs(module(vectors))
-        torch.autograd.backward([quantized, commitment.sum()], [gradient, torch.ones(())])
+        torch.autograd.backward([quantized, commitment.sum()], gradients)
         vectors.grad = None
 
     return step

@@ -40,7 +40,7 @@ SEED = 42  # of the bootstrap
 OURS = "compact"
 
 # Numbers of the founding document, and how they were measured.
-DOCUMENT = {
+DOCUMENT: dict[str, Any] = {
     "goal": 0.6,
     "reported": 0.6044,
     "how": "mean over 30 training slices, scikit-image's default window",
@@ -79,7 +79,12 @@ CONTENDERS = (
 
 
 def measure(
-    contender: Contender, sites: Mapping[str, PreparedData], work: Path, minutes: float, search: float
+    contender: Contender,
+    sites: Mapping[str, PreparedData],
+    work: Path,
+    minutes: float,
+    search: float,
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """Train a contender with its best settings, then score it on the test patients of all sites.
 
@@ -91,10 +96,11 @@ def measure(
     chosen = next(iter(contender.tries))
     if len(contender.tries) > 1:
         summaries = {
-            name: _train(contender, name, data, work / f"{name}-search", search) for name in contender.tries
+            name: _train(contender, name, data, work / f"{name}-search", search, device)
+            for name in contender.tries
         }
         chosen = max(summaries, key=lambda name: summaries[name].scores["validation_ssim"])
-    trained = _train(contender, chosen, data, work / chosen, minutes)
+    trained = _train(contender, chosen, data, work / chosen, minutes, device)
     loaded = load_tokenizer(work / chosen)
     return {
         "run": chosen,
@@ -104,17 +110,21 @@ def measure(
         "provenance": loaded.info.provenance.model_dump(mode="json", exclude={"validation"}),
         "training_tokens": training_tokens(loaded, data),
         **{
-            site: score_reconstruction(loaded, site_data, work / chosen / site, with_codecs=True)
+            site: score_reconstruction(
+                loaded, site_data, work / chosen / site, with_codecs=True, device=device
+            )
             for site, site_data in sites.items()
         },
     }
 
 
-def _train(contender: Contender, name: str, data: PreparedData, run: Path, minutes: float) -> TrainingSummary:
+def _train(
+    contender: Contender, name: str, data: PreparedData, run: Path, minutes: float, device: str
+) -> TrainingSummary:
     budget = (f"training.max_minutes={minutes:g}", "training.epochs=100000", "training.validate_every=5")
     recipe = load_recipe(contender.recipe, [*contender.tries[name], *budget])
     print(f"{run.name}: {minutes:g} minutes", file=sys.stderr)
-    return train_tokenizer(data.folder, recipe, run, TrainingOptions(device="cpu"))
+    return train_tokenizer(data.folder, recipe, run, TrainingOptions(device=device))
 
 
 def training_tokens(loaded: LoadedTokenizer, data: PreparedData) -> list[dict[str, Any]]:
@@ -137,14 +147,18 @@ def lead(folder: Path, baseline: Path) -> dict[str, Any]:
     return _bare({name: summary.model_dump(mode="json") for name, summary in summaries.items()})
 
 
-def founding(run: Path, data: PreparedData) -> dict[str, Any]:
+def founding(
+    run: Path, data: PreparedData, settings: Sequence[str] = (), device: str = "cpu"
+) -> dict[str, Any]:
     """Score a finished training of `comp3710` on test patients, to compare with the document's claim.
+
+    `settings` are those that the training changed, which only a test does.
 
     Raises:
         ConfigError: Another recipe, or a training that is not finished.
     """
     loaded = load_tokenizer(run)
-    recipe, expected = loaded.info.recipe, load_recipe("comp3710")
+    recipe, expected = loaded.info.recipe, load_recipe("comp3710", settings)
     if recipe.tokenizer != expected.tokenizer or recipe.training != expected.training:
         raise ConfigError(f"{run}: was trained with other settings than those of recipe comp3710")
     progress = load_state(run / STATE_NAME).progress["progress"]
@@ -161,7 +175,7 @@ def founding(run: Path, data: PreparedData) -> dict[str, Any]:
         "recipe": recipe.model_dump(mode="json"),
         "provenance": loaded.info.provenance.model_dump(mode="json"),
         "training_tokens": training_tokens(loaded, data),
-        "test": score_reconstruction(loaded, data, run / "test", with_codecs=False),
+        "test": score_reconstruction(loaded, data, run / "test", with_codecs=False, device=device),
     }
 
 
@@ -275,10 +289,11 @@ def _training(summary: TrainingSummary, loaded: LoadedTokenizer, data: PreparedD
 
 
 def score_reconstruction(
-    loaded: LoadedTokenizer, data: PreparedData, out: Path, *, with_codecs: bool
+    loaded: LoadedTokenizer, data: PreparedData, out: Path, *, with_codecs: bool, device: str = "cpu"
 ) -> dict[str, Any]:
     """Evaluate reconstruction and return the report as plain values, without the definitions of scores."""
-    report = evaluate(loaded.path, data, out, parts=["reconstruction"], codecs=with_codecs, seed=SEED)
+    parts = ["reconstruction"]
+    report = evaluate(loaded.path, data, out, parts=parts, codecs=with_codecs, device=device, seed=SEED)
     about = {"split", "patients", "slices", "blank_slices_skipped", "warnings"}
     assert report.reconstruction is not None
     scores = report.reconstruction.model_dump(mode="json")

@@ -19,14 +19,29 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import machine
 import torch
-from peers import FLOOR, NETWORKS, OURS, QUANTIZERS, SAMPLERS, Step, encoding, training_step
+from peers import (
+    FLOOR,
+    NETWORKS,
+    OURS,
+    QUANTIZERS,
+    SAMPLERS,
+    MonaiTransformer,
+    Step,
+    encoding,
+    reconstruction,
+    training_step,
+)
 from scipy.integrate import simpson
+from timing import build, gpu_memory, take_turns
+from torch import nn
 
 from slicebook.config import AugmentConfig
 from slicebook.data.augment import augment, draw_augmentation
@@ -42,128 +57,204 @@ from slicebook.phantom import simulator
 from slicebook.recipes import load_recipe
 
 SEED = 42
-VECTORS = 16_384
-CODES = (1_024, 8_192)
-DIMENSIONS = (8, 64)
-SIDES = (128, 256)
-BATCH = 16
 PATIENTS, SLICES = (6, 1, 1), 30  # of the phantom
-FEWEST_TURNS = 3
 STARTS = 7  # of the command line
-SLICE, LABELS = (256, 128), 6  # pixels, and values of its mask
 PREFIXES = (0.0, 0.25, 0.5, 0.75, 1.0)  # of a slice's tokens
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes of what is timed."""
+
+    vectors: int = 16_384
+    codes: tuple[int, ...] = (1_024, 8_192)
+    dimensions: tuple[int, ...] = (8, 64)
+    sides: tuple[int, ...] = (128, 256)
+    """Pixels of a square slice."""
+    batch: int = 16
+    slice: tuple[int, int] = (256, 128)
+    """Pixels of a sampled slice."""
+    labels: int = 6
+    """Values of its mask."""
+
+
+SIZES = Sizes()
+CPU = machine.CPU
 
 # Return freed blocks to the system, so that they do not hide in the next measurement.
 EAGER_MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
 
 
-def quantizers(seconds: float, threads: int) -> dict[str, Any]:
-    """Time a training step of each quantizer and measure its memory, for each size of codebook."""
+CPU_MEMORY = (
+    "Increase of the peak resident memory during one step, forward and backward, in a separate process "
+    "after a small step; model and input are not counted."
+)
+GPU_MEMORY = "Increase of the peak of the GPU memory in use by tensors during one step, after the timed ones."
+
+
+def quantizers(
+    seconds: float, threads: int | None, device: torch.device = CPU, sizes: Sizes = SIZES
+) -> dict[str, Any]:
+    """Time a training step of each quantizer and measure its memory, for each size of codebook.
+
+    `threads` are those of the processes that measure the memory on a CPU; None leaves it out.
+    """
     settings: list[dict[str, Any]] = []
     missing: dict[str, str] = {}
-    for k, d in product(CODES, DIMENSIONS):
-        steps, missing = _build(QUANTIZERS, VECTORS, k, d)
+    on_gpu = device.type == "cuda"
+    for k, d in product(sizes.codes, sizes.dimensions):
+        steps, missing = build(QUANTIZERS, sizes.vectors, k, d, device=device)
         contenders = take_turns(steps, seconds, against=OURS)
         for name in contenders:
             if name != FLOOR:
-                contenders[name]["extra_memory_mib"] = _extra_memory(name, k, d, threads)
+                contenders[name]["extra_memory_mib"] = (
+                    gpu_memory(steps[name]) if on_gpu else _extra_memory(name, k, d, threads)
+                )
         settings.append({"codes": k, "dimension": d, "contenders": contenders})
         _say(settings[-1])
     return {
-        "vectors": VECTORS,
-        "memory": "Increase of the peak resident memory during one step, forward and backward, in a separate "
-        "process after a small step; model and input are not counted.",
+        "vectors": sizes.vectors,
+        "memory": GPU_MEMORY if on_gpu else CPU_MEMORY,
         "missing": missing,
         "settings": settings,
     }
 
 
-def networks(seconds: float, precision: str) -> dict[str, Any]:
+def networks(
+    seconds: float, precision: str, device: torch.device = CPU, sizes: Sizes = SIZES
+) -> dict[str, Any]:
     """Time training steps and encoding of whole networks, for each slice size and precision."""
+    tasks = {"training": training_step, "encoding": encoding}
+    return _compare_networks(NETWORKS, tasks, seconds, ("32-true", precision), device, sizes)
+
+
+def recipes(
+    names: Sequence[str], seconds: float, precision: str, device: torch.device = CPU, sizes: Sizes = SIZES
+) -> dict[str, Any]:
+    """Time training steps and reconstruction of the tokenizers of recipes."""
+    makers = {name: partial(_tokenizer, name) for name in names}
+    tasks = {"training": training_step, "reconstruction": reconstruction}
+    return _compare_networks(makers, tasks, seconds, (precision,), device, sizes)
+
+
+def _tokenizer(name: str) -> Tokenizer:
+    return Tokenizer(load_recipe(name).tokenizer)
+
+
+def _compare_networks(
+    makers: Mapping[str, Callable[[], nn.Module]],
+    tasks: Mapping[str, Callable[[nn.Module, torch.Tensor, str], Step]],
+    seconds: float,
+    precisions: Sequence[str],
+    device: torch.device,
+    sizes: Sizes,
+) -> dict[str, Any]:
+    """Time tasks of networks, and on a GPU measure their memory; ratios are to the first network."""
     settings: list[dict[str, Any]] = []
-    modules, missing = _build(NETWORKS)
-    modules = {name: module.to(memory_format=torch.channels_last) for name, module in modules.items()}
-    for side, mode in product(SIDES, dict.fromkeys(("32-true", precision))):
-        images = torch.rand(BATCH, 1, side, side).mul(2).sub(1).to(memory_format=torch.channels_last)
-        for task, make_step in (("training", training_step), ("encoding", encoding)):
+    modules, missing = build(makers)
+    modules = {name: module.to(device, memory_format=torch.channels_last) for name, module in modules.items()}
+    for side, mode in product(sizes.sides, dict.fromkeys(precisions)):
+        images = torch.rand(sizes.batch, 1, side, side).mul(2).sub(1)
+        images = images.to(device, memory_format=torch.channels_last)
+        for task, make_step in tasks.items():
             steps = {name: make_step(module, images, mode) for name, module in modules.items()}
-            contenders = take_turns(steps, seconds, against="ladder")
-            for contender in contenders.values():
-                contender["images_per_second"] = BATCH / contender["seconds"]
+            contenders = take_turns(steps, seconds, against=next(iter(modules)))
+            for name, contender in contenders.items():
+                contender["images_per_second"] = sizes.batch / contender["seconds"]
+                if device.type == "cuda":
+                    contender["extra_memory_mib"] = gpu_memory(steps[name])
             settings.append({"task": task, "side": side, "precision": mode, "contenders": contenders})
             _say(settings[-1])
     parameters = {name: sum(p.numel() for p in module.parameters()) for name, module in modules.items()}
-    return {"batch_size": BATCH, "missing": missing, "parameters": parameters, "settings": settings}
+    memory = {"memory": GPU_MEMORY} if device.type == "cuda" else {}
+    return {
+        "batch_size": sizes.batch,
+        "missing": missing,
+        "parameters": parameters,
+        "settings": settings,
+    } | memory
 
 
-def generation(seconds: float) -> dict[str, Any]:
+def generation(
+    seconds: float, device: torch.device = CPU, sizes: Sizes = SIZES, recipe_name: str = "compact"
+) -> dict[str, Any]:
     """Time the sampling of a slice's tokens, and a peer's sampling of as many with about as many parameters.
 
     The peer has no key-value cache, so a whole slice takes minutes. Its sampler is timed for one token after
     prefixes of evenly spaced lengths; the sum over all lengths is by Simpson's rule, which is exact for a
     cost quadratic in the length.
     """
-    recipe = load_recipe("compact")
-    labels = recipe.for_labels(range(LABELS)).tokenizer
-    joint_tokenizer = JointTokenizer(Tokenizer(recipe.tokenizer).eval(), Tokenizer(labels).eval())
-    layout = joint_tokenizer.layout(SLICE)
-    prior = Prior(recipe.prior, joint_tokenizer.codebooks).eval()
+    recipe, batch = load_recipe(recipe_name), sizes.batch
+    labels = recipe.for_labels(range(sizes.labels)).tokenizer
+    joint_tokenizer = JointTokenizer(
+        *(Tokenizer(config).eval().to(device) for config in (recipe.tokenizer, labels))
+    )
+    layout = joint_tokenizer.layout(sizes.slice)
+    prior = Prior(recipe.prior, joint_tokenizer.codebooks).eval().to(device)
     parameters = sum(parameter.numel() for parameter in prior.parameters())
-    conditions = Conditions(torch.linspace(0, 1, BATCH), torch.full((BATCH,), -1))
+    conditions = Conditions(torch.linspace(0, 1, batch), torch.full((batch,), -1))
     count, codes = layout.starts[-1], max(stage.size for stage in layout.stages)
+    tokens = torch.zeros(batch, count, dtype=torch.int64, device=device)
 
     def draw() -> None:
-        sample(prior, layout, range(BATCH), conditions)
+        sample(prior, layout, range(batch), conditions)
 
     def decode() -> None:
-        joint_tokenizer.decode(torch.zeros(BATCH, count, dtype=torch.int64), SLICE)
+        joint_tokenizer.decode(tokens, sizes.slice)
 
-    peers, missing = _build(SAMPLERS, parameters, codes, count, recipe.prior.coarse.width)
+    peers, missing = build(SAMPLERS, parameters, codes, count, recipe.prior.coarse.width, device=device)
     lengths = [round(1 + share * (count - 1)) for share in PREFIXES]
     steps = {OURS: draw, "decoding": decode}
-    steps |= {
-        f"{name} after {length}": peer.step(length, BATCH)
-        for name, peer in peers.items()
-        for length in lengths
-    }
-    times = take_turns(steps, seconds)
-    own_seconds = times[OURS]["seconds"]
-    contenders = {
-        OURS: {
-            "seconds_per_slice": own_seconds / BATCH,
-            "parameters": parameters,
-            "turns": times[OURS]["turns"],
+    with device:
+        steps |= {
+            f"{name} after {length}": peer.step(length, batch)
+            for name, peer in peers.items()
+            for length in lengths
         }
+    times = take_turns(steps, seconds)
+    contenders = _samplers(times, peers, lengths, parameters, batch)
+    if device.type == "cuda":
+        contenders[OURS]["extra_memory_mib"] = gpu_memory(draw)
+    named = {n: {"seconds": o["seconds_per_slice"]} for n, o in contenders.items()}
+    _say({"task": "sampling", "contenders": named})
+    return {
+        "rows": sizes.slice[0],
+        "columns": sizes.slice[1],
+        "batch_size": batch,
+        "precision": "32-true",
+        "tokens": {stage.name: len(stage) for stage in layout.stages},
+        "prior": recipe.prior.model_dump(mode="json", include={"coarse", "fine", "embedding"}),
+        "decoding_seconds_per_slice": times["decoding"]["seconds"] / batch,
+        "peer": "one token of its own inferer after each prefix; all tokens by Simpson's rule",
+        "missing": missing,
+        "contenders": contenders,
+    }
+
+
+def _samplers(
+    times: Mapping[str, Mapping[str, Any]],
+    peers: Mapping[str, MonaiTransformer],
+    lengths: Sequence[int],
+    parameters: int,
+    batch: int,
+) -> dict[str, dict[str, Any]]:
+    """Return the seconds per slice of our sampler and of the peers."""
+    own_seconds, turns = times[OURS]["seconds"], times[OURS]["turns"]
+    contenders: dict[str, dict[str, Any]] = {
+        OURS: {"seconds_per_slice": own_seconds / batch, "parameters": parameters, "turns": turns}
     }
     for name, peer in peers.items():
         taken = [times[f"{name} after {length}"]["seconds"] for length in lengths]
         whole = _sum_over_lengths(lengths, taken)
         contenders[name] = {
-            "seconds_per_slice": whole / BATCH,
+            "seconds_per_slice": whole / batch,
             "parameters": peer.parameters,
-            "turns": times[OURS]["turns"],
+            "turns": turns,
             "ratio": whole / own_seconds,
             "prefixes": lengths,
             "seconds_per_token": taken,
         }
-    _say(
-        {
-            "task": "sampling",
-            "contenders": {n: {"seconds": o["seconds_per_slice"]} for n, o in contenders.items()},
-        }
-    )
-    return {
-        "rows": SLICE[0],
-        "columns": SLICE[1],
-        "batch_size": BATCH,
-        "precision": "32-true",
-        "tokens": {stage.name: len(stage) for stage in layout.stages},
-        "prior": recipe.prior.model_dump(mode="json", include={"coarse", "fine", "embedding"}),
-        "decoding_seconds_per_slice": times["decoding"]["seconds"] / BATCH,
-        "peer": "one token of its own inferer after each prefix; all tokens by Simpson's rule",
-        "missing": missing,
-        "contenders": contenders,
-    }
+    return contenders
 
 
 def _sum_over_lengths(lengths: Sequence[int], seconds: Sequence[float]) -> float:
@@ -179,7 +270,7 @@ def data_path(seconds: float) -> dict[str, Any]:
         prepare(Path(folder, "phantom"), Path(folder, "prepared"))
         data = PreparedData.open(Path(folder, "prepared"))
         train = data.split("train")
-        batches = SliceBatches(train, BATCH, shuffle=True, seed=SEED)
+        batches = SliceBatches(train, SIZES.batch, shuffle=True, seed=SEED)
         generator = torch.Generator().manual_seed(SEED)
 
         def read(change: Callable[[torch.Tensor], torch.Tensor]) -> Step:
@@ -196,7 +287,7 @@ def data_path(seconds: float) -> dict[str, Any]:
         rates = {name: len(train) / timing["seconds"] for name, timing in times.items()}
         return {
             "data": data.info.model_dump(mode="json"),
-            "batch_size": BATCH,
+            "batch_size": SIZES.batch,
             "workers": 0,
             "slices": len(train),
             "slices_per_second": rates,
@@ -215,53 +306,18 @@ def command_line() -> dict[str, float]:
     return {name: statistics.median(seconds) for name, seconds in taken.items()}
 
 
-def take_turns(
-    steps: Mapping[str, Step], seconds: float, *, against: str | None = None
-) -> dict[str, dict[str, Any]]:
-    """Run steps in turns until the time is used up, after an unmeasured warm-up of each.
-
-    Returns:
-        Per step: median seconds, lowest and highest seconds, number of turns, and with `against` the median
-        over turns of the ratio of its seconds to those of `against`.
-    """
-    taken: dict[str, list[float]] = {name: [] for name in steps}
-    for step in steps.values():
-        step()
-    end = time.perf_counter() + seconds
-    turn = 0
-    while turn < FEWEST_TURNS or time.perf_counter() < end:
-        names = list(steps)
-        turn += 1
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            started = time.perf_counter()
-            steps[name]()
-            taken[name].append(time.perf_counter() - started)
-    summary: dict[str, dict[str, Any]] = {}
-    for name, times in taken.items():
-        summary[name] = {
-            "seconds": statistics.median(times),
-            "range": [min(times), max(times)],
-            "turns": turn,
-        }
-        if against:
-            summary[name]["ratio"] = statistics.median(
-                a / b for a, b in zip(times, taken[against], strict=True)
-            )
-    return summary
-
-
 def extra_memory(name: str, k: int, d: int) -> int:
     """Return by how many bytes one step of a quantizer raises the peak resident memory (Linux)."""
     QUANTIZERS[name](1024, 16, d)()  # warm-up: allocations that persist
-    step = QUANTIZERS[name](VECTORS, k, d)
+    step = QUANTIZERS[name](SIZES.vectors, k, d)
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak to the current resident memory
     before = _resident("VmRSS")
     step()
     return _resident("VmHWM") - before
 
 
-def _extra_memory(name: str, k: int, d: int, threads: int) -> float | None:
-    if not os.access("/proc/self/clear_refs", os.W_OK):
+def _extra_memory(name: str, k: int, d: int, threads: int | None) -> float | None:
+    if threads is None or not os.access("/proc/self/clear_refs", os.W_OK):
         return None
     words = ["--memory", name, str(k), str(d), "--threads", str(threads)]
     done = subprocess.run(
@@ -279,17 +335,6 @@ def _resident(field: str) -> int:
         if line.startswith(f"{field}:"):
             return int(line.split()[1]) * 1024
     raise RuntimeError(f"/proc/self/status has no {field}")
-
-
-def _build(makers: Mapping[str, Callable[..., Any]], *size: int) -> tuple[dict[str, Any], dict[str, str]]:
-    """Build every contender that is installed; return the reasons for the others."""
-    made, missing = {}, {}
-    for name, make in makers.items():
-        try:
-            made[name] = make(*size)
-        except ModuleNotFoundError as error:  # noqa: PERF203 (four contenders)
-            missing[name] = f"not installed: {error.name}"
-    return made, missing
 
 
 def _say(comparison: Mapping[str, Any]) -> None:
@@ -321,9 +366,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "seed": SEED,
         "seconds_per_comparison": options.seconds,
     }
-    result |= {"quantizers": quantizers(options.seconds, options.threads)}
-    result |= {"networks": networks(options.seconds, result["precision"])}
-    result |= {"generation": generation(options.seconds)}
+    result |= {"quantizers": quantizers(options.seconds, options.threads, sizes=SIZES)}
+    result |= {"networks": networks(options.seconds, result["precision"], sizes=SIZES)}
+    result |= {"generation": generation(options.seconds, sizes=SIZES)}
     result |= {"data_path": data_path(options.seconds), "command_line": command_line()}
     machine.write(options.results / "speed.json", result)
     print(json.dumps(result["command_line"]))

@@ -4,11 +4,11 @@
     python benchmarks/starters.py score DATA --work runs/starters --name "PROMISE12" --other "T1 head" HEAD
     python benchmarks/starters.py tune DATA --work runs/starters --minutes 3 20
 
-`train` writes the synthetic set of each starter and trains on it, about two hours of one CPU core each. A
-repeated command resumes. `score` reconstructs the test patients of DATA, a folder that `slicebook prepare`
-wrote, beside JPEG 2000 and JPEG XL at the same bits, and writes weights in half precision, facts and card to
-`src/slicebook/starters`. `tune` trains on the training patients of DATA for some minutes, from random weights
-and from the starter, and scores the same test patients.
+`train` writes the synthetic set of each starter and trains on it, about two hours of one CPU core each, or
+minutes with `--device cuda`. A repeated command resumes. `score` reconstructs the test patients of DATA, a
+folder that `slicebook prepare` wrote, beside JPEG 2000 and JPEG XL at the same bits, and writes weights in
+half precision, facts and card to `src/slicebook/starters`. `tune` trains on the training patients of DATA for
+some minutes, from random weights and from the starter, and scores the same test patients.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ from typing import Any
 import machine
 import torch
 from quality import score_reconstruction
+from synthetic import SyntheticSet
 
 from slicebook import starters
 from slicebook.config import Recipe
 from slicebook.data.dataset import PreparedData
-from slicebook.data.prepare import prepare
+from slicebook.devices import choose_device
 from slicebook.errors import ConfigError, SlicebookError
-from slicebook.io.atomic import replacing_folder, write_text
+from slicebook.io.atomic import write_text
 from slicebook.io.tensors import STATE_NAME, hash_tensors, load_state, read_tensors, write_tensors
 from slicebook.models.checkpoint import MODEL_NAME, load_tokenizer
 from slicebook.phantom.randomized import random_volume
-from slicebook.phantom.simulator import write_hipmri
 from slicebook.recipes import load_recipe
 from slicebook.training.run import TrainingOptions
-from slicebook.training.tokenizer import train_tokenizer
+from slicebook.training.tokenizer import TrainingSummary, train_tokenizer
 
 # Patients are synthetic. Position and size vary more than in the training of real patients.
-PATIENTS, SLICES, SHAPE, SEED = (480, 6, 2), 40, (128, 128), 7
+IMAGES = SyntheticSet((480, 6, 2), slices=40, shape=(128, 128), seed=7, simulate=random_volume)
 SETTINGS = (
     "training.epochs=16",
     "training.augment.rotate_degrees=20",
@@ -53,7 +53,7 @@ TRAINED_ON = "random phantoms and shapes (phantom --randomise), no patient"
 CARD = """# {name}
 
 A tokenizer (recipe `{recipe}`) trained on synthetic images only: {slices:,} slices of
-`slicebook phantom --randomise` (seed {seed}), {epochs} epochs, {minutes:.0f} minutes of one CPU core,
+`slicebook phantom --randomise` (seed {seed}), {epochs} epochs, {minutes:.0f} minutes of {hardware},
 commit {commit}. No patient's scan was used, so it can reproduce none.
 
 Use it as it is (`slicebook reconstruct {prefix}{name} IN -o OUT`), or start a training from it
@@ -73,26 +73,22 @@ class Starter:
     """A starter and the recipe that it is trained with."""
 
     name: str
+    settings: tuple[str, ...] = SETTINGS
 
     def recipe(self) -> Recipe:
         """Return all settings of its training."""
-        return load_recipe(self.name, SETTINGS)
+        return load_recipe(self.name, self.settings)
 
 
 STARTERS = (Starter("compact"), Starter("detail"))
 
 
-def train(starter: Starter, work: Path) -> None:
-    """Write the synthetic set and train on it, or resume."""
-    raw, prepared = work / "phantom", work / "prepared"
-    if not raw.is_dir():
-        with replacing_folder(raw) as partial:
-            write_hipmri(
-                partial, patients=PATIENTS, slices=SLICES, shape=SHAPE, seed=SEED, simulate=random_volume
-            )
-    if not (prepared / "dataset.json").is_file():
-        prepare(raw, prepared)
-    train_tokenizer(prepared, starter.recipe(), work / starter.name, TrainingOptions(device="cpu"))
+def train(
+    starter: Starter, work: Path, images: SyntheticSet, *, device: str = "cpu", processes: int = 1
+) -> TrainingSummary:
+    """Write the synthetic set with several processes and train on it with one, or resume."""
+    prepared = images.prepared(work, processes)
+    return train_tokenizer(prepared, starter.recipe(), work / starter.name, TrainingOptions(device=device))
 
 
 def score(
@@ -167,7 +163,8 @@ def install(
         name=starter.name,
         recipe=starter.name,
         prefix=starters.PREFIX,
-        seed=SEED,
+        seed=IMAGES.seed,
+        hardware="one CPU core" if result["provenance"]["device"] == "cpu" else "one GPU",
         epochs=result["epochs"],
         commit=result["provenance"]["commit"],
         jpeg2000=codec["scores"]["ssim_whole"]["mean_of_patients"],
@@ -176,12 +173,14 @@ def install(
     write_text(folder / starters.CARD_NAME, card)
 
 
-def tune(starter: Starter, work: Path, data: PreparedData, minutes: float, start: bool) -> dict[str, Any]:
+def tune(
+    starter: Starter, work: Path, data: PreparedData, minutes: float, start: bool, device: str = "cpu"
+) -> dict[str, Any]:
     """Train for some minutes on real patients, from the starter or random weights; score on test patients."""
     recipe = load_recipe(starter.name, [f"training.max_minutes={minutes:g}"])
     weights = work / f"{starter.name}-half" if start else None
     run = work / "tuned" / f"{starter.name}-{'starter' if start else 'random'}-{minutes:g}min"
-    options = TrainingOptions(device="cpu", start_from=weights)
+    options = TrainingOptions(device=device, start_from=weights)
     summary = train_tokenizer(data.folder, recipe, run, options)
     return {
         "minutes": minutes,
@@ -209,6 +208,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--start", nargs="+", choices=("random", "starter"), default=["random", "starter"], help="for tune"
     )
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="cpu", help="to train on")
+    parser.add_argument("--processes", type=int, default=1, help="that simulate the synthetic images")
     parser.add_argument("--results", metavar="DIR", type=Path, default=machine.RESULTS)
     options = parser.parse_args(arguments)
     if options.step != "train" and options.data is None:
@@ -226,10 +227,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(starter: Starter, options: argparse.Namespace) -> None:
     if options.step == "train":
-        train(starter, options.work)
+        train(starter, options.work, IMAGES, device=options.device, processes=options.processes)
         return
     data, path = PreparedData.open(options.data), options.results / "starters.json"
-    about = machine.surroundings(options.threads, "imagecodecs") | {
+    device = choose_device(options.device)
+    about = machine.surroundings(options.threads, "imagecodecs", device=device) | {
         "name": options.name,
         "data": data.info.model_dump(mode="json"),
     }
@@ -241,7 +243,7 @@ def _run(starter: Starter, options: argparse.Namespace) -> None:
         return
     for minutes in options.minutes:
         for start in options.start:
-            measured = tune(starter, options.work, data, minutes, start == "starter")
+            measured = tune(starter, options.work, data, minutes, start == "starter", options.device)
             _record(path, starter, f"{minutes:g} minutes from {measured['from']}", about | measured)
 
 

@@ -5,6 +5,7 @@ Holds the one tiny prior, and the one report, that the tests of generating, inpa
 
 import importlib.util
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -37,6 +38,14 @@ def missing_for_browser() -> str:
     return ""
 
 
+def missing_for_gpu() -> str:
+    """Return what the tests marked `gpu` lack; empty where nothing is missing."""
+    device = os.environ.get("SLICEBOOK_TEST_DEVICE", "cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        return "there is none"
+    return ""
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Give each process whole files, and to one that is idle the rest of another's.
@@ -49,18 +58,25 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Start with the longest tests, those of the pages; deselect the browser tests where they cannot run."""
+    """Start with the longest tests, those of the pages; deselect those that lack a browser or a GPU."""
     items.sort(key=lambda item: item.path.name != "test_words.py")
-    if missing_for_browser():
-        deselected = [item for item in items if item.get_closest_marker("browser")]
-        config.hook.pytest_deselected(items=deselected)
-        items[:] = [item for item in items if item not in deselected]
+    for marker, reason in missing().items():
+        deselected = [item for item in items if item.get_closest_marker(marker)]
+        if reason and deselected:
+            config.hook.pytest_deselected(items=deselected)
+            items[:] = [item for item in items if item not in deselected]
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say why the browser tests did not run."""
-    if reason := missing_for_browser():
-        terminalreporter.write_line(f"browser tests deselected: {reason}")
+    """Say why the tests of a browser or a GPU did not run."""
+    for marker, reason in missing().items():
+        if reason:
+            terminalreporter.write_line(f"{marker} tests deselected: {reason}")
+
+
+def missing() -> dict[str, str]:
+    """Return by marker what its tests lack."""
+    return {"browser": missing_for_browser(), "gpu": missing_for_gpu()}
 
 
 @dataclass(frozen=True)

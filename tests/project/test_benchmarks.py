@@ -188,7 +188,7 @@ def test_the_founding_claim_is_scored_on_test_patients(scripts, measured, tmp_pa
     epochs = script.load_state(run / "state.safetensors").progress["progress"]["epoch"]
     finished = trained.model_copy(update={"training": trained.training.model_copy(update={"epochs": epochs})})
     kept = script.load_tokenizer
-    monkeypatch.setattr(script, "load_recipe", lambda _: finished)
+    monkeypatch.setattr(script, "load_recipe", lambda *_: finished)
     monkeypatch.setattr(script, "load_tokenizer", lambda where: with_recipe(kept(where), finished))
     words = [str(measured / "data"), "--founding", str(run), "--results", str(tmp_path / "results")]
     assert script.main(words) == 0
@@ -498,10 +498,10 @@ def test_a_lesion_of_a_thin_body_lies_in_it_all_the_same(scripts):
 def timed(scripts, measured):
     """`speed.py` on small sizes, its result beside that of `quality.py`."""
     script = scripts["speed"]
-    small = {
-        "VECTORS": 1024, "CODES": (64,), "DIMENSIONS": (64,), "SIDES": (64,), "BATCH": 2,
-        "FEWEST_TURNS": 1, "STARTS": 1, "SLICE": (32, 16), "LABELS": 2, "PATIENTS": (1, 1, 1), "SLICES": 4,
-    }  # fmt: skip
+    sizes = script.Sizes(
+        vectors=1024, codes=(64,), dimensions=(64,), sides=(64,), batch=2, slice=(32, 16), labels=2
+    )
+    small = {"SIZES": sizes, "STARTS": 1, "PATIENTS": (1, 1, 1), "SLICES": 4}
     with pytest.MonkeyPatch.context() as patch:
         for name, value in small.items():
             patch.setattr(script, name, value)
@@ -570,7 +570,7 @@ def test_extra_memory_sees_what_a_step_takes_and_gives_back(scripts, monkeypatch
         return lambda: bytearray(n * 4096).clear()
 
     monkeypatch.setattr(script, "QUANTIZERS", {"greedy": make})
-    assert script.extra_memory("greedy", 64, 8) == pytest.approx(script.VECTORS * 4096, rel=0.05)
+    assert script.extra_memory("greedy", 64, 8) == pytest.approx(script.SIZES.vectors * 4096, rel=0.05)
 
 
 # --- table.py

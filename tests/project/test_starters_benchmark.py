@@ -1,6 +1,7 @@
 """`benchmarks/starters.py`: trains on synthetic images, scores on others, writes the files of the package."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -30,10 +31,9 @@ def made(trained, tmp_path_factory):
         patch.syspath_prepend(ROOT / "benchmarks")
         import starters as script
 
-        patch.setattr(script, "PATIENTS", (2, 1, 1))
-        patch.setattr(script, "SLICES", 4)
-        patch.setattr(script, "SHAPE", (64, 32))
-        patch.setattr(script, "SETTINGS", SMALL)
+        images = replace(script.IMAGES, patients=(2, 1, 1), slices=4, shape=(64, 32))
+        patch.setattr(script, "IMAGES", images)
+        patch.setattr(script, "STARTERS", (script.Starter("compact", SMALL),))
         patch.setattr(script, "load_recipe", lambda name, settings: load(name, [*SMALL, *settings]))
         from slicebook.recipes import load_recipe as load
 
@@ -107,6 +107,23 @@ def test_the_table_has_a_row_for_each_measurement(made, monkeypatch):
         "the same: JPEG 2000",
         "the same: JPEG XL",
     ]
+
+
+def test_the_images_do_not_depend_on_the_number_of_processes(made, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    from synthetic import SyntheticSet
+
+    from slicebook.phantom.simulator import patient_volume
+
+    images = SyntheticSet((2, 1, 0), slices=4, shape=(32, 16), seed=3, simulate=patient_volume)
+    for processes in (1, 2):
+        images.write(tmp_path / str(processes), processes)
+    alone, shared = (
+        {path.relative_to(tmp_path / name): path.read_bytes() for path in (tmp_path / name).rglob("*.gz")}
+        for name in ("1", "2")
+    )
+    assert len(alone) == 3 * 4 * 2
+    assert alone == shared
 
 
 def test_codecs_code_the_same_slices(made):

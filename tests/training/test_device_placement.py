@@ -7,19 +7,21 @@ import contextlib
 
 import pytest
 import torch
-from helpers.training import tiny
+from helpers.steps import (
+    SETTINGS,
+    backward,
+    decoder_step,
+    fabric,
+    mask_step,
+    prior_step,
+    tokenizer_step,
+)
 from lightning_fabric import Fabric
 
-from slicebook.data.dataset import PreparedData
-from slicebook.data.loader import Batch, SliceBatches
 from slicebook.models.checkpoint import load_prior, load_tokenizer
 from slicebook.models.sampling import SamplingSettings, sample
 from slicebook.models.tokenizer import Tokenizer
 from slicebook.models.transformer import Conditions
-from slicebook.training.decoder import DecoderGAN, DecoderObjective
-from slicebook.training.prior import PriorObjective
-from slicebook.training.token_dataset import TokenBatch
-from slicebook.training.tokenizer import LabelObjective, TokenizerObjective
 
 META = torch.device("meta")
 
@@ -38,74 +40,27 @@ def on_meta(monkeypatch):
     monkeypatch.setattr(Fabric, "device", property(lambda _: META))
 
 
-def fabric():
-    return Fabric(accelerator="cpu", devices=1)
+def assert_on_meta(objective, batch):
+    assert {value.device.type for value in backward(objective, batch)} == {"meta"}
 
 
-def backward(objective, batch):
-    """Run steps with and without a reset of dead codes, early and late in a training."""
-    objective.module.train()
-    for step, fraction in ((0, 0.0), (19, 0.5), (1, 0.99)):
-        scores = objective.training_step(batch, step, fraction)
-        assert {value.device.type for value in scores.values()} == {"meta"}
-        scores["loss"].backward()
-    with torch.no_grad():
-        objective.module.eval()
-        scores = objective.validation_step(batch)
-    assert {value.device.type for value in scores.values()} == {"meta"}
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        ("training.loss.level_dropout=0.2", "training.augment.contrast.probability=0.5"),
-        ("training.loss.denoise_strength=2",),
-        ("training.loss.kind=mse", "training.augment=null"),
-        ("tokenizer.architecture=vqvae2", "tokenizer.resize=[32, 32]"),
-    ],
-)
+@pytest.mark.parametrize("settings", SETTINGS)
 def test_a_training_step_of_a_tokenizer(settings, trained):
-    recipe, data = tiny(*settings), PreparedData.open(trained.data)
-    objective = TokenizerObjective(Tokenizer(recipe.tokenizer).to(META), recipe, data, fabric())
-    backward(objective, next(iter(SliceBatches(data.split("train"), 4))).to(META))
+    assert_on_meta(*tokenizer_step(trained, settings, fabric()))
 
 
 def test_a_training_step_of_a_mask_tokenizer(trained):
-    loaded = load_tokenizer(trained.run / "prior" / "masks", kind="label tokenizer")
-    data = PreparedData.open(trained.data)
-    objective = LabelObjective(loaded.tokenizer.to(META), loaded.info.recipe, data, fabric())
-    backward(objective, next(iter(SliceBatches(data.split("train"), 4, what="labels"))).to(META))
-
-
-def token_batch(loaded, count=3):
-    size = (loaded.info.slices[0].rows, loaded.info.slices[0].columns)
-    layout = loaded.tokenizer.layout(size)
-    tokens = torch.zeros(count, layout.starts[-1], dtype=torch.long)
-    conditions = Conditions(torch.rand(count), torch.zeros(count, dtype=torch.long))
-    return TokenBatch(layout, tokens, conditions, torch.arange(count))
+    assert_on_meta(*mask_step(trained, fabric()))
 
 
 def test_a_training_step_of_a_prior(trained):
-    loaded = load_prior(trained.run)
-    config = loaded.info.recipe.prior.training
-    objective = PriorObjective(loaded.prior, config, fabric(), lambda *_: None)
-    objective.module.to(META)
-    backward(objective, token_batch(loaded).to(META))
+    assert_on_meta(*prior_step(trained, fabric()))
 
 
 def test_a_training_step_of_a_decoder(trained, monkeypatch):
-    loaded = load_tokenizer(trained.run)
-    data, recipe = PreparedData.open(trained.data), loaded.info.recipe
-    samples = {
-        size: [torch.zeros(6, *grid, dtype=torch.long) for grid in loaded.tokenizer.grids(size)]
-        for size in ((32, 64), (36, 64))
-    }
     # Only tokens of unknown origin are checked, which reads their values.
     monkeypatch.setattr(Tokenizer, "_validate_images", lambda self, images: images)
-    objective = DecoderObjective(loaded, samples, recipe, data, fabric())
-    assert isinstance(objective.adversaries, DecoderGAN)
-    batch = next(iter(SliceBatches(data.split("train"), 4)))
-    backward(objective, Batch(batch.images, batch.indices).to(META))
+    assert_on_meta(*decoder_step(trained, fabric()))
 
 
 @pytest.mark.parametrize("guidance", [0.0, 1.5])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Float, UInt8
@@ -99,17 +100,18 @@ def randomise_contrast(
 
     The curve need not be monotone, so tissues also swap their order. The generator is on the CPU.
     """
-    count, device = len(images), images.device
-    changed = (torch.rand(count, generator=generator) < config.probability).to(device)[:, None, None, None]
-    curves = torch.rand((count, config.knots), generator=generator).to(device)
+    count = len(images)
+    here = partial(torch.Tensor.to, device=images.device, non_blocking=True)
+    changed = here(torch.rand(count, generator=generator) < config.probability)[:, None, None, None]
+    curves = here(torch.rand((count, config.knots), generator=generator))
     fields = 1 - 2 * config.bias * torch.rand((count, 1, BIAS_GRID, BIAS_GRID), generator=generator)
-    sigmas = (config.blur * torch.rand(count, generator=generator)).clamp(min=1e-3).to(device)
-    levels = (config.noise * torch.rand((count, 1, 1, 1), generator=generator)).to(device)
-    noise = torch.randn(images.shape, generator=generator).to(device)
+    sigmas = here((config.blur * torch.rand(count, generator=generator)).clamp(min=1e-3))
+    levels = here(config.noise * torch.rand((count, 1, 1, 1), generator=generator))
+    noise = here(torch.randn(images.shape, generator=generator))
 
     unit = ((images + 1) / 2).clamp(0, 1)
     values = torch.where(unit < AIR, unit, _through_curves(unit, curves))
-    bias = functional.interpolate(fields.to(device), images.shape[-2:], mode="bicubic", align_corners=True)
+    bias = functional.interpolate(here(fields), images.shape[-2:], mode="bicubic", align_corners=True)
     values = _blur(values * bias.clamp(min=0), sigmas) + levels * noise
     return torch.where(changed, values.clamp(0, 1) * 2 - 1, images)
 

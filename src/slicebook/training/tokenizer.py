@@ -153,7 +153,7 @@ class _ReconstructionObjective(ABC):
         if config.loss.level_dropout:
             dropped_levels = draw_dropped_levels(
                 self.tokenizer.levels, len(images), config.loss.level_dropout, draw
-            ).to(images.device)
+            ).to(images.device, non_blocking=True)
         every = self.recipe.tokenizer.quantizer.reset_every
         # No reset near the end, so that codes and decoder converge.
         reset_dead_codes = every > 0 and step % every == every - 1 and fraction < 0.9

@@ -31,8 +31,8 @@ from slicebook.inference.anomaly import AnomalyScores, anomaly_scores, heatmap
 from slicebook.inference.inpaint import fill
 from slicebook.metrics.statistics import AUROC_CONVENTION, auroc, summarise_one
 from slicebook.models.checkpoint import LoadedPrior, load_prior
+from slicebook.models.conditions import Conditions
 from slicebook.models.noise import noise_level
-from slicebook.models.transformer import Conditions
 from slicebook.visualization import contact_sheet
 
 SEED = 42
@@ -67,7 +67,7 @@ class Slices:
 
 
 def measure(
-    loaded: LoadedPrior, data: PreparedData, *, every: int, orders: int, sheets_to: Path
+    loaded: LoadedPrior, data: PreparedData, *, every: int, draws: int, sheets_to: Path
 ) -> dict[str, Any]:
     """Change test slices, compute anomaly maps before and after, and score the detection.
 
@@ -80,7 +80,7 @@ def measure(
             f"{data.folder}: holds other patients, or another split, than {loaded.path} was trained on"
         )
     slices = _read(loaded, data, every)
-    before = _map(loaded, slices, range(len(slices.images)), slices.images, orders)
+    before = _map(loaded, slices, range(len(slices.images)), slices.images, draws)
     panels: list[Any] = []
     changes: dict[str, Any] = {}
     for title, change, chosen in _changes(loaded, slices):
@@ -89,7 +89,7 @@ def measure(
             [image for image, _ in changed],
             np.stack([region for _, region in changed]),
         )
-        after = _map(loaded, slices, chosen, images, orders)
+        after = _map(loaded, slices, chosen, images, draws)
         changes[title] = _score(slices, chosen, regions, before, after)
         print(title, {key: changes[title][key]["mean_of_patients"] for key in ABOUT}, file=sys.stderr)
         panels += _panels(slices, images, regions, after)
@@ -98,7 +98,7 @@ def measure(
         "convention": AUROC_CONVENTION,
         "slices": len(slices.images),
         "patients": len(set(slices.patients)),
-        "orders": orders,
+        "draws": draws,
         "changes": changes,
     }
 
@@ -125,9 +125,8 @@ def without(
     """Replace an organ and its edge by a fill from its surroundings, with the noise level of the slice."""
     region = binary_dilation(organ, iterations=2)
     filled = fill(image, region)
-    if loaded.info.noise_model is not None:
-        level = float(noise_level(torch.from_numpy(image)[None, None]))
-        filled = loaded.info.noise_model.add_noise(filled, level, int(draw.integers(2**31)))
+    level = float(noise_level(torch.from_numpy(image)[None, None]))
+    filled = np.clip(filled + level * draw.standard_normal(image.shape, np.float32), -1, 1)
     return np.where(region, filled, image), region
 
 
@@ -168,11 +167,11 @@ def _read(loaded: LoadedPrior, data: PreparedData, every: int) -> Slices:
 
 
 def _map(
-    loaded: LoadedPrior, slices: Slices, chosen: Sequence[int], images: Sequence[Image], orders: int
+    loaded: LoadedPrior, slices: Slices, chosen: Sequence[int], images: Sequence[Image], draws: int
 ) -> AnomalyScores:
     positions = torch.tensor([slices.positions[index] for index in chosen])
     conditions = Conditions(positions, torch.full((len(chosen),), -1))
-    return anomaly_scores(loaded, torch.from_numpy(np.stack(images))[:, None], conditions, orders, SEED)
+    return anomaly_scores(loaded, torch.from_numpy(np.stack(images))[:, None], conditions, draws, SEED)
 
 
 def _score(
@@ -226,18 +225,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--title", default="", help="what the data are called in the table")
     parser.add_argument("--sheets", metavar="DIR", type=Path, default=Path("runs/anomaly"))
     parser.add_argument("--every", type=int, default=1, help="use every n-th test slice")
-    parser.add_argument("--orders", type=int, default=8, help="number of token orders to average over")
+    parser.add_argument("--draws", type=int, default=8, help="draws of the noise to average over")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--results", metavar="DIR", type=Path, default=machine.RESULTS)
     options = parser.parse_args(arguments)
-    if options.every < 1 or options.orders < 1:
-        parser.error("--every and --orders: wanted 1 or more")
+    if options.every < 1 or options.draws < 1:
+        parser.error("--every and --draws: wanted 1 or more")
     if not re.fullmatch(r"[a-z0-9-]+", options.name):
         parser.error(f"--name {options.name}: wanted small letters, digits and dashes, such as phantom-64")
     torch.set_num_threads(options.threads)
     try:
         loaded, data = load_prior(options.run), PreparedData.open(options.data)
-        result = measure(loaded, data, every=options.every, orders=options.orders, sheets_to=options.sheets)
+        result = measure(loaded, data, every=options.every, draws=options.draws, sheets_to=options.sheets)
     except SlicebookError as error:
         print(f"anomaly: {error}", file=sys.stderr)
         return 1

@@ -13,7 +13,7 @@ Row = tuple[Any, ...]
 
 KERNEL = "kernel distance"
 REAL = "real patients, 95th percentile"
-KINDS = {"texture": "texture", "efficientnet-lite0": "EfficientNet-Lite0"}
+KINDS = {"texture": "texture", "structure": "structure", "efficientnet-lite0": "EfficientNet-Lite0"}
 PLANTED = {
     "one_copy": "one copy",
     "planted_1_percent": "1 % copies",
@@ -71,7 +71,6 @@ def likeness(results: Results) -> str:
     rest: list[Row] = [
         (f"distance of spectra, dB, samples ({REAL})", _distance, "generation", "spectrum", "distance"),
         (f"distance of intensities, samples ({REAL})", _distance, "generation", "intensity", "distance"),
-        ("mean level of added noise, on [-1, 1]", "{:.3f}".format, "sampling", "noise_level"),
     ]
     labels_of = [report["usefulness"]["generated"]["labels"] for report in reports if report["usefulness"]]
     rest += [

@@ -43,7 +43,6 @@ def measure(
     count: int,
     settings: SamplingSettings,
     steps: int,
-    noise: bool,
     sheets_to: Path,
 ) -> dict[str, Any]:
     """Draw samples and evaluate them, in the format of `report.json`; write the contact sheets.
@@ -56,11 +55,9 @@ def measure(
     size = (kind.rows, kind.columns)
     real = read_slices(data, "test", size)
     _say(f"{count} samples of {kind.rows}×{kind.columns}")
-    samples, sampling = draw_samples(
-        loaded, data, count, settings=settings, noise=noise, seed=SEED, progress=_count
-    )
+    samples, sampling = draw_samples(loaded, data, count, settings=settings, seed=SEED, progress=_count)
     _draw_sheets(samples, real, kind.row_mm / kind.column_mm, sheets_to)
-    comparison = evaluate_generation(loaded, data, samples, real, noise=noise, seed=SEED, say=_say)
+    comparison = evaluate_generation(loaded, data, samples, real, seed=SEED, say=_say)
     result: dict[str, Any] = {
         "sampling": sampling.model_dump(mode="json"),
         "generation": comparison.model_dump(mode="json"),
@@ -130,13 +127,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--sheets", metavar="DIR", type=Path, default=Path("runs/generation"))
     parser.add_argument("-n", type=int, default=256, help="samples")
-    parser.add_argument("--steps", type=int, default=STEPS, help="of each segmenter's training")
-    parser.add_argument("--noise", action=argparse.BooleanOptionalAction, default=True, help="add noise")
+    parser.add_argument("--segmenter-steps", type=int, default=STEPS, help="of each segmenter's training")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--results", metavar="DIR", type=Path, default=machine.RESULTS)
     defaults = asdict(SamplingSettings())
     for name, value in defaults.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=float, default=value)
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
     options = parser.parse_args(arguments)
     if not re.fullmatch(r"[a-z0-9-]+", options.name):
         parser.error(f"--name {options.name}: wanted small letters, digits and dashes, such as phantom-64")
@@ -149,8 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             data,
             count=options.n,
             settings=settings,
-            steps=options.steps,
-            noise=options.noise,
+            steps=options.segmenter_steps,
             sheets_to=options.sheets,
         )
     except SlicebookError as error:

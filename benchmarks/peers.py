@@ -20,7 +20,6 @@ from torch.nn import functional
 
 from slicebook.models.quantizer import BLOCK_ELEMENTS, Quantizer
 from slicebook.models.tokenizer import Tokenizer
-from slicebook.models.transformer import HEAD_DIM
 from slicebook.recipes import load_recipe
 
 Step = Callable[[], None]
@@ -28,6 +27,8 @@ Step = Callable[[], None]
 OURS = "slicebook"
 FLOOR = "matrix product"
 """Vectors times codes, block by block into a small buffer: a lower bound for any exact search."""
+
+HEAD_DIM = 64  # of the peer's attention
 
 SIDE = 32
 """Vectors come from grids of 32×32, as those of 256×256 slices do."""

@@ -48,17 +48,18 @@ from slicebook.data.augment import augment, draw_augmentation
 from slicebook.data.dataset import PreparedData
 from slicebook.data.loader import SliceBatches
 from slicebook.data.prepare import prepare
+from slicebook.models.conditions import Conditions
 from slicebook.models.prior import Prior
 from slicebook.models.sampling import sample
 from slicebook.models.sequence import JointTokenizer
 from slicebook.models.tokenizer import Tokenizer
-from slicebook.models.transformer import Conditions
 from slicebook.phantom import simulator
 from slicebook.recipes import load_recipe
 
 SEED = 42
 PATIENTS, SLICES = (6, 1, 1), 30  # of the phantom
 STARTS = 7  # of the command line
+PEER_WIDTH = 192  # of a transformer with about as many parameters as the prior
 PREFIXES = (0.0, 0.25, 0.5, 0.75, 1.0)  # of a slice's tokens
 
 
@@ -190,7 +191,7 @@ def generation(
         *(Tokenizer(config).eval().to(device) for config in (recipe.tokenizer, labels))
     )
     layout = joint_tokenizer.layout(sizes.slice)
-    prior = Prior(recipe.prior, joint_tokenizer.codebooks).eval().to(device)
+    prior = Prior(recipe.prior, joint_tokenizer.codebooks, joint_tokenizer.strides).eval().to(device)
     parameters = sum(parameter.numel() for parameter in prior.parameters())
     conditions = Conditions(torch.linspace(0, 1, batch), torch.full((batch,), -1))
     count, codes = layout.starts[-1], max(stage.size for stage in layout.stages)
@@ -202,7 +203,7 @@ def generation(
     def decode() -> None:
         joint_tokenizer.decode(tokens, sizes.slice)
 
-    peers, missing = build(SAMPLERS, parameters, codes, count, recipe.prior.coarse.width, device=device)
+    peers, missing = build(SAMPLERS, parameters, codes, count, PEER_WIDTH, device=device)
     lengths = [round(1 + share * (count - 1)) for share in PREFIXES]
     steps = {OURS: draw, "decoding": decode}
     with device:
@@ -223,7 +224,7 @@ def generation(
         "batch_size": batch,
         "precision": "32-true",
         "tokens": {stage.name: len(stage) for stage in layout.stages},
-        "prior": recipe.prior.model_dump(mode="json", include={"coarse", "fine", "embedding"}),
+        "prior": recipe.prior.model_dump(mode="json", include={"widths", "blocks", "embedding"}),
         "decoding_seconds_per_slice": times["decoding"]["seconds"] / batch,
         "peer": "one token of its own inferer after each prefix; all tokens by Simpson's rule",
         "missing": missing,

@@ -36,6 +36,7 @@ TITLES = {
 RENAMED = {
     "drawing": "sampling",
     "grain": "noise",
+    "orders": "draws",
     "noise_put_back": "noise_level",
     "left_out": "skipped",
     "blank_slices_left_out": "blank_slices_skipped",
@@ -197,7 +198,7 @@ def anomaly(results: Results) -> str:
         notes += (
             f"\n{report['title']}: {report['slices']} slices of {report['patients']} test patients. "
             f"{report['convention']}. Lesions of contrast {report['lesions']['contrast']:g} on [-1, 1] with "
-            f"semi-axes of {radii} pixels; {report['orders']} token orders. {where(report)}"
+            f"semi-axes of {radii} pixels; {report['draws']} draws of the noise. {where(report)}"
         )
     head = [
         "",

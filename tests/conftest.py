@@ -96,15 +96,10 @@ class Trained:
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    """Train a tokenizer, one of masks and a prior over both, for a few steps each.
-
-    So raw a decoder draws more texture than the slices have noise; its texture is written down as none, so
-    that noise is put back.
-    """
+    """Train a tokenizer, one of masks, a prior over both and a decoder, for a few steps each."""
     from helpers.training import OPTIONS
 
     from slicebook.data.prepare import PrepareOptions, prepare
-    from slicebook.models.checkpoint import load_prior, save_prior
     from slicebook.phantom.simulator import write_hipmri
     from slicebook.recipes import load_recipe
     from slicebook.training.generator import train_generator
@@ -116,17 +111,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     prepare(made.raw, made.data, options=PrepareOptions(class_regex=r"slice_([0-3])"))
     train_tokenizer(made.data, load_recipe("compact", SMALL), made.run, options=OPTIONS)
     train_generator(made.run, options=OPTIONS)
-    loaded = load_prior(made.run)
-    assert loaded.info.noise_model is not None
-    noise_model = loaded.info.noise_model.model_copy(
-        update={"texture": (0.0,) * len(loaded.info.noise_model.texture)}
-    )
-    save_prior(
-        loaded.path,
-        loaded.prior,
-        loaded.tokenizer,
-        loaded.info.model_copy(update={"noise_model": noise_model}),
-    )
     return made
 
 

@@ -188,62 +188,47 @@ _FLIP_ONLY = AugmentConfig(rotate_degrees=0, scale=0, shift=0, gamma=0, intensit
 
 
 class DecoderTrainingConfig(LoopConfig):
-    """The training of a decoder for generation. The moving average of its weights is saved."""
+    """The training of a generation decoder."""
 
-    learning_rate: Positive = 5e-4
-    betas: tuple[Fraction, Fraction] = (0.5, 0.9)
-    """Short, because the discriminator changes during training."""
-    batch_size: Count = 8
-    epochs: Count = 20
+    learning_rate: Positive = 2e-3
+    batch_size: Count = 16
     validate_every: Count = 5
     augment: Annotated[AugmentConfig | None, _over(_FLIP_ONLY)] = _FLIP_ONLY
     """Only the flip: resampling makes slices less sharp."""
-    patience: Annotated[int, Field(ge=0, le=0)] = 0
-    """The last epoch is kept."""
-    adversarial_weight: Annotated[float, Field(ge=0.0)] = 0.5
-    """Weight of the adversarial gradient; at 1 it starts with the norm of the reconstruction gradient."""
-    lowres_weight: Annotated[float, Field(ge=0.0)] = 1.0
-    """Weight of the low-resolution difference between samples of this and of the tokenizer's decoder."""
     ema: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.995
-    """Decay per step of the averaged weights."""
+    """Decay per step of the averaged weights, which are validated, saved and used."""
 
 
 class DecoderConfig(Record):
-    """Adversarial finetuning of the tokenizer's decoder for generation: tokens stay, edges become sharp."""
+    """The generation decoder: a flow that draws what the tokenizer's decoder leaves out."""
 
-    samples: Count = 512
-    """Samples of the prior that the decoder is also trained on; at least 16 per slice size."""
-    discriminator_width: Count = 32
-    """Channels of the discriminator's first layer."""
+    widths: Annotated[tuple[Annotated[int, Field(ge=32, multiple_of=32)], ...], Field(min_length=1)] = (
+        32,
+        64,
+        96,
+    )
+    """Channels at half the resolution of the slice, a quarter, and so on."""
+    blocks: Count = 1
+    """Residual blocks per resolution, on the way down and again on the way up."""
+    embedding: Count = 64
+    """Channels of the embedding of time."""
     training: DecoderTrainingConfig = DecoderTrainingConfig()
 
 
-class TrunkConfig(Record):
-    """Size of one transformer."""
-
-    width: Annotated[int, Field(ge=64, multiple_of=64)] = 192
-    """Channels; each attention head has 64."""
-    layers: Count = 6
+_PRIOR_VIEWS = AugmentConfig(rotate_degrees=4, scale=0.05, gamma=0.1, intensity_scale=0.05)
 
 
 class PriorTrainingConfig(LoopConfig):
     """The training of a prior."""
 
-    learning_rate: Positive = 4e-3
-    weight_decay: Annotated[float, Field(ge=0.0)] = 0.05
-    batch_size: Count = 4
-    """Small, because a short training needs many steps; use 64 or more on a GPU."""
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.02
+    betas: tuple[Fraction, Fraction] = (0.9, 0.99)
+    batch_size: Count = 64
     validate_every: Count = 5
     patience: Annotated[int, Field(ge=0)] = 10
     num_views: Count = 8
-    """Encoded versions of each slice: the slice itself, and mirrored and shifted copies."""
-    shift: Annotated[int, Field(ge=0)] = 8
-    """Maximum shift of the copies in pixels."""
-    token_corruption: Probability = 0.02
-    """Fraction of the input tokens that is replaced at random in training, which reduces exposure bias.
-
-    Higher values make samples less diverse: the prior relies less on global tokens, such as brightness.
-    """
+    """Encoded versions of each slice: the slice itself, and copies changed as `augment` says."""
+    augment: Annotated[AugmentConfig, _over(_PRIOR_VIEWS)] = _PRIOR_VIEWS
     condition_dropout: Probability = 0.1
     """Fraction of the slices trained without conditions, for classifier-free guidance."""
     mask_dropout: Probability = 0.1
@@ -253,15 +238,14 @@ class PriorTrainingConfig(LoopConfig):
 
 
 class PriorConfig(Record):
-    """A prior: its networks, and their training."""
+    """A prior: its U-Net, and its training."""
 
-    coarse: TrunkConfig = TrunkConfig()
-    """Predicts all grids but the finest."""
-    fine: TrunkConfig = TrunkConfig(width=128, layers=4)
-    """Predicts the finest grid, which has most of the tokens."""
-    embedding: Count = 16
-    """Channels of the token embeddings of neighbours and parents."""
-    dropout: Fraction = 0.1
+    widths: tuple[Annotated[int, Field(ge=32, multiple_of=32)], ...] = (64, 128, 192)
+    """Channels at the finest grid and each coarser one; the last also for all coarser ones."""
+    blocks: Count = 2
+    """Residual blocks per grid, on the way down and again on the way up."""
+    embedding: Count = 128
+    """Channels of the embedding of time, position and class."""
     training: PriorTrainingConfig = PriorTrainingConfig()
 
 

@@ -19,10 +19,11 @@ name: tiny
 tokenizer: {scaling_rates: [8, 2], codebook_sizes: [16, 8], code_dim: 4, width: 16, residual_layers: 1}
 training: {epochs: 1, batch_size: 4, augment: null}
 labels: {tokenizer: {codebook_sizes: [8], width: 16}, training: {epochs: 1}}
-decoder: {discriminator_width: 8, training: {epochs: 1}}
+decoder: {widths: [32, 32], embedding: 16, training: {epochs: 1}}
 prior:
-  coarse: {width: 64, layers: 1}
-  fine: {width: 64, layers: 1}
+  widths: [32]
+  blocks: 1
+  embedding: 16
   training: {epochs: 2, validate_every: 1, num_views: 1}
 """
 
@@ -293,11 +294,11 @@ def test_generate_draws_so_many_samples_from_a_seed_on(trained, tmp_path, capsys
 
 
 def test_generate_hands_its_options_on(trained, tmp_path, capsys):
-    options = ["--temperature", 0.7, "--fine-temperature", 0.6, "--top-p", 0.5, "--guidance", 1, "--no-noise"]
+    options = ["--steps", 3, "--decoder-steps", 2, "--guidance", 1]
     out = tmp_path / "out"
     answer(capsys, "generate", trained.run, "-n", 1, "--position", 0.25, *options, "--out", out)
     assert "0.25" in (out / "manifest.csv").read_text()
-    wanted = {"temperature": 0.7, "fine_temperature": 0.6, "top_p": 0.5, "guidance": 1.0, "noise": False}
+    wanted = {"steps": 3, "decoder_steps": 2, "guidance": 1.0}
     assert json.loads((out / "generation.json").read_text())["settings"] == wanted
 
 
@@ -316,7 +317,7 @@ def test_inpaint_redraws_a_region_of_a_volume(trained, volume, tmp_path, capsys)
 
 
 def test_anomaly_maps_a_volume(trained, volume, tmp_path, capsys):
-    line = ["anomaly", trained.run, volume, "-o", tmp_path / "out", "--orders", 1, "--no-pictures"]
+    line = ["anomaly", trained.run, volume, "-o", tmp_path / "out", "--draws", 1, "--no-pictures"]
     summary = answer(capsys, *line, "--device", "cpu")
     assert (summary["volumes"], summary["slices"]) == (1, 3)
     assert nib.nifti1.load(tmp_path / "out" / "volume.nii.gz").shape == nib.nifti1.load(volume).shape

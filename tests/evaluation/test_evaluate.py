@@ -17,7 +17,7 @@ from slicebook.data.dataset import PreparedData
 from slicebook.data.manifest import DatasetInfo, SliceRecord, SplitCounts, write_info, write_manifest
 from slicebook.data.prepare import PrepareOptions, prepare
 from slicebook.environment import Provenance
-from slicebook.errors import CheckpointError, ConfigError, DataError
+from slicebook.errors import ConfigError, DataError
 from slicebook.evaluation.evaluate import evaluate
 from slicebook.evaluation.reconstruction import evaluate_reconstruction
 from slicebook.evaluation.report import REPORT_NAME, SCHEMA_NAME, WRITTEN, Evaluation
@@ -424,13 +424,11 @@ def test_a_prior_is_not_judged_beside_slices_prepared_otherwise(tmp_path, traine
         evaluate(trained.run, PreparedData.open(tmp_path / "prepared"), tmp_path / "out")
 
 
-def test_a_prior_by_itself_is_judged_by_all_but_fidelity(tmp_path, trained):
+def test_a_prior_file_is_evaluated_with_the_tokenizer_in_it(tmp_path, trained):
     data = PreparedData.open(trained.data)
     report = evaluate(trained.run / "prior", data, tmp_path / "out", samples=2, steps=1)
-    assert report.reconstruction is None
+    assert report.reconstruction is not None
     assert report.memorization is not None
     assert report.downstream is not None
-    assert report.provenance["model"] is None
+    assert report.provenance["model"]["weights_sha256"] == load_tokenizer(trained.run).info.weights_sha256
     assert report.provenance["prior"]["kind"] == "prior"
-    with pytest.raises(CheckpointError, match="holds a prior, wanted a tokenizer"):
-        evaluate(trained.run / "prior", data, tmp_path / "out", parts=("reconstruction",))

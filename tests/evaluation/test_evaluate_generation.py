@@ -39,20 +39,19 @@ def test_a_sample_is_the_same_among_others(loaded, data):
 
 
 def test_how_samples_were_drawn_is_told(loaded, data):
-    settings = SamplingSettings(0.7, 0.6, 0.5, 1.0)
-    samples, sampling = draw_samples(loaded, data, 2, settings=settings, noise=False)
+    settings = SamplingSettings(3, 2, 1.0)
+    samples, sampling = draw_samples(loaded, data, 2, settings=settings)
     assert (sampling.samples, sampling.rows, sampling.columns, sampling.first_seed) == (
         2,
         *SIZE,
         FIRST_SAMPLE,
     )
     assert sampling.settings == dataclasses.asdict(settings)
-    assert (sampling.noise, sampling.noise_level) == (False, 0)
     assert sum(sampling.tokens.values()) == sum(len(stage) for stage in loaded.tokenizer.layout(SIZE).stages)
     assert samples.masks.shape == (2, *SIZE)
-    noisy, noisy_sampling = draw_samples(loaded, data, 2, settings=settings)
-    assert noisy_sampling.noise_level > 0
-    assert not torch.equal(noisy.images, samples.images)
+    other, _ = draw_samples(loaded, data, 2, settings=SamplingSettings(3, 1, 1.0))
+    assert other.masks.equal(samples.masks)
+    assert not other.images.equal(samples.images)
 
 
 def test_data_that_the_prior_was_not_trained_on_are_refused(loaded, data):

@@ -11,6 +11,7 @@ import torch
 from slicebook.data.dataset import PreparedData
 from slicebook.errors import DataError
 from slicebook.evaluation import memorization
+from slicebook.evaluation import slices as slices_module
 from slicebook.evaluation.memorization import evaluate_memorization
 from slicebook.evaluation.slices import SliceCollection, of_size, read_slices
 from slicebook.inference import synthesis
@@ -167,19 +168,17 @@ def test_membership_compares_slices_with_masks_or_without_but_does_not_mix_them(
     assert masked == [{True}, {True}, {False}, {False}]
 
 
-def test_controls_are_drawn_as_the_samples_were(loaded, data, monkeypatch):
-    levels = []
-    true = synthesis.put_noise_back
+def test_controls_are_decoded_as_the_samples_were(loaded, data, monkeypatch):
+    taken, true = [], synthesis.render
 
-    def put(loaded, drawn, given, seeds):
-        levels.append(set(given))
-        return true(loaded, drawn, given, seeds)
+    def render(loaded, tokens, size, seeds, steps):
+        taken.append(steps)
+        return true(loaded, tokens, size, seeds, steps)
 
-    monkeypatch.setattr(synthesis, "put_noise_back", put)
+    monkeypatch.setattr(slices_module, "render", render)
     generated = samples(read_slices(data, "test", SIZE))
-    evaluate_memorization(loaded, data, generated, seed=0, noise=False)
-    assert levels
-    assert all(level == {0.0} for level in levels)
+    evaluate_memorization(loaded, data, generated, seed=0, steps=3)
+    assert set(taken) == {3}
 
 
 def test_slices_of_another_size_alone_are_no_baseline(loaded, data):

@@ -111,10 +111,10 @@ def test_progress_is_reported(data):
     assert f"windows of {count} training slices: 0 done" in lines
 
 
-def test_both_kinds_of_features_are_known_where_the_weights_are(monkeypatch):
-    assert [kind.name for kind in descriptors()] == ["texture", "efficientnet-lite0"]
+def test_all_kinds_of_features_are_known_where_the_weights_are(monkeypatch):
+    assert [kind.name for kind in descriptors()] == ["texture", "structure", "efficientnet-lite0"]
     monkeypatch.setattr("slicebook.metrics.features.deep.installed", lambda: False)
-    assert [kind.name for kind in descriptors()] == ["texture"]
+    assert [kind.name for kind in descriptors()] == ["texture", "structure"]
 
 
 def test_no_more_slices_are_read_than_asked_for(data):

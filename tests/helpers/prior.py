@@ -2,10 +2,10 @@
 
 import torch
 
-from slicebook.config import PriorConfig, TrunkConfig
-from slicebook.models.prior import Prior
+from slicebook.config import PriorConfig
+from slicebook.models.conditions import Conditions
+from slicebook.models.prior import Prior, states_of
 from slicebook.models.sequence import TokenGrid, sequence_layout
-from slicebook.models.transformer import Conditions
 
 SIZES = (3, 4, 5)
 
@@ -23,17 +23,20 @@ LAYOUT = sequence_layout(STAGES)
 COUNT = LAYOUT.starts[-1]
 
 
-def tiny(seed=0, groups=0):
-    """A prior whose answers differ from step to step: its heads do not start at zero."""
+def untrained(sizes=SIZES, strides=(8, 8, 4), seed=0, groups=0, width=3):
+    """A prior as training starts it."""
     torch.manual_seed(seed)
-    small = TrunkConfig(width=64, layers=2)
-    prior = Prior(
-        PriorConfig(coarse=small, fine=small, embedding=4), [torch.randn(k, 3) for k in SIZES], groups
-    )
-    for transformer in prior.transformers:
-        for head in transformer.heads:
-            torch.nn.init.normal_(head.get_parameter("weight"), std=0.5)
-    return prior.eval()
+    config = PriorConfig(widths=(32,), blocks=1, embedding=16)
+    return Prior(config, [torch.randn(k, width) for k in sizes], strides, groups).eval()
+
+
+def tiny(seed=0, groups=0):
+    """A prior that depends on all its inputs: weights that training starts at zero are random."""
+    prior = untrained(seed=seed, groups=groups)
+    for parameter in prior.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.3)
+    return prior
 
 
 def rows(count, seed=0):
@@ -42,5 +45,11 @@ def rows(count, seed=0):
 
 
 @torch.no_grad()
-def nats(prior, tokens, order, conditions=None, input_tokens=None):
-    return prior(LAYOUT, tokens, order, conditions or Conditions.unknown(len(tokens)), input_tokens)
+def logits_of(prior, tokens, states=None, *, conditions=None, time=0.3, seed=0, layout=LAYOUT):
+    """The logits of each grid, from noise of which every slice has the same."""
+    draw = torch.Generator().manual_seed(seed)
+    clean = prior.embed(layout, tokens)
+    noise = [torch.randn(x[:1].shape, generator=draw).expand(x.shape) for x in clean]
+    states = states_of(layout, tokens) if states is None else states
+    conditions = conditions or Conditions.unknown(len(tokens))
+    return prior(layout, noise, torch.full((len(tokens),), time), clean, states, conditions)

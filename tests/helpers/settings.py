@@ -6,9 +6,9 @@ SMALL = (
     *("training.batch_size=4", "training.epochs=3", "training.augment=null"),
     "training.loss.denoise_strength=2",
     *("labels.tokenizer.codebook_sizes=[16]", "labels.tokenizer.width=16", "labels.training.epochs=2"),
-    *("decoder.samples=32", "decoder.discriminator_width=8", "decoder.training.epochs=2"),
+    *("decoder.widths=[32, 32]", "decoder.embedding=16", "decoder.training.epochs=2"),
     "decoder.training.batch_size=4",
-    *("prior.coarse.width=64", "prior.coarse.layers=1", "prior.fine.width=64", "prior.fine.layers=1"),
-    *("prior.embedding=4", "prior.training.batch_size=4", "prior.training.epochs=4"),
-    *("prior.training.validate_every=2", "prior.training.num_views=3", "prior.training.shift=2"),
+    *("prior.widths=[32]", "prior.blocks=1", "prior.embedding=16"),
+    *("prior.training.learning_rate=3e-3", "prior.training.batch_size=4", "prior.training.epochs=4"),
+    *("prior.training.validate_every=2", "prior.training.num_views=3"),
 )

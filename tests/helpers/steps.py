@@ -7,9 +7,9 @@ from lightning_fabric import Fabric
 from slicebook.data.dataset import PreparedData
 from slicebook.data.loader import Batch, SliceBatches
 from slicebook.models.checkpoint import load_prior, load_tokenizer
+from slicebook.models.conditions import Conditions
 from slicebook.models.tokenizer import Tokenizer
-from slicebook.models.transformer import Conditions
-from slicebook.training.decoder import DecoderGAN, DecoderObjective
+from slicebook.training.decoder import DecoderObjective
 from slicebook.training.prior import PriorObjective
 from slicebook.training.token_dataset import TokenBatch
 from slicebook.training.tokenizer import LabelObjective, TokenizerObjective
@@ -69,11 +69,7 @@ def prior_step(trained, fabric, count=3):
 def decoder_step(trained, fabric):
     loaded = load_tokenizer(trained.run)
     data, recipe = PreparedData.open(trained.data), loaded.info.recipe
-    samples = {
-        size: [torch.zeros(6, *grid, dtype=torch.long) for grid in loaded.tokenizer.grids(size)]
-        for size in ((32, 64), (36, 64))
-    }
-    objective = DecoderObjective(loaded, samples, recipe, data, fabric)
-    assert isinstance(objective.adversaries, DecoderGAN)
+    objective = DecoderObjective(loaded, recipe, data, fabric)
+    objective.module.to(fabric.device)
     batch = next(iter(SliceBatches(data.split("train"), 4)))
     return objective, Batch(batch.images, batch.indices).to(fabric.device)

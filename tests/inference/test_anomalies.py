@@ -16,8 +16,8 @@ from slicebook.inference.anomaly import _spread, anomaly, anomaly_scores, heatma
 from slicebook.inference.volumes import Stack
 from slicebook.io.nifti import read_nifti
 from slicebook.io.volume import from_slices
+from slicebook.models.conditions import Conditions
 from slicebook.models.prior import likelihood
-from slicebook.models.transformer import Conditions
 
 CPU: dict[str, Any] = {"device": "cpu"}
 SIZE = (32, 48)  # of whole tokens
@@ -33,7 +33,7 @@ def judged(trained, tmp_path_factory):
     """An oblique volume of three slices, and what was written of it."""
     folder = tmp_path_factory.mktemp("anomaly")
     source, out = volume_file(folder / "scan.nii.gz", (40, 24, 3), oblique()), folder / "out"
-    return source, out, anomaly(trained.run, source, out, orders=3, **CPU)
+    return source, out, anomaly(trained.run, source, out, draws=3, **CPU)
 
 
 def lines_of(path):
@@ -45,7 +45,7 @@ def lines_of(path):
 
 
 def test_a_map_sums_to_the_nats_of_its_slice(loaded, images):
-    found = anomaly_scores(loaded, images, Conditions.unknown(3), orders=2)
+    found = anomaly_scores(loaded, images, Conditions.unknown(3), draws=2)
     assert torch.allclose(found.maps.sum((1, 2)), found.nats, rtol=1e-5)
 
 
@@ -75,8 +75,8 @@ def test_a_map_leaves_the_padding_out(loaded):
 
 def test_nats_are_those_of_the_image_tokens_with_the_mask_unknown(loaded, images):
     layout, tokens = loaded.tokenizer.layout(SIZE), loaded.tokenizer.encode(images)
-    wanted = likelihood(loaded.prior, layout, tokens, Conditions.unknown(3), orders=2, seed=4)
-    found = anomaly_scores(loaded, images, Conditions.unknown(3), orders=2, seed=4)
+    wanted = likelihood(loaded.prior, layout, tokens, Conditions.unknown(3), draws=2, seed=4)
+    found = anomaly_scores(loaded, images, Conditions.unknown(3), draws=2, seed=4)
     assert torch.allclose(found.nats, wanted.nats[:, layout.starts[1] :].sum(1))
     assert found.spread.equal(wanted.spread)
     assert found.nats.min() > 0
@@ -85,7 +85,7 @@ def test_nats_are_those_of_the_image_tokens_with_the_mask_unknown(loaded, images
 def test_a_slice_is_judged_at_its_place_in_the_volume(loaded, images):
     def nats(position):
         conditions = Conditions(torch.full((3,), position), torch.full((3,), -1))
-        return anomaly_scores(loaded, images, conditions, orders=1).nats
+        return anomaly_scores(loaded, images, conditions, draws=1).nats
 
     assert not torch.allclose(nats(0.0), nats(1.0), atol=1e-3)
 
@@ -104,7 +104,7 @@ def test_the_map_of_a_volume_is_that_of_its_slices(judged, loaded):
     source, out, _ = judged
     stack = Stack.of(read_nifti(source))
     places = Conditions(torch.tensor([0.0, 0.5, 1.0]), torch.full((3,), -1))
-    wanted = anomaly_scores(loaded, torch.from_numpy(stack.slices)[:, None], places, orders=3)
+    wanted = anomaly_scores(loaded, torch.from_numpy(stack.slices)[:, None], places, draws=3)
     np.testing.assert_allclose(
         read_nifti(out / "scan.nii.gz").array, from_slices(wanted.maps.numpy(), stack.orientation), rtol=1e-5
     )
@@ -146,12 +146,12 @@ def test_heat_shows_the_peaks_and_leaves_the_most_of_a_map_alone():
 
 
 def test_pictures_may_be_left_out(judged, trained, tmp_path):
-    anomaly(trained.run, judged[0], tmp_path / "out", orders=1, pictures=False, **CPU)
+    anomaly(trained.run, judged[0], tmp_path / "out", draws=1, pictures=False, **CPU)
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"scan.nii.gz", "scan.csv"}
 
 
 def test_the_same_command_gives_the_same_map(judged, trained, tmp_path):
-    anomaly(trained.run, judged[0], tmp_path / "out", orders=3, **CPU)
+    anomaly(trained.run, judged[0], tmp_path / "out", draws=3, **CPU)
     for name in ("scan.nii.gz", "scan.csv"):
         assert (tmp_path / "out" / name).read_bytes() == (judged[1] / name).read_bytes()
 
@@ -165,7 +165,7 @@ def test_a_folder_is_judged_volume_by_volume(trained, tmp_path):
         trained.run,
         tmp_path / "in",
         tmp_path / "out",
-        orders=1,
+        draws=1,
         pictures=False,
         progress=lambda *one: told.append(one),
         **CPU,

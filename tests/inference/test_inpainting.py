@@ -14,6 +14,7 @@ from helpers.prior import LAYOUT
 
 from slicebook.errors import CheckpointError, ConfigError, DataError
 from slicebook.inference import inpaint as inpainting
+from slicebook.inference import synthesis
 from slicebook.inference.inpaint import (
     FEATHER,
     _seam,
@@ -28,8 +29,10 @@ from slicebook.inference.volumes import Stack, read_single
 from slicebook.io.nifti import read_nifti
 from slicebook.models import sampling
 from slicebook.models.checkpoint import load_prior
+from slicebook.models.sampling import SamplingSettings
 
-CPU: dict[str, Any] = {"device": "cpu"}
+QUICK = SamplingSettings(steps=2, decoder_steps=2)
+CPU: dict[str, Any] = {"device": "cpu", "settings": QUICK}
 SHAPE = (40, 32, 3)
 FLIPPED = np.diag([-2.0, 2.0, -4.0, 1.0])
 TURNED = np.array([[0, 0, 3.0, -7], [-1.5, 0, 0, 5], [0, 1.5, 0, 2], [0, 0, 0, 1]])  # sagittal slices
@@ -156,24 +159,26 @@ def test_what_the_region_held_makes_no_difference(trained, files: tuple[Path, Pa
     np.testing.assert_array_equal(found, read_nifti(drawn[0] / "sample-00.nii.gz").array)
 
 
-def test_a_drawing_is_noisy_where_the_rest_is(trained, tmp_path):
-    """The same slice, calm and noisy outside the region: the region follows."""
-    region = region_file(tmp_path / "region.nii.gz")
-    rough = []
-    for name, strength in (("calm", 0.0), ("noisy", 60.0)):
-        image = volume_file(tmp_path / f"{name}.nii.gz", SHAPE)
-        loaded = nib.nifti1.load(image)
-        flat = (
-            np.full(SHAPE, 500, np.float32)
-            + np.linspace(-300, 300, SHAPE[0], dtype=np.float32)[:, None, None]
-        )
-        flat += strength * np.random.default_rng(0).normal(size=SHAPE).astype(np.float32)
-        nib.save(nib.Nifti1Image(flat, loaded.affine), image)
-        inpaint(trained.run, image, region, tmp_path / name, seed=4, **CPU)
-        found = read_nifti(tmp_path / name / "sample-00.nii.gz").array
-        curvature = np.abs(np.diff(found, n=2, axis=0))
-        rough.append(curvature[inside(region)[1:-1]].mean())
-    assert rough[1] > 1.3 * rough[0]
+def test_the_decoder_continues_what_lies_outside_the_region(
+    trained, files: tuple[Path, Path], tmp_path, monkeypatch
+):
+    asked, whole = [], synthesis.render
+
+    def spy(loaded, tokens, size, seeds, steps, surroundings):
+        asked.append((seeds, steps, surroundings))
+        return whole(loaded, tokens, size, seeds, steps, surroundings)
+
+    monkeypatch.setattr(inpainting, "render", spy)
+    inpaint(trained.run, *files, tmp_path / "out", seed=4, **CPU)
+    ((seeds, steps, surroundings),) = asked
+    assert seeds == [slice_seed(4, 0), slice_seed(4, 1)]
+    assert steps == QUICK.decoder_steps
+    stack = Stack.of(read_single(files[0]))
+    region = inpainting._read_region(files[1], files[0], stack)[:2]
+    assert surroundings.kept[:, 0].numpy().tolist() == (~region).tolist()
+    shown = surroundings.images[:, 0].numpy()
+    np.testing.assert_array_equal(shown[~region], stack.slices[:2][~region])
+    np.testing.assert_array_equal(shown[0], fill(stack.slices[0], region[0]))
 
 
 # --- Tokens

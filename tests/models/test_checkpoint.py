@@ -288,7 +288,8 @@ def refuse_prior(path, message):
 def test_a_prior_comes_back_bit_for_bit_with_its_tokenizers_and_settings(prior, tmp_path):
     first = load_prior(prior)
     other = tmp_path / "new" / "other.safetensors"
-    save_prior(other, first.prior, first.tokenizer, first.info.model_copy(update={"weights_sha256": ""}))
+    info = first.info.model_copy(update={"weights_sha256": ""})
+    save_prior(other, first.prior, first.tokenizer, info, first.decoder)
     again = load_prior(other)
     assert again.info == first.info
     assert again.path == other
@@ -296,6 +297,7 @@ def test_a_prior_comes_back_bit_for_bit_with_its_tokenizers_and_settings(prior, 
         lambda loaded: loaded.prior,
         lambda loaded: loaded.tokenizer.images,
         lambda loaded: loaded.tokenizer.masks,
+        lambda loaded: loaded.decoder,
     ):
         actual, wanted = part(again), part(first)
         assert hash_tensors(actual.state_dict()) == hash_tensors(wanted.state_dict())
@@ -305,11 +307,17 @@ def test_a_prior_comes_back_bit_for_bit_with_its_tokenizers_and_settings(prior, 
 def test_a_prior_of_slices_alone_comes_back_without_masks(prior, tmp_path):
     first = load_prior(prior)
     joint_tokenizer = JointTokenizer(first.tokenizer.images)
-    bare = Prior(first.info.recipe.prior, joint_tokenizer.codebooks, len(first.info.classes))
+    bare = Prior(
+        first.info.recipe.prior,
+        joint_tokenizer.codebooks,
+        joint_tokenizer.strides,
+        len(first.info.classes),
+    )
     other = tmp_path / "other.safetensors"
     save_prior(other, bare, joint_tokenizer, first.info.model_copy(update={"masks": None}))
     reloaded = load_prior(other)
     assert reloaded.tokenizer.masks is None
+    assert reloaded.decoder is None
     assert hash_tensors(reloaded.prior.state_dict()) == hash_tensors(bare.state_dict())
 
 
@@ -331,13 +339,20 @@ def test_a_cut_prior_is_refused(prior):
 
 def test_a_prior_whose_weights_do_not_fit_is_refused(prior):
     _, info = tensor_file.read_tensors(prior)
-    info["recipe"]["prior"]["fine"]["layers"] = 2
+    info["recipe"]["prior"]["blocks"] = 2
     resealed(prior, recipe=info["recipe"])
     refuse_prior(prior, "its weights do not fit its settings; train it again")
 
 
-def test_a_prior_is_no_tokenizer_and_a_tokenizer_no_prior(prior, model):
-    refuse(prior, "holds a prior, wanted a tokenizer")
+def test_a_prior_file_holds_its_tokenizer(prior, trained):
+    loaded, alone = load_tokenizer(prior), load_tokenizer(trained.run)
+    assert loaded.info.weights_sha256 == alone.info.weights_sha256 == loaded.codebook_hash
+    assert loaded.info.provenance == alone.info.provenance
+    with pytest.raises(CheckpointError, match="holds a prior, wanted a label tokenizer"):
+        load_tokenizer(prior, kind="label tokenizer")
+
+
+def test_a_tokenizer_is_no_prior(prior, model):
     refuse_prior(model, "holds a tokenizer, wanted a prior; train one first: slicebook train generator ")
 
 

@@ -100,3 +100,16 @@ def test_without_a_mask_tokenizer_there_are_no_masks(joint_tokenizer, images, ma
     assert [stage.kind for stage in plain.layout(SIZE).stages] == ["image", "image"]
     assert row.equal(plain.encode(images, masks))
     assert plain.decode(row, SIZE).masks is None
+
+
+def test_strides_are_those_of_the_layout(joint_tokenizer):
+    assert joint_tokenizer.strides == [8, 16, 4]
+    assert joint_tokenizer.strides == [stage.stride for stage in joint_tokenizer.layout(SIZE).stages]
+
+
+def test_grids_are_those_of_the_tokenizers(joint_tokenizer, images, masks):
+    """Finest first."""
+    grids = joint_tokenizer.grids(joint_tokenizer.encode(images, masks), SIZE)
+    for actual, wanted in zip(grids["image"], joint_tokenizer.images.encode(images), strict=True):
+        assert actual.equal(wanted)
+    assert grids["mask"][0].equal(joint_tokenizer.masks.encode(one_hot(masks, VALUES))[0])

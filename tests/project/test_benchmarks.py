@@ -208,17 +208,14 @@ def with_recipe(loaded, recipe):
 @pytest.fixture(scope="module")
 def generated(scripts, measured):
     """`generation.py` on a prior over the tokens of the small `compact`; its result beside the others."""
-    transformer = {"width": 64, "layers": 1}
-    settings = [
-        f"prior.{name}.{key}={value}" for name in ("coarse", "fine") for key, value in transformer.items()
-    ]
+    settings = ["prior.widths=[32]", "prior.blocks=1", "prior.embedding=16"]
     settings += ["prior.training.epochs=1", "prior.training.batch_size=4", "prior.training.num_views=1"]
     settings += [
         "labels.training.epochs=1",
         "labels.tokenizer.width=16",
         "labels.tokenizer.codebook_sizes=[8]",
     ]
-    settings += ["decoder.samples=8", "decoder.discriminator_width=8", "decoder.training.epochs=1"]
+    settings += ["decoder.widths=[32, 32]", "decoder.embedding=16", "decoder.training.epochs=1"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("slicebook.training.fit_prior.LOW_USAGE", 0)
         train_generator(
@@ -229,7 +226,7 @@ def generated(scripts, measured):
 
 
 def draw_samples(scripts, folder, *more):
-    words = [folder / "work" / "compact", folder / "data", "--name", "small", "-n", 6, "--steps", 2]
+    words = [folder / "work" / "compact", folder / "data", "--name", "small", "-n", 6, "--segmenter-steps", 2]
     words += ["--threads", 1, "--results", folder / "results", "--sheets", folder / "sheets", *more]
     return scripts["generation"].main([str(word) for word in words])
 
@@ -237,7 +234,7 @@ def draw_samples(scripts, folder, *more):
 def test_samples_are_judged_beside_test_patients(generated, measured):
     likeness = GenerationResult.model_validate(generated["generation"])
     assert (likeness.held_out_patients, likeness.held_out_slices) == (2, 8)
-    assert set(likeness.features) == {"texture", "efficientnet-lite0"}
+    assert set(likeness.features) == {"texture", "structure", "efficientnet-lite0"}
     assert likeness.anatomy is not None
     assert set(likeness.anatomy.by_rule) == set(likeness.anatomy.rules)
     assert SamplingInfo.model_validate(generated["sampling"]).samples == 6
@@ -259,8 +256,8 @@ def test_a_generation_says_how_it_was_made_and_names_no_person_or_place(generate
 
 
 def test_samples_beside_other_patients_are_refused(scripts, generated, measured, capsys):
-    assert draw_samples(scripts, measured, "--results", measured / "nowhere", "--top-p", "2") == 1
-    assert "top_p" in capsys.readouterr().err
+    assert draw_samples(scripts, measured, "--results", measured / "nowhere", "--guidance", "-2") == 1
+    assert "guidance" in capsys.readouterr().err
     words = [measured / "work" / "compact", measured / "other", "--results", measured / "nowhere"]
     assert scripts["generation"].main([*map(str, words), "--threads", "1"]) == 1
     assert "other patients" in capsys.readouterr().err
@@ -287,7 +284,7 @@ def test_the_table_says_whether_samples_come_as_near_as_real_patients(scripts, g
 
 def test_both_kinds_of_features_have_a_column(scripts, generated):
     head = scripts["table"].draw("likeness", {"generation-small": generated}).splitlines()[0]
-    assert head == "|  | small: texture | small: EfficientNet-Lite0 |"
+    assert head == "|  | small: texture | small: structure | small: EfficientNet-Lite0 |"
 
 
 # --- audit.py
@@ -453,7 +450,7 @@ def test_costs_beyond_what_was_wanted_are_said(scripts, costs):
 
 def test_a_prior_is_asked_where_slices_were_changed(scripts, generated, measured, monkeypatch):
     monkeypatch.setattr(scripts["anomaly"], "SMALLEST", 4)
-    words = [measured / "work" / "compact", measured / "data", "--name", "small", "--orders", 1]
+    words = [measured / "work" / "compact", measured / "data", "--name", "small", "--draws", 1]
     words += ["--threads", 1, "--results", measured / "results", "--sheets", measured / "odd"]
     assert scripts["anomaly"].main([str(word) for word in words]) == 0
     content = result(measured, "anomaly-small")

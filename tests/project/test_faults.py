@@ -255,8 +255,11 @@ CASES = [
     ("demo --out occupied", "occupied: exists and is not a demo; choose another --out"),
     ("demo --out new --recipe grand", "recipe 'grand' not found"),
     # priors
-    ("reconstruct drawn/prior volume.nii.gz -o new", "holds a prior, wanted a tokenizer"),
-    ("train prior drawn/prior", "holds a prior, wanted a tokenizer"),
+    (
+        "reconstruct drawn/prior/decoder volume.nii.gz -o new",
+        "holds a generation decoder, wanted a tokenizer",
+    ),
+    ("train prior drawn/prior", "has no record of its training data; give --data DATA"),
     (
         "generate run --out new",
         "holds a tokenizer, wanted a prior; train one first: slicebook train generator run",
@@ -274,8 +277,7 @@ CASES = [
     ),
     ("generate drawn --out new --class T2", "drawn.*: was not trained with class 'T2'; known are 0, 1, 2, 3"),
     ("generate drawn --out new --size 8 8", "drawn.*: was not trained on slices of 8×8; wanted one of 32×64"),
-    ("generate drawn --out new --top-p 0", "top_p 0: wanted a share above 0 and at most 1"),
-    ("generate drawn --out new --temperature 0", "temperature 0: wanted a number above 0"),
+    ("generate drawn --out new --guidance -1", "guidance -1: wanted a number from 0"),
     ("generate drawn --out new --seed 99999999999999999999", "seed 9+: wanted a whole number from 0"),
     ("generate drawn --out new --device cuda", "device cuda: .*use --device cpu"),
     (

@@ -35,7 +35,8 @@ OTHERS = {
     *("--porcelain", "--untracked-files", "--show-toplevel"),  # git
     *("--force-reinstall", "--no-deps", "--disable-pip-version-check", "--no-build-isolation"),  # pip
     *("--no-index", "--find-links", "--quiet", "--wheel-dir", "--target"),
-    *("--cov", "--durations"),  # pytest
+    *("--cov", "--durations", "--junitxml"),  # pytest
+    *("--query-gpu", "--format"),  # nvidia-smi
     *("--annotate", "--message", "--sign", "--strict"),  # git tag, twine
     *("--shm-size", "--ink", "--line", "--paper"),  # docker; colours of a page
     *("--disable-gpu", "--disable-quic", "--disable-background-networking", "--no-first-run"),  # Chromium

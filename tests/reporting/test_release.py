@@ -76,8 +76,7 @@ def test_the_audit_of_another_model_clears_nothing(trained, variant, tmp_path):
 @pytest.mark.parametrize(
     ("how", "named"),
     [
-        ({"settings": SamplingSettings(temperature=0.5)}, "temperature 0.9 audited, 0.5 requested"),
-        ({"noise": False}, "noise True audited, False requested"),
+        ({"settings": SamplingSettings(steps=5)}, "steps 16 audited, 5 requested"),
         ({"group": "0"}, "class any audited, 0 requested"),
         ({"conditional": False}, "conditional True audited, False requested"),
         ({"position": 0.5}, "position any audited, 0.5 requested"),

@@ -1,5 +1,7 @@
 """The answers: each rule is what it says, and what was not evaluated is never a yes."""
 
+from typing import Any
+
 import pytest
 
 from slicebook.evaluation.report import PARTS, Evaluation, read_report
@@ -82,25 +84,41 @@ def test_whose_slices_they_are_is_said(variant, split, words):
     assert words in verdicts(read_report(variant("report", split=split)))[FAITHFUL].finding
 
 
+KINDS = ("texture", "structure", "efficientnet-lite0")
+
+
+@pytest.mark.parametrize(("auc", "wanted"), [(0.7, "yes"), (0.72, "partly")])
+def test_it_generates_only_what_a_classifier_tells_no_better_than_other_patients(variant, auc, wanted):
+    found = {"convention": "", "auc": auc, "interval": None, "tokenizer_only": 0.5, "reference": 0.61}
+    change: dict[str, Any] = {"generation__detection": {"pixels": found | {"reference_interval": None}}}
+    for kind in KINDS:
+        change[f"generation__features__{kind}__samples__kernel_distance"] = beside(0.5, 0.5, 1.0)
+        change[f"generation__features__{kind}__samples__coverage"] = covers(0.5)
+    folder = variant("report", **ENOUGH, **change, generation__anatomy=None)
+    assert verdict(folder, GENERATES) == wanted
+    finding = verdicts(read_report(folder))[GENERATES].finding
+    assert f"AUC of: pixels {auc:.2f} (other patients up to 0.61)" in finding
+
+
 @pytest.mark.parametrize(
     ("distances", "ratio", "wanted"),
     [
-        ((1.0, 1.0), 0.9, "yes"),
-        ((1.0, 1.0), 0.89, "partly"),
-        ((1.0, 9.0), 0.9, "partly"),
-        ((9.0, 9.0), 0.5, "no"),
-        ((9.0, 9.0), None, "no"),
+        ((1.0, 1.0, 1.0), 0.9, "yes"),
+        ((1.0, 1.0, 1.0), 0.89, "partly"),
+        ((1.0, 1.0, 9.0), 0.9, "partly"),
+        ((1.0, 9.0, 1.0), 0.9, "partly"),
+        ((9.0, 9.0, 9.0), 0.5, "no"),
+        ((9.0, 9.0, 9.0), None, "no"),
     ],
 )
 def test_it_generates_where_all_of_the_rule_holds(variant, distances, ratio, wanted):
-    kinds = ("texture", "efficientnet-lite0")
     change = {
         f"generation__features__{kind}__samples__kernel_distance": beside(value, 0.5, 1.0)
-        for kind, value in zip(kinds, distances, strict=True)
+        for kind, value in zip(KINDS, distances, strict=True)
     }
     change |= {
         f"generation__features__{kind}__samples__coverage": covers(0.1 if wanted == "no" else 0.5)
-        for kind in kinds
+        for kind in KINDS
     }
     folder = variant("report", **ENOUGH, **change, generation__anatomy__ratio=ratio)
     assert verdict(folder, GENERATES) == wanted
@@ -109,7 +127,7 @@ def test_it_generates_where_all_of_the_rule_holds(variant, distances, ratio, wan
 @pytest.mark.parametrize(("coverage", "wanted"), [(0.40, "yes"), (0.39, "partly"), (None, "partly")])
 def test_it_generates_only_where_it_covers(variant, coverage, wanted):
     change = {}
-    for kind in ("texture", "efficientnet-lite0"):
+    for kind in KINDS:
         change[f"generation__features__{kind}__samples__kernel_distance"] = beside(0.5, 0.5, 1.0)
         change[f"generation__features__{kind}__samples__coverage"] = covers(coverage)
     folder = variant("report", **ENOUGH, **change, generation__anatomy=None)
@@ -166,7 +184,7 @@ def test_few_patients_decide_nothing(variant, patients, wanted):
         "downstream__generated__mean": 0.9,
         "downstream__training_set__mean": 0.9,
     }
-    for kind in ("texture", "efficientnet-lite0"):
+    for kind in KINDS:
         change[f"generation__features__{kind}__samples__kernel_distance"] = beside(0.5, 0.5, 1.0)
         change[f"generation__features__{kind}__samples__coverage"] = covers(0.5)
     folder = variant("report", **change)

@@ -19,9 +19,9 @@ from helpers.steps import (
 from lightning_fabric import Fabric
 
 from slicebook.models.checkpoint import load_prior, load_tokenizer
+from slicebook.models.conditions import Conditions
 from slicebook.models.sampling import SamplingSettings, sample
 from slicebook.models.tokenizer import Tokenizer
-from slicebook.models.transformer import Conditions
 
 META = torch.device("meta")
 

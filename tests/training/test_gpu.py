@@ -26,9 +26,9 @@ from slicebook.data.dataset import PreparedData
 from slicebook.devices import PRECISIONS
 from slicebook.inference.generate import generate
 from slicebook.models.checkpoint import load_prior, load_tokenizer
+from slicebook.models.conditions import Conditions
 from slicebook.models.prior import likelihood
 from slicebook.models.sampling import sample
-from slicebook.models.transformer import Conditions
 from slicebook.recipes import load_recipe
 from slicebook.training.generator import train_generator
 from slicebook.training.tokenizer import TokenizerObjective, train_tokenizer

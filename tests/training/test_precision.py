@@ -16,8 +16,8 @@ from slicebook.config import TrainingConfig
 from slicebook.devices import PRECISIONS
 from slicebook.io.tensors import STATE_NAME, load_state
 from slicebook.models.checkpoint import MODEL_NAME, load_prior
+from slicebook.models.conditions import Conditions
 from slicebook.models.sampling import SamplingSettings, sample
-from slicebook.models.transformer import Conditions
 from slicebook.recipes import load_recipe
 from slicebook.training import trainer
 from slicebook.training.generator import train_generator

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers.prior import COUNT, LAYOUT, SIZES, rows, tiny
+from helpers.prior import COUNT, LAYOUT, SIZES, STAGES, rows, tiny, untrained
 from helpers.settings import SMALL
 from helpers.training import OPTIONS, prepared_folder
 from lightning_fabric import Fabric
@@ -18,57 +18,100 @@ from slicebook.data.prepare import prepare
 from slicebook.data.splits import Split
 from slicebook.errors import CheckpointError, ConfigError, DataError
 from slicebook.io.tensors import STATE_NAME, hash_tensors, load_state, save_state
-from slicebook.models.checkpoint import MODEL_NAME, load_prior, load_tokenizer, save_tokenizer
-from slicebook.models.sequence import JointTokenizer, draw_orders
-from slicebook.models.transformer import Conditions
+from slicebook.models.checkpoint import (
+    MODEL_NAME,
+    load_decoder,
+    load_prior,
+    load_tokenizer,
+    save_tokenizer,
+)
+from slicebook.models.conditions import Conditions
+from slicebook.models.prior import ABSENT, KNOWN, UNKNOWN, Prior, likelihood
+from slicebook.models.sampling import sample
+from slicebook.models.sequence import JointTokenizer, TokenGrid, sequence_layout
 from slicebook.recipes import load_recipe
 from slicebook.training import generator
+from slicebook.training import prior as prior_training
 from slicebook.training.generator import train_decoder, train_generator, train_masks, train_prior
-from slicebook.training.prior import PriorObjective, corrupt_tokens, drop_conditions, drop_masks
+from slicebook.training.prior import (
+    GIVEN_MASKS,
+    GIVEN_SURROUNDINGS,
+    REGION_SIDES,
+    PriorObjective,
+    _by_stage,
+    _draw_regions,
+    draw_states,
+    drop_conditions,
+)
 from slicebook.training.resume import PREVIOUS_NAME, Progress
 from slicebook.training.run import SUBFOLDERS
 from slicebook.training.token_cache import TOKENS_NAME
 from slicebook.training.token_dataset import TokenBatch, encode_slices
 from slicebook.training.tokenizer import train_tokenizer
 
+MASK = LAYOUT.slice_of(0)
+
 
 def draw(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-# --- Token noise and dropout
+# --- Known and absent tokens
 
 
-def test_without_token_noise_no_token_changes():
-    assert corrupt_tokens(LAYOUT, rows(50), 0.0, draw()).equal(rows(50))
+def test_a_fifth_of_the_slices_know_their_mask_and_a_fifth_their_surroundings():
+    states = draw_states(LAYOUT, rows(5000), 0.0, draw())
+    mask, image = states[:, MASK] == KNOWN, states[:, 2:] == KNOWN
+    absent = states[:, MASK] == ABSENT
+    of_mask = mask.all(1) & ~image.any(1)
+    inside = image.any(1)
+    nothing = ~mask.any(1) & ~image.any(1)
+    # Where a region covers all the image, or all but mask tokens, it counts among the others.
+    assert float(of_mask.float().mean()) == pytest.approx(GIVEN_MASKS, abs=0.03)
+    assert float(inside.float().mean()) == pytest.approx(GIVEN_SURROUNDINGS, abs=0.03)
+    assert float(nothing.float().mean()) == pytest.approx(1 - GIVEN_MASKS - GIVEN_SURROUNDINGS, abs=0.03)
+    assert (image[inside].sum(1) < 10).float().mean() > 0.95
+    # Inpainting knows no mask: half of these slices are trained without it, and only these.
+    assert float(absent[inside].all(1).float().mean()) == pytest.approx(0.5, abs=0.06)
+    assert not absent[of_mask].any()
 
 
-def test_the_share_of_token_noise_differs_by_slice_up_to_twice_the_setting():
-    tokens = torch.zeros(4000, COUNT, dtype=torch.int64)
-    wrong = (corrupt_tokens(LAYOUT, tokens, 0.2, draw()) != 0).float()
-    last = wrong[:, LAYOUT.slice_of(2)]  # one in five codes is the right one by chance
-    assert float(last.mean()) == pytest.approx(0.2 * 4 / 5, abs=0.01)
-    # Of shares uniform in [0, 0.4], and of eight tokens drawn with each; one share for all would give 0.017.
-    wanted = 0.8**2 * 0.4**2 / 12 + (0.16 - 0.8**2 * 0.4**2 / 3) / 8
-    assert float(last.mean(1).var()) == pytest.approx(wanted, rel=0.05)
-    assert (corrupt_tokens(LAYOUT, tokens, 0.01, draw()) != 0).float().mean() < 0.02
+def test_the_tokens_of_dropped_masks_are_absent_and_the_others_as_before():
+    tokens = rows(3000)
+    before, after = (draw_states(LAYOUT, tokens, share, draw()) for share in (0.0, 0.3))
+    dropped = after[:, MASK] == ABSENT
+    assert (dropped == dropped[:, :1]).all()
+    share = 0.3 * (1 - GIVEN_SURROUNDINGS) + 0.5 * GIVEN_SURROUNDINGS
+    assert float(dropped[:, 0].float().mean()) == pytest.approx(share, abs=0.03)
+    assert after[~dropped[:, 0]].equal(before[~dropped[:, 0]])
+    assert after[:, 2:].equal(before[:, 2:])
 
 
-def test_token_noise_is_uniform_over_the_codes_of_its_grid():
-    tokens = rows(1).repeat(3000, 1)
-    input_tokens = corrupt_tokens(LAYOUT, tokens, 0.5, draw())
-    for index, size in enumerate(SIZES):
-        part = LAYOUT.slice_of(index)
-        others = input_tokens[:, part][input_tokens[:, part] != tokens[:, part]]
-        assert others.min() >= 0
-        assert others.max() < size
-        assert set(input_tokens[:, part.start].tolist()) == set(range(size))
+def test_tokens_that_a_slice_does_not_have_are_absent_whatever_is_drawn():
+    tokens = rows(500)
+    tokens[:, MASK] = SIZES[0]
+    states = draw_states(LAYOUT, tokens, 0.3, draw())
+    assert states[:, MASK].eq(ABSENT).all()
+    assert set(states[:, 2:].unique().tolist()) == {UNKNOWN, KNOWN}
 
 
-def test_token_noise_leaves_unknown_tokens():
-    tokens = rows(200)
-    tokens[:, LAYOUT.slice_of(0)] = SIZES[0]
-    assert (corrupt_tokens(LAYOUT, tokens, 0.5, draw())[:, LAYOUT.slice_of(0)] == SIZES[0]).all()
+def test_regions_are_rectangles_that_touch_fine_tokens_and_hold_the_centres_of_coarse_ones():
+    layout = sequence_layout((TokenGrid("image", 1, 5, 3, 8, 4), TokenGrid("image", 0, 10, 6, 4, 5)))
+    coarse, fine = _draw_regions(layout, 200, draw())
+    centre, side = torch.rand(2, 200, 2, generator=draw())
+    side = REGION_SIDES[0] + (REGION_SIDES[1] - REGION_SIDES[0]) * side
+    low, high = centre - side / 2, centre + side / 2
+    for number in range(200):
+        (top, left), (bottom, right) = low[number].tolist(), high[number].tolist()
+        for row in range(10):
+            for column in range(6):
+                touched = top < (row + 1) / 10 and row / 10 < bottom
+                touched &= left < (column + 1) / 6 and column / 6 < right
+                assert bool(fine[number, row, column]) == touched
+        for row in range(5):
+            for column in range(3):
+                held = top < (row + 0.5) / 5 < bottom and left < (column + 0.5) / 3 < right
+                assert bool(coarse[number, row, column]) == held
 
 
 def test_condition_dropout_drops_all_conditions_of_a_slice():
@@ -80,29 +123,15 @@ def test_condition_dropout_drops_all_conditions_of_a_slice():
     assert conditions.position[~hidden].equal(known.position[~hidden])
 
 
-def test_mask_dropout_drops_all_mask_tokens_of_a_slice_and_no_others():
-    tokens = rows(2000)
-    dropped = drop_masks(LAYOUT, tokens, 0.3, draw())
-    hidden = dropped[:, LAYOUT.slice_of(0)] == SIZES[0]
-    assert (hidden == hidden[:, :1]).all()
-    assert float(hidden.float().mean()) == pytest.approx(0.3, abs=0.04)
-    assert dropped[~hidden[:, 0]].equal(tokens[~hidden[:, 0]])
-    assert dropped[:, 2:].equal(tokens[:, 2:])
-
-
-def test_mask_dropout_does_not_change_its_input():
-    tokens = rows(20)
-    drop_masks(LAYOUT, tokens, 1.0, draw())
-    assert tokens.equal(rows(20))
-
-
 # --- A step
 
 
-def objective(save_model=None, **settings):
-    plain = {"token_corruption": 0.0, "condition_dropout": 0.0, "mask_dropout": 0.0, **settings}
+def objective(save_model=None, prior=None, **settings):
+    plain = {"condition_dropout": 0.0, "mask_dropout": 0.0, **settings}
     fabric = Fabric(accelerator="cpu", devices=1)
-    return PriorObjective(tiny(), PriorTrainingConfig(**plain), fabric, save_model or (lambda *_: None))
+    return PriorObjective(
+        prior or tiny(), PriorTrainingConfig(**plain), fabric, save_model or (lambda *_: None)
+    )
 
 
 def batch(count=4):
@@ -113,7 +142,7 @@ def batch(count=4):
 def test_a_step_depends_on_seed_and_step_alone():
     def scores(step, **settings):
         torch.rand(7)  # what was drawn before makes no difference
-        made = objective(token_corruption=0.3, condition_dropout=0.5, mask_dropout=0.5, **settings)
+        made = objective(condition_dropout=0.5, mask_dropout=0.5, **settings)
         made.module.train()
         return float(made.training_step(batch(), step, 0.0)["loss"].detach())
 
@@ -121,35 +150,62 @@ def test_a_step_depends_on_seed_and_step_alone():
     assert len({scores(3), scores(4), scores(3, seed=7)}) == 3
 
 
-def test_the_loss_weights_both_transformers_equally():
+def test_the_loss_counts_every_grid_alike():
     made = objective()
-    made.module.eval()
     scores = made.training_step(batch(), 0, 0.0)
-    # Two stages of two tokens each are the coarse trunk's.
-    coarse = (scores["nats_mask_0"] + scores["nats_image_1"]) / 2
-    assert float(scores["loss"].detach()) == pytest.approx(float(coarse + scores["nats_image_0"]), rel=1e-5)
+    nats = [float(scores[f"nats_{stage.name}"]) for stage in STAGES]
+    assert float(scores["loss"].detach()) == pytest.approx(sum(nats) / 3, rel=1e-5)
 
 
-def test_nats_of_a_stage_are_those_of_its_known_tokens():
+def test_nats_of_a_grid_are_the_mean_over_its_unknown_tokens():
+    """Known and absent tokens are not learned."""
+    losses, unknown = torch.rand(2, COUNT), torch.zeros(2, COUNT, dtype=torch.bool)
+    unknown[0, 4:7] = unknown[1, 5] = unknown[1, 2] = True
+    nats = _by_stage(LAYOUT, losses, unknown)
+    assert float(nats["nats_mask_0"]) == 0
+    assert float(nats["nats_image_1"]) == pytest.approx(float(losses[1, 2]))
+    wanted = (losses[0, 4:7].sum() + losses[1, 5]) / 4
+    assert float(nats["nats_image_0"]) == pytest.approx(float(wanted))
+
+
+def test_absent_masks_are_not_learned():
     made, tokens_batch = objective(), batch()
-    made.module.eval()
-    tokens_batch.tokens[2:, LAYOUT.slice_of(0)] = SIZES[0]
-    loss = made.training_step(tokens_batch, 0, 0.0)["nats_mask_0"]
-    tokens_batch.tokens[:2, LAYOUT.slice_of(0)] = SIZES[0]
-    assert float(loss) > 0.5
-    assert float(made.training_step(tokens_batch, 0, 0.0)["nats_mask_0"]) == 0
+    tokens_batch.tokens[:, MASK] = SIZES[0]
+    scores = made.training_step(tokens_batch, 0, 0.0)
+    assert float(scores["nats_mask_0"]) == 0
+    assert float(scores["nats_image_1"]) > 0.3
 
 
-@pytest.mark.parametrize(
-    "setting", ["token_corruption", "condition_dropout", "mask_dropout"], ids=lambda name: name
-)
-def test_a_step_applies_token_noise_and_dropout(setting):
+@pytest.mark.parametrize("setting", ["condition_dropout", "mask_dropout"])
+def test_a_step_applies_dropout(setting):
     def loss(**settings):
-        made = objective(**settings)
-        made.module.eval()
-        return float(made.training_step(batch(), 0, 0.0)["loss"].detach())
+        return float(objective(**settings).training_step(batch(), 0, 0.0)["loss"].detach())
 
     assert loss(**{setting: 0.9}) != pytest.approx(loss(), abs=1e-6)
+
+
+@pytest.fixture
+def passes(monkeypatch):
+    """Collect what a prior is asked: samples, times, clean codes, states and conditions."""
+    asked, whole = [], Prior.forward
+
+    def forward(self, layout, samples, times, clean, states, conditions):
+        asked.append((self, samples, times, clean, states, conditions))
+        return whole(self, layout, samples, times, clean, states, conditions)
+
+    monkeypatch.setattr(Prior, "forward", forward)
+    return asked
+
+
+def test_the_samples_of_a_step_are_codes_with_noise_of_their_time(passes):
+    objective().training_step(batch(200), 0, 0.0)
+    ((_, samples, times, clean, *_),) = passes
+    assert len(times.unique()) == 200
+    for x, data in zip(samples, clean, strict=True):
+        t = times.view(-1, 1, 1, 1)
+        noise = (x - t * data) / (1 - t)
+        assert float(noise.mean()) == pytest.approx(0, abs=0.1)
+        assert float(noise.std()) == pytest.approx(1, abs=0.1)
 
 
 def test_the_moving_average_follows_slowly_and_forgets_the_initial_weights():
@@ -174,26 +230,104 @@ def test_only_the_learner_has_a_gradient():
 
 
 @torch.no_grad()
-def test_validation_scores_the_moving_average_without_token_noise():
-    made = objective(token_corruption=0.9, condition_dropout=1.0, mask_dropout=1.0, seed=5)
+def test_validation_scores_the_moving_average_at_even_times_with_nothing_known_or_dropped(passes):
+    made = objective(condition_dropout=1.0, mask_dropout=1.0, seed=5)
     for parameter in made.pair.learner.parameters():
         parameter.mul_(2)
     tokens_batch = batch()
     scores = made.validation_step(tokens_batch)
-    orders = draw_orders(LAYOUT, 4, draw(5))
-    wanted = made.pair.average.eval()(LAYOUT, tokens_batch.tokens, orders, tokens_batch.conditions)
-    assert float(scores["likelihood"]) == pytest.approx(-float(wanted.mean()), rel=1e-5)
-    bits = float(wanted[:, 2:].sum(1).mean()) / math.log(2) / (16 * 8)  # of the slice, not of its mask
-    assert float(scores["bits_per_pixel"]) == pytest.approx(bits, rel=1e-5)
-    assert float(scores["nats_mask_0"]) == pytest.approx(float(wanted[:, :2].mean()), rel=1e-5)
+    ((prior, _, times, _, states, conditions),) = passes
+    assert prior is made.pair.average
+    assert times.sort().values.tolist() == pytest.approx([0.125, 0.375, 0.625, 0.875])
+    assert states.eq(UNKNOWN).all()
+    assert conditions.position.equal(tokens_batch.conditions.position)
+    nats = [float(scores[f"nats_{stage.name}"]) for stage in STAGES]
+    assert float(scores["log_score"]) == pytest.approx(-sum(nats) / 3, rel=1e-5)
+    assert made.monitor == "log_score"
+    assert {name: float(value) for name, value in made.validation_step(tokens_batch).items()} == {
+        name: float(value) for name, value in scores.items()
+    }
+
+
+# --- Many steps
+
+
+def copied(masks):
+    """Sequences whose image copies the codes of the mask, all its tokens alike."""
+    return masks[:, None].expand(-1, COUNT).clone()
+
+
+@pytest.fixture(scope="module")
+def learned():
+    """A prior that was trained on three slices: the image is of the mask's code everywhere."""
+    made = objective(prior=untrained(), mask_dropout=0.2, ema=0.9)
+    tokens = copied(torch.arange(24) % 3)
+    tokens_batch = TokenBatch(LAYOUT, tokens, Conditions.unknown(24), torch.arange(24))
+    with torch.no_grad():
+        before = float(made.validation_step(tokens_batch)["log_score"])
+    optimiser = torch.optim.AdamW(made.pair.learner.parameters(), lr=4e-3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prior_training, "GIVEN_MASKS", 0.5)  # for a training as short as this
+        for step in range(160):
+            optimiser.zero_grad()
+            made.training_step(tokens_batch, step, 0.0)["loss"].backward()
+            optimiser.step()
+    with torch.no_grad():
+        after = float(made.validation_step(tokens_batch)["log_score"])
+    return made.pair.average.eval(), before, after
+
+
+def test_the_log_score_rises_from_that_of_random_codes(learned):
+    _, before, after = learned
+    assert before == pytest.approx(-sum(math.log(size) for size in SIZES) / 3, abs=0.5)
+    assert after > -0.6
+
+
+def test_samples_are_the_learned_slices_and_all_of_them(learned):
+    tokens = sample(learned[0], LAYOUT, range(32), Conditions.unknown(32))
+    alike = (tokens == tokens[:, :1]).all(1)
+    assert float(alike.float().mean()) > 0.8
+    assert set(tokens[alike, 0].tolist()) == {0, 1, 2}
+
+
+def test_an_image_follows_its_given_mask(learned):
+    wanted = copied(torch.arange(16) % 3)
+    known = torch.zeros(16, COUNT, dtype=torch.bool)
+    known[:, MASK] = True
+    tokens = sample(
+        learned[0], LAYOUT, range(16), Conditions.unknown(16), known_tokens=wanted, known_mask=known
+    )
+    assert float((tokens == wanted).float().mean()) > 0.6  # .44 by chance
+
+
+def test_a_region_follows_its_surroundings_also_without_a_mask(learned):
+    wanted = copied(torch.arange(16) % 3)
+    wanted[:, MASK] = SIZES[0]
+    known = torch.ones(16, COUNT, dtype=torch.bool)
+    known[:, 6:8] = False
+    tokens = sample(
+        learned[0], LAYOUT, range(16), Conditions.unknown(16), known_tokens=wanted, known_mask=known
+    )
+    assert float((tokens == wanted).all(1).float().mean()) > 0.8
+
+
+def test_learned_slices_are_likelier_than_others(learned):
+    good, other = copied(torch.arange(3)), rows(3, seed=4)
+    nats = [
+        likelihood(learned[0], LAYOUT, tokens, Conditions.unknown(3)).nats.sum(1) for tokens in (good, other)
+    ]
+    assert nats[0].max() < nats[1].min()
+
+
+# --- What is saved
 
 
 def test_the_averaged_weights_are_saved(tmp_path):
     kept = []
     made = objective(lambda *arguments: kept.append(arguments))
-    made.save(tmp_path / "model", Progress(), {"likelihood": 1.0})
+    made.save(tmp_path / "model", Progress(), {"log_score": 1.0})
     ((path, prior, _, scores),) = kept
-    assert (path, scores) == (tmp_path / "model", {"likelihood": 1.0})
+    assert (path, scores) == (tmp_path / "model", {"log_score": 1.0})
     assert prior is made.pair.average
 
 
@@ -239,9 +373,10 @@ def test_the_model_on_disk_is_the_average(trained):
     )
 
 
-def test_training_raises_the_likelihood(trained):
-    likelihoods = [float(row["validation_likelihood"]) for row in rows_of(trained.run / "prior")]
-    assert likelihoods == sorted(likelihoods)
+def test_training_raises_the_log_score(trained):
+    scores = [float(row["validation_log_score"]) for row in rows_of(trained.run / "prior")]
+    assert len(scores) > 1
+    assert scores == sorted(scores)
 
 
 def test_a_prior_knows_the_slices_it_was_trained_on(trained):
@@ -259,7 +394,7 @@ def test_a_prior_knows_the_slices_it_was_trained_on(trained):
 def test_a_prior_knows_the_classes_of_its_slices(trained):
     loaded = load_prior(trained.run)
     assert loaded.info.classes == ("0", "1", "2", "3")
-    assert loaded.prior.transformers[0].group.num_embeddings == 5  # and one for unknown
+    assert loaded.prior.conditions.group.num_embeddings == 5  # and one for unknown
 
 
 def test_a_prior_has_its_provenance_and_its_tokenizers(trained):
@@ -267,14 +402,18 @@ def test_a_prior_has_its_provenance_and_its_tokenizers(trained):
     assert info.tokenizer_provenance == tokenizer.provenance
     assert info.provenance.split_hash == PreparedData.open(trained.data).split_hash
     assert (info.provenance.train_patients, info.provenance.train_slices) == (4, 24)
-    assert info.provenance.validation["validation_likelihood"] < 0
+    assert info.provenance.validation["validation_log_score"] < 0
 
 
-def test_a_prior_holds_the_tokenizers_it_was_trained_over(trained):
-    joint_tokenizer = load_prior(trained.run).tokenizer
+def test_a_prior_holds_the_tokenizers_and_the_decoder_it_was_trained_with(trained):
+    whole, tokenizer = load_prior(trained.run), load_tokenizer(trained.run)
     masks = load_tokenizer(trained.run / "prior" / "masks", kind="label tokenizer").tokenizer
-    images = load_tokenizer(trained.run / "prior" / "decoder", kind="generation decoder").tokenizer
-    for actual, own in ((joint_tokenizer.images, images), (joint_tokenizer.masks, masks)):
+    decoder = load_decoder(trained.run / "prior" / "decoder", tokenizer).decoder
+    for actual, own in (
+        (whole.tokenizer.images, tokenizer.tokenizer),
+        (whole.tokenizer.masks, masks),
+        (whole.decoder, decoder),
+    ):
         assert hash_tensors(actual.state_dict()) == hash_tensors(own.state_dict())
 
 
@@ -326,9 +465,10 @@ def tokens_of(run):
 def test_tokens_hold_all_views_of_training_slices_and_one_of_validation_slices(trained):
     tokens, data = tokens_of(trained.run).tensors, PreparedData.open(trained.data)
     joint_tokenizer = load_prior(trained.run).tokenizer
+    augment = load_prior(trained.run).info.recipe.prior.training.augment
     split_views: tuple[tuple[Split, int], ...] = (("train", 3), ("validation", 1))
     for name, views in split_views:
-        sets = encode_slices(joint_tokenizer, data.split(name), views=views, shift=2, seed=42)
+        sets = encode_slices(joint_tokenizer, data.split(name), views=views, augment=augment, seed=42)
         for index, token_set in enumerate(sets):
             assert tokens[f"{name}.{index}"].shape[1] == views
             assert tokens[f"{name}.{index}"].equal(token_set.tokens)
@@ -351,6 +491,14 @@ def test_cached_tokens_of_other_settings_are_encoded_again(again):
     begun(again)
     train_prior(again, ["prior.training.epochs=1", "prior.training.num_views=2"], options=OPTIONS)
     assert {len(t[0]) for name, t in tokens_of(again).tensors.items() if name.startswith("train")} == {2}
+
+
+def test_cached_tokens_of_other_augmentation_are_encoded_again(again, trained):
+    begun(again)
+    train_prior(again, ["prior.training.epochs=1", "prior.training.augment.shift=0.3"], options=OPTIONS)
+    before, after = (tokens_of(run).tensors["train.0"] for run in (trained.run, again))
+    assert before[:, 0].equal(after[:, 0])
+    assert not before.equal(after)
 
 
 def test_without_masks_a_prior_models_slices_only(again):
@@ -391,7 +539,7 @@ def test_data_with_other_classes_do_not_resume_a_prior(again, trained, tmp_path,
         train_generator(again, data=tmp_path / "plain", options=OPTIONS)
 
 
-@pytest.mark.parametrize("setting", ["training.epochs=3", "tokenizer.width=32", "name=x", "priors.dropout=0"])
+@pytest.mark.parametrize("setting", ["training.epochs=3", "tokenizer.width=32", "name=x", "priors.blocks=1"])
 def test_settings_of_the_tokenizer_are_refused(setting, trained, tmp_path):
     with pytest.raises(ConfigError, match="wanted settings of labels or prior or decoder, such as decoder"):
         train_generator(trained.run, [setting], out=tmp_path / "new", options=OPTIONS)
@@ -399,8 +547,8 @@ def test_settings_of_the_tokenizer_are_refused(setting, trained, tmp_path):
 
 
 def test_other_settings_do_not_resume_a_training(trained):
-    with pytest.raises(ConfigError, match=r"prior\.dropout: 0\.1 then, 0\.2 now.*use another --out"):
-        train_prior(trained.run, ["prior.dropout=0.2"], options=OPTIONS)
+    with pytest.raises(ConfigError, match=r"prior\.blocks: 1 then, 2 now.*use another --out"):
+        train_prior(trained.run, ["prior.blocks=2"], options=OPTIONS)
 
 
 def test_the_tokens_of_another_tokenizer_are_refused(again):
@@ -473,7 +621,7 @@ def test_the_parts_in_turn_equal_the_generator(again, trained):
 
 @pytest.mark.parametrize(
     ("part", "setting"),
-    [(train_masks, "prior.dropout=0"), (train_prior, "decoder.samples=1"), (train_decoder, "labels.x=1")],
+    [(train_masks, "prior.blocks=1"), (train_prior, "decoder.blocks=1"), (train_decoder, "labels.x=1")],
 )
 def test_a_part_takes_its_own_settings_only(part, setting, trained, tmp_path):
     with pytest.raises(
@@ -524,8 +672,9 @@ def test_a_restart_trains_a_part_anew_and_leaves_the_others(again):
     assert train_prior(again, settings, options=replace(OPTIONS, restart=True)).epochs == 1
     assert {name: files_of(again / "prior" / name) for name in before} == before
     assert load_prior(again).info.decoder_provenance is None
-    with pytest.raises(ConfigError, match=r"decoder: .*of another prior; use another --out, or --restart"):
-        train_decoder(again, options=OPTIONS)
+    train_decoder(again, options=OPTIONS)  # finished: it only goes into the file of the new prior
+    assert {name: files_of(again / "prior" / name) for name in before} == before
+    assert load_prior(again).info.decoder_provenance.epoch > 1
     train_decoder(again, ["decoder.training.epochs=1"], options=replace(OPTIONS, restart=True))
     assert load_prior(again).info.decoder_provenance.epoch == 1
 
@@ -566,8 +715,8 @@ def test_the_generator_checks_its_last_part_before_it_trains_the_first(again, mo
     for name in (MODEL_NAME, STATE_NAME, PREVIOUS_NAME, "metrics.csv", "curves.png"):
         (begun_prior / name).unlink()
     monkeypatch.setattr(generator, "train_labels", lambda *_, **__: pytest.fail("trained masks"))
-    with pytest.raises(ConfigError, match=r"decoder: was started with other settings \(decoder\.samples"):
-        train_generator(again, ["decoder.samples=99"], options=OPTIONS)
+    with pytest.raises(ConfigError, match=r"decoder: was started with other settings \(decoder\.blocks"):
+        train_generator(again, ["decoder.blocks=9"], options=OPTIONS)
 
 
 def test_a_restarted_generator_trains_every_part(again):

@@ -2,19 +2,22 @@
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from helpers.joint_tokenizer import tokenizer
 from helpers.labels import VALUES, labelled_folder
 from helpers.training import prepared_folder
 
+from slicebook.config import AugmentConfig
 from slicebook.data.dataset import PreparedData, SliceSet
+from slicebook.models.conditions import Conditions
 from slicebook.models.sequence import JointTokenizer
-from slicebook.models.transformer import Conditions
-from slicebook.training.token_dataset import TokenBatches, TokenSet, _Augmentation, encode_slices
+from slicebook.training.token_dataset import TokenBatches, TokenSet, encode_slices
 
 UNMASKED = (1, 6)
+PLAIN = AugmentConfig(rotate_degrees=0, scale=0, shift=0, gamma=0, intensity_scale=0)  # the flip is left
+MIRROR = PLAIN.model_copy(update={"flip_probability": 1.0})
+MOVED = PLAIN.model_copy(update={"flip_probability": 0.0, "shift": 0.2, "rotate_degrees": 10.0})
 
 
 @pytest.fixture(scope="module")
@@ -49,64 +52,94 @@ def seen(monkeypatch):
 
 
 def test_view_0_is_the_slice_itself(joint_tokenizer, slices):
-    (token_set,) = encode_slices(joint_tokenizer, slices, views=3, shift=4)
+    (token_set,) = encode_slices(joint_tokenizer, slices, views=3, augment=MOVED)
     assert token_set.tokens.shape == (12, 3, token_set.layout.starts[-1])
     wanted = joint_tokenizer.encode(slices[2][None], slices.labels(2)[None])
     assert token_set.tokens[2, :1].long().equal(wanted)
 
 
-def test_every_second_view_is_mirrored(joint_tokenizer, slices, seen):
-    encode_slices(joint_tokenizer, slices, views=4, shift=0)
-    plain, mirrored, again, last = (images for images, _ in seen)
-    assert mirrored.equal(plain.flip(-1))
-    assert again.equal(plain)
-    assert last.equal(mirrored)
+def test_the_other_views_are_changed_as_the_settings_say(joint_tokenizer, slices, seen):
+    encode_slices(joint_tokenizer, slices, views=3, augment=MIRROR)
+    (plain, mask), (mirrored, mirrored_mask), (again, _) = seen
+    assert plain.equal(torch.stack([slices[index] for index in range(12)]))
+    assert mirrored.allclose(plain.flip(-1), atol=1e-4)
+    assert again.allclose(mirrored, atol=1e-4)
+    assert mirrored_mask.equal(mask.flip(-1))
+
+
+def test_every_slice_of_every_view_is_changed_by_its_own_draw(joint_tokenizer, slices, seen):
+    encode_slices(joint_tokenizer, slices, views=9, augment=PLAIN)
+    plain = seen[0][0]
+    mirrored = torch.stack([(images - plain.flip(-1)).abs().amax((1, 2, 3)) < 1e-3 for images, _ in seen[1:]])
+    kept = torch.stack([(images - plain).abs().amax((1, 2, 3)) < 1e-3 for images, _ in seen[1:]])
+    assert (mirrored ^ kept).all()
+    assert 0.3 < float(mirrored.float().mean()) < 0.7
+    assert mirrored.any(0).all()
+    assert kept.any(0).all()
+    assert len({tuple(view.tolist()) for view in mirrored}) > 4
 
 
 def test_a_mask_is_augmented_as_its_slice(joint_tokenizer, slices, seen, monkeypatch):
+    """Images made of masks by one value per label: inside the labels, both agree after every change."""
+    values = torch.tensor(VALUES, dtype=torch.float32)
+    shown = torch.linspace(-0.8, 0.8, len(VALUES))
+
+    def labels(self, index):
+        mask = torch.full((32, 32), VALUES[0], dtype=torch.uint8)
+        mask[4 + index : 12 + index, 3:15] = VALUES[1]
+        return mask
+
     def image_of_mask(self, index):
-        there = self.records[index].label_offset >= 0
-        return self.labels(index)[None] / 5 if there else torch.zeros(1, 32, 32)
+        found = (labels(self, index)[..., None] == values).float()
+        return (found @ shown)[None]
 
+    monkeypatch.setattr(SliceSet, "labels", labels)
     monkeypatch.setattr(SliceSet, "__getitem__", image_of_mask)
-    encode_slices(joint_tokenizer, slices, views=4, shift=5)
-    assert len({float(images.sum()) for images, _ in seen}) > 1
+    encode_slices(joint_tokenizer, slices, views=4, augment=MOVED)
+    assert len({float(images.sum()) for images, _ in seen}) == 4
     for images, masks in seen:
-        assert images[:, 0].equal(masks / 5)
+        masked = [row for row in range(12) if row not in UNMASKED]
+        nearest = (images[masked, 0, ..., None] - shown).abs().argmin(-1)
+        agreed = values[nearest] == masks[masked].float()
+        assert float(agreed.float().mean()) > 0.97
+        assert (masks[masked] == VALUES[1]).flatten(1).any(1).all()
 
 
-def test_a_shift_is_by_whole_pixels_with_replicated_edges():
-    image = torch.tensor([[[[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]]]).repeat(2, 1, 1, 1)
-    shifted = _Augmentation(False, np.array([[1, 0], [0, -2]]), 2)(image)
-    assert shifted[0, 0].tolist() == [[1, 2, 3], [1, 2, 3]]
-    assert shifted[1, 0].tolist() == [[3, 3, 3], [6, 6, 6]]
+def test_a_mask_keeps_its_label_values(joint_tokenizer, slices, seen):
+    encode_slices(joint_tokenizer, slices, views=3, augment=MOVED)
+    for _, masks in seen:
+        assert masks.dtype == torch.uint8
+        assert set(masks.unique().tolist()) <= set(VALUES)
 
 
-def test_shifts_stay_within_the_maximum_and_reach_it(joint_tokenizer, slices, seen):
-    encode_slices(joint_tokenizer, slices, views=20, shift=2)
-    plain = torch.nn.functional.pad(seen[0][0], (2, 2, 2, 2), mode="replicate")
-    reached = set()
-    for number, (images, _) in enumerate(seen[1:], start=1):
-        images = images.flip(-1) if number % 2 else images
-        for row in range(len(images)):
-            window = plain[row : row + 1].unfold(2, 32, 1).unfold(3, 32, 1)
-            same = (window[0, 0] == images[row, 0]).all(-1).all(-1).nonzero()
-            assert len(same)
-            reached.add(tuple(same[0].tolist()))
-    assert {step for pair in reached for step in pair} == {0, 1, 2, 3, 4}
+def test_without_settings_all_views_are_the_slice(joint_tokenizer, slices, seen):
+    (token_set,) = encode_slices(joint_tokenizer, slices, views=2)
+    assert token_set.tokens[:, 0].equal(token_set.tokens[:, 1])
 
 
-def test_the_seed_determines_the_shifts(joint_tokenizer, slices):
+def test_the_seed_determines_the_views(joint_tokenizer, slices):
     first, same, other = (
-        encode_slices(joint_tokenizer, slices, views=4, shift=6, seed=seed)[0].tokens for seed in (1, 1, 2)
+        encode_slices(joint_tokenizer, slices, views=4, augment=MOVED, seed=seed)[0].tokens
+        for seed in (1, 1, 2)
     )
     assert first.equal(same)
     assert first[:, 0].equal(other[:, 0])
     assert not first.equal(other)
+    assert not first[:, 1].equal(first[:, 2])
+
+
+def test_every_batch_has_views_of_its_own(joint_tokenizer, slices, seen, monkeypatch):
+    """Twice the same slice, in batches of one."""
+    monkeypatch.setattr("slicebook.training.token_dataset.BATCH", 1)
+    twice = SliceSet(slices.folder, (slices.records[0],) * 2)
+    encode_slices(joint_tokenizer, twice, views=2, augment=MOVED)
+    (first, _), (moved, _), (second, _), (moved_too, _) = seen
+    assert first.equal(second)
+    assert not moved.equal(moved_too)
 
 
 def test_a_slice_without_a_mask_has_unknown_mask_tokens(joint_tokenizer, slices):
-    (token_set,) = encode_slices(joint_tokenizer, slices, views=2, shift=1)
+    (token_set,) = encode_slices(joint_tokenizer, slices, views=2, augment=MOVED)
     mask = token_set.tokens[..., token_set.layout.slice_of(0)]
     unknown = (mask == 5).all(-1).all(-1)
     assert unknown.nonzero()[:, 0].tolist() == list(UNMASKED)
@@ -149,10 +182,10 @@ def test_a_slice_has_the_number_of_its_class(joint_tokenizer, slices):
 
 
 def test_known_tokens_are_not_encoded_again(joint_tokenizer, slices, seen):
-    before = encode_slices(joint_tokenizer, slices, views=2, shift=3)
+    before = encode_slices(joint_tokenizer, slices, views=2, augment=MOVED)
     seen.clear()
     again = encode_slices(
-        joint_tokenizer, slices, views=2, shift=3, known=[token_set.tokens for token_set in before]
+        joint_tokenizer, slices, views=2, augment=MOVED, known=[token_set.tokens for token_set in before]
     )
     assert seen == []
     assert again[0].tokens.equal(before[0].tokens)

@@ -111,14 +111,30 @@ def test_curves_of_a_run_are_drawn_also_where_a_cell_is_empty(tmp_path):
     assert image[..., :3].std() > 0.02
 
 
-def test_curves_of_a_decoder_show_its_sharpness(tmp_path):
+@pytest.mark.parametrize(
+    ("names", "rows", "fewer"),
+    [
+        (
+            "step,train_loss,validation_loss,validation_explained",
+            "10,0.5,0.6,0.1\n20,0.4,0.5,0.3",
+            "10,0.5,0.6,\n20,0.4,0.5,",
+        ),
+        (
+            "step,train_loss,train_nats_image_0,validation_nats_image_0,validation_log_score",
+            "10,2,3,3,-3\n20,1,2,2,-2",
+            "10,2,3,3,\n20,1,2,2,",
+        ),
+    ],
+    ids=["decoder", "prior"],
+)
+def test_curves_of_the_models_of_generation_show_their_validation(names, rows, fewer, tmp_path):
     table = tmp_path / "metrics.csv"
-    names = "step,train_reconstruction,train_ssim,train_sharpness,train_discriminator,validation_sharpness"
-    table.write_text(f"{names}\n10,0.5,0.6,0.7,2.0,0.7\n20,0.4,0.6,0.9,1.8,0.8\n")
-    figures.curves(table, tmp_path / "with.png")
-    table.write_text(f"{names}\n10,0.5,0.6,0.7,2.0,\n20,0.4,0.6,0.9,1.8,\n")
-    figures.curves(table, tmp_path / "without.png")
-    assert (imread(tmp_path / "with.png") != imread(tmp_path / "without.png")).any()
+    for name, values in (("with", rows), ("without", fewer)):
+        table.write_text(f"{names}\n{values}\n")
+        figures.curves(table, tmp_path / f"{name}.png")
+    first, second = (imread(tmp_path / f"{name}.png") for name in ("with", "without"))
+    assert first.shape == second.shape
+    assert (first != second).any()
 
 
 def test_curves_of_a_run_without_a_row_say_what_to_do(tmp_path):

@@ -89,4 +89,4 @@ def slicebook(
     ] = None,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of any error.")] = False,
 ) -> None:
-    """Hierarchical VQ-VAE tokenizer and autoregressive prior for 2D medical image slices."""
+    """Hierarchical VQ-VAE tokenizer and flow-based prior for 2D medical image slices."""

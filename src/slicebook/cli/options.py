@@ -24,33 +24,21 @@ PriorModel = Annotated[
     ),
 ]
 Source = Annotated[Path, typer.Argument(metavar="IN", help="NIfTI or DICOM file, or a folder of such files.")]
-Temperature = Annotated[
-    float,
-    typer.Option(
-        help="Sampling temperature of all token grids except the finest; above 0. A lower temperature gives "
-        "more typical and less diverse samples."
-    ),
+Steps = Annotated[
+    int,
+    typer.Option(help="Evaluations of the prior's network per slice, from noise to codes.", min=1, max=1000),
 ]
-FineTemperature = Annotated[
-    float, typer.Option(help="Sampling temperature of the finest token grid; above 0.")
-]
-TopP = Annotated[
-    float,
+DecoderSteps = Annotated[
+    int,
     typer.Option(
-        help="Nucleus sampling: sample only from the most likely codes whose probabilities add up to this "
-        "value. Above 0, at most 1; 1 allows all codes."
+        help="Evaluations of the generation decoder per slice. Without such a decoder: no effect.",
+        min=1,
+        max=1000,
     ),
 ]
 Guidance = Annotated[
     float,
     typer.Option(help="Weight of classifier-free guidance towards position and class; 0 turns it off."),
-]
-Noise = Annotated[
-    bool,
-    typer.Option(
-        help="If the tokenizer was trained on denoised slices, add noise like that of the original slices "
-        "(same level and spatial correlation). Otherwise no effect."
-    ),
 ]
 Layout = Annotated[
     Literal["hipmri2d", "nnunet", "bids", "nifti", "dicom"] | None,

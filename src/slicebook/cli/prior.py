@@ -7,18 +7,16 @@ import typer
 
 from slicebook import text
 from slicebook.cli.options import (
+    DecoderSteps,
     Device,
-    FineTemperature,
     Guidance,
     Json,
-    Noise,
     Plane,
     PriorModel,
     SamplingPrecision,
     Seed,
     Source,
-    Temperature,
-    TopP,
+    Steps,
     counter,
     out_option,
     say,
@@ -63,50 +61,83 @@ RequireAudit = Annotated[
 ]
 
 
+Count = Annotated[
+    int | None,
+    typer.Option(
+        "-n",
+        min=1,
+        help="Number of slices to generate, or of volumes per mask. Default: 64, or 1 with --masks.",
+    ),
+]
+Masks = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="MASKS",
+        help="NIfTI label mask, or a folder of them: generate slices for these masks, in their geometry.",
+    ),
+]
+Unconditional = Annotated[
+    bool, typer.Option("--unconditional", help="Sample without the conditions (position and class).")
+]
+NOT_AUDITED = "not audited: a sample may copy a patient; before sharing samples use --require-audit REPORT"
+
+
 def generate(
     model: PriorModel,
     out: Annotated[Path, out_option("DIR", "New folder for the data set.")],
-    count: Annotated[int, typer.Option("-n", min=1, help="Number of slices to generate.")] = 64,
+    count: Count = None,
+    masks: Masks = None,
     seed: FirstSeed = 0,
     position: Position = None,
     group: Class = None,
-    unconditional: Annotated[
-        bool, typer.Option("--unconditional", help="Sample without the conditions (position and class).")
-    ] = False,
+    unconditional: Unconditional = False,
     size: Size = None,
-    temperature: Temperature = 0.9,
-    fine_temperature: FineTemperature = 0.8,
-    top_p: TopP = 0.95,
+    steps: Steps = 16,
+    decoder_steps: DecoderSteps = 8,
     guidance: Guidance = 0.0,
-    noise: Noise = True,
     require_audit: RequireAudit = None,
     device: Device = "auto",
     precision: SamplingPrecision = "32-true",
     as_json: Json = False,
 ) -> None:
-    """Generate synthetic slices. Label masks are generated too if the prior models them."""
+    """Generate synthetic slices. Label masks are generated too if the prior models them.
+
+    With --masks, the slices show given label masks instead.
+    """
+    from slicebook.errors import ConfigError
     from slicebook.inference import generate as generating
+    from slicebook.inference.from_masks import MaskRequest, generate_for_masks
     from slicebook.models.sampling import SamplingSettings
     from slicebook.reporting.release import release_check
 
+    settings = SamplingSettings(steps, decoder_steps, guidance)
+    if masks is not None:
+        if size is not None or unconditional or require_audit is not None:
+            raise ConfigError("--masks: goes without --size, --unconditional and --require-audit")
+        request = MaskRequest(count or 1, seed, position, group, None, settings)
+        made = generate_for_masks(
+            model, masks, out, request, device=device, precision=precision, progress=counter("volume")
+        )
+        say(NOT_AUDITED)
+        show(made, text.to_rows(made), as_json)
+        return
     summary = generating.generate(
         model,
         out,
-        count=count,
+        count=count or 64,
         seed=seed,
         position=position,
         group=group,
         conditional=not unconditional,
         size=size,
-        settings=SamplingSettings(temperature, fine_temperature, top_p, guidance),
-        noise=noise,
+        settings=settings,
         release_check=None if require_audit is None else release_check(require_audit),
         device=device,
         precision=precision,
         progress=counter("sample"),
     )
     if require_audit is None:
-        say("not audited: a sample may copy a patient; before sharing samples use --require-audit REPORT")
+        say(NOT_AUDITED)
     show(summary, text.to_rows(summary), as_json)
 
 
@@ -122,9 +153,8 @@ def inpaint(
     out: Annotated[Path, out_option("DIR", "Folder for the inpainted volumes.")],
     count: Annotated[int, typer.Option("-n", min=1, help="Number of inpainted volumes to generate.")] = 1,
     seed: FirstSeed = 0,
-    temperature: Temperature = 0.9,
-    fine_temperature: FineTemperature = 0.8,
-    top_p: TopP = 0.95,
+    steps: Steps = 16,
+    decoder_steps: DecoderSteps = 8,
     guidance: Guidance = 0.0,
     plane: Plane = None,
     device: Device = "auto",
@@ -142,7 +172,7 @@ def inpaint(
         out,
         count=count,
         seed=seed,
-        settings=SamplingSettings(temperature, fine_temperature, top_p, guidance),
+        settings=SamplingSettings(steps, decoder_steps, guidance),
         plane=plane,
         device=device,
         precision=precision,
@@ -155,9 +185,9 @@ def anomaly(
     model: PriorModel,
     source: Source,
     out: Annotated[Path, out_option("DIR", "Folder for the maps, scores and pictures.")],
-    orders: Annotated[
-        int, typer.Option(min=1, help="Number of random token orders; the maps are averaged over them.")
-    ] = 8,
+    draws: Annotated[
+        int, typer.Option(min=1, help="Number of draws of the noise; the maps are averaged over them.")
+    ] = 4,
     seed: Seed = 0,
     plane: Plane = None,
     pictures: Annotated[bool, typer.Option(help="Also write each slice beside its map as PNG.")] = True,
@@ -166,7 +196,7 @@ def anomaly(
 ) -> None:
     """Map where a volume is unlikely under the prior.
 
-    The maps contain the negative log-likelihood in nats per pixel.
+    The maps contain an upper bound of the negative log-likelihood, in nats per pixel.
     """
     from slicebook.inference import anomaly as anomalies
 
@@ -174,7 +204,7 @@ def anomaly(
         model,
         source,
         out,
-        orders=orders,
+        draws=draws,
         seed=seed,
         plane=plane,
         pictures=pictures,

@@ -148,7 +148,7 @@ def train_prior(
     *,
     options: "TrainingOptions",
 ) -> object:
-    """Train the autoregressive prior over image and mask tokens.
+    """Train the prior, a flow over image and mask tokens.
 
     If the data contain masks, train the mask tokenizer first (`train masks`).
 

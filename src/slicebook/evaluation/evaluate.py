@@ -33,7 +33,6 @@ from slicebook.models.checkpoint import (
     LoadedPrior,
     LoadedTokenizer,
     has_prior,
-    is_prior,
     load_prior,
     load_tokenizer,
 )
@@ -57,7 +56,6 @@ def evaluate(
     codecs: bool | None = None,
     samples: int | None = None,
     settings: SamplingSettings | None = None,
-    noise: bool = True,
     steps: int = STEPS,
     device: str | torch.device = "cpu",
     precision: str = "32-true",
@@ -70,15 +68,14 @@ def evaluate(
     Parts with too little data are skipped, with a reason. An earlier report is replaced by a complete one.
 
     Args:
-        model: Folder or file. A tokenizer allows only `reconstruction`; a prior's own file everything else.
+        model: Folder or file. A tokenizer alone allows only `reconstruction`.
         data: The prepared folder that the model was trained on.
         out: Output folder.
         parts: Parts to evaluate, from `PARTS`; by default all that the model allows.
         split: The split to evaluate on. Test patients are meant to be used once.
         codecs: Compare with JPEG 2000 and JPEG XL (extra `codecs`); by default if installed.
         samples: Number of samples; by default the number of real slices, between 100 and 540.
-        settings: Sampling temperature, top-p and guidance.
-        noise: Whether to add noise to samples, as `generate` does.
+        settings: Steps of sampling, and guidance.
         steps: Training steps of each segmenter.
         device: Device of the models; scores are computed on the CPU.
         precision: Precision of sampling; `auto` measures on a CPU which is faster.
@@ -99,10 +96,10 @@ def evaluate(
         check_trained_on(models.prior, data)
     with written_whole(Path(out)) as partial:
         options = _Options(
-            split, partial, codecs, samples, settings, noise, steps, device, precision, seed, progress
+            split, partial, codecs, samples, settings, steps, device, precision, seed, progress
         )
         results = _Results(say, {str(data.folder): "DATA", str(model): "MODEL"})
-        if models.tokenizer and "reconstruction" in requested:
+        if "reconstruction" in requested:
             _evaluate_reconstruction(results, models.tokenizer, slices, options)
         if models.prior and requested != PARTS[:1]:
             _evaluate_samples(results, models.prior, data, requested, options)
@@ -122,7 +119,6 @@ class _Options:
     codecs: bool | None
     samples: int | None
     settings: SamplingSettings | None
-    noise: bool
     steps: int
     device: torch.device
     precision: str
@@ -179,9 +175,7 @@ def _assemble(
         blank_slices_skipped=sum(record.blank for record in data.records if record.split == options.split),
         warnings=collect_warnings(models, data, options.split, reconstruction),
         skipped=not_installed | results.skipped,
-        training=read_history(
-            tokenizer.path.parent if tokenizer else None, prior.path.parent if prior else None
-        ),
+        training=read_history(tokenizer.path.parent, prior.path.parent if prior else None),
         seconds=results.seconds,
         provenance=describe_provenance(models, data, options.device, options.seed),
         **results.records,
@@ -262,7 +256,6 @@ def _evaluate_samples(
             data,
             count,
             settings=options.settings,
-            noise=options.noise,
             precision=options.precision,
             seed=seed,
             progress=options.progress,
@@ -278,7 +271,7 @@ def _evaluate_samples(
                 data,
                 samples,
                 real,
-                noise=options.noise,
+                steps=(options.settings or SamplingSettings()).decoder_steps,
                 seed=seed,
                 kinds=kinds,
                 say=say,
@@ -309,7 +302,7 @@ def _audit_samples(
             data,
             samples,
             seed=options.seed,
-            noise=options.noise,
+            steps=(options.settings or SamplingSettings()).decoder_steps,
             training=training,
             out=options.out,
             say=results.say,
@@ -319,8 +312,6 @@ def _audit_samples(
 
 def _load(model: Path, parts: Sequence[str] | None, device: torch.device) -> LoadedModels:
     """Load the tokenizer and the prior, where they exist and the requested parts need them."""
-    if is_prior(model) and "reconstruction" not in (parts or ()):
-        return LoadedModels(None, load_prior(model, device))
     tokenizer = load_tokenizer(model, device)
     needs_prior = set(parts) - {"reconstruction"} if parts else has_prior(model)
     return LoadedModels(tokenizer, load_prior(model, device) if needs_prior else None)
@@ -334,7 +325,7 @@ def _requested_parts(
     Raises:
         ConfigError: Such a part was requested by name.
     """
-    possible = PARTS[0 if models.tokenizer else 1 : None if models.prior else 1]
+    possible = PARTS[: None if models.prior else 1]
     requested = tuple(part for part in possible if part in (parts or possible))
     if "downstream" not in requested or downstream.is_installed():
         return requested, {}

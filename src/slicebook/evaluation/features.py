@@ -9,7 +9,7 @@ from typing import TypeAlias
 import numpy as np
 from jaxtyping import Float32, Float64
 
-from slicebook.metrics.features import deep, texture
+from slicebook.metrics.features import deep, pixels, texture
 from slicebook.metrics.image_quality import check_slices
 
 Describe: TypeAlias = Callable[[Float32[np.ndarray, "n h w"]], np.ndarray]
@@ -44,9 +44,22 @@ class Descriptor:
         return np.stack([self._cache[key] for key in keys])
 
 
+def block_descriptor(name: str, side: int) -> Descriptor:
+    """Return the means of blocks of so many pixels."""
+    return Descriptor(
+        name, pixels.CONVENTION.format(side=side), True, lambda images: pixels.block_means(images, side)
+    )
+
+
 def descriptors() -> tuple[Descriptor, ...]:
-    """Return all kinds of features: texture, and EfficientNet-Lite0 if its weights are installed."""
-    kinds = [Descriptor("texture", texture.CONVENTION, False, texture.texture_features)]
+    """Return all kinds of features: texture, structure, and EfficientNet-Lite0 if its weights are installed.
+
+    Texture sees surfaces, structure where organs lie; the two tell apart what a generator fails at.
+    """
+    kinds = [
+        Descriptor("texture", texture.CONVENTION, False, texture.texture_features),
+        block_descriptor("structure", pixels.STRUCTURE),
+    ]
     if deep.installed():
         kinds.append(Descriptor(deep.NAME, deep.CONVENTION, True, deep.deep_features))
     return tuple(kinds)

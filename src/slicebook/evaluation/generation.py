@@ -12,17 +12,27 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
 import numpy as np
+from jaxtyping import Float32
 
 from slicebook.data.dataset import PreparedData, SliceSet
 from slicebook.data.manifest import SliceKind
-from slicebook.evaluation.features import Descriptor, descriptors
-from slicebook.evaluation.slices import SliceCollection, check_trained_on, of_size, reconstruct, unit
+from slicebook.evaluation.features import Descriptor, block_descriptor, descriptors
+from slicebook.evaluation.slices import (
+    SliceCollection,
+    check_trained_on,
+    of_size,
+    read_slices,
+    reconstruct,
+    unit,
+)
 from slicebook.inference.synthesis import choose_sampling_precision, draw, render
 from slicebook.metrics.anatomy import PassRate, Spacing, anatomy_rules, learn_reference, pass_rate
 from slicebook.metrics.distribution import Comparison, compare
 from slicebook.metrics.diversity import Diversity, compare_diversity
+from slicebook.metrics.features import pixels
 from slicebook.metrics.spectra import Curves, compare_intensities, compare_spectra
 from slicebook.metrics.statistics import RelativeMeasure
+from slicebook.metrics.two_sample import FOLDS, Detection, detection
 from slicebook.models.checkpoint import LoadedPrior
 from slicebook.models.sampling import SAMPLING_BATCH, SamplingSettings
 from slicebook.records import Record
@@ -38,17 +48,13 @@ class SamplingInfo(Record):
     samples: int
     rows: int
     columns: int
-    settings: dict[str, float]
+    settings: dict[str, int | float]
     first_seed: int
     """Sample i was drawn from this seed + i."""
-    noise: bool
-    """Whether noise was added, as `generate` does by default."""
     precision: str
     """In which tokens were sampled."""
-    noise_level: float
-    """Mean level of the added noise, on [-1, 1]."""
     seconds_per_slice: float
-    """Time to draw tokens in groups of 16, decoding not counted."""
+    """Time to draw and decode image and mask, in groups of 16."""
     tokens: dict[str, int]
     """Tokens per slice, by grid."""
     parameters: int
@@ -71,7 +77,7 @@ class Measure(Record):
         features: Name of the features; empty for measures of the slices themselves.
         generated, real: Value for samples, and for real patients among each other.
         interval: 95 % interval of `generated`, by patient.
-        real_range: 5th and 95th percentile over splits of the patients; for MS-SSIM its interval.
+        real_range: 5th and 95th percentile over splits of the patients; for MS-SSIM and the AUC its interval.
         tokenizer_only: Value for held-out slices reconstructed by the tokenizer.
         convention: Definition of the measure.
     """
@@ -92,7 +98,9 @@ class GenerationResult(Record):
     held_out_patients: int
     held_out_slices: int
     features: dict[str, Features]
-    """By name: `texture`, and `efficientnet-lite0` where its weights are installed."""
+    """By name: `texture`, `structure`, and `efficientnet-lite0` where its weights are installed."""
+    detection: dict[str, Detection]
+    """By name of the features, and `pixels`; empty with too few patients for folds."""
     diversity: Diversity
     spectrum: Curves
     intensity: Curves
@@ -108,6 +116,19 @@ class GenerationResult(Record):
                 if isinstance(relative, RelativeMeasure):
                     title = TITLES.get(measure, measure.replace("_", " "))
                     measures.append(_measure(title, name, relative, tokenizer_only[measure].generated))
+        measures += [
+            Measure(
+                measure="classifier AUC",
+                features=name,
+                generated=found.auc,
+                interval=found.interval,
+                real=found.reference,
+                real_range=found.reference_interval,
+                tokenizer_only=found.tokenizer_only,
+                convention=found.convention,
+            )
+            for name, found in self.detection.items()
+        ]
         measures.append(_measure("spectrum", "", self.spectrum.distance, None))
         measures.append(_measure("intensities", "", self.intensity.distance, None))
         diversity = self.diversity
@@ -132,7 +153,7 @@ def evaluate_generation(
     samples: SliceCollection,
     real: SliceCollection,
     *,
-    noise: bool = True,
+    steps: int = SamplingSettings.decoder_steps,
     seed: int,
     kinds: Sequence[Descriptor] | None = None,
     say: Callable[[str], None] = lambda _: None,
@@ -144,7 +165,7 @@ def evaluate_generation(
         data: The data that it was trained on.
         samples: The samples, as `draw_samples` makes them.
         real: The held-out slices, as `read_slices` reads them.
-        noise: Whether noise was added to the samples.
+        steps: Of the generation decoder.
         seed: Seed of the splits of patients and of the bootstrap.
         kinds: Kinds of features; by default all that are installed.
         say: Called before each part.
@@ -153,10 +174,11 @@ def evaluate_generation(
         DataError: There are fewer than 2 held-out patients.
     """
     say(f"{len(samples)} samples and {len(real)} real slices of {len(set(real.patients))} patients")
-    reconstructed = reconstruct(loaded, real.images, noise=noise)
+    reconstructed = reconstruct(loaded, real.images, steps=steps)
     sets = [unit(images) for images in (samples.images, reconstructed, real.images)]
     features = {}
-    for kind in kinds or descriptors():
+    chosen = kinds or descriptors()
+    for kind in chosen:
         say(f"{kind.name} of {sum(map(len, sets))} slices")
         generated, reconstructions, originals = map(kind, sets)
         features[kind.name] = Features(
@@ -166,21 +188,58 @@ def evaluate_generation(
                 reconstructions, originals, real.patients, seed=seed, one_unit=kind.one_unit, paired=True
             ),
         )
+    size = (samples.images.shape[-2], samples.images.shape[-1])
     say("diversity, spectra, intensities, anatomy")
+    size = (samples.images.shape[-2], samples.images.shape[-1])
     anatomy = None
     pelvis = (data.info.label_values, data.info.plane) == (PELVIS, "axial")
     if samples.masks is not None and real.masks is not None and pelvis:
-        train = of_size(data, "train", (samples.images.shape[-2], samples.images.shape[-1]))
+        train = of_size(data, "train", size)
         anatomy = measure_anatomy(samples, real, train, seed=seed)
     return GenerationResult(
         held_out_patients=len(set(real.patients)),
         held_out_slices=len(real),
         features=features,
+        detection=_detect(sets, chosen, data, real, seed, say),
         diversity=compare_diversity(sets[0], sets[2], real.patients, seed=seed),
         spectrum=compare_spectra(sets[0], sets[2], real.patients, seed=seed),
         intensity=compare_intensities(sets[0], sets[2], real.patients, seed=seed),
         anatomy=anatomy,
     )
+
+
+def _detect(
+    sets: Sequence[Float32[np.ndarray, "_ h w"]],
+    kinds: Sequence[Descriptor],
+    data: PreparedData,
+    real: SliceCollection,
+    seed: int,
+    say: Callable[[str], None],
+) -> dict[str, Detection]:
+    """Return how well classifiers tell samples and reconstructions from real slices.
+
+    `sets` are the samples, the reconstructions and the real slices, in [0, 1].
+    """
+    samples, reconstructed, originals = sets
+    size = (originals.shape[-2], originals.shape[-1])
+    others = read_slices(data, "train", size, limit=len(samples), seed=seed)
+    if min(len(set(real.patients)), len(set(others.patients)), len(samples)) < FOLDS:
+        return {}
+    say("classifiers of samples and real slices")
+    training = unit(others.images)
+    return {
+        kind.name: detection(
+            kind(samples),
+            kind(reconstructed),
+            kind(originals),
+            real.patients,
+            kind(training),
+            others.patients,
+            seed=seed,
+            one_unit=kind.one_unit,
+        )
+        for kind in (*kinds, block_descriptor("pixels", pixels.PIXELS))
+    }
 
 
 def draw_samples(
@@ -189,7 +248,6 @@ def draw_samples(
     count: int,
     *,
     settings: SamplingSettings | None = None,
-    noise: bool = True,
     precision: str = "32-true",
     seed: int = 42,
     progress: Callable[[int, int], None] | None = None,
@@ -200,8 +258,7 @@ def draw_samples(
         loaded: The prior.
         data: The data that it was trained on.
         count: Number of samples.
-        settings: Sampling temperature, top-p and guidance.
-        noise: Whether to add noise, as `generate` does.
+        settings: Steps of sampling, and guidance.
         precision: Precision of sampling; `auto` measures on a CPU which is faster.
         seed: Seed of the positions.
         progress: Called with the numbers of samples done and in total.
@@ -217,9 +274,9 @@ def draw_samples(
     seeds = [FIRST_SAMPLE + index for index in range(count)]
     precision = choose_sampling_precision(loaded, precision)
     started = time.perf_counter()
-    tokens, _ = draw(loaded, size, seeds, positions, settings, precision=precision, progress=progress)
+    tokens = draw(loaded, size, seeds, positions, settings, precision=precision, progress=progress)
+    slices = render(loaded, tokens, size, seeds, settings.decoder_steps)
     seconds = time.perf_counter() - started
-    slices = render(loaded, tokens, size, seeds, noise)
     samples = SliceCollection(
         slices.images,
         slices.masks,
@@ -233,9 +290,7 @@ def draw_samples(
         columns=kind.columns,
         settings=asdict(settings),
         first_seed=FIRST_SAMPLE,
-        noise=noise,
         precision=precision,
-        noise_level=float(np.mean(slices.noise)),
         seconds_per_slice=seconds / (-(-count // SAMPLING_BATCH) * SAMPLING_BATCH),
         tokens={stage.name: len(stage) for stage in loaded.tokenizer.layout(size).stages},
         parameters=sum(parameter.numel() for parameter in loaded.prior.parameters()),

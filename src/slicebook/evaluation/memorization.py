@@ -30,6 +30,7 @@ from slicebook.metrics.nearest import CORRELATION, describe, move, nearest_by_co
 from slicebook.metrics.statistics import Rate, summarise_rate
 from slicebook.models.checkpoint import LoadedPrior
 from slicebook.models.prior import likelihood
+from slicebook.models.sampling import SamplingSettings
 from slicebook.records import Record
 from slicebook.training.token_dataset import encode_slices
 from slicebook.version import __version__
@@ -40,8 +41,8 @@ SHOWN = 6  # closest pairs in the figure
 STAND_INS = 540  # largest number of training slices added to the baseline
 MEMBERS = 120  # slices of each group whose likelihood is measured
 PRIOR_BITS = (
-    "Code length of a held-out slice's image and mask tokens under the prior (mean over 4 orders), in bits "
-    "per native pixel"
+    "Upper bound of the code length of a held-out slice's image and mask tokens under the prior (mean over 2 "
+    "draws of the noise), in bits per native pixel"
 )
 
 
@@ -72,7 +73,7 @@ def evaluate_memorization(
     generated: SliceCollection,
     *,
     seed: int,
-    noise: bool = True,
+    steps: int = SamplingSettings.decoder_steps,
     training: TrainingSet | None = None,
     out: Path | None = None,
     say: Callable[[str], None] = lambda _: None,
@@ -84,7 +85,7 @@ def evaluate_memorization(
         data: The data that it was trained on.
         generated: The samples, as `generation.draw_samples` makes them.
         seed: Seed of the controls and of the bootstrap.
-        noise: Whether noise was added to the samples; it is then added to planted copies too.
+        steps: Of the generation decoder, which decodes planted copies too.
         training: The training slices, described for the search; described here by default.
         out: Folder for closest.csv and closest.png; none by default.
         say: Called before each part.
@@ -113,7 +114,7 @@ def evaluate_memorization(
         source_indices.tolist(),
         search,
         # Metrics use [0, 1], the tokenizer [-1, 1].
-        lambda images: unit(reconstruct(loaded, torch.from_numpy(2 * images[:, None] - 1), noise=noise)),
+        lambda images: unit(reconstruct(loaded, torch.from_numpy(2 * images[:, None] - 1), steps=steps)),
         seed=seed,
     )
     say("likelihoods of training slices and of held-out ones")

@@ -22,9 +22,9 @@ from slicebook.starters import is_starter
 
 @dataclass(frozen=True)
 class LoadedModels:
-    """The tokenizer that reconstructs and the prior that generates; None where there is none."""
+    """The tokenizer that reconstructs and the prior that generates, if there is one."""
 
-    tokenizer: LoadedTokenizer | None
+    tokenizer: LoadedTokenizer
     prior: LoadedPrior | None
 
 
@@ -41,10 +41,10 @@ def collect_warnings(
 
 
 def _split_warnings(
-    tokenizer: LoadedTokenizer | None, data: PreparedData, split: Split, patients: Sequence[str]
+    tokenizer: LoadedTokenizer, data: PreparedData, split: Split, patients: Sequence[str]
 ) -> list[str]:
     warnings = []
-    if tokenizer and tokenizer.info.provenance.split_hash != data.split_hash:
+    if tokenizer.info.provenance.split_hash != data.split_hash:
         warnings.append(
             "This data set was not split together with the training data, and pseudonyms cannot be compared: "
             "make sure that no patient here was in the training set."
@@ -66,9 +66,7 @@ def _split_warnings(
 def _initial_warnings(models: LoadedModels) -> list[str]:
     """Return a warning for each model whose training started from one that was trained on other patients."""
     warnings = []
-    trainings: list[tuple[str, Provenance | None]] = []
-    if models.tokenizer:
-        trainings.append(("tokenizer", models.tokenizer.info.provenance))
+    trainings: list[tuple[str, Provenance | None]] = [("tokenizer", models.tokenizer.info.provenance)]
     if models.prior:
         trainings.append(("prior", models.prior.info.provenance))
         trainings.append(("generation decoder", models.prior.info.decoder_provenance))
@@ -88,9 +86,9 @@ def _initial_warnings(models: LoadedModels) -> list[str]:
 
 def _tokenizer_warnings(models: LoadedModels) -> list[str]:
     """Return a warning where the samples come from another tokenizer than the reconstructions."""
-    if models.tokenizer is None or models.prior is None:
+    if models.prior is None:
         return []
-    states = models.tokenizer.tokenizer.token_state(), models.prior.tokenizer.images.token_state()
+    states = models.tokenizer.tokenizer.state_dict(), models.prior.tokenizer.images.state_dict()
     if hash_tensors(states[0]) == hash_tensors(states[1]):
         return []
     return [
@@ -114,17 +112,14 @@ def describe_provenance(
 ) -> dict[str, Any]:
     """Return what is needed to reproduce an evaluation. No folder is named: paths may identify people."""
     tokenizer, prior = models.tokenizer, models.prior
-    model = None
-    if tokenizer:
-        model = {
-            "file": tokenizer.path.name,
-            "codebook_hash": tokenizer.codebook_hash,
-            "parameters": sum(parameter.numel() for parameter in tokenizer.tokenizer.parameters()),
-        }
-        model |= tokenizer.info.model_dump(mode="json")
+    model = {
+        "file": tokenizer.path.name,
+        "codebook_hash": tokenizer.codebook_hash,
+        "parameters": sum(parameter.numel() for parameter in tokenizer.tokenizer.parameters()),
+    } | tokenizer.info.model_dump(mode="json")
     return {
         "model": model,
-        "prior": None if prior is None else prior.info.model_dump(mode="json", exclude={"noise_model"}),
+        "prior": None if prior is None else prior.info.model_dump(mode="json"),
         "data": data.info.model_dump(mode="json"),
         "date": datetime.now(timezone.utc).date().isoformat(),
         "commit": commit(),

@@ -26,8 +26,8 @@ COLUMNS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "tokenizer": ("train_loss", "validation_loss"),
         "masks": ("train_loss", "validation_loss"),
-        "prior": ("validation_bits_per_pixel",),
-        "decoder": ("train_reconstruction", "validation_reconstruction"),
+        "prior": ("validation_log_score",),
+        "decoder": ("train_loss", "validation_loss"),
     }
 )
 

@@ -17,6 +17,7 @@ from slicebook.errors import ConfigError, DataError
 from slicebook.inference.synthesis import render
 from slicebook.metrics.anatomy import Spacing
 from slicebook.models.checkpoint import LoadedPrior
+from slicebook.models.sampling import SamplingSettings
 
 BATCH = 64  # slices read at a time
 
@@ -132,17 +133,17 @@ def in_batches(slices: SliceSet) -> Iterator[Float32[np.ndarray, "n h w"]]:
 
 
 def reconstruct(
-    loaded: LoadedPrior, images: Float[Tensor, "n 1 h w"], *, noise: bool = True
+    loaded: LoadedPrior, images: Float[Tensor, "n 1 h w"], *, steps: int = SamplingSettings.decoder_steps
 ) -> Float[Tensor, "n 1 h w"]:
-    """Return slices in [-1, 1], reconstructed from their tokens by the prior's tokenizer.
+    """Return slices in [-1, 1], decoded from their own tokens as samples are.
 
     Args:
         loaded: The prior, with its tokenizer.
         images: Slices in [-1, 1].
-        noise: Whether to add noise, as to samples.
+        steps: Of the generation decoder.
     """
     device = next(loaded.prior.parameters()).device
     size = (images.shape[-2], images.shape[-1])
     with torch.no_grad():
         tokens = [loaded.tokenizer.encode(batch.to(device)).cpu() for batch in torch.split(images, BATCH)]
-    return render(loaded, torch.cat(tokens), size, range(len(images)), noise).images
+    return render(loaded, torch.cat(tokens), size, range(len(images)), steps).images

@@ -1,4 +1,4 @@
-"""Anomaly maps: where a slice is unlikely under the prior, in nats per pixel."""
+"""Anomaly maps: where a slice is unlikely under the prior, in nats per pixel (`prior.likelihood`)."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from slicebook.inference.volumes import Stack, list_volumes, spare_originals
 from slicebook.io.atomic import write_csv
 from slicebook.io.volume import Plane
 from slicebook.models.checkpoint import LoadedPrior, load_prior
+from slicebook.models.conditions import Conditions
 from slicebook.models.prior import likelihood
 from slicebook.models.sequence import SequenceLayout
-from slicebook.models.transformer import Conditions
 from slicebook.visualization import contact_sheet
 
 COLDEST, HOTTEST = 0.8, 0.998  # quantiles of a volume's map that a heatmap shows as 0 and as 1
@@ -35,7 +35,7 @@ class AnomalySummary:
     volumes: int
     slices: int
     bits_per_pixel: float
-    """Mean over slices, of their tokens under the prior. Also the entropy-coded rate of the tokens."""
+    """Mean over slices, of their tokens under the prior: an upper bound."""
 
 
 def anomaly(
@@ -43,7 +43,7 @@ def anomaly(
     source: str | Path,
     out: str | Path,
     *,
-    orders: int = 8,
+    draws: int = 4,
     seed: int = 0,
     plane: Plane | None = None,
     pictures: bool = True,
@@ -53,15 +53,15 @@ def anomaly(
     """Map how unlikely each part of a slice is under a prior.
 
     `out` receives for each volume `<name>.nii.gz` (nats per pixel, in the volume's geometry), `<name>.csv`
-    (per slice its nats, their standard deviation over orders, bits per pixel, and the map's peak) and
+    (per slice its nats, their standard deviation over draws, bits per pixel, and the map's peak) and
     `<name>/slice-000.png`. A small lesion changes the peak more than the sum over the slice.
 
     Args:
         model: A prior's file, or the folder of a run or demo that holds one.
         source: A NIfTI or DICOM file, or a folder of either.
         out: Folder, made if missing.
-        orders: Number of random token orders to average over.
-        seed: Seed of the orders.
+        draws: Draws of the noise to average over.
+        seed: Seed of the noise.
         plane: Slice orientation of a NIfTI volume; the acquired one by default.
         pictures: Whether to write the PNG.
         device: auto, cpu, cuda or mps.
@@ -80,7 +80,7 @@ def anomaly(
         stack = Stack.of(volume, plane)
         conditions = positions(list(range(len(stack.slices))), len(stack.slices))
         scores = anomaly_scores(
-            loaded, torch.from_numpy(stack.slices)[:, None], conditions, orders, seed, progress
+            loaded, torch.from_numpy(stack.slices)[:, None], conditions, draws, seed, progress
         )
         folder.mkdir(parents=True, exist_ok=True)
         maps = scores.maps.numpy()
@@ -101,8 +101,8 @@ class AnomalyScores:
 
     Attributes:
         maps: Nats per pixel.
-        nats: Sum over each slice; the mean over orders.
-        spread: Standard deviation of the same over orders.
+        nats: Sum over each slice; the mean over draws.
+        spread: Standard deviation of the same over draws.
     """
 
     maps: Float[Tensor, "b h w"]
@@ -114,7 +114,7 @@ def anomaly_scores(
     loaded: LoadedPrior,
     images: Float[Tensor, "b 1 h w"],
     conditions: Conditions,
-    orders: int = 8,
+    draws: int = 4,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> AnomalyScores:
@@ -129,7 +129,7 @@ def anomaly_scores(
     maps, nats, spread = [], [], []
     for rows in torch.split(torch.arange(len(images)), 32):
         tokens = loaded.tokenizer.encode(images[rows].to(device))
-        scores = likelihood(loaded.prior, layout, tokens, conditions[rows], orders=orders, seed=seed)
+        scores = likelihood(loaded.prior, layout, tokens, conditions[rows], draws=draws, seed=seed)
         maps.append(_spread(layout, scores.nats, loaded, size))
         nats.append(scores.nats.sum(1))
         spread.append(scores.spread)

@@ -7,7 +7,6 @@ request and a record of each finished group, so that the same command resumes af
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,7 +23,6 @@ from slicebook.devices import choose_device
 from slicebook.errors import ConfigError
 from slicebook.inference.sample_folder import Sample, SampleFolder, earlier_request
 from slicebook.inference.synthesis import (
-    RenderedSlices,
     check_class,
     check_seeds,
     choose_sampling_precision,
@@ -36,8 +34,8 @@ from slicebook.io.atomic import write_csv, write_text
 from slicebook.io.nifti import write_nifti
 from slicebook.io.volume import Volume, from_slices, orientation_of
 from slicebook.models.checkpoint import LoadedPrior, load_prior
-from slicebook.models.prior import likelihood
 from slicebook.models.sampling import SAMPLING_BATCH, SamplingSettings
+from slicebook.models.sequence import DecodedSlices
 from slicebook.version import __version__
 from slicebook.visualization import contact_sheet, figures
 
@@ -55,8 +53,6 @@ class GenerateSummary:
     samples: int
     size: tuple[int, int]
     with_masks: bool
-    bits_per_pixel: float
-    """Of the samples under the prior; the mean."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +61,7 @@ class SamplingRequest:
 
     Attributes:
         size: Rows and columns.
-        settings: Sampling temperature, top-p and guidance.
-        noise: Whether noise is added.
+        settings: Steps of sampling, and guidance.
         group: Class; None for any.
         conditional: Whether the prior is given any conditions.
         position: Position in the volume; None for any.
@@ -74,7 +69,6 @@ class SamplingRequest:
 
     size: tuple[int, int]
     settings: SamplingSettings
-    noise: bool
     group: str | None
     conditional: bool
     position: float | None
@@ -95,7 +89,6 @@ def generate(
     conditional: bool = True,
     size: tuple[int, int] | None = None,
     settings: SamplingSettings | None = None,
-    noise: bool = True,
     release_check: ReleaseCheck | None = None,
     device: str = "auto",
     precision: str = "32-true",
@@ -116,8 +109,7 @@ def generate(
         group: Class of every sample; unknown by default.
         conditional: Whether the prior is given any conditions.
         size: Rows and columns; the most frequent size of the training set by default.
-        settings: Sampling temperature, top-p and guidance.
-        noise: Whether to add noise like the training set's, if the tokenizer was trained to leave it out.
+        settings: Steps of sampling, and guidance.
         release_check: Raises unless the samples may be shared, such as `reporting.release.release_check`.
         device: auto, cpu, cuda or mps.
         precision: Precision of sampling; `auto` measures on a CPU, and an interrupted set keeps its own.
@@ -134,15 +126,15 @@ def generate(
     kind = _kind(loaded, size)
     check_class(loaded, group)
     settings = settings or SamplingSettings()
-    request = SamplingRequest((kind.rows, kind.columns), settings, noise, group, conditional, position)
+    request = SamplingRequest((kind.rows, kind.columns), settings, group, conditional, position)
     if precision == "auto":
         precision = earlier_request(Path(out)).get("precision", "auto")
     task = _Task(loaded, kind, request, count, seed, choose_sampling_precision(loaded, precision))
     folder = SampleFolder(Path(out), task.record())
     folder.refuse_full()
     texts = release_check(loaded, request) if release_check else {}
-    bits = _write_set(task, folder, texts, progress)
-    return GenerateSummary(Path(out), count, request.size, loaded.tokenizer.masks is not None, bits)
+    _write_set(task, folder, texts, progress)
+    return GenerateSummary(Path(out), count, request.size, loaded.tokenizer.masks is not None)
 
 
 @dataclass(frozen=True)
@@ -169,7 +161,6 @@ class _Task:
             "class": request.group,
             "conditional": request.conditional,
             **asdict(request.settings),
-            "noise": request.noise,
             "device": next(self.loaded.prior.parameters()).device.type,
             "precision": self.precision,
         }
@@ -180,8 +171,8 @@ def _write_set(
     folder: SampleFolder,
     texts: Mapping[str, str],
     progress: Callable[[int, int], None] | None,
-) -> float:
-    """Write all samples that are not written yet, then the rest; return mean bits per pixel."""
+) -> None:
+    """Write all samples that are not written yet, then the rest."""
     kind, count = task.kind, task.count
     folder.open(kind, count, SAMPLING_BATCH)
     for first in range(folder.groups * SAMPLING_BATCH, count, SAMPLING_BATCH):
@@ -198,7 +189,6 @@ def _write_set(
     for name, text in texts.items():
         write_text(folder.set / name, text)
     folder.finish()
-    return sum(sample.bits_per_pixel for sample in samples) / count
 
 
 def _check_arguments(
@@ -213,14 +203,14 @@ def _check_arguments(
         raise ConfigError(f"position {position:g}: wanted a position in the volume, from 0 to 1")
 
 
-def _draw_group(task: _Task, first: int) -> tuple[list[Sample], RenderedSlices, Int64[Tensor, "b n"]]:
+def _draw_group(task: _Task, first: int) -> tuple[list[Sample], DecodedSlices, Int64[Tensor, "b n"]]:
     """Draw at most 16 samples; return their manifest rows, slices and tokens."""
     loaded, request = task.loaded, task.request
     seeds = [task.seed + index for index in range(first, min(first + SAMPLING_BATCH, task.count))]
     positions = None
     if request.conditional:
         positions = [_position(seed) if request.position is None else request.position for seed in seeds]
-    tokens, conditions = draw(
+    tokens = draw(
         loaded,
         request.size,
         seeds,
@@ -229,19 +219,13 @@ def _draw_group(task: _Task, first: int) -> tuple[list[Sample], RenderedSlices, 
         group=request.group,
         precision=task.precision,
     )
-    scores = likelihood(loaded.prior, loaded.tokenizer.layout(request.size), tokens, conditions)
-    nats = scores.nats.sum(1)
-    slices = render(loaded, tokens, request.size, seeds, request.noise)
+    slices = render(loaded, tokens, request.size, seeds, request.settings.decoder_steps)
     samples = [
         Sample(
             name=f"sample-{seed:06}",
             seed=seed,
             position=None if positions is None else positions[index],
             group=request.group or "",
-            log_likelihood=-float(nats[index]),
-            spread=float(scores.spread[index]),
-            bits_per_pixel=float(nats[index]) / math.log(2) / (request.size[0] * request.size[1]),
-            noise=slices.noise[index],
         )
         for index, seed in enumerate(seeds)
     ]
@@ -270,7 +254,7 @@ def _affine(kind: SliceKind) -> np.ndarray:
     return affine
 
 
-def _write_samples(out: Path, samples: list[Sample], slices: RenderedSlices, kind: SliceKind) -> None:
+def _write_samples(out: Path, samples: list[Sample], slices: DecodedSlices, kind: SliceKind) -> None:
     """Write each sample's volume, its mask, and a picture of both."""
     affine, intensity, aspect = _affine(kind), IntensityMap(kind.low, kind.high), kind.row_mm / kind.column_mm
     blank = np.zeros((kind.columns, kind.rows, 1), dtype=np.float32)
@@ -290,7 +274,7 @@ def _write_samples(out: Path, samples: list[Sample], slices: RenderedSlices, kin
 
 
 def _draw_levels(
-    out: Path, slices: RenderedSlices, tokens: Tensor, kind: SliceKind, loaded: LoadedPrior
+    out: Path, slices: DecodedSlices, tokens: Tensor, kind: SliceKind, loaded: LoadedPrior
 ) -> None:
     """Draw a few samples decoded level by level."""
     first = tokens[:LEVELS_SHOWN]
@@ -329,7 +313,7 @@ def _write_lists(out: Path, samples: list[Sample], task: _Task) -> None:
         "slicebook_version": __version__,
         "model_sha256": info.weights_sha256,
         "request": task.record(),
-        "settings": asdict(task.request.settings) | {"noise": task.request.noise},
+        "settings": asdict(task.request.settings),
         "slices": task.kind.model_dump(mode="json", exclude={"slices"}),
         "label_values": [] if info.masks is None else list(info.masks.tokenizer.label_values),
         "recipe": info.recipe.model_dump(mode="json"),

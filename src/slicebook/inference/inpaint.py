@@ -16,16 +16,15 @@ from torch.nn import functional
 from slicebook.devices import choose_device
 from slicebook.errors import ConfigError, DataError
 from slicebook.inference.generate import DESCRIPTION
-from slicebook.inference.synthesis import check_seeds, choose_sampling_precision, render
+from slicebook.inference.synthesis import Surroundings, check_seeds, choose_sampling_precision, render
 from slicebook.inference.volumes import Stack, read_single, spare_originals
 from slicebook.io.atomic import write_csv
 from slicebook.io.nifti import read_labels, write_nifti
 from slicebook.io.volume import Plane, from_slices, to_slices
 from slicebook.models.checkpoint import LoadedPrior, load_prior
-from slicebook.models.noise import noise_level
+from slicebook.models.conditions import Conditions
 from slicebook.models.sampling import SamplingSettings, sample
 from slicebook.models.sequence import SequenceLayout
-from slicebook.models.transformer import Conditions
 from slicebook.visualization import contact_sheet
 
 FEATHER = 3.0  # pixels inside the region over which the generated image fades in
@@ -84,7 +83,7 @@ def inpaint(
 
     The region is filled smoothly from around it before encoding, so no token depends on what is replaced.
     Tokens of the finest level that touch the region are resampled, and coarser ones at least half inside it.
-    Where the tokenizer was trained to leave noise out, the region gets noise as strong as that outside.
+    A generation decoder continues the surfaces outside into the region.
 
     `out` receives `sample-00.nii.gz`, `sample-00/slice-000.png` (before | region | after) and `seams.csv`.
 
@@ -95,7 +94,7 @@ def inpaint(
         out: Folder, made if missing.
         count: Number of samples; sample i has seed + i.
         seed: Seed of the first sample.
-        settings: Sampling temperature, top-p and guidance.
+        settings: Steps of sampling, and guidance.
         plane: Slice orientation of a NIfTI volume; the acquired one by default.
         device: auto, cpu, cuda or mps.
         precision: Precision of sampling; `auto` measures on a CPU which is faster.
@@ -141,7 +140,6 @@ class _Task:
         tokens: Tokens of the filled slices, one sequence per slice.
         keep: Which tokens are kept.
         conditions: Positions of the slices.
-        noise: Noise level of each slice outside the region.
         precision: Precision of sampling.
     """
 
@@ -152,7 +150,6 @@ class _Task:
     tokens: Int64[Tensor, "b n"]
     keep: Bool[Tensor, "b n"]
     conditions: Conditions
-    noise: list[float]
     precision: str
 
 
@@ -166,9 +163,8 @@ def _make_task(
     images, inside = torch.from_numpy(filled)[:, None], torch.from_numpy(region[chosen])[:, None]
     tokens = torch.cat([loaded.tokenizer.encode(part.to(device)).cpu() for part in torch.split(images, 32)])
     anew = redrawn_tokens(loaded.tokenizer.layout(stack.size), loaded.tokenizer.images.pad(inside.float()))
-    noise = noise_level(images, ~inside).tolist()
     where = positions(chosen, len(stack.slices))
-    return _Task(stack, region, chosen, filled, tokens, ~anew, where, noise, precision)
+    return _Task(stack, region, chosen, filled, tokens, ~anew, where, precision)
 
 
 def _inpaint_once(
@@ -191,7 +187,11 @@ def _inpaint_once(
         precision=task.precision,
         progress=progress,
     )
-    images = render(loaded, drawn, stack.size, seeds, task.noise).images[:, 0].numpy()
+    surroundings = Surroundings(
+        torch.from_numpy(task.filled)[:, None], ~torch.from_numpy(task.region[task.chosen])[:, None]
+    )
+    steps = settings.decoder_steps
+    images = render(loaded, drawn, stack.size, seeds, steps, surroundings).images[:, 0].numpy()
     after = stack.slices.copy()
     for place, index in enumerate(task.chosen):
         after[index] = blend(stack.slices[index], task.filled[place], images[place], task.region[index])

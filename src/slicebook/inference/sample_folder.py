@@ -26,21 +26,12 @@ class Sample:
         seed: Its seed; with the same model and settings it gives the same sample.
         position: Requested position in the volume, 0 to 1; None where none was requested.
         group: Requested class; empty where none was requested.
-        log_likelihood: Log-likelihood of its tokens under the prior in nats; the mean over orders.
-        spread: Standard deviation of the same over orders.
-        bits_per_pixel: The same in bits per pixel, of image and mask.
-        noise: Level of its noise, on [-1, 1], as `models.noise.noise_level` measures it; 0 where none was
-            added.
     """
 
     name: str
     seed: int
     position: float | None
     group: str
-    log_likelihood: float
-    spread: float
-    bits_per_pixel: float
-    noise: float
 
 
 class SampleFolder:

@@ -1,68 +1,97 @@
-"""From seeds to slices: draw tokens, decode them, add noise. Shared by generation, inpainting and evaluation.
+"""From seeds to slices: draw tokens and decode them. Shared by generation, inpainting and evaluation.
 
-    seeds, conditions ── draw ──▶ token sequences ── decode_pages ──▶ slices and masks ── add noise ──▶ slices
+    seeds, conditions ── draw ──▶ token sequences ── render ──▶ slices and masks
 
 A sample depends on its own seed alone: the networks always see groups of `sampling.SAMPLING_BATCH` rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from slicebook.devices import choose_precision, fastest_precision
 from slicebook.errors import ConfigError
 from slicebook.models.checkpoint import LoadedPrior
+from slicebook.models.conditions import Conditions
 from slicebook.models.sampling import SAMPLING_BATCH, SamplingSettings, sample
 from slicebook.models.sequence import DecodedSlices
-from slicebook.models.transformer import Conditions
 
 LAST_SEED = 2**63 - 1
 
 
 @dataclass(frozen=True)
-class RenderedSlices:
-    """Decoded slices, with noise where it was asked for.
+class Surroundings:
+    """Slices of which some pixels are kept, for inpainting.
 
     Attributes:
         images: In [-1, 1].
-        masks: Label values; None where the model has none.
-        noise: Level of the noise of each slice, on [-1, 1]; 0 where none was added.
+        kept: Which pixels are kept.
     """
 
     images: Float[Tensor, "b 1 h w"]
-    masks: UInt8[Tensor, "b h w"] | None
-    noise: list[float]
+    kept: Bool[Tensor, "b 1 h w"]
 
 
+@torch.no_grad()
 def render(
     loaded: LoadedPrior,
     tokens: Int64[Tensor, "b n"],
     size: tuple[int, int],
     seeds: Sequence[int],
-    noise: bool | Sequence[float] = True,
-) -> RenderedSlices:
-    """Decode token sequences into slices and add noise, on the CPU.
+    steps: int = SamplingSettings.decoder_steps,
+    surroundings: Surroundings | None = None,
+) -> DecodedSlices:
+    """Decode token sequences into slices, on the CPU, with the generation decoder if the model has one.
 
     Args:
-        loaded: The prior, with its tokenizers and its model of noise.
+        loaded: The prior, with its tokenizers and its decoder.
         tokens: One sequence per slice.
         size: Rows and columns of the slices.
-        seeds: One per slice, for its noise.
-        noise: Whether to add noise at levels like the training set's, or the level of each slice. A
-            tokenizer that keeps noise gets none either way.
+        seeds: One per slice, for the noise that its decoder starts from.
+        steps: Of the generation decoder.
+        surroundings: Pixels that the decoder must continue.
     """
     page = decode_pages(loaded, tokens, size)
-    if isinstance(noise, bool):
-        levels = noise_levels(loaded, page.images, seeds) if noise else [0.0] * len(seeds)
-    else:
-        levels = list(noise)
-    return RenderedSlices(put_noise_back(loaded, page.images, levels, seeds), page.masks, levels)
+    if loaded.decoder is None:
+        return page
+    images = loaded.tokenizer.images
+    device = next(images.parameters()).device
+    base = images.pad(page.images)
+    noise = torch.stack([_surface_noise(seed, base.shape[-2:]) for seed in seeds])
+    finest = loaded.tokenizer.grids(tokens, size)["image"][0]
+    known = None if surroundings is None else images.pad(surroundings.images)
+    kept = None if surroundings is None else images.pad(surroundings.kept.float()) == 1
+    drawn = []
+    for rows in _whole_batches(len(tokens)):
+        part = loaded.decoder.draw(
+            base[rows].to(device),
+            finest[rows].to(device),
+            noise[rows].to(device),
+            steps,
+            known=None if known is None else known[rows].to(device),
+            where=None if kept is None else kept[rows].to(device),
+        )
+        drawn.append(part.cpu())
+    slices = images.unpad(torch.cat(drawn)[: len(tokens)], size).clamp(-1, 1)
+    return DecodedSlices(slices, page.masks)
+
+
+def _surface_noise(seed: int, shape: Sequence[int]) -> Float[Tensor, "1 h w"]:
+    # A random stream apart from those of the tokens and of the position.
+    generator = torch.Generator().manual_seed(int(np.random.default_rng([seed, 2]).integers(2**63)))
+    return torch.randn((1, *shape), generator=generator)
+
+
+def _whole_batches(count: int) -> Iterator[Int64[Tensor, " rows"]]:
+    """Yield the rows of batches of always the same size; a batch of another size may round otherwise."""
+    for start in range(0, count, SAMPLING_BATCH):
+        yield torch.arange(start, start + SAMPLING_BATCH).clamp(max=count - 1)
 
 
 def check_seeds(seed: int, count: int) -> None:
@@ -106,8 +135,8 @@ def draw(
     group: str | None = None,
     precision: str = "32-true",
     progress: Callable[[int, int], None] | None = None,
-) -> tuple[Int64[Tensor, "b n"], Conditions]:
-    """Return one token sequence per seed, and the conditions that it was drawn under."""
+) -> Int64[Tensor, "b n"]:
+    """Return one token sequence per seed."""
     repeated = {seed for seed in seeds if seeds.count(seed) > 1} if len(set(seeds)) < len(seeds) else set()
     if repeated:
         raise ConfigError(f"seed {min(repeated)} is given twice and would give the same sample twice")
@@ -119,7 +148,7 @@ def draw(
         conditions = Conditions(
             conditions.position, torch.full((len(seeds),), loaded.info.classes.index(group))
         )
-    tokens = sample(
+    return sample(
         loaded.prior,
         loaded.tokenizer.layout(size),
         seeds,
@@ -128,42 +157,17 @@ def draw(
         precision=precision,
         progress=progress,
     )
-    return tokens, conditions
 
 
 def decode_pages(
     loaded: LoadedPrior, tokens: Int64[Tensor, "b n"], size: tuple[int, int], *, levels: int | None = None
 ) -> DecodedSlices:
-    """Decode tokens batch by batch, onto the CPU; a slice does not depend on the others."""
+    """Decode tokens with the tokenizers, batch by batch, onto the CPU; no slice depends on the others."""
     device, count = next(loaded.prior.parameters()).device, len(tokens)
-    # Always as many rows, as in sampling: a batch of another size may round otherwise.
-    tokens = torch.cat([tokens, tokens[-1:].expand(-count % SAMPLING_BATCH, -1)])
     pages = [
-        loaded.tokenizer.decode(part.to(device), size, levels=levels)
-        for part in torch.split(tokens, SAMPLING_BATCH)
+        loaded.tokenizer.decode(tokens[rows].to(device), size, levels=levels)
+        for rows in _whole_batches(count)
     ]
     masks = [page.masks.cpu() for page in pages if page.masks is not None]
     images = torch.cat([page.images.cpu() for page in pages])
     return DecodedSlices(images[:count], torch.cat(masks)[:count] if masks else None)
-
-
-def noise_levels(loaded: LoadedPrior, images: Float[Tensor, "b 1 h w"], seeds: Sequence[int]) -> list[float]:
-    """Draw how noisy each decoded slice is, as training slices are; 0 where the tokenizer keeps noise."""
-    noise = loaded.info.noise_model
-    if noise is None:
-        return [0.0] * len(seeds)
-    return [noise.level(image.numpy(), seed) for image, seed in zip(images[:, 0], seeds, strict=True)]
-
-
-def put_noise_back(
-    loaded: LoadedPrior, images: Float[Tensor, "b 1 h w"], levels: Sequence[float], seeds: Sequence[int]
-) -> Float[Tensor, "b 1 h w"]:
-    """Return decoded slices with noise of these levels."""
-    noise = loaded.info.noise_model
-    if noise is None:
-        return images
-    noisy = [
-        noise.add_noise(image.numpy(), level, seed)
-        for image, level, seed in zip(images[:, 0], levels, seeds, strict=True)
-    ]
-    return torch.from_numpy(np.stack(noisy))[:, None]

@@ -19,7 +19,7 @@ from slicebook.data.manifest import SliceKind
 from slicebook.environment import Provenance
 from slicebook.errors import CheckpointError
 from slicebook.io.tensors import SCHEMA_VERSION, hash_tensors, kind_of, read_tensors, write_tensors
-from slicebook.models.noise import NoiseModel
+from slicebook.models.flow_decoder import FlowDecoder
 from slicebook.models.prior import Prior
 from slicebook.models.sequence import JointTokenizer
 from slicebook.models.tokenizer import Tokenizer
@@ -30,7 +30,7 @@ from slicebook.version import __version__
 MODEL_NAME = "model.safetensors"
 
 Kind = Literal["tokenizer", "label tokenizer", "generation decoder"]
-"""A generation decoder is a tokenizer whose decoder adds plausible detail: not for reconstruction."""
+"""A generation decoder adds plausible detail to what a tokenizer decodes: not for reconstruction."""
 
 
 class ModelInfo(Record):
@@ -57,6 +57,15 @@ class LoadedTokenizer:
         return hash_tensors(self.tokenizer.state_dict())
 
 
+@dataclass(frozen=True)
+class LoadedDecoder:
+    """A generation decoder read from disk, in evaluation mode."""
+
+    decoder: FlowDecoder
+    info: ModelInfo
+    path: Path
+
+
 Info = TypeVar("Info", "ModelInfo", "PriorInfo")
 
 
@@ -72,21 +81,28 @@ class PriorInfo(Record):
     """Most frequent first."""
     classes: tuple[str, ...]
     """Names of the classes that the manifest gave its slices."""
-    noise_model: NoiseModel | None
-    """Model of the noise that the tokenizer removes; generation adds such noise."""
     tokenizer_provenance: Provenance
     decoder_provenance: Provenance | None = None
-    """Of the decoder that was trained for generation; None where it is the tokenizer's own."""
+    """Of the generation decoder; None where there is none."""
     provenance: Provenance
     weights_sha256: str
 
 
 @dataclass(frozen=True)
 class LoadedPrior:
-    """A prior read from disk with its tokenizers, in evaluation mode."""
+    """A prior read from disk with its tokenizers, in evaluation mode.
+
+    Attributes:
+        prior: The prior.
+        tokenizer: Its tokenizers.
+        decoder: The generation decoder, if one was trained.
+        info: Metadata.
+        path: The file.
+    """
 
     prior: Prior
     tokenizer: JointTokenizer
+    decoder: FlowDecoder | None
     info: PriorInfo
     path: Path
 
@@ -112,7 +128,7 @@ def load_tokenizer(
     """Read a tokenizer from a model file, the folder of a run, or the folder of a demo.
 
     Args:
-        where: The file or folder.
+        where: The file or folder. The file of a prior holds a tokenizer too.
         device: Device of the tokenizer.
         kind: The expected kind.
 
@@ -120,10 +136,52 @@ def load_tokenizer(
         CheckpointError: Nothing trained there yet, a damaged file, or a file of another kind.
     """
     path = find_model(Path(where))
+    if kind == "tokenizer" and kind_of(path) == "prior":
+        return _tokenizer_of(load_prior(path, device))
     tensors, info = _load(path, kind, ModelInfo)
     tokenizer = Tokenizer(info.recipe.tokenizer)
     _fill(tokenizer, tensors, path)
     return LoadedTokenizer(tokenizer.eval().to(device), info, path)
+
+
+def _tokenizer_of(prior: LoadedPrior) -> LoadedTokenizer:
+    """Return the tokenizer of slices in a prior's file."""
+    tokenizer = prior.tokenizer.images
+    info = ModelInfo(
+        schema_version=prior.info.schema_version,
+        kind="tokenizer",
+        recipe=prior.info.recipe,
+        provenance=prior.info.tokenizer_provenance,
+        weights_sha256=hash_tensors(tokenizer.state_dict()),
+    )
+    return LoadedTokenizer(tokenizer, info, prior.path)
+
+
+def save_decoder(path: Path, decoder: FlowDecoder, recipe: Recipe, provenance: Provenance) -> None:
+    """Write a generation decoder's weights with its recipe and provenance."""
+    tensors = decoder.state_dict()
+    info = ModelInfo(
+        schema_version=SCHEMA_VERSION,
+        kind="generation decoder",
+        recipe=recipe,
+        provenance=provenance,
+        weights_sha256=hash_tensors(tensors),
+    )
+    write_tensors(path, tensors, info.model_dump(mode="json"))
+
+
+def load_decoder(where: str | Path, tokenizer: LoadedTokenizer) -> LoadedDecoder:
+    """Read the generation decoder of a tokenizer, onto the tokenizer's device.
+
+    Raises:
+        CheckpointError: Nothing trained there yet, a damaged file, or a file of another kind.
+    """
+    path = find_model(Path(where))
+    tensors, info = _load(path, "generation decoder", ModelInfo)
+    assert info.recipe.decoder is not None
+    decoder = FlowDecoder(info.recipe.decoder, tokenizer.tokenizer)
+    _fill(decoder, tensors, path)
+    return LoadedDecoder(decoder.eval().to(next(tokenizer.tokenizer.parameters()).device), info, path)
 
 
 def read_info(where: str | Path) -> ModelInfo | PriorInfo:
@@ -139,9 +197,17 @@ def read_info(where: str | Path) -> ModelInfo | PriorInfo:
     return _load(path, kind if kind and kind in get_args(Kind) else "tokenizer", ModelInfo)[1]
 
 
-def save_prior(path: Path, prior: Prior, joint_tokenizer: JointTokenizer, info: PriorInfo) -> None:
-    """Write a prior with its tokenizers; the hash of the weights in `info` is filled in here."""
+def save_prior(
+    path: Path,
+    prior: Prior,
+    joint_tokenizer: JointTokenizer,
+    info: PriorInfo,
+    decoder: FlowDecoder | None = None,
+) -> None:
+    """Write a prior with its tokenizers and decoder; the hash of the weights in `info` is filled in here."""
     parts: dict[str, nn.Module] = {"prior": prior, "images": joint_tokenizer.images}
+    if decoder is not None:
+        parts["decoder"] = decoder
     if joint_tokenizer.masks is not None:
         parts["masks"] = joint_tokenizer.masks
     tensors = {
@@ -149,7 +215,10 @@ def save_prior(path: Path, prior: Prior, joint_tokenizer: JointTokenizer, info: 
         for part, module in parts.items()
         for name, tensor in module.state_dict().items()
     }
-    info = info.model_copy(update={"weights_sha256": hash_tensors(tensors)})
+    update: dict[str, Any] = {"weights_sha256": hash_tensors(tensors)}
+    if decoder is None:
+        update["decoder_provenance"] = None
+    info = info.model_copy(update=update)
     write_tensors(path, tensors, info.model_dump(mode="json"))
 
 
@@ -161,7 +230,7 @@ def load_prior(where: str | Path, device: str | torch.device = "cpu") -> LoadedP
     """
     path = find_prior(Path(where))
     tensors, info = _load(path, "prior", PriorInfo)
-    parts: dict[str, dict[str, Tensor]] = {"prior": {}, "images": {}, "masks": {}}
+    parts: dict[str, dict[str, Tensor]] = {"prior": {}, "images": {}, "masks": {}, "decoder": {}}
     for name, tensor in tensors.items():
         part, _, rest = name.partition(".")
         parts.get(part, {})[rest] = tensor
@@ -173,9 +242,15 @@ def load_prior(where: str | Path, device: str | torch.device = "cpu") -> LoadedP
         _fill(masks, parts["masks"], path)
         masks = masks.eval().to(device)
     joint_tokenizer = JointTokenizer(images.eval().to(device), masks)
-    prior = Prior(info.recipe.prior, joint_tokenizer.codebooks, len(info.classes))
+    prior = Prior(info.recipe.prior, joint_tokenizer.codebooks, joint_tokenizer.strides, len(info.classes))
     _fill(prior, parts["prior"], path)
-    return LoadedPrior(prior.eval().to(device), joint_tokenizer, info, path)
+    decoder = None
+    if info.decoder_provenance is not None:
+        assert info.recipe.decoder is not None
+        decoder = FlowDecoder(info.recipe.decoder, images)
+        _fill(decoder, parts["decoder"], path)
+        decoder = decoder.eval().to(device)
+    return LoadedPrior(prior.eval().to(device), joint_tokenizer, decoder, info, path)
 
 
 def _load(path: Path, kind: str, record: type[Info]) -> tuple[dict[str, Tensor], Info]:
@@ -262,14 +337,9 @@ def find_prior(where: Path) -> Path:
 
 
 def has_prior(where: Path) -> bool:
-    """Return whether a folder of a run or demo holds a prior beside its tokenizer."""
+    """Return whether a path is a prior, or a folder of a run or demo that holds one."""
     path = _prior_in(where)
-    return path is not None and path != find_model(where)
-
-
-def is_prior(where: Path) -> bool:
-    """Return whether a path is a prior's own file or folder, not a run that holds one."""
-    return kind_of(find_model(where)) == "prior"
+    return path is not None and kind_of(path) == "prior"
 
 
 def _prior_in(where: Path) -> Path | None:

@@ -1,21 +1,18 @@
-"""The prior: an autoregressive model of the tokens of a slice, coarse to fine, in any order within a grid.
+"""The prior: a rectified flow over the codes of a slice's token grids, of the mask and of the image.
 
-The grids are predicted one after another: the mask's before the image's, coarse before fine. Within a
-grid the tokens come in a random order (sigma-GPT, Pannatier et al. 2024,
-https://arxiv.org/abs/2404.09562). One network therefore samples, inpaints, and gives the exact likelihood
-of a slice for each order. Each step is given the position of the token that it predicts, the known tokens
-in a window around that position and around its parents in the coarser grids, and attends to all earlier
-steps.
-One step of a transformer, which predicts token t:
+    noise ──▶ noisy codes of all grids ──▶ U-Net ──▶ probabilities of the codes ──▶ expected codes ─┐
+                        ▲                                                                           │
+                        └──────────────── step of the flow (`flow.solve`) ◀────────────────────────┘
 
-    embedding of token t-1 ──────┐
-    windows around position t ───┼─ + ─▶ blocks ─▶ norm ─▶ head ─▶ logits over the codes of token t
-    embedding of the conditions ─┘         ▲
-                               keys and values of steps 0 … t-1
+The data of the flow are the code vectors of the tokens, standardised. The network estimates them as the
+expectation of the code under probabilities that it learns by cross-entropy (Dieleman et al. 2022, section
+3, https://arxiv.org/abs/2211.15089). All grids are denoised together. Tokens may be known, for inpainting
+and for given masks, or absent, for slices without a mask; the network is told which.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -25,123 +22,144 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from slicebook.config import PriorConfig
-from slicebook.models.sequence import SequenceLayout, draw_orders, stage_windows
-from slicebook.models.transformer import Conditions, PriorTransformer
+from slicebook.models.conditions import ConditionEmbedding, Conditions
+from slicebook.models.flow import TIME_FEATURES, Grids, noisy, time_features
+from slicebook.models.sequence import SequenceLayout
+from slicebook.models.unet import GridUNet
 
+UNKNOWN, KNOWN, ABSENT = 0, 1, 2  # states of a token
 LIKELIHOOD_BATCH = 16
+# Log ratios of data to noise (t / (1 - t)) over which a likelihood is integrated: below, the noisy codes
+# tell next to nothing; what they leave open at the highest is counted as cross-entropy.
+LOWEST, HIGHEST, RATIOS = -2.5, 1.0, 11
 
 
 class Prior(nn.Module):
-    """Log-probability of token grids, stage by stage.
+    """Probabilities of the codes of all tokens, given noisy codes.
 
     Args:
-        config: Sizes.
-        codebooks: The codes of each stage, in the order of prediction.
+        config: Sizes of the network.
+        codebooks: The codes of each grid, in the order of the layout.
+        strides: Of each grid, in pixels.
         groups: Number of classes.
     """
 
     def __init__(
-        self, config: PriorConfig, codebooks: Sequence[Float[Tensor, "_ _"]], groups: int = 0
+        self,
+        config: PriorConfig,
+        codebooks: Sequence[Float[Tensor, "_ _"]],
+        strides: Sequence[int],
+        groups: int = 0,
     ) -> None:
         super().__init__()
-        last = len(codebooks) - 1
-        # The finest stage has nearly all the tokens and is mostly local: its own transformer can be small.
-        transformers = [PriorTransformer(config, config.fine, last, codebooks, groups)]
-        if last:
-            transformers.insert(0, PriorTransformer(config, config.coarse, 0, codebooks[:last], groups))
-        self._transformers = nn.ModuleList(transformers)
+        for index, codes in enumerate(codebooks):
+            standard = (codes - codes.mean(0)) / codes.std(0, correction=0).clamp(min=1e-6)
+            # A last row of zeros stands for absent tokens.
+            self.register_buffer(f"codes_{index}", functional.pad(standard, (0, 0, 0, 1)), persistent=False)
+        resolutions = sorted(set(strides))
+        self.unet = GridUNet(
+            strides,
+            [codes.shape[1] + 2 for codes in codebooks],
+            [len(codes) for codes in codebooks],
+            resolutions=resolutions,
+            widths=[config.widths[min(i, len(config.widths) - 1)] for i in range(len(resolutions))],
+            conditions=config.embedding,
+            blocks=config.blocks,
+            attention=[i > 0 or len(resolutions) == 1 for i in range(len(resolutions))],
+        )
+        self.conditions = ConditionEmbedding(groups, config.embedding)
+        self.time = nn.Sequential(
+            nn.Linear(TIME_FEATURES, config.embedding),
+            nn.SiLU(),
+            nn.Linear(config.embedding, config.embedding),
+        )
 
-    @property
-    def transformers(self) -> list[PriorTransformer]:
-        """In the order of prediction."""
+    def codes(self, grid: int) -> Float[Tensor, "k_and_one d"]:
+        """Return the standardised codes of a grid, and a row of zeros."""
+        return self.get_buffer(f"codes_{grid}")
+
+    def embed(self, layout: SequenceLayout, tokens: Int64[Tensor, "b n"]) -> Grids:
+        """Return the code vectors of all grids; zeros for absent tokens."""
         return [
-            transformer for transformer in self._transformers if isinstance(transformer, PriorTransformer)
+            functional.embedding(part, self.codes(index)).permute(0, 3, 1, 2)
+            for index, part in enumerate(layout.split(tokens))
         ]
 
     def forward(
         self,
         layout: SequenceLayout,
-        tokens: Int64[Tensor, "b n"],
-        orders: Int64[Tensor, "b n"],
+        samples: Grids,
+        times: Float[Tensor, " b"],
+        clean: Grids,
+        states: Int64[Tensor, "b n"],
         conditions: Conditions,
-        input_tokens: Int64[Tensor, "b n"] | None = None,
-    ) -> Float[Tensor, "b n"]:
-        """Return the negative log-likelihood of each token, in nats, in the order of the layout.
-
-        An unknown token (it equals the codebook size of its grid) costs nothing and is read as unknown.
+    ) -> list[Float[Tensor, "b _ _ _"]]:
+        """Return the logits of each token's code, by grid.
 
         Args:
-            layout: Where the tokens of each grid lie in the sequence.
-            tokens: All grids, flattened and joined, in the order of the layout.
-            orders: The order in which each slice's tokens are predicted, from `draw_orders`.
-            conditions: Position in the volume and class of each slice; NaN and -1 where unknown.
-            input_tokens: The tokens that the network sees, if they differ from those it predicts.
+            layout: Of the grids.
+            samples: Noisy codes.
+            times: Time of each slice.
+            clean: Codes, of which those of known tokens are read.
+            states: UNKNOWN, KNOWN or ABSENT, of each token.
+            conditions: Of each slice.
         """
-        input_tokens, layout = tokens if input_tokens is None else input_tokens, layout.to(tokens.device)
-        ranks = orders.argsort(1)
-        losses = torch.zeros(tokens.shape, device=tokens.device)
-        for transformer in self.transformers:
-            begin = layout.starts[transformer.first]
-            features = self._hidden_states(transformer, layout, input_tokens, orders, ranks, conditions)
-            for stage in transformer.stages:
-                part = layout.slice_of(stage)
-                logits = transformer.logits(stage, features[:, part.start - begin : part.stop - begin])
-                targets = tokens.gather(1, orders[:, part])
-                nll = functional.cross_entropy(
-                    logits.float().transpose(1, 2),
-                    targets,
-                    reduction="none",
-                    ignore_index=layout.stages[stage].size,
-                )
-                losses = losses.scatter(1, orders[:, part], nll)
-        return losses
+        t = times.view(-1, 1, 1, 1)
+        scale = (t.square() + (1 - t).square()).rsqrt()  # to unit variance
+        margins = _margins(layout)
+        entered = []
+        for x, data, state, margin in zip(samples, clean, layout.split(states), margins, strict=True):
+            known, absent = (state == KNOWN)[:, None], (state == ABSENT)[:, None]
+            x = torch.where(known, data, x * scale).masked_fill(absent, 0)
+            x = functional.pad(torch.cat([x, known.to(x)], 1), margin)
+            entered.append(torch.cat([x, functional.pad(absent.to(x), margin, value=1.0)], 1))
+        embedding = self.time(time_features(times)) + self.conditions(conditions)
+        padded: list[Tensor] = self.unet(entered, functional.silu(embedding))
+        return [
+            scores[..., top : top + stage.rows, left : left + stage.columns]
+            for scores, stage, (left, _, top, _) in zip(padded, layout.stages, margins, strict=True)
+        ]
 
-    def _hidden_states(
-        self,
-        transformer: PriorTransformer,
-        layout: SequenceLayout,
-        input_tokens: Tensor,
-        orders: Tensor,
-        ranks: Tensor,
-        conditions: Conditions,
-    ) -> Tensor:
-        """Return the features of the steps that a transformer predicts: [b, end - begin, width]."""
-        begin, end = layout.starts[transformer.first], layout.starts[transformer.stages[-1] + 1]
-        positions, centres = layout.positions, layout.centres
-        embeddings, queries = [], []
-        for stage in range(transformer.stages[-1] + 1):
-            order = orders[:, layout.slice_of(stage)]
-            embeddings.append(
-                transformer.token_embedding(stage, input_tokens.gather(1, order), positions[order])
-            )
-        for stage in transformer.stages:
-            part = layout.slice_of(stage)
-            order = orders[:, part]
-            windows = stage_windows(layout, stage, input_tokens, ranks, order - part.start)
-            queries.append(transformer.query_embedding(stage, windows, positions[order]))
-        # [b, end, width]: embeddings of all tokens up to the transformer's last
-        context = torch.cat(embeddings, 1)
-        start_embedding = transformer.stage.weight[-1].expand(len(input_tokens), 1, -1).to(context)
-        # A step gets the token before it; the first step of a transformer gets none.
-        # Both sums [b, end - begin, width]: one step per token that it predicts.
-        steps = torch.cat([start_embedding, context[:, begin : end - 1]], 1) + torch.cat(queries, 1)
-        # [b, end, width]: tokens of earlier grids, then the transformer's own steps
-        x = torch.cat([context[:, :begin], steps], 1) + transformer.condition_embedding(conditions)[:, None]
-        sequence = centres[orders[:, :end]]  # [b, end, 2]: the position that each step predicts
-        # [b, end, 2]: the position of the token that each step gets, one behind; the first has its own
-        previous = torch.cat(
-            [sequence[:, :begin], sequence[:, begin : begin + 1], sequence[:, begin : end - 1]], 1
-        )
-        return transformer.forward_blocks(x, sequence, previous)[:, begin:]
+    def expected_codes(self, logits: Sequence[Float[Tensor, "b _ _ _"]]) -> Grids:
+        """Return the expectation of the code vectors."""
+        return [
+            torch.einsum("bkhw,kd->bdhw", scores.softmax(1), self.codes(index)[:-1])
+            for index, scores in enumerate(logits)
+        ]
+
+
+def _margins(layout: SequenceLayout) -> list[tuple[int, int, int, int]]:
+    """Return the tokens to add left, right, above and below each grid, so that all cover the same area.
+
+    Each tokenizer pads slices to whole tokens of its own, half on each side, so grids may cover different
+    areas. Here they are padded to whole tokens of the coarsest grid.
+    """
+    coarsest = max(stage.stride for stage in layout.stages)
+
+    def missing(cells: int, stride: int, pixels: int) -> tuple[int, int]:
+        count = math.ceil(pixels / coarsest) * coarsest // stride - cells
+        return count // 2, count - count // 2
+
+    rows = max(stage.rows * stage.stride for stage in layout.stages)
+    columns = max(stage.columns * stage.stride for stage in layout.stages)
+    return [
+        (*missing(stage.columns, stage.stride, columns), *missing(stage.rows, stage.stride, rows))
+        for stage in layout.stages
+    ]
+
+
+def states_of(layout: SequenceLayout, tokens: Int64[Tensor, "b n"]) -> Int64[Tensor, "b n"]:
+    """Return UNKNOWN for tokens to be modelled, ABSENT for those that a slice does not have."""
+    return torch.where(tokens == layout.sizes, ABSENT, UNKNOWN)
 
 
 @dataclass(frozen=True)
 class Likelihood:
-    """Negative log-likelihood of token sequences, in nats.
+    """Upper bounds of the negative log-likelihood of token sequences, in nats.
 
     Attributes:
-        nats: Of each token, in the layout's order; the mean over orders of prediction.
-        spread: Standard deviation over orders of a sequence's total.
+        nats: Of each token, in the layout's order; 0 for absent tokens.
+        spread: Standard deviation of a sequence's total over draws of the noise.
     """
 
     nats: Float[Tensor, "b n"]
@@ -155,22 +173,24 @@ def likelihood(
     tokens: Int64[Tensor, "b n"],
     conditions: Conditions,
     *,
-    orders: int = 4,
+    draws: int = 2,
     seed: int = 0,
 ) -> Likelihood:
-    """Return the negative log-likelihood of token sequences.
+    """Return upper bounds of the negative log-likelihood of token sequences.
 
-    The likelihood is exact for each order of prediction. That of the prior over random orders is the mean of
-    the likelihoods; the mean of their logarithms is a lower bound (Jensen). All sequences get the same
-    orders, so their values are comparable.
+    What noisy codes tell of a token is half the error of the best estimate of its code, summed over channels
+    and integrated over the ratio of signal to noise power up to theirs (Guo et al. 2005; Kong et al. 2023,
+    eq. 4, https://arxiv.org/abs/2302.03792). What they leave open is the cross-entropy of the token, given
+    them. For any other estimate both are larger. All sequences get the same noise, so their values are
+    comparable.
 
     Args:
         prior: In evaluation mode.
         layout: Of the tokens.
         tokens: One sequence per slice.
         conditions: One per slice.
-        orders: Number of orders to average over.
-        seed: Of the orders.
+        draws: Draws of the noise to average over; each takes `RATIOS` + 1 passes of the network.
+        seed: Of the noise.
     """
     device = next(prior.parameters()).device
     nats, spreads = [], []
@@ -178,17 +198,54 @@ def likelihood(
         rows = torch.arange(start, min(start + LIKELIHOOD_BATCH, len(tokens)))
         batch, condition = tokens[rows].to(device), conditions[rows].to(device)
         generator = torch.Generator().manual_seed(seed)
-        passes = torch.stack(
-            [
-                prior(
-                    layout,
-                    batch,
-                    draw_orders(layout, 1, generator).repeat(len(batch), 1).to(device),
-                    condition,
-                )
-                for _ in range(orders)
-            ]
-        ).cpu()
-        nats.append(passes.mean(0))
-        spreads.append(passes.sum(2).std(0, unbiased=False))
+        each = torch.stack([_bound(prior, layout, batch, condition, generator) for _ in range(draws)]).cpu()
+        nats.append(each.mean(0))
+        spreads.append(each.sum(2).std(0, unbiased=False))
     return Likelihood(torch.cat(nats), torch.cat(spreads))
+
+
+def _bound(
+    prior: Prior,
+    layout: SequenceLayout,
+    tokens: Int64[Tensor, "b n"],
+    conditions: Conditions,
+    generator: torch.Generator,
+) -> Float[Tensor, "b n"]:
+    """Return the bound from one draw of the noise at each ratio."""
+    states, data = states_of(layout, tokens), prior.embed(layout, tokens)
+    width = (HIGHEST - LOWEST) / RATIOS
+
+    def estimate(log_ratio: float) -> Grids:
+        """Return the logits of the codes, given noisy ones."""
+        ratio = math.exp(log_ratio)
+        times = torch.full((len(tokens),), ratio / (1 + ratio), device=tokens.device)
+        samples = [noisy(x, torch.randn(x[:1].shape, generator=generator).to(x.device), times) for x in data]
+        return [x.float() for x in prior(layout, samples, times, data, states, conditions)]
+
+    total = torch.zeros(tokens.shape, device=tokens.device)
+    for index in range(RATIOS):
+        log_ratio = LOWEST + (index + 0.5) * width
+        expected = prior.expected_codes(estimate(log_ratio))
+        error = torch.cat(
+            [(e - x).square().sum(1).flatten(1) for e, x in zip(expected, data, strict=True)], 1
+        )
+        # d(ratio²) / 2 = ratio² d(log ratio). What lies below the first bin is added to it.
+        below = math.exp(2 * LOWEST) / 2 if index == 0 else 0.0
+        total += error * (math.exp(2 * log_ratio) * width + below)
+    total += cross_entropy(layout, estimate(HIGHEST), tokens)
+    return total.masked_fill(states == ABSENT, 0)
+
+
+def cross_entropy(
+    layout: SequenceLayout, logits: Sequence[Float[Tensor, "b _ _ _"]], tokens: Int64[Tensor, "b n"]
+) -> Float[Tensor, "b n"]:
+    """Return the negative log probability of each token, in nats; 0 for absent tokens."""
+    return torch.cat(
+        [
+            functional.cross_entropy(scores.float(), part, reduction="none", ignore_index=stage.size).flatten(
+                1
+            )
+            for scores, part, stage in zip(logits, layout.split(tokens), layout.stages, strict=True)
+        ],
+        1,
+    )

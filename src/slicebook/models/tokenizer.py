@@ -129,17 +129,6 @@ class Tokenizer(nn.Module):
         """
         return tuple(grid for _, grid in self._encode_levels(self._validate_images(images)))[::-1]
 
-    def pixel_decoder(self) -> Iterator[nn.Parameter]:
-        """Parameters that do not affect tokens: training them alone changes no token."""
-        return self.network.pixel_decoder.parameters()
-
-    def token_state(self) -> dict[str, Tensor]:
-        """All other weights: tokenizers that share them produce and decode the same tokens."""
-        free = {id(tensor) for tensor in self.network.pixel_decoder.state_dict(keep_vars=True).values()}
-        return {
-            name: tensor for name, tensor in self.state_dict(keep_vars=True).items() if id(tensor) not in free
-        }
-
     @torch.no_grad()
     def decode(
         self,

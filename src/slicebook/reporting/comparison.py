@@ -257,8 +257,7 @@ def _sampling(report: Evaluation) -> str | None:
     if not sampling:
         return None
     settings = ", ".join(f"{name} {value:g}" for name, value in sampling.settings.items())
-    noise = "noise added" if sampling.noise else "no noise added"
-    return f"{sampling.rows}×{sampling.columns}, {settings}, {noise}"
+    return f"{sampling.rows}×{sampling.columns}, {settings}"
 
 
 # What all reports that have it must share, and what to do where it differs.

@@ -109,7 +109,6 @@ def _command(report: Evaluation) -> str:
     if sampling := report.sampling:
         words.append(f"-n {sampling.samples}")
         words += [f"--{name.replace('_', '-')} {value}" for name, value in sampling.settings.items()]
-        words.append("--noise" if sampling.noise else "--no-noise")
     parts = [part for part in PARTS if getattr(report, part)]
     if len(parts) < len(PARTS):
         words.append(f"--parts {','.join(parts)}")

@@ -74,7 +74,6 @@ def _check_settings(path: Path, sampling: SamplingInfo, request: SamplingRequest
     requested = {
         **asdict(request.settings),
         "size": f"{request.size[0]}×{request.size[1]}",
-        "noise": request.noise,
         "class": request.group or "any",
         "conditional": request.conditional,
         "position": "any" if request.position is None else request.position,
@@ -82,7 +81,6 @@ def _check_settings(path: Path, sampling: SamplingInfo, request: SamplingRequest
     audited = {
         **sampling.settings,
         "size": f"{sampling.rows}×{sampling.columns}",
-        "noise": sampling.noise,
         "class": "any",
         "conditional": True,
         "position": "any",

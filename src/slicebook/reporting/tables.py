@@ -222,8 +222,8 @@ def _tokenizer(recipe: Json) -> Iterator[tuple[str, str]]:
 
 def _prior(prior: Json) -> Iterator[tuple[str, str]]:
     settings = prior["recipe"]["prior"]
-    coarse, fine = (f"{settings[name]['layers']} × {settings[name]['width']}" for name in ("coarse", "fine"))
-    yield "prior layers × channels", f"{coarse} for the coarser grids, {fine} for the finest"
+    widths = listed([str(width) for width in settings["widths"]])
+    yield "prior", f"flow, {widths} channels from the finest grid on, {settings['blocks']} blocks per grid"
     sizes = [
         f"{kind['rows']}×{kind['columns']} of {kind['row_mm']:.3g}×{kind['column_mm']:.3g} mm"
         for kind in prior["slices"]
@@ -233,7 +233,7 @@ def _prior(prior: Json) -> Iterator[tuple[str, str]]:
     yield "classes", str(len(prior["classes"]))
     yield (
         "decoder of samples",
-        "a GAN decoder of its own" if prior["decoder_provenance"] else "the tokenizer's",
+        "a flow beside the tokenizer's" if prior["decoder_provenance"] else "the tokenizer's",
     )
 
 

@@ -14,6 +14,7 @@ from slicebook.evaluation.report import Evaluation
 from slicebook.reporting.tables import estimate, number
 
 MIN_PATIENTS = 6  # fewer cannot estimate their own spread, so their numbers are reported without a verdict
+MAX_AUC_EXCESS = 0.1  # of a classifier that tells samples from real slices
 MIN_COVERAGE = 0.8  # relative to the coverage between real patients
 MIN_ANATOMY = 0.9  # relative to the rate at which real masks satisfy the anatomy rules
 MIN_DICE_RATIO = 0.9  # relative to a segmenter trained on the training set
@@ -105,7 +106,8 @@ def _realistic(report: Evaluation) -> Verdict:
     rule = (
         "Yes if all of these hold: for every kind of features, the kernel distance is at most the 95th "
         "percentile of the distances between groups of real patients; coverage is at least "
-        f"{MIN_COVERAGE:.0%} of that of real patients; masks of a pelvis satisfy the anatomy rules at least "
+        f"{MIN_COVERAGE:.0%} of that of real patients; a classifier's AUC is at most {MAX_AUC_EXCESS:.2f} "
+        "above that for real slices of other patients; masks of a pelvis satisfy the anatomy rules at least "
         f"{MIN_ANATOMY:.0%} as often as real masks. Partly if some hold. Only measured, without a verdict, "
         f"on fewer than {MIN_PATIENTS} patients."
     )
@@ -126,6 +128,13 @@ def _realistic(report: Evaluation) -> Verdict:
         else:
             finding += f", coverage {coverage.generated:.2f} (real patients {coverage.real:.2f})"
         findings.append(finding)
+    if generation.detection:
+        aucs = [f"{name} {found.auc:.2f}" for name, found in generation.detection.items()]
+        highest = max(found.reference for found in generation.detection.values())
+        findings.append(
+            f"Classifiers tell samples from real slices with an AUC of: {', '.join(aucs)} (other patients up "
+            f"to {highest:.2f})"
+        )
     if anatomy := generation.anatomy:
         findings.append(
             f"Anatomy rules satisfied by {anatomy.generated:.0%} of the masks ({anatomy.real:.0%} of real "
@@ -141,6 +150,9 @@ def _generation_criteria(generation: GenerationResult) -> list[bool]:
         coverage = features.samples.coverage
         # Too few patients for coverage are too few for a yes.
         criteria.append(bool(coverage and coverage.share is not None and coverage.share >= MIN_COVERAGE))
+    criteria += [
+        detection.auc <= detection.reference + MAX_AUC_EXCESS for detection in generation.detection.values()
+    ]
     if generation.anatomy and generation.anatomy.ratio is not None:
         criteria.append(generation.anatomy.ratio >= MIN_ANATOMY)
     return criteria

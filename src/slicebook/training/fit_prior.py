@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor
 
 from slicebook.config import Recipe
 from slicebook.data.dataset import PreparedData, SliceSet
@@ -19,11 +18,9 @@ from slicebook.errors import ConfigError
 from slicebook.io.atomic import write_text
 from slicebook.io.tensors import hash_tensors
 from slicebook.models.checkpoint import LoadedTokenizer, PriorInfo, save_prior
-from slicebook.models.noise import NoiseModel, fit_noise_model
 from slicebook.models.prior import Prior
 from slicebook.models.quantizer import usage_of
 from slicebook.models.sequence import JointTokenizer
-from slicebook.training.decoder import Samples
 from slicebook.training.prior import PriorObjective
 from slicebook.training.progress import Display
 from slicebook.training.resume import Progress
@@ -34,7 +31,7 @@ from slicebook.training.tokenizer import LOW_USAGE
 from slicebook.training.trainer import Trainer, provenance
 from slicebook.training.warm_start import initial_model, initial_record, load_initial
 
-PROBE_SLICES = 512  # training slices, about, from which code usage and noise are measured
+PROBE_SLICES = 512  # training slices, about, from which code usage is measured
 
 
 @dataclass(frozen=True)
@@ -74,7 +71,7 @@ class PriorRun:
             "recipe": self.recipe.model_dump(mode="json", include={"prior"}),
             "split_hash": self.data.split_hash,
             "tokenizers": [
-                hash_tensors(self.tokenizer.tokenizer.token_state()),
+                hash_tensors(self.tokenizer.tokenizer.state_dict()),
                 *([self.masks.info.weights_sha256] if self.masks else []),
             ],
             "classes": list(self.classes),
@@ -137,7 +134,7 @@ def fit_prior(run: PriorRun, options: TrainingOptions) -> Progress:
         rank=fabric.global_rank,
         world_size=fabric.world_size,
     )
-    prior = Prior(run.recipe.prior, joint_tokenizer.codebooks, len(run.classes))
+    prior = Prior(run.recipe.prior, joint_tokenizer.codebooks, joint_tokenizer.strides, len(run.classes))
     if weights and state is None:
         weights.copy_to(prior, display.say)
     objective = _objective(run, prior, joint_tokenizer, fabric, initial)
@@ -156,7 +153,6 @@ def _objective(
     initial: InitialModel | None,
 ) -> PriorObjective:
     """Return the training step of a new prior, which also writes the model file."""
-    noise_model = fit_noise(run.tokenizer, run.train)
 
     def save(path: Path, prior: Prior, reached: Progress, scores: Mapping[str, float]) -> None:
         info = PriorInfo(
@@ -166,7 +162,6 @@ def _objective(
             masks=run.masks.info.recipe if run.masks else None,
             slices=slice_kinds(run.train.records),
             classes=run.classes,
-            noise_model=noise_model,
             tokenizer_provenance=run.tokenizer.info.provenance,
             provenance=provenance(run.data, run.train, fabric.device, reached, scores, initial),
             weights_sha256="",
@@ -196,35 +191,3 @@ def refuse_unused_codes(tokenizer: LoadedTokenizer, train: SliceSet) -> None:
 
 def _subset(slices: SliceSet) -> SliceSet:
     return SliceSet(slices.folder, slices.records[:: max(1, len(slices) // PROBE_SLICES)])
-
-
-def fit_noise(
-    tokenizer: LoadedTokenizer, train: SliceSet, samples: Samples | None = None
-) -> NoiseModel | None:
-    """Measure the noise that a tokenizer was trained to remove; None if it keeps noise.
-
-    Args:
-        tokenizer: With the decoder that generation uses.
-        train: Training slices.
-        samples: Token grids sampled from the prior, where they look different from reconstructions.
-    """
-    strength = tokenizer.info.recipe.training.loss.denoise_strength
-    if not strength:
-        return None
-    subset, model = _subset(train), tokenizer.tokenizer
-    device = next(model.parameters()).device
-
-    def decode(tokens: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
-        return model.decode([grid.to(device) for grid in tokens], size).clamp(-1, 1).cpu()
-
-    def pairs() -> Iterator[tuple[Tensor, Tensor]]:
-        for index in range(len(subset)):
-            image = subset[index][None]
-            yield image, decode(model.encode(image.to(device)), (image.shape[-2], image.shape[-1]))
-
-    def decoded(samples: Samples) -> Iterator[Tensor]:
-        for size, grids in samples.items():
-            for index in range(len(grids[0])):
-                yield decode([grid[index : index + 1] for grid in grids], size)
-
-    return fit_noise_model(pairs(), strength, None if samples is None else decoded(samples))

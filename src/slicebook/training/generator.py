@@ -15,11 +15,10 @@ from slicebook.config import Recipe
 from slicebook.data.dataset import PreparedData
 from slicebook.errors import ConfigError
 from slicebook.io.tensors import hash_tensors
-from slicebook.models.checkpoint import LoadedTokenizer, load_prior, load_tokenizer, save_prior
-from slicebook.models.sequence import JointTokenizer
+from slicebook.models.checkpoint import LoadedDecoder, LoadedTokenizer, load_prior, load_tokenizer, save_prior
 from slicebook.recipes import override
 from slicebook.training import decoder as decoders
-from slicebook.training.fit_prior import PriorRun, fit_noise, fit_prior, refuse_unused_codes
+from slicebook.training.fit_prior import PriorRun, fit_prior, refuse_unused_codes
 from slicebook.training.resume import Progress, read_state
 from slicebook.training.run import (
     DEFAULT_OPTIONS,
@@ -135,7 +134,7 @@ def train_generator(
 ) -> GeneratorSummary:
     """Train mask tokenizer, prior and decoder in turn, or resume; all is checked before the first starts.
 
-    With `decoder=null` the tokenizer's own decoder is put into the prior's file.
+    With `decoder=null` the prior's file gets no generation decoder.
 
     Args:
         run: As all that follow, see `train_prior`.
@@ -159,7 +158,7 @@ def train_generator(
     mask_summary = _train_masks(_with_weights(job, "masks")) if masks else None
     prior_summary = _train_prior(job, masks)
     if job.recipe.decoder is None:
-        _install_decoder(job, job.tokenizer)
+        _install_decoder(job, None)
         return GeneratorSummary(mask_summary, prior_summary, None)
     return GeneratorSummary(mask_summary, prior_summary, _train_decoder(_with_weights(job, "decoder")))
 
@@ -324,8 +323,7 @@ def _train_decoder(job: _Job) -> TrainingSummary:
     if state is None or not state.finished:
         raise ConfigError(f"{job.folder}: holds no finished prior; train it first: {job.command('prior')}")
     fabric = job.options.launch()
-    prior = load_prior(job.folder, fabric.device)
-    trained = decoders.train_decoder(job.tokenizer, prior, job.data, job.recipe, job.decoder, job.options)
+    trained = decoders.train_decoder(job.tokenizer, job.data, job.recipe, job.decoder, job.options)
     if fabric.is_global_zero:
         _install_decoder(job, trained)
     fabric.barrier()
@@ -340,17 +338,18 @@ def _progress(run: Path) -> Progress | None:
     return None if state is None else Progress(**state.progress["progress"])
 
 
-def _install_decoder(job: _Job, source: LoadedTokenizer) -> None:
-    """Write a decoder into the file of a finished prior, with the noise model of its images."""
+def _install_decoder(job: _Job, source: LoadedDecoder | None) -> None:
+    """Write a decoder into the file of a finished prior; without one, remove that of an earlier training."""
     loaded = load_prior(job.folder)
-    if hash_tensors(loaded.tokenizer.images.state_dict()) == hash_tensors(source.tokenizer.state_dict()):
+    before = hash_tensors(loaded.decoder.state_dict()) if loaded.decoder else None
+    if before == (source.info.weights_sha256 if source else None):
         return
-    made = source.info.provenance if source.info.kind == decoders.KIND else None
-    samples = decoders.read_samples(loaded, job.decoder) if made else None
     update = {
-        "recipe": loaded.info.recipe.model_copy(update={"decoder": job.recipe.decoder}),
-        "noise_model": fit_noise(source, job.data.split("train"), samples),
-        "decoder_provenance": made,
+        "recipe": loaded.info.recipe.model_copy(
+            update={"decoder": source.info.recipe.decoder if source else None}
+        ),
+        "decoder_provenance": source.info.provenance if source else None,
     }
-    joint_tokenizer = JointTokenizer(source.tokenizer, loaded.tokenizer.masks)
-    save_prior(loaded.path, loaded.prior, joint_tokenizer, loaded.info.model_copy(update=update))
+    info = loaded.info.model_copy(update=update)
+    decoder = source.decoder if source else None
+    save_prior(loaded.path, loaded.prior, loaded.tokenizer, info, decoder)

@@ -1,8 +1,7 @@
-"""The objective of a prior: the likelihood of token sequences in random orders."""
+"""The objective of a prior: the codes of all tokens, estimated from noisy ones."""
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -14,29 +13,21 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from slicebook.config import PriorTrainingConfig
-from slicebook.models.prior import Prior
-from slicebook.models.sequence import SequenceLayout, draw_orders
-from slicebook.models.transformer import Conditions
+from slicebook.models.conditions import Conditions
+from slicebook.models.flow import draw_times, noisy
+from slicebook.models.prior import ABSENT, KNOWN, UNKNOWN, Prior, cross_entropy, states_of
+from slicebook.models.sequence import SequenceLayout
+from slicebook.training.ema import EMAModel, update_ema
 from slicebook.training.resume import Progress
 from slicebook.training.token_dataset import TokenBatch
-from slicebook.training.trainer import step_generator, update_ema
+from slicebook.training.trainer import step_generator
 
-
-class EMAModel(nn.Module):
-    """A prior and the exponential moving average of its weights, which is validated and saved."""
-
-    def __init__(self, prior: Prior) -> None:
-        super().__init__()
-        self.learner = prior
-        self.average = copy.deepcopy(prior).requires_grad_(False)
-
-    def forward(self, predict: Callable[[nn.Module], Tensor], averaged: bool) -> Tensor:
-        """Apply a function to one of the two. Fabric would cast tensors among the arguments to bf16."""
-        return predict(self.average if averaged else self.learner)
+GIVEN_MASKS, GIVEN_SURROUNDINGS = 0.2, 0.2  # shares of the slices trained with known tokens
+REGION_SIDES = (0.2, 0.7)  # of the regions to inpaint, as fractions of the slice
 
 
 class PriorObjective:
-    """The training step of a prior: random order, token noise, next-token prediction.
+    """The training step of a prior: noise at a random time, some tokens known, cross-entropy of the others.
 
     Args:
         prior: Untrained.
@@ -45,7 +36,7 @@ class PriorObjective:
         save_model: Writes the model file, given its path, weights, progress and scores.
     """
 
-    monitor: str | None = "likelihood"
+    monitor: str | None = "log_score"
 
     def __init__(
         self,
@@ -69,42 +60,57 @@ class PriorObjective:
 
     def training_step(self, batch: TokenBatch, step: int, fraction: float) -> dict[str, Tensor]:
         """Return the loss, and nats/token of each grid."""
-        update_ema(self.pair.average, self.pair.learner, self.config.ema, step)
+        update_ema(self.pair, self.config.ema, step)
         draw = step_generator(self.config.seed, step, self.fabric.global_rank)
         device = batch.tokens.device
-        orders = draw_orders(batch.layout, len(batch), draw).to(device)
-        tokens = drop_masks(batch.layout, batch.tokens, self.config.mask_dropout, draw)
-        input_tokens = corrupt_tokens(batch.layout, tokens, self.config.token_corruption, draw)
+        times = draw_times(len(batch), draw).to(device)
+        states = draw_states(batch.layout, batch.tokens, self.config.mask_dropout, draw)
         conditions = drop_conditions(batch.conditions, self.config.condition_dropout, draw)
-
-        def predict(prior: nn.Module) -> Tensor:
-            losses: Tensor = prior(batch.layout, tokens, orders, conditions, input_tokens)
-            return losses
-
-        losses = self.module(predict, averaged=False)
-        # Each transformer has its own mean: the finest grid has nearly all tokens and would dominate.
-        first = batch.layout.starts[-2]
-        coarse = losses[:, :first].mean() if first else losses.new_zeros(())
-        return {"loss": coarse + losses[:, first:].mean(), **_by_stage(batch.layout, losses.detach())}
+        losses = self._losses(batch, times, states, conditions, draw, averaged=False)
+        unknown = states == UNKNOWN
+        # Each grid counts alike: the finest has nearly all tokens and would dominate.
+        by_stage = _by_stage(batch.layout, losses, unknown)
+        return {
+            "loss": torch.stack(list(by_stage.values())).mean(),
+            **{name: nats.detach() for name, nats in by_stage.items()},
+        }
 
     def validation_step(self, batch: TokenBatch) -> dict[str, Tensor]:
-        """Return log-likelihood of the averaged weights (nats/token), bits per pixel, nats by grid."""
+        """Return the mean log probability of the right codes (averaged weights), and nats by grid."""
         draw = torch.Generator().manual_seed(self.config.seed + int(batch.indices[0]))
-        orders = draw_orders(batch.layout, len(batch), draw).to(batch.tokens.device)
+        count, device = len(batch), batch.tokens.device
+        times = ((torch.arange(count) + 0.5) / count)[torch.randperm(count, generator=draw)].to(device)
+        states = states_of(batch.layout.to(device), batch.tokens)
+        losses = self._losses(batch, times, states, batch.conditions, draw, averaged=True)
+        by_stage = _by_stage(batch.layout, losses, states == UNKNOWN)
+        return {"log_score": -torch.stack(list(by_stage.values())).mean(), **by_stage}
+
+    def _losses(
+        self,
+        batch: TokenBatch,
+        times: Float[Tensor, " b"],
+        states: Int64[Tensor, "b n"],
+        conditions: Conditions,
+        draw: torch.Generator,
+        *,
+        averaged: bool,
+    ) -> Float[Tensor, "b n"]:
+        """Return the cross-entropy of each token's code; 0 for absent tokens."""
+        device = batch.tokens.device
+        layout = batch.layout.to(device)
 
         def predict(prior: nn.Module) -> Tensor:
-            losses: Tensor = prior(batch.layout, batch.tokens, orders, batch.conditions)
-            return losses
+            assert isinstance(prior, Prior)
+            clean = prior.embed(layout, batch.tokens)
+            samples = [
+                noisy(x, torch.randn(x.shape, generator=draw).to(device, non_blocking=True), times)
+                for x in clean
+            ]
+            logits = prior(layout, samples, times, clean, states, conditions)
+            return cross_entropy(layout, logits, batch.tokens)
 
-        losses = self.module(predict, averaged=True)
-        images = losses[:, _images_from(batch.layout) :]
-        finest = batch.layout.stages[-1]
-        pixels = len(finest) * finest.stride**2
-        return {
-            "likelihood": -losses.mean(),
-            "bits_per_pixel": images.sum(1).mean() / math.log(2) / pixels,
-            **_by_stage(batch.layout, losses),
-        }
+        losses: Tensor = self.module(predict, averaged=averaged)
+        return losses
 
     def usage(self) -> dict[str, float]:
         """Return nothing."""
@@ -116,23 +122,56 @@ class PriorObjective:
 
     def save(self, path: Path, progress: Progress, scores: Mapping[str, float]) -> None:
         """Write the averaged weights, with the tokenizers."""
-        self.save_model(path, self.pair.average, progress, scores)
+        prior = self.pair.average
+        assert isinstance(prior, Prior)
+        self.save_model(path, prior, progress, scores)
 
 
-def corrupt_tokens(
-    layout: SequenceLayout, tokens: Int64[Tensor, "b n"], share: float, generator: torch.Generator
+def draw_states(
+    layout: SequenceLayout, tokens: Int64[Tensor, "b n"], mask_dropout: float, generator: torch.Generator
 ) -> Int64[Tensor, "b n"]:
-    """Replace a random fraction of the tokens by random codes, which reduces exposure bias.
+    """Draw which tokens are known: none, those of the mask, or those outside a region to inpaint.
 
-    The fraction of each slice is uniform between 0 and twice `share`.
+    In a share of the slices (`mask_dropout`) the mask's tokens are absent, and in half of those in which a
+    region is inpainted: inpainting knows no mask.
     """
-    part = 2 * share * torch.rand(len(tokens), 1, generator=generator)
-    wrong = torch.rand(tokens.shape, generator=generator) < part
-    sizes = torch.cat([torch.full((len(stage),), stage.size) for stage in layout.stages])
-    others = (torch.rand(tokens.shape, generator=generator) * sizes).long()
-    # Unknown tokens stay unknown.
-    wrong = wrong.to(tokens.device) & (tokens < sizes.to(tokens.device))
-    return torch.where(wrong, others.to(tokens.device), tokens)
+    kind, dropped = torch.rand(2, len(tokens), 1, generator=generator)
+    regions = [grid.flatten(1) for grid in _draw_regions(layout, len(tokens), generator)]
+    is_mask = torch.cat([torch.full((len(stage),), stage.kind == "mask") for stage in layout.stages])  # [n]
+    given = torch.where(
+        kind < GIVEN_MASKS, is_mask, (kind < GIVEN_MASKS + GIVEN_SURROUNDINGS) & ~torch.cat(regions, 1)
+    )
+    inpainted = (kind >= GIVEN_MASKS) & (kind < GIVEN_MASKS + GIVEN_SURROUNDINGS)
+    absent = is_mask & (dropped < torch.where(inpainted, max(0.5, mask_dropout), mask_dropout))
+    device = tokens.device
+    missing = tokens == layout.to(device).sizes
+    states = torch.where(given, KNOWN, UNKNOWN).masked_fill(absent, ABSENT).to(device, non_blocking=True)
+    return states.masked_fill(missing, ABSENT)
+
+
+def _draw_regions(layout: SequenceLayout, count: int, generator: torch.Generator) -> list[Tensor]:
+    """Return for each token whether it belongs to its slice's region, a random rectangle; by grid.
+
+    A token of the finest grid belongs to it if it touches the region, others if their centre lies inside.
+    """
+    low, high = REGION_SIDES
+    centre, side = torch.rand(2, count, 2, generator=generator)
+    side = low + (high - low) * side
+    finest = min(stage.stride for stage in layout.stages)
+    # All grids have their middle in common, but may cover different areas.
+    area = [max(stage.rows * stage.stride for stage in layout.stages)]
+    area.append(max(stage.columns * stage.stride for stage in layout.stages))
+    grids = []
+    for stage in layout.stages:
+        inside = torch.ones(count, stage.rows, stage.columns, dtype=torch.bool)
+        for axis, cells in enumerate((stage.rows, stage.columns)):
+            place = 0.5 + (torch.arange(cells) + 0.5 - cells / 2) * stage.stride / area[axis]
+            touching = stage.stride / area[axis] / 2 if stage.stride == finest else 0
+            reach = side[:, axis, None] / 2 + touching
+            hit = (place - centre[:, axis, None]).abs() < reach
+            inside &= hit[:, :, None] if axis == 0 else hit[:, None, :]
+        grids.append(inside)
+    return grids
 
 
 def drop_conditions(conditions: Conditions, share: float, generator: torch.Generator) -> Conditions:
@@ -143,29 +182,10 @@ def drop_conditions(conditions: Conditions, share: float, generator: torch.Gener
     )
 
 
-def drop_masks(
-    layout: SequenceLayout, tokens: Int64[Tensor, "b n"], share: float, generator: torch.Generator
-) -> Int64[Tensor, "b n"]:
-    """Set all mask tokens of a random fraction of the slices to unknown."""
-    hidden = (torch.rand(len(tokens), 1, generator=generator) < share).to(tokens.device)
-    tokens = tokens.clone()
-    for index, stage in enumerate(layout.stages):
-        if stage.kind == "mask":
-            tokens[:, layout.slice_of(index)].masked_fill_(hidden, stage.size)
-    return tokens
-
-
-def _by_stage(layout: SequenceLayout, losses: Float[Tensor, "b n"]) -> dict[str, Tensor]:
-    """Mean nats/token of each grid, without unknown tokens, whose loss is exactly 0."""
+def _by_stage(layout: SequenceLayout, losses: Float[Tensor, "b n"], unknown: Tensor) -> dict[str, Tensor]:
+    """Mean nats/token of each grid, over the tokens that are modelled."""
     nats = {}
     for index, stage in enumerate(layout.stages):
-        part = losses[:, layout.slice_of(index)]
-        nats[f"nats_{stage.name}"] = part.sum() / (part != 0).sum().clamp(min=1)
+        part, counted = losses[:, layout.slice_of(index)], unknown[:, layout.slice_of(index)]
+        nats[f"nats_{stage.name}"] = (part * counted).sum() / counted.sum().clamp(min=1)
     return nats
-
-
-def _images_from(layout: SequenceLayout) -> int:
-    """Index of the first image token, after those of the mask."""
-    return next(
-        start for stage, start in zip(layout.stages, layout.starts, strict=False) if stage.kind == "image"
-    )

@@ -52,7 +52,7 @@ def load_or_encode(
             hash_tensors({"offsets": torch.tensor([record.offset for record in slices.records])})
             for slices in splits.values()
         ],
-        "views": [config.num_views, config.shift, config.seed],
+        "views": [config.num_views, config.augment.model_dump(mode="json"), config.seed],
     }
     path = folder / TOKENS_NAME
     kept = _read(path, made_from)
@@ -65,7 +65,7 @@ def load_or_encode(
             joint_tokenizer,
             slices,
             views=views,
-            shift=config.shift,
+            augment=config.augment,
             seed=config.seed,
             device=device,
             classes=classes,

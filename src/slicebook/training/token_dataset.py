@@ -10,15 +10,16 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Bool, Int32, Int64, UInt8
-from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 
+from slicebook.config import AugmentConfig
+from slicebook.data.augment import augment as augment_images
+from slicebook.data.augment import augment_labels, draw_augmentation
 from slicebook.data.dataset import SliceSet
 from slicebook.data.loader import BatchOrder
 from slicebook.data.manifest import SliceRecord
+from slicebook.models.conditions import Conditions
 from slicebook.models.sequence import JointTokenizer, SequenceLayout
-from slicebook.models.transformer import Conditions
 
 BATCH = 32
 
@@ -75,24 +76,23 @@ def encode_slices(
     slices: SliceSet,
     *,
     views: int = 1,
-    shift: int = 0,
+    augment: AugmentConfig | None = None,
     seed: int = 42,
     device: torch.device | str = "cpu",
     classes: Sequence[str] = (),
     known: Sequence[Int32[Tensor, "_slices _views _n"]] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[TokenSet]:
-    """Encode slices and augmented views of them (mirrored and shifted), size by size.
+    """Encode slices and augmented views of them, size by size.
 
-    Shifts are by whole pixels with replicated edges, so that no view is smoother than its slice. Every second
-    view is mirrored. Slices are augmented, not tokens: a shift by less than a token changes the whole grid.
+    Slices are augmented, not tokens: a shift by less than a token changes the whole grid.
 
     Args:
         joint_tokenizer: Encodes images, and masks if it has a mask tokenizer.
         slices: Slices to encode.
         views: Number of views per slice, the slice itself included.
-        shift: Maximum shift in pixels along each axis.
-        seed: Of the shifts.
+        augment: How the other views differ from the slice.
+        seed: Of the views.
         device: Device of the tokenizers.
         classes: Names of the classes, in the order of their numbers.
         known: Cached tokens, one tensor per size.
@@ -112,11 +112,15 @@ def encode_slices(
             masks, masked = _masks(joint_tokenizer, slices, part)
             view_tokens = []
             for view in range(views):
-                draw = np.random.default_rng([seed, part[0], view])
-                steps = draw.integers(-shift, shift + 1, (len(part), 2)) * (view > 0)
-                augment = _Augmentation(view % 2 == 1, steps, shift)
+                shown, labels = images, masks
+                if view and augment:
+                    drawn = np.random.default_rng([seed, part[0], view]).integers(2**63)
+                    draw = torch.Generator().manual_seed(int(drawn))
+                    change = draw_augmentation(augment, len(images), draw)
+                    shown = augment_images(images, change)
+                    labels = None if masks is None else augment_labels(masks, change)
                 tokens = joint_tokenizer.encode(
-                    augment(images).to(device), None if masks is None else augment(masks)[:, 0].to(device)
+                    shown.to(device), None if labels is None else labels[:, 0].to(device)
                 )
                 view_tokens.append(_set_masks_unknown(tokens.cpu(), layout, masked))
             rows.append(torch.stack(view_tokens, 1).to(torch.int32))
@@ -136,29 +140,6 @@ def conditions_of(records: Sequence[SliceRecord], classes: Sequence[str]) -> Con
         torch.tensor([record.position for record in records], dtype=torch.float32),
         torch.tensor([classes.index(r.group) if r.group in classes else -1 for r in records]),
     )
-
-
-@dataclass(frozen=True)
-class _Augmentation:
-    """A flip, and a shift of each slice by whole pixels, down and right."""
-
-    mirror: bool
-    steps: NDArray[np.int64]
-    margin: int
-
-    def __call__(self, images: Tensor) -> Tensor:
-        rows, columns = images.shape[-2:]
-        if self.mirror:
-            images = images.flip(-1)
-        if not self.steps.any():
-            return images
-        wide = functional.pad(images.float(), (self.margin,) * 4, mode="replicate").to(images.dtype)
-        return torch.stack(
-            [
-                image[..., self.margin - down :, self.margin - right :][..., :rows, :columns]
-                for image, (down, right) in zip(wide, self.steps.tolist(), strict=True)
-            ]
-        )
 
 
 def _masks(

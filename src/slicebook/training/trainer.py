@@ -98,16 +98,6 @@ def step_generator(seed: int, step: int, rank: int) -> torch.Generator:
     return torch.Generator().manual_seed(own)
 
 
-@torch.no_grad()
-def update_ema(average: nn.Module, learner: nn.Module, decay: float, step: int) -> None:
-    """Update an exponential moving average of weights."""
-    # A lower decay at first, so that the initial weights have little influence.
-    decay = min(decay, (1 + step) / (10 + step))
-    kept: list[Tensor] = list(average.parameters())
-    new: list[Tensor] = list(learner.parameters())
-    torch._foreach_lerp_(kept, new, 1 - decay)
-
-
 def provenance(
     data: PreparedData,
     train: SliceSet,

@@ -116,7 +116,7 @@ def _part_of(prior: LoadedPrior, part: Part) -> nn.Module | None:
         "images": images,
         "masks": prior.tokenizer.masks,
         "prior": prior.prior,
-        "decoder": images.network.pixel_decoder if prior.info.decoder_provenance else None,
+        "decoder": prior.decoder,
     }
     return modules[part]
 

@@ -122,15 +122,13 @@ _PANELS: _Panels = (
 )
 _PRIOR_PANELS: _Panels = (
     ("Loss", ("train_loss",)),
-    ("Bits per pixel, validation", ("validation_bits_per_pixel",)),
     ("Nats per token, training", ("train_nats_",)),
     ("Nats per token, validation", ("validation_nats_",)),
+    ("Log score, validation", ("validation_log_score",)),
 )
 _DECODER_PANELS: _Panels = (
-    ("Reconstruction loss", ("train_reconstruction", "validation_reconstruction")),
-    ("SSIM", ("train_ssim", "validation_ssim")),
-    ("Sharpness relative to real slices", ("train_sharpness", "validation_sharpness")),
-    ("Discriminator loss (2 is chance)", ("train_discriminator",)),
+    ("Loss", ("train_loss", "validation_loss")),
+    ("Explained share of the velocity's variance", ("validation_explained",)),
 )
 
 
@@ -147,10 +145,12 @@ def curves(metrics_csv: Path, path: Path) -> None:
         columns, rows = list(reader.fieldnames or ()), list(reader)
     if "step" not in columns or not rows:
         raise DataError(f"{metrics_csv}: no rows with a column `step`; train at least one epoch first")
-    panels = _DECODER_PANELS if "train_discriminator" in columns else _PANELS
-    panels = _PRIOR_PANELS if "validation_likelihood" in columns else panels
-    figure = Figure(figsize=(10, 6.4), dpi=_DPI, facecolor=_BACKGROUND, layout="constrained")
-    for axes, (title, prefixes) in zip(figure.subplots(2, 2).flat, panels, strict=True):
+    panels = _DECODER_PANELS if "validation_explained" in columns else _PANELS
+    panels = _PRIOR_PANELS if "validation_log_score" in columns else panels
+    rows_of_panels = len(panels) // 2
+    size = (10, 3.2 * rows_of_panels)
+    figure = Figure(figsize=size, dpi=_DPI, facecolor=_BACKGROUND, layout="constrained")
+    for axes, (title, prefixes) in zip(figure.subplots(rows_of_panels, 2).flat, panels, strict=True):
         axes.set_title(title, color=_TEXT, fontsize=11, loc="left")
         scale = 100.0 if title.endswith("%") else 1.0
         series = {

@@ -16,11 +16,6 @@ Context: TypeAlias = tuple[Tensor, ...]
 class Network(nn.Module, ABC):
     """Features, latents and slices of a hierarchy of levels; level 0 is the finest."""
 
-    @property
-    @abstractmethod
-    def pixel_decoder(self) -> nn.ModuleList:
-        """Layers after the finest level, on which no latents depend."""
-
     @abstractmethod
     def features(self, images: Float[Tensor, "b c h w"]) -> Sequence[Float[Tensor, "b _ _ _"]]:
         """Encode slices to one feature map per level, finest first; sides are multiples of the stride."""

@@ -99,11 +99,6 @@ class Ladder(Network):
         )
         self.context_proj = nn.ModuleList(nn.Conv2d(width, width, 1) for _ in rates[1:])
 
-    @property
-    def pixel_decoder(self) -> nn.ModuleList:
-        """The layers from the finest codes and their context to pixels."""
-        return nn.ModuleList([self.code_proj[0], self.decoders[0], self.unfolds[0]])
-
     def features(self, images: Float[Tensor, "b c h w"]) -> Sequence[Float[Tensor, "b _ _ _"]]:
         """Encode slices to one feature map per level, finest first."""
         maps, x = [], images

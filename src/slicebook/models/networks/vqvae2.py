@@ -86,11 +86,6 @@ class VQVAE2(Network):
         )
         self.decoder = decoder(dim * len(rates), width, rates[0], *residual)
 
-    @property
-    def pixel_decoder(self) -> nn.ModuleList:
-        """The one decoder."""
-        return nn.ModuleList([self.decoder])
-
     def features(self, images: Float[Tensor, "b 1 h w"]) -> Sequence[Float[Tensor, "b _ _ _"]]:
         """Encode slices to one feature map per level, finest first."""
         maps, x = [], images

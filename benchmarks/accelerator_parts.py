@@ -160,10 +160,9 @@ def passing_step(curve: Sequence[Mapping[str, float]], goal: float) -> float | N
 def starter(name: str, job: Job) -> dict[str, Any]:
     """Train a starter; its score on real patients is added if there are any of 128 pixels."""
     work = job.work / "starters"
-    chosen = starters.Starter(name, (*starters.SETTINGS, *job.sizes.settings))
-    trained = starters.train(
-        chosen, work, job.sizes.starters, device=job.device.type, processes=job.processes
-    )
+    settings = (*starters.SETTINGS, *job.sizes.settings)
+    chosen = starters.Starter(name, job.sizes.starters, settings=settings)
+    trained = starters.train(chosen, work, device=job.device.type, processes=job.processes)
     loaded, data = load_tokenizer(work / name), job.patients(128)
     return {
         "steps": trained.steps,

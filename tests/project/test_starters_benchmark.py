@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from slicebook import starters
-from slicebook.models.checkpoint import load_tokenizer
+from slicebook.models.checkpoint import load_prior, load_tokenizer
 
 ROOT = Path(__file__).parents[2]
 SMALL = (
@@ -18,6 +18,19 @@ SMALL = (
     "training.batch_size=4",
     "training.epochs=2",
     "training.augment.contrast.probability=0.3",
+)
+GENERATOR = (
+    "labels.tokenizer.width=16",
+    "labels.tokenizer.codebook_sizes=[8]",
+    "labels.tokenizer.quantizer.kmeans_slices=4",
+    "labels.training.epochs=1",
+    "prior.widths=[32]",
+    "prior.embedding=32",
+    "prior.training.num_views=1",
+    "prior.training.epochs=1",
+    "decoder.widths=[32]",
+    "decoder.embedding=32",
+    "decoder.training.epochs=1",
 )
 
 pytestmark = pytest.mark.filterwarnings("ignore:level")  # few codes are in use after a second of training
@@ -32,8 +45,7 @@ def made(trained, tmp_path_factory):
         import starters as script
 
         images = replace(script.IMAGES, patients=(2, 1, 1), slices=4, shape=(64, 32))
-        patch.setattr(script, "IMAGES", images)
-        patch.setattr(script, "STARTERS", (script.Starter("compact", SMALL),))
+        patch.setattr(script, "STARTERS", (script.Starter("compact", images, settings=SMALL),))
         patch.setattr(script, "load_recipe", lambda name, settings: load(name, [*SMALL, *settings]))
         from slicebook.recipes import load_recipe as load
 
@@ -59,6 +71,35 @@ def test_the_package_receives_weights_facts_and_card(made, monkeypatch):
     assert f"SSIM {facts.ssim_whole:.3f} (whole slice)" in card
     assert "other phantoms, 1 patients" in card
     assert load_tokenizer("starter:compact").info.provenance.train_slices == 8
+
+
+def test_a_generator_is_one_file_that_is_scored_on_other_phantoms_too(trained, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import generation
+    import starters as script
+
+    images = replace(script.PHANTOMS, patients=(3, 1, 2), slices=4, shape=(64, 32))
+    whole = script.Starter("generate", images, script.PELVES, SMALL, tuple(GENERATOR))
+    for name, value in {"STARTERS": (whole,), "SAMPLES": 24, "SEGMENTER_STEPS": 4}.items():
+        monkeypatch.setattr(script, name, value)
+    monkeypatch.setattr(generation, "SHOWN", 4)
+    monkeypatch.setattr(script.install, "__defaults__", (tmp_path / "package",))
+    (tmp_path / "package").mkdir()
+    shared = ["--work", str(tmp_path / "work"), "--results", str(tmp_path)]
+    assert script.main(["train", *shared]) == 0
+    assert script.main(["score", str(trained.data), *shared, "--name", "phantoms"]) == 0
+    monkeypatch.setattr(starters, "_folder", lambda: tmp_path / "package")
+    assert [path.name for path in (tmp_path / "package/generate").glob("*.safetensors")] == [
+        "model.safetensors"
+    ]
+    loaded, facts = load_prior("starter:generate"), starters.read_facts("generate")
+    assert loaded.decoder is not None
+    assert loaded.info.masks is not None
+    assert facts.weights_sha256 == loaded.info.weights_sha256
+    assert facts.generation is not None
+    assert facts.generation.compared_with == "2 phantom patients that it was not trained on"
+    assert "slicebook generate starter:generate" in starters.read_card("generate")
+    assert (tmp_path / "work/generate-sheets/sheet.png").is_file()
 
 
 def test_half_precision_halves_the_file_and_keeps_the_scores(made):

@@ -16,6 +16,21 @@ PREFIX = "starter:"
 CARD_NAME, FACTS_NAME = "card.md", "facts.json"
 
 
+class GenerationFacts(Record):
+    """How near the samples of a starter come to phantoms that it was not trained on.
+
+    Kernel distances; a limit is the 95th percentile of the distances between groups of phantom patients.
+    """
+
+    compared_with: str
+    structure_distance: float
+    structure_limit: float
+    texture_distance: float
+    texture_limit: float
+    anatomy: float
+    """Share of the masks that satisfy the anatomy rules."""
+
+
 class StarterFacts(Record):
     """What a starter was trained on, and how well it reconstructs scans of real patients."""
 
@@ -29,6 +44,8 @@ class StarterFacts(Record):
     ssim_foreground: float
     psnr_whole: float
     bits_per_pixel: float
+    generation: GenerationFacts | None = None
+    """None for a starter that does not generate."""
 
 
 def starter_names() -> tuple[str, ...]:

@@ -12,6 +12,7 @@ import typer.main
 from slicebook.cli import main
 from slicebook.errors import DataError
 from slicebook.evaluation.evaluate import evaluate
+from slicebook.models.checkpoint import load_prior, load_tokenizer
 from slicebook.version import __version__
 
 TINY = """
@@ -326,19 +327,35 @@ def test_anomaly_maps_a_volume(trained, volume, tmp_path, capsys):
 def test_the_demo_makes_everything_and_goes_on_when_repeated(recipe, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("slicebook.cli.demo.PATIENTS", (4, 1, 2))
     monkeypatch.setattr("slicebook.cli.demo.SLICES", 4)
+    monkeypatch.setattr("slicebook.cli.demo.SEGMENTER_STEPS", 4)
     monkeypatch.setattr("slicebook.cli.demo.SHAPE", (64, 32))
-    monkeypatch.setattr("slicebook.cli.demo.evaluate", partial(evaluate, samples=16, steps=4, codecs=False))
+    monkeypatch.setattr("slicebook.cli.demo.evaluate", partial(evaluate, samples=16, codecs=False))
     out = tmp_path / "demo"
-    first = answer(capsys, "demo", "--out", out, "--recipe", recipe, "--device", "cpu")
+    line = ["demo", "--out", out, "--recipe", recipe, "--device", "cpu"]
+    first = answer(capsys, *line, "--from-scratch")
     assert first["evaluation"]["patients"] == 2
     wanted = ("phantom", "prepared", "run/model.safetensors", "run/curves.png", "reconstruction", "table.txt")
     assert [name for name in (*wanted, "evaluation/report.html") if not (out / name).exists()] == []
     parts = ("reconstruction", "generation", "memorization", "downstream")
     assert first["evaluation"]["skipped"] == {}
     assert all(first["evaluation"][part] for part in parts)
-    again = answer(capsys, "demo", "--out", out, "--recipe", recipe, "--device", "cpu")
+    again = answer(capsys, *line, "--from-scratch")
     assert [again["evaluation"][part] == first["evaluation"][part] for part in parts] == [True] * 4
     assert again["training"] == first["training"]
+    assert load_tokenizer(out).info.provenance.initial is None
+    assert main.main([str(word) for word in line]) == 1  # would start from other weights
+    assert "contains a demo with other settings" in capsys.readouterr().err
+    monkeypatch.setattr("slicebook.cli.demo.STARTER", out)
+    monkeypatch.setattr(
+        "slicebook.cli.demo.evaluate", partial(evaluate, parts=["reconstruction"], codecs=False)
+    )
+    other = tmp_path / "other"
+    answer(capsys, "demo", "--out", other, "--recipe", recipe, "--device", "cpu")
+    initial = [load_tokenizer(other).info.provenance.initial, load_prior(other).info.provenance.initial]
+    assert [model and model.weights_sha256 for model in initial] == [
+        load_tokenizer(out).info.weights_sha256,
+        load_prior(out).info.weights_sha256,
+    ]
 
 
 def test_the_demo_leaves_a_strangers_folder_alone(tmp_path, capsys):

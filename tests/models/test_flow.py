@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from slicebook.models.flow import draw_times, noisy, solve, time_features
+from slicebook.models.flow import draw_times, noisy, solve, solve_with_fresh_noise, time_features
 
 MEAN, DEVIATION = 0.7, 0.4  # of Gaussian data
 
@@ -66,6 +66,46 @@ def test_the_error_is_of_second_order_in_the_steps():
     errors = [error(steps) for steps in (128, 256, 512, 1024)]
     for coarse, fine in itertools.pairwise(errors):
         assert 3.2 < coarse / fine < 4.2
+
+
+def fresh_noise(count=100_000):
+    generator = torch.Generator().manual_seed(0)
+    return lambda: [torch.randn(count, 1, 1, 1, generator=generator, dtype=torch.float64)]
+
+
+def test_fresh_noise_leaves_mean_and_most_of_the_deviation_of_gaussian_data():
+    (samples,) = solve_with_fresh_noise(gaussian, fresh_noise(), 16)
+    assert float(samples.mean()) == pytest.approx(MEAN, abs=0.005)
+    assert 0.5 * DEVIATION < float(samples.std()) < DEVIATION
+
+
+def test_fresh_noise_corrects_an_error_of_the_first_estimate():
+    def wrong_at_first(samples, time):
+        return [x + 1 if time == 0 else x for x in gaussian(samples, time)]
+
+    noise = fresh_noise()
+    flow, fresh = solve(wrong_at_first, noise(), 16), solve_with_fresh_noise(wrong_at_first, noise, 16)
+    errors = [abs(float(samples[0].mean()) - MEAN) for samples in (flow, fresh)]
+    assert errors[1] < 0.1 * errors[0]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7])
+def test_noise_is_drawn_once_for_each_estimate(steps):
+    draws, times = [], []
+
+    def noise():
+        draws.append(normal(2, 3, 4, 4, seed=len(draws)))
+        return [draws[-1]]
+
+    def estimate(samples, time):
+        torch.testing.assert_close(samples[0], (1 - time) * draws[-1] + time)
+        times.append(time)
+        return [torch.ones_like(samples[0])]
+
+    (samples,) = solve_with_fresh_noise(estimate, noise, steps)
+    assert samples.eq(1).all()
+    assert times == [index / steps for index in range(steps)]
+    assert len(draws) == steps
 
 
 def test_grids_are_solved_each_by_itself():

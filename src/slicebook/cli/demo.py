@@ -29,9 +29,22 @@ from slicebook.training.tokenizer import TrainingSummary, train_tokenizer
 from slicebook.version import __version__
 
 PATIENTS = (20, 4, 6)  # in train, validation and test
-SLICES = 20  # per patient
+SLICES = 16  # per patient
+SEGMENTER_STEPS = 100
 SAMPLES = 64
-SHAPE = (128, 64)  # pixels left-right and front-back: half the resolution of the HipMRI study
+SHAPE = (256, 128)  # pixels left-right and front-back, as in the HipMRI study
+STARTER = "starter:generate"
+FROM_SCRATCH = (
+    "training.learning_rate=1e-3",
+    "training.max_minutes=10",
+    "labels.training.learning_rate=2e-3",
+    "labels.training.max_minutes=2",
+    "prior.training.learning_rate=1e-3",
+    "prior.training.max_minutes=20",
+    "decoder.training.learning_rate=2e-3",
+    "decoder.training.max_minutes=12",
+)
+"""Settings of the recipe `demo` for a training from random weights."""
 
 
 @dataclass(frozen=True)
@@ -48,24 +61,33 @@ class DemoSummary:
 
 
 def run_demo(
-    out: str | Path, recipe: Recipe, *, device: str = "auto", say: Callable[[str], None] = print
+    out: str | Path,
+    recipe: Recipe,
+    *,
+    start_from: str | Path | None = STARTER,
+    device: str = "auto",
+    say: Callable[[str], None] = print,
 ) -> DemoSummary:
     """Run every step on phantom patients, from volumes to scores on held-out patients.
 
     An interrupted demo resumes with the same call; finished steps are kept.
 
     Args:
-        out: New or empty folder, or that of a demo with the same recipe.
+        out: New or empty folder, or that of a demo with the same settings.
         recipe: Settings of all models; its seed is used for the phantom too.
+        start_from: Model that all trainings start from; None starts from random weights.
         device: auto, cpu, cuda or mps.
         say: Called with one line per step.
 
     Raises:
         DataError: `out` is not empty and is not a demo, or is a demo with other settings.
     """
-    began, options = time.perf_counter(), TrainingOptions(device=device)
+    began, computing = time.perf_counter(), choose_device(device)
+    # Which precision is faster would be measured for longer than these trainings could gain by it.
+    precision = "32-true" if computing.type == "cpu" else "auto"
+    options = TrainingOptions(device=device, precision=precision, start_from=start_from)
     out, seed = Path(out), recipe.training.seed
-    _mark_folder(out, recipe)
+    _mark_folder(out, recipe, start_from)
     data, prepared, run = out / "phantom", out / "prepared", out / "run"
     held_out = out / "held-out.nii.gz"
 
@@ -74,7 +96,8 @@ def run_demo(
     say(f"2/7 prepare      → {prepared}")
     if not (prepared / "dataset.json").is_file():
         prepare(data, prepared)
-    say(f"3/7 train        recipe {recipe.name} → {run}")
+    start = "random weights" if start_from is None else start_from
+    say(f"3/7 train        recipe {recipe.name}, from {start} → {run}")
     training = train_tokenizer(prepared, recipe, run, options)
     say(f"4/7 reconstruct  {held_out} → {out / 'reconstruction'}")
     reconstruction = reconstruct(run, held_out, out / "reconstruction", device=device)
@@ -86,7 +109,12 @@ def run_demo(
     generation = generate(run, out / "generated", count=SAMPLES, seed=seed, device=device)
     say(f"7/7 evaluate     {PATIENTS[2]} test patients → {out / 'evaluation' / PAGE_NAME}")
     evaluation = evaluate(
-        run, PreparedData.open(prepared), out / "evaluation", device=choose_device(device), seed=seed
+        run,
+        PreparedData.open(prepared),
+        out / "evaluation",
+        steps=SEGMENTER_STEPS,
+        device=computing,
+        seed=seed,
     )
     write_page(out / "evaluation")
     write_text(out / "table.txt", text.table(evaluation.table()) + "\n")
@@ -94,10 +122,14 @@ def run_demo(
     return DemoSummary(out, training, reconstruction, generator, generation, evaluation, seconds)
 
 
-def _mark_folder(out: Path, recipe: Recipe) -> None:
+def _mark_folder(out: Path, recipe: Recipe, start_from: str | Path | None) -> None:
     """Create the file that marks a folder as this demo's, or check it."""
     mark = out / "demo.json"
-    settings = {"slicebook_version": __version__, "recipe": recipe.model_dump(mode="json")}
+    settings = {
+        "slicebook_version": __version__,
+        "recipe": recipe.model_dump(mode="json"),
+        "start_from": None if start_from is None else str(start_from),
+    }
     if mark.is_file():
         if json.loads(mark.read_text(encoding="utf-8")) != settings:
             raise DataError(f"{out}: contains a demo with other settings; remove it or choose another --out")

@@ -41,8 +41,8 @@ SHOWN = 6  # closest pairs in the figure
 STAND_INS = 540  # largest number of training slices added to the baseline
 MEMBERS = 120  # slices of each group whose likelihood is measured
 PRIOR_BITS = (
-    "Upper bound of the code length of a held-out slice's image and mask tokens under the prior (mean over 2 "
-    "draws of the noise), in bits per native pixel"
+    "Upper bound of the code length of a held-out slice's image and mask tokens under the prior (one draw "
+    "of the noise), in bits per native pixel"
 )
 
 

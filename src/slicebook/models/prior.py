@@ -2,7 +2,7 @@
 
     noise ──▶ noisy codes of all grids ──▶ U-Net ──▶ probabilities of the codes ──▶ expected codes ─┐
                         ▲                                                                           │
-                        └──────────────── step of the flow (`flow.solve`) ◀────────────────────────┘
+                        └─────────────── noise of the next time (`sampling`) ◀─────────────────────┘
 
 The data of the flow are the code vectors of the tokens, standardised. The network estimates them as the
 expectation of the code under probabilities that it learns by cross-entropy (Dieleman et al. 2022, section
@@ -173,7 +173,7 @@ def likelihood(
     tokens: Int64[Tensor, "b n"],
     conditions: Conditions,
     *,
-    draws: int = 2,
+    draws: int = 1,
     seed: int = 0,
 ) -> Likelihood:
     """Return upper bounds of the negative log-likelihood of token sequences.

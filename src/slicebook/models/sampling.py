@@ -11,7 +11,7 @@ from torch import Tensor
 
 from slicebook.errors import ConfigError
 from slicebook.models.conditions import Conditions
-from slicebook.models.flow import Grids, solve
+from slicebook.models.flow import Grids, solve_with_fresh_noise
 from slicebook.models.prior import ABSENT, KNOWN, UNKNOWN, Prior
 from slicebook.models.sequence import SequenceLayout
 
@@ -87,7 +87,7 @@ def sample(
             kept = known_mask[rows].to(device)
             tokens = torch.where(kept, known_tokens[rows].to(device), tokens)
             states = torch.where(kept, torch.where(tokens == layout.sizes, ABSENT, KNOWN), UNKNOWN)
-        noise = _noise(prior, layout, [seeds[row] for row in chosen], device)
+        noise = _Noise(prior, layout, [seeds[row] for row in chosen], device)
         with torch.autocast(device.type, AUTOCAST.get(precision), enabled=precision in AUTOCAST):
             drawn = _sample_batch(prior, layout, noise, tokens, states, conditions[rows].to(device), settings)
         done = min(start + SAMPLING_BATCH, len(seeds))
@@ -97,21 +97,32 @@ def sample(
     return torch.cat(samples) if samples else torch.empty(0, layout.starts[-1], dtype=torch.int64)
 
 
-def _noise(prior: Prior, layout: SequenceLayout, seeds: Sequence[int], device: torch.device) -> Grids:
-    """Return the noise of each grid; that of a sample comes from its own generator."""
-    grids: list[list[Tensor]] = [[] for _ in layout.stages]
-    for seed in seeds:
-        generator = torch.Generator().manual_seed(seed)
-        for index, stage in enumerate(layout.stages):
-            shape = (prior.codes(index).shape[1], stage.rows, stage.columns)
-            grids[index].append(torch.randn(shape, generator=generator))
-    return [torch.stack(grid).to(device) for grid in grids]
+class _Noise:
+    """Noise of a batch; that of each sample comes from its own generator."""
+
+    def __init__(
+        self, prior: Prior, layout: SequenceLayout, seeds: Sequence[int], device: torch.device
+    ) -> None:
+        self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self._device = device
+        self._shapes = [
+            (prior.codes(index).shape[1], stage.rows, stage.columns)
+            for index, stage in enumerate(layout.stages)
+        ]
+
+    def draw(self) -> Grids:
+        """Return standard normal noise of each grid."""
+        rows = [
+            [torch.randn(shape, generator=generator) for shape in self._shapes]
+            for generator in self._generators
+        ]
+        return [torch.stack(grid).to(self._device) for grid in zip(*rows, strict=True)]
 
 
 def _sample_batch(
     prior: Prior,
     layout: SequenceLayout,
-    noise: Grids,
+    noise: _Noise,
     tokens: Int64[Tensor, "b n"],
     states: Int64[Tensor, "b n"],
     conditions: Conditions,
@@ -134,5 +145,5 @@ def _sample_batch(
             ]
         return prior.expected_codes(logits)
 
-    solve(estimate, noise, settings.steps)
+    solve_with_fresh_noise(estimate, noise.draw, settings.steps)
     return torch.cat([x.argmax(1).flatten(1) for x in logits], 1)

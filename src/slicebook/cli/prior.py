@@ -1,7 +1,8 @@
 """Commands that use a prior: generate, inpaint, anomaly."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -76,6 +77,25 @@ Masks = Annotated[
         help="NIfTI label mask, or a folder of them: generate slices for these masks, in their geometry.",
     ),
 ]
+Format = Annotated[
+    Literal["nifti", "nnunet", "bids", "dicom", "png"],
+    typer.Option(
+        "--format",
+        help="File format and folder structure of the set. nnunet: a raw data set of nnU-Net; DIR must be "
+        "named like Dataset501_Synthetic. bids: a BIDS derivative. dicom: MR images and DICOM SEG. "
+        "png: 16-bit images and masks.",
+    ),
+]
+Contrast = Annotated[
+    str,
+    typer.Option(
+        help="Contrast of the images, such as T1w or T2w: the suffix of BIDS files, the channel name "
+        "of nnU-Net and part of the DICOM series description."
+    ),
+]
+BodyPart = Annotated[
+    str, typer.Option(help="DICOM attribute Body Part Examined, in capitals, such as PROSTATE or BRAIN.")
+]
 Unconditional = Annotated[
     bool, typer.Option("--unconditional", help="Sample without the conditions (position and class).")
 ]
@@ -96,6 +116,9 @@ def generate(
     decoder_steps: DecoderSteps = 8,
     guidance: Guidance = 0.0,
     require_audit: RequireAudit = None,
+    set_format: Format = "nifti",
+    contrast: Contrast = "T2w",
+    body_part: BodyPart = "PROSTATE",
     device: Device = "auto",
     precision: SamplingPrecision = "32-true",
     as_json: Json = False,
@@ -111,34 +134,63 @@ def generate(
     from slicebook.reporting.release import release_check
 
     settings = SamplingSettings(steps, decoder_steps, guidance)
-    if masks is not None:
-        if size is not None or unconditional or require_audit is not None:
-            raise ConfigError("--masks: goes without --size, --unconditional and --require-audit")
-        request = MaskRequest(count or 1, seed, position, group, None, settings)
-        made = generate_for_masks(
-            model, masks, out, request, device=device, precision=precision, progress=counter("volume")
+    if masks is not None and (size is not None or unconditional or require_audit is not None):
+        raise ConfigError("--masks: goes without --size, --unconditional and --require-audit")
+
+    def draw(folder: Path) -> object:
+        if masks is not None:
+            request = MaskRequest(count or 1, seed, position, group, None, settings)
+            shown = counter("volume")
+            return generate_for_masks(
+                model, masks, folder, request, device=device, precision=precision, progress=shown
+            )
+        return generating.generate(
+            model,
+            folder,
+            count=count or 64,
+            seed=seed,
+            position=position,
+            group=group,
+            conditional=not unconditional,
+            size=size,
+            settings=settings,
+            release_check=None if require_audit is None else release_check(require_audit),
+            device=device,
+            precision=precision,
+            progress=counter("sample"),
         )
-        say(NOT_AUDITED)
-        show(made, text.to_rows(made), as_json)
-        return
-    summary = generating.generate(
-        model,
-        out,
-        count=count or 64,
-        seed=seed,
-        position=position,
-        group=group,
-        conditional=not unconditional,
-        size=size,
-        settings=settings,
-        release_check=None if require_audit is None else release_check(require_audit),
-        device=device,
-        precision=precision,
-        progress=counter("sample"),
-    )
+
+    known_count = None if masks is not None else count or 64
+    summary = _write_as(set_format, model, out, draw, (contrast, body_part), known_count)
     if require_audit is None:
         say(NOT_AUDITED)
     show(summary, text.to_rows(summary), as_json)
+
+
+def _write_as(
+    set_format: str,
+    model: Path,
+    out: Path,
+    draw: Callable[[Path], object],
+    facts: tuple[str, str],
+    count: int | None,
+) -> object:
+    """Generate a set in a format; what cannot be written is refused before anything is drawn."""
+    from slicebook.export import set_formats
+    from slicebook.export.generated_set import GeneratedSet
+    from slicebook.export.set_facts import SetFacts
+    from slicebook.models.checkpoint import PriorInfo, find_prior, read_info
+
+    info = read_info(find_prior(model))
+    names = info.label_names if isinstance(info, PriorInfo) else {}
+    described = SetFacts(*facts, label_names=names)
+    if set_format == "nifti":
+        summary = draw(out)
+        set_formats.describe_set(GeneratedSet.read(out, names), out, set_format)
+        return summary
+    with_masks = isinstance(info, PriorInfo) and info.masks is not None
+    set_formats.check_format(set_format, out, with_masks=with_masks, count=count)
+    return set_formats.generate_as(set_format, out, draw, described)
 
 
 def inpaint(

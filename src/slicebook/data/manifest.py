@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, cast
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from slicebook.data.layouts.sources import Unreadable
 from slicebook.data.splits import SPLITS, Split
@@ -51,6 +51,7 @@ class DatasetInfo(BaseModel):
         fractions: Of patients in train, validation and test; None for the layout's own split.
         split_hash: SHA-256 over the voxels and the split of each volume; independent of spacing and size.
         label_values: All values in the masks.
+        label_names: Names of label values, if the layout defines them.
         quarantined: Files left out because they could not be read.
         duplicates: Files left out because another file of the patient has the same voxels.
     """
@@ -71,6 +72,7 @@ class DatasetInfo(BaseModel):
     label_values: tuple[int, ...]
     quarantined: int
     duplicates: int
+    label_names: dict[int, str] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True)

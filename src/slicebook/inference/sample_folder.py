@@ -17,6 +17,10 @@ REQUEST_NAME = "request.json"
 RECORD_NAME = "generation.json"
 
 
+class AlreadyCompleteError(DataError):
+    """The folder already holds all samples of this command."""
+
+
 @dataclass(frozen=True)
 class Sample:
     """One row of the manifest of a generated set.
@@ -55,7 +59,7 @@ class SampleFolder:
         if _finished_request(self.out) == self.request:
             if self._is_ours():  # interrupted after the set was moved
                 shutil.rmtree(self.partial)
-            raise DataError(
+            raise AlreadyCompleteError(
                 f"{self.out}: already holds all {self.request['count']} samples of this command; choose "
                 "another folder to draw others"
             )

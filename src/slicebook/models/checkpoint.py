@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
 import torch
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 from torch import Tensor, nn
 
 from slicebook.config import Recipe
@@ -81,6 +81,8 @@ class PriorInfo(Record):
     """Most frequent first."""
     classes: tuple[str, ...]
     """Names of the classes that the manifest gave its slices."""
+    label_names: dict[int, str] = Field(default_factory=dict)
+    """Names of the label values in the masks it was trained on, if the data set named them."""
     tokenizer_provenance: Provenance
     decoder_provenance: Provenance | None = None
     """Of the generation decoder; None where there is none."""

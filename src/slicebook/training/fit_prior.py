@@ -162,6 +162,7 @@ def _objective(
             masks=run.masks.info.recipe if run.masks else None,
             slices=slice_kinds(run.train.records),
             classes=run.classes,
+            label_names=run.data.info.label_names if run.masks else {},
             tokenizer_provenance=run.tokenizer.info.provenance,
             provenance=provenance(run.data, run.train, fabric.device, reached, scores, initial),
             weights_sha256="",

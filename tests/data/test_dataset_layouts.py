@@ -188,7 +188,7 @@ def test_one_patient_id_in_all_folders_is_said_with_advice_that_works(tmp_path: 
 def test_patients_named_alike_are_noted_without_their_names(tmp_path: Path) -> None:
     for name in ("p-07", "P_7", "p8"):
         series(tmp_path / f"visit{len(name)}{name[0]}", name)
-    (note,) = check(tmp_path).notes
+    _, note = check(tmp_path).notes
     assert note.startswith("1 patients are named alike but for case")
     assert "p-07" not in note
 

@@ -99,8 +99,10 @@ def test_a_regex_that_fits_no_file_shows_file_names(tmp_path: Path) -> None:
 
 
 def test_a_folder_of_other_files_names_what_it_holds_and_what_is_read(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"2 \.mha.*hipmri2d, nnunet, bids, nifti, dicom"):
-        find_sources(touch(tmp_path, "a.mha", "b.mha"))
+    with pytest.raises(
+        DataError, match=r"2 \.mat.*hipmri2d, nnunet, bids, hipmri3d, nifti, itk, pictures, dicom"
+    ):
+        find_sources(touch(tmp_path, "a.mat", "b.mat"))
 
 
 def test_a_missing_folder_and_an_unknown_layout_are_named(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from slicebook.export.label_tables import itk_snap_table, slicer_table
 from slicebook.export.set_facts import SetFacts
 from slicebook.export.set_formats import check_format, export_set
 from slicebook.io.nifti import read_labels, read_nifti
+from slicebook.io.volume import orientation_of, to_slices
 
 FACTS = SetFacts(label_names=NAMES)
 
@@ -146,6 +147,10 @@ def test_png_holds_all_intensities_and_the_labels(made, tmp_path):
     scaled = np.asarray(image, dtype=float) / 65535 * np.ptp(original) + original.min()
     np.testing.assert_allclose(scaled, shown, atol=0.01)
     np.testing.assert_allclose(image.info["dpi"], (25.4 / 1.2, 25.4 / 0.8), rtol=0.01)
+    options = SourceOptions(patient_regex=r"images/(sample-\d+)", pixel_mm=(0.8, 1.2))
+    scan, parts = read_back(tmp_path / "png", options)
+    assert (scan.layout, len(scan.patients)) == ("pictures", 5)
+    assert_same_as_set(made, parts, scaled=True)
 
 
 # --- DICOM
@@ -194,6 +199,33 @@ def test_simpleitk_sees_the_geometry_of_the_set(made, dicom):
     wanted = {tuple(np.round((AFFINE @ corner)[:3], 4)) for corner in (np.array([0, 0, 0, 1]), last)}
     corners = [image.TransformIndexToPhysicalPoint(index) for index in ((0, 0, 0), (11, 9, 0))]
     assert {tuple(np.round((-x, -y, z), 4)) for x, y, z in corners} == wanted
+
+
+def test_dicom_is_read_back_with_its_masks_and_label_names(made, dicom):
+    scan, parts = read_back(dicom)
+    assert (scan.layout, len(scan.patients), scan.label_names) == ("dicom", 5, NAMES)
+    in_order = [
+        next(part for part in parts if f"sample-{seed:06}" in part.path.as_posix()) for seed in range(5)
+    ]
+    assert_same_as_set(made, in_order, scaled=True)
+
+
+def test_a_volume_in_any_orientation_is_read_back(tmp_path):
+    turn, _ = np.linalg.qr(np.array([[0.1, 0.1, 1.0], [-1.0, 0.2, 0.0], [0.0, 1.0, -0.2]]))
+    affine = np.eye(4)
+    affine[:3, :3], affine[:3, 3] = turn * (0.8, 1.2, 3.0), (4, 5, 6)
+    folder = write_set(tmp_path / "set", count=1, shape=(12, 10, 4), affine=affine)
+    export_set(folder, tmp_path / "out", "dicom", FACTS)
+    _, (part,) = read_back(tmp_path / "out")
+    image = read_nifti(folder / "images" / "sample-000000.nii.gz")
+    mask = read_labels(folder / "images" / "sample-000000_mask.nii.gz")
+    orientation = orientation_of(image)
+    assert part.plane == "sagittal"
+    np.testing.assert_array_equal(part.labels, to_slices(mask.array, orientation))
+    assert np.corrcoef(part.images.ravel(), to_slices(image.array, orientation).ravel())[0, 1] > 0.99999
+    for path in files_of(tmp_path / "out"):
+        done = subprocess.run([program("dciodvfy"), "-new", path], capture_output=True, text=True)
+        assert (done.stdout + done.stderr).split() in (["MRImage"], ["Segmentation"])
 
 
 def test_the_same_set_gives_the_same_dicom_files(made, dicom, tmp_path):

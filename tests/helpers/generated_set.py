@@ -24,6 +24,7 @@ def write_set(folder, count=5, shape=(12, 10, 1), values=(0, 1, 2), affine=AFFIN
             mask[2:7, 3:8] = values[1]
             mask[4, 4:6] = values[2]  # no symmetry in any axis
             mask[9, 1] = values[2]
+            mask[:, :, 1:2] = 0  # of a volume, a slice without labels
             write_nifti(folder / "images" / f"{name}_mask.nii.gz", mask, affine=affine)
         rows.append(f"{name},{seed},0.5,")
     (folder / "manifest.csv").write_text("\n".join(rows) + "\n")

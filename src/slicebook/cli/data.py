@@ -11,6 +11,7 @@ from slicebook.cli.options import (
     Layout,
     Mask,
     PatientRegex,
+    PixelSize,
     Plane,
     Seed,
     Series,
@@ -95,6 +96,7 @@ def check(
     patient_regex: PatientRegex = None,
     mask: Mask = None,
     series: Series = None,
+    pixel_mm: PixelSize = None,
     as_json: Json = False,
 ) -> None:
     """List the contents and the problems of a folder of volumes.
@@ -105,7 +107,7 @@ def check(
     from slicebook.data.layouts.sources import SourceOptions
 
     report = checking.check(
-        data, SourceOptions(layout, plane, patient_regex, mask, series), progress=counter("volume")
+        data, SourceOptions(layout, plane, patient_regex, mask, series, pixel_mm), progress=counter("volume")
     )
     show(report, report.rows(), as_json)
     if report.unreadable or report.misfits:
@@ -120,6 +122,7 @@ def prepare(
     patient_regex: PatientRegex = None,
     mask: Mask = None,
     series: Series = None,
+    pixel_mm: PixelSize = None,
     spacing: Annotated[
         float | None, typer.Option(help="Resample slices to this pixel size in mm. Default: native pixels.")
     ] = None,
@@ -143,7 +146,7 @@ def prepare(
     summary = preparation.prepare(
         data,
         out,
-        SourceOptions(layout, plane, patient_regex, mask, series),
+        SourceOptions(layout, plane, patient_regex, mask, series, pixel_mm),
         preparation.PrepareOptions(
             spacing=spacing, size=size, fractions=fractions, seed=seed, class_regex=class_regex
         ),

@@ -9,9 +9,7 @@ import typer
 
 from slicebook import text
 
-Data = Annotated[
-    Path, typer.Argument(metavar="DATA", help="Folder of NIfTI or DICOM files. Subfolders are searched.")
-]
+Data = Annotated[Path, typer.Argument(metavar="DATA", help="Folder of volumes. Subfolders are searched.")]
 Prepared = Annotated[Path, typer.Argument(metavar="DATA", help="Folder written by `slicebook prepare`.")]
 Model = Annotated[
     Path, typer.Argument(metavar="MODEL", help="Model file, run folder, demo folder or starter:NAME.")
@@ -41,7 +39,7 @@ Guidance = Annotated[
     typer.Option(help="Weight of classifier-free guidance towards position and class; 0 turns it off."),
 ]
 Layout = Annotated[
-    Literal["hipmri2d", "nnunet", "bids", "nifti", "dicom"] | None,
+    Literal["hipmri2d", "nnunet", "bids", "hipmri3d", "nifti", "itk", "pictures", "dicom"] | None,
     typer.Option(help="File naming and folder structure of DATA. Default: detected."),
 ]
 Plane = Annotated[
@@ -64,6 +62,14 @@ Series = Annotated[
         help="Use only images that match this regular expression (case-insensitive). It is "
         "searched in the description and UID of a DICOM series, the channel of an nnU-Net file, and the "
         "entities and suffix of a BIDS file."
+    ),
+]
+PixelSize = Annotated[
+    tuple[float, float] | None,
+    typer.Option(
+        "--pixel-mm",
+        metavar="ROW COLUMN",
+        help="Distance between rows and between columns of PNG and TIFF files, in mm.",
     ),
 ]
 Mask = Annotated[

@@ -35,7 +35,8 @@ class CheckReport:
         unreadable, misfits: The reason for each file.
         unmatched: Files that match neither the layout nor the patient regex, and masks without an image.
         series: Number of volumes per kind of series; the kinds that --series excludes are marked.
-        notes: What was skipped, and what may be wrong with the patients.
+        label_names: Names of label values, if the layout defines them.
+        notes: What the folder was taken for, what was skipped, and what may be wrong with the patients.
     """
 
     folder: str
@@ -58,6 +59,7 @@ class CheckReport:
     misfits: tuple[str, ...]
     unmatched: tuple[str, ...]
     series: dict[str, int] = field(default_factory=dict)
+    label_names: dict[int, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     @property
@@ -148,6 +150,7 @@ def check(
         misfits=tuple(bad.reason for bad in tally.misfits),
         unmatched=tuple(str(path) for path in scan.unmatched),
         series=_series_kinds(scan),
+        label_names=dict(scan.label_names),
         notes=(*scan.notes, *patient_warnings(scan), *tally.notes()),
     )
 

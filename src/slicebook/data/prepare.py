@@ -320,6 +320,7 @@ class _Writer:
             split_hash=hashlib.sha256("\n".join(sorted(self.split_lines)).encode()).hexdigest(),
             counts=counts,
             label_values=tuple(sorted(self.label_values)),
+            label_names={v: n for v, n in self.scan.label_names.items() if v in self.label_values},
             quarantined=len(self.unreadable),
             duplicates=self.duplicates,
         )

@@ -13,9 +13,12 @@ from jaxtyping import Float32, Float64, UInt8
 
 from slicebook.data.layouts.sources import FolderScan, Source, Unreadable
 from slicebook.errors import DataError
-from slicebook.io.dicom_series import read_dicom_series
-from slicebook.io.discovery import nifti_stem
-from slicebook.io.nifti import qform_of, read_labels, read_nifti
+from slicebook.io.dicom_series import DicomSeries, read_dicom_series
+from slicebook.io.discovery import is_itk_name, is_picture_name, volume_stem
+from slicebook.io.formats.dicom_seg import read_segmentation
+from slicebook.io.formats.itk import read_itk
+from slicebook.io.formats.pictures import read_picture
+from slicebook.io.nifti import as_labels, qform_of, read_labels, read_nifti
 from slicebook.io.volume import Plane, Volume, orientation_of, plane_of, slice_spacing, to_slices
 
 
@@ -60,28 +63,61 @@ class Misfit:
 def read_parts(source: Source, plane: Plane | None) -> Iterator[Part | Unreadable | Misfit]:
     """Read a source file by file. If a mask cannot be read, its image is left out too."""
     if source.series is not None:
-        try:
-            volume = read_dicom_series(source.series)
-        except DataError as error:
-            yield Unreadable(source.images[0], str(error), is_series=True)
-            return
-        part = _part(source.images[0], 0, volume, None, plane)
-        reason = _misfit(part, volume, None, None, False)
-        yield Misfit(part.path, reason) if reason else part
+        yield _read_series(source, source.series, plane)
         return
     for number, (path, mask_path) in enumerate(zip(source.images, source.labels, strict=True)):
         reading = path
         try:
-            volume, mask = read_nifti(path), None
+            volume, mask = read_volume(path, source), None
             if mask_path is not None:
                 reading = mask_path
-                mask = read_labels(mask_path)
+                mask = read_mask(mask_path, source)
         except DataError as error:
             yield Unreadable(reading, str(error))
             continue
         part = _part(path, number, volume, mask, plane)
         reason = _misfit(part, volume, mask_path, mask, source.is_stack)
         yield Misfit(path, reason) if reason else part
+
+
+def _read_series(source: Source, series: DicomSeries, plane: Plane | None) -> Part | Unreadable | Misfit:
+    """Read a DICOM series with its mask."""
+    mask_path = next(iter(source.labels), None)
+    mask = None
+    try:
+        volume = read_dicom_series(series)
+    except DataError as error:
+        return Unreadable(source.images[0], str(error), is_series=True)
+    if mask_path is not None:
+        try:
+            mask = read_segmentation(mask_path, volume, source.segments)
+        except DataError as error:
+            return Unreadable(mask_path, str(error), is_series=True)
+    part = _part(source.images[0], 0, volume, mask, plane)
+    reason = _misfit(part, volume, mask_path, mask, False)
+    return Misfit(part.path, reason) if reason else part
+
+
+def read_volume(path: Path, source: Source) -> Volume:
+    """Read an image file of any format that is recognised by name.
+
+    Raises:
+        DataError: It cannot be read.
+    """
+    if is_picture_name(path):
+        return read_picture(path, source.pixel_mm)
+    return read_itk(path) if is_itk_name(path) else read_nifti(path, channel=source.channel)
+
+
+def read_mask(path: Path, source: Source) -> Volume:
+    """Read a mask of any format that is recognised by name.
+
+    Raises:
+        DataError: It cannot be read, or a value is not a label.
+    """
+    if is_picture_name(path):
+        return as_labels(path, read_picture(path, source.pixel_mm, as_labels=True))
+    return as_labels(path, read_itk(path)) if is_itk_name(path) else read_labels(path)
 
 
 def count_files(scan: FolderScan) -> int:
@@ -119,7 +155,7 @@ def is_label_map(images: Float32[np.ndarray, "n rows columns"], path: Path) -> b
         return False  # too small to tell
     if values <= _SOME_VALUES and values * 64 <= images.size:
         return True
-    folder, stem = path.parent.name.lower(), nifti_stem(path).lower()
+    folder, stem = path.parent.name.lower(), volume_stem(path).lower()
     if values <= 256 and low >= 0 and (_LABELS_NAME.search(stem) or _LABELS_FOLDER.fullmatch(folder)):
         return True
     return _constancy(images, low + np.argsort(counts)[-2:]) > 0.7

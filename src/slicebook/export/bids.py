@@ -51,7 +51,7 @@ def write_bids(made: GeneratedSet, out: Path, facts: SetFacts) -> None:
             ],
         },
     )
-    sidecar = {"Description": SYNTHETIC, "SpatialReference": "orig"}
+    sidecar: dict[str, object] = {"Description": SYNTHETIC, "SpatialReference": "orig"}
     _write_json(out / f"{_DESC}_{facts.contrast}.json", sidecar)
     if made.with_masks:
         _write_json(out / f"{_DESC}_dseg.json", sidecar | {"Manual": False})

@@ -126,4 +126,10 @@ def segmentation_of(
     for moment in ("Content", "InstanceCreation", "Series"):
         setattr(mask, f"{moment}Date", f"{date:%Y%m%d}")
         setattr(mask, f"{moment}Time", f"{date:%H%M%S}")
+    dimensions = uid("dimensions")
+    for item in mask.iterall():  # highdicom's own are random
+        if item.keyword == "DimensionOrganizationUID":
+            item.value = dimensions
+        elif item.keyword == "ContributionDateTime":
+            item.value = f"{date:%Y%m%d%H%M%S}"
     return mask

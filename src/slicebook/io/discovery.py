@@ -12,6 +12,9 @@ from slicebook.errors import DataError
 
 _ARCHIVE_COPIES = "__MACOSX"  # the folder in which a Mac's zip keeps its AppleDouble files
 _SHOWN = 3
+_NIFTI = (".nii", ".nii.gz")
+_ITK = (".mha", ".mhd", ".nrrd")
+_PICTURES = (".png", ".tif", ".tiff")
 
 
 @dataclass(frozen=True)
@@ -40,9 +43,24 @@ class DiscoveredFiles:
         return tuple(path for path in self.files if is_nifti_name(path))
 
     @property
+    def itk(self) -> tuple[Path, ...]:
+        """Files named .mha, .mhd or .nrrd."""
+        return tuple(path for path in self.files if is_itk_name(path))
+
+    @property
+    def pictures(self) -> tuple[Path, ...]:
+        """Files named .png, .tif or .tiff."""
+        return tuple(path for path in self.files if is_picture_name(path))
+
+    @property
+    def volumes(self) -> tuple[Path, ...]:
+        """Files of all formats that are recognised by name."""
+        return tuple(path for path in self.files if is_volume_name(path))
+
+    @property
     def others(self) -> tuple[Path, ...]:
         """Files of every other name; DICOM is recognised by content."""
-        return tuple(path for path in self.files if not is_nifti_name(path))
+        return tuple(path for path in self.files if not is_volume_name(path))
 
     def passed_over(self) -> tuple[str, ...]:
         """Return one line for each kind of entry that was passed over, with the first names and a count."""
@@ -96,7 +114,29 @@ def find_files(folder: Path | str) -> DiscoveredFiles:
 
 def is_nifti_name(path: Path | str) -> bool:
     """Return whether a name ends in .nii or .nii.gz, in upper or lower case."""
-    return str(path).lower().endswith((".nii", ".nii.gz"))
+    return str(path).lower().endswith(_NIFTI)
+
+
+def is_itk_name(path: Path | str) -> bool:
+    """Return whether a name ends in .mha, .mhd or .nrrd, in upper or lower case."""
+    return str(path).lower().endswith(_ITK)
+
+
+def is_picture_name(path: Path | str) -> bool:
+    """Return whether a name ends in .png, .tif or .tiff, in upper or lower case."""
+    return str(path).lower().endswith(_PICTURES)
+
+
+def is_volume_name(path: Path | str) -> bool:
+    """Return whether a name is that of a NIfTI, ITK or picture file."""
+    return str(path).lower().endswith((*_NIFTI, *_ITK, *_PICTURES))
+
+
+def volume_stem(path: Path) -> str:
+    """Return the name of a file without the ending of its format."""
+    if is_nifti_name(path):
+        return nifti_stem(path)
+    return path.stem if is_volume_name(path) else path.name
 
 
 def nifti_stem(path: Path) -> str:

@@ -34,11 +34,19 @@ _GEOMETRY_FIELDS = (
 )
 
 
-def read_stored(path: Path, limits: Limits) -> tuple[nib.Nifti1Header, Shaped[np.ndarray, "*shape"]]:
-    """Return the unchanged header and the unscaled stored values of a file, verified to be complete."""
+def read_stored(
+    path: Path, limits: Limits, *, with_channels: bool = False
+) -> tuple[nib.Nifti1Header, Shaped[np.ndarray, "*shape"]]:
+    """Return the unchanged header and the unscaled stored values of a file, verified to be complete.
+
+    Args:
+        path: The file.
+        limits: Limits on memory.
+        with_channels: Whether the file may be 4D.
+    """
     with _opened(path) as (stream, packed):
         header = _parse_header(path, stream.read(540))
-        shape = _shape_of(path, header)
+        shape = _shape_of(path, header, with_channels)
         dtype = header.get_data_dtype()
         offset = _offset_of(path, header)
         size = offset + math.prod(shape) * dtype.itemsize
@@ -103,8 +111,8 @@ def _parse_header(path: Path, start: bytes) -> nib.Nifti1Header:
     return kind(start[:size], check=False)
 
 
-def _shape_of(path: Path, header: nib.Nifti1Header) -> tuple[int, ...]:
-    """Return the stored shape; raise `DataError` unless it is a real-valued 2D or 3D image."""
+def _shape_of(path: Path, header: nib.Nifti1Header, with_channels: bool) -> tuple[int, ...]:
+    """Return the stored shape; raise `DataError` unless it is a real-valued 2D or 3D (or 4D) image."""
     code = int(header["datatype"])
     if code not in _INTENSITY_CODES:
         raise DataError(
@@ -117,7 +125,7 @@ def _shape_of(path: Path, header: nib.Nifti1Header) -> tuple[int, ...]:
         raise DataError(
             f"{path}: has the shape {shape}, wanted 2D or 3D and no size below 1; export it again"
         )
-    if max(shape[3:], default=1) > 1:
+    if max(shape[4 if with_channels else 3 :], default=1) > 1:
         raise DataError(
             f"{path}: is {len(shape)}D with the shape {shape}, wanted 2D or 3D; "
             "save one volume of it (nibabel: image.slicer[..., 0])"
@@ -163,14 +171,27 @@ def header_for(shape: tuple[int, ...], affine: Float64[np.ndarray, "4 4"]) -> ni
 _MILLIMETRES = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # NIfTI xyzt_units: unknown, metre, mm, micrometre
 
 
-def read_nifti(path: Path | str, *, limits: Limits = LIMITS) -> Volume:
+def read_nifti(path: Path | str, *, limits: Limits = LIMITS, channel: int | None = None) -> Volume:
     """Read a 2D or 3D NIfTI-1 or NIfTI-2 file; gzip is recognised by content, not by name.
+
+    Args:
+        path: The file.
+        limits: Limits on memory.
+        channel: Index along the fourth axis, of a file whose fourth axis is that of channels.
 
     Raises:
         DataError: the file is damaged, too large, or not a real 2D or 3D image with a valid affine.
     """
     path = Path(path)
-    header, stored = read_stored(path, limits)
+    header, stored = read_stored(path, limits, with_channels=channel is not None)
+    if channel is not None:
+        if stored.ndim < 4 or channel >= stored.shape[3]:
+            raise DataError(
+                f"{path}: has the shape {stored.shape}, wanted a channel {channel} along its fourth axis; "
+                "correct the channels in dataset.json"
+            )
+        stored = stored[:, :, :, channel]
+        header["dim"] = [3, *stored.shape[:3], 1, 1, 1, 1]
     geometry = geometry_of(header)
     affine = _affine_of(path, geometry)
     array = _scaled(path, stored, float(header["scl_slope"]), float(header["scl_inter"]))
@@ -184,13 +205,25 @@ def read_labels(path: Path | str, *, limits: Limits = LIMITS) -> Volume:
     Raises:
         DataError: as `read_nifti`, or a value is not a label.
     """
-    volume = read_nifti(path, limits=limits)
-    labels = np.rint(volume.array)
+    return as_labels(path, read_nifti(path, limits=limits))
+
+
+def as_labels(where: Path | str, volume: Volume) -> Volume:
+    """Return a volume of labels, as float32, after checking that every value is an integer in [0, 255].
+
+    Args:
+        where: What the message names.
+        volume: The volume.
+
+    Raises:
+        DataError: A value is not a label.
+    """
+    labels = np.rint(volume.array).astype(np.float32)
     # 1e-3 covers the rounding of a slope such as 1/255; a resampled mask differs by more.
     wrong = (np.abs(volume.array - labels) > 1e-3) | (labels < 0) | (labels > 255)
     if wrong.any():
         raise DataError(
-            f"{path}: holds the value {volume.array[wrong][0]:g}, wanted integer labels from 0 to 255; "
+            f"{where}: holds the value {volume.array[wrong][0]:g}, wanted integer labels from 0 to 255; "
             "is this an image, or a mask resampled without nearest-neighbour?"
         )
     return Volume(labels, volume.affine, volume.shape_on_disk, volume.geometry)

@@ -3,17 +3,19 @@
     sub-01/ses-1/anat/sub-01_ses-1_T2w.nii.gz
     derivatives/manual/sub-01/ses-1/anat/sub-01_ses-1_dseg.nii.gz     its mask; or _mask
 
-The subject is the patient. Images of derivatives are not listed; give the derivative's folder to read them.
+The subject is the patient; `participants.tsv` is compared with the subjects that have images. Images of
+derivatives are not listed; give the derivative's folder to read them.
 """
 
 from __future__ import annotations
 
+import csv
 import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-from slicebook.data.layouts.sources import FolderScan, Source, SourceOptions, group_of, patient_in
+from slicebook.data.layouts.sources import REGEX_RULE, FolderScan, Source, SourceOptions, group_of, patient_in
 from slicebook.io.discovery import DiscoveredFiles, first_names, nifti_stem
 
 _NAME = re.compile(r"sub-[A-Za-z0-9]+(_[A-Za-z0-9]+-[A-Za-z0-9+]+)*(_[A-Za-z0-9]+)+")
@@ -104,9 +106,33 @@ def find_bids(discovered: DiscoveredFiles, options: SourceOptions) -> FolderScan
             "images with --series, or say where masks are with --layout nifti and --mask"
         )
     unmatched += [mask.path for mask in unpaired]
+    notes += _compare_participants(folder, {image.entities["sub"] for image in images})
     return FolderScan(
-        "bids", tuple(sources), tuple(sorted(unmatched)), left_out=tuple(left_out), notes=tuple(notes)
+        "bids",
+        tuple(sources),
+        tuple(sorted(unmatched)),
+        left_out=tuple(left_out),
+        notes=tuple(notes),
+        patient_rule=REGEX_RULE if pattern else "the subject, sub-…",
     )
+
+
+def _compare_participants(folder: Path, subjects: set[str]) -> list[str]:
+    """Return notes if `participants.tsv` lists other subjects than have images."""
+    try:
+        with (folder / "participants.tsv").open(encoding="utf-8-sig", newline="") as file:
+            rows = list(csv.DictReader(file, delimiter="\t"))
+    except (OSError, UnicodeDecodeError, csv.Error):
+        return []
+    listed = {(row.get("participant_id") or "").strip().removeprefix("sub-") for row in rows} - {""}
+    notes = []
+    for names, what in (
+        (listed - subjects, "participants of participants.tsv have no image here"),
+        (subjects - listed if listed else set(), "subjects are not in participants.tsv"),
+    ):
+        if names:
+            notes.append(f"{len(names)} {what}: {first_names([f'sub-{name}' for name in sorted(names)])}")
+    return notes
 
 
 def _classify_files(

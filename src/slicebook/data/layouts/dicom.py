@@ -1,4 +1,7 @@
-"""A folder of DICOM files. The patient is the PatientID, or what --patient-regex matches in the path."""
+"""A folder of DICOM files. The patient is the PatientID, or what --patient-regex matches in the path.
+
+A DICOM SEG file is the mask of the series that it refers to.
+"""
 
 # mypy: allow-untyped-calls
 
@@ -6,11 +9,14 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Hashable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from slicebook.data.layouts.dicom_masks import SeriesMasks, masks_of_series
 from slicebook.data.layouts.sources import (
+    REGEX_RULE,
     FolderScan,
     Source,
     SourceOptions,
@@ -40,13 +46,13 @@ def find_dicom(discovered: DiscoveredFiles, options: SourceOptions) -> FolderSca
         DataError: No series is left, or the patient regex matches no file.
     """
     if options.mask:
-        raise ConfigError("--mask does not apply to DICOM; masks are read from NIfTI")
+        raise ConfigError("--mask does not apply to DICOM, whose masks are DICOM SEG files")
     folder = discovered.folder
     pattern = group_of(options.patient_regex, "--patient-regex") if options.patient_regex else None
     unreadable: list[Unreadable] = []
     unmatched: list[Path] = []
     skipped: dict[str, list[str]] = defaultdict(list)
-
+    segmentations: list[Path] = []
     listed = set(discovered.files)
 
     def damaged(path: Path, error: DataError) -> None:
@@ -59,7 +65,9 @@ def find_dicom(discovered: DiscoveredFiles, options: SourceOptions) -> FolderSca
             skipped["unreadable and not asked for"].append(path.relative_to(folder).as_posix())
 
     def passed_over(path: Path, reason: str) -> None:
-        if reason == "no patient" and pattern is not None:
+        if reason == "segmentation" and path in listed:
+            segmentations.append(path)
+        elif reason == "no patient" and pattern is not None:
             unmatched.append(path)
         elif path in listed:
             skipped[reason].append(path.relative_to(folder).as_posix())
@@ -91,10 +99,27 @@ def find_dicom(discovered: DiscoveredFiles, options: SourceOptions) -> FolderSca
         raise DataError(
             f"{folder}: --patient-regex {options.patient_regex!r} matches no file; {regex_advice(names)}"
         )
-    notes = _lone_slices(sources, folder) + _passed_over(skipped)
+    masks = masks_of_series(folder, segmentations, every)
+    sources = [_with_mask(source, masks) for source in sources]
+    notes = [*_lone_slices(sources, folder), *_passed_over(skipped), *masks.notes]
     return FolderScan(
-        "dicom", tuple(sources), tuple(unmatched), tuple(unreadable), tuple(left_out), tuple(notes)
+        "dicom",
+        tuple(sources),
+        (*unmatched, *masks.unmatched),
+        (*unreadable, *masks.unreadable),
+        tuple(left_out),
+        tuple(notes),
+        patient_rule=REGEX_RULE if pattern else "the attribute PatientID",
+        label_names=masks.label_names,
     )
+
+
+def _with_mask(source: Source, masks: SeriesMasks) -> Source:
+    """Return a source with the SEG of its series, if there is one."""
+    if source.series is None or source.series.series_uid not in masks.by_series:
+        return source
+    path, segments = masks.by_series[source.series.series_uid]
+    return replace(source, labels=(path,), segments=segments)
 
 
 def _passed_over(skipped: dict[str, list[str]]) -> list[str]:

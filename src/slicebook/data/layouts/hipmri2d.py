@@ -10,6 +10,7 @@ import re
 from collections import defaultdict
 from pathlib import Path
 
+from slicebook.data.layouts.hipmri3d import LABEL_NAMES
 from slicebook.data.layouts.sources import FolderScan, Source, SourceOptions
 from slicebook.data.splits import Split
 from slicebook.errors import ConfigError
@@ -46,7 +47,13 @@ def find_hipmri2d(discovered: DiscoveredFiles, options: SourceOptions) -> Folder
         members.sort(key=lambda member: member[0])
         paths, labels = tuple(m[1] for m in members), tuple(m[2] for m in members)
         sources.append(Source(case, f"week_{int(week):03}", paths, labels, split))
-    return FolderScan("hipmri2d", tuple(sources), tuple(unmatched))
+    return FolderScan(
+        "hipmri2d",
+        tuple(sources),
+        tuple(unmatched),
+        patient_rule="the case in the file name; splits are those of the folders",
+        label_names=LABEL_NAMES,
+    )
 
 
 def _numbered(

@@ -1,11 +1,14 @@
-"""Any folder of NIfTI volumes. --patient-regex gives the patients, --mask the masks."""
+"""Any folder of NIfTI, or of .mha, .mhd and .nrrd. --patient-regex gives the patients, --mask the masks."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from slicebook.data.layouts.sources import (
+    REGEX_RULE,
+    UNKNOWN_RULE,
     FolderScan,
     Source,
     SourceOptions,
@@ -16,18 +19,33 @@ from slicebook.data.layouts.sources import (
 from slicebook.errors import ConfigError, DataError
 from slicebook.io.discovery import DiscoveredFiles
 
+_ENDING = re.compile(r"\.(nii(\.gz)?|mha|mhd|nrrd)$", re.IGNORECASE)
+
 
 def is_nifti(discovered: DiscoveredFiles) -> bool:
     """Return whether any file is NIfTI by its name."""
     return bool(discovered.nifti)
 
 
+def is_itk(discovered: DiscoveredFiles) -> bool:
+    """Return whether any file is .mha, .mhd or .nrrd by its name."""
+    return bool(discovered.itk)
+
+
 def find_nifti(discovered: DiscoveredFiles, options: SourceOptions) -> FolderScan:
     """List the NIfTI files of a folder and its subfolders, with patients and masks."""
+    return _find("nifti", discovered.folder, discovered.nifti, options)
+
+
+def find_itk(discovered: DiscoveredFiles, options: SourceOptions) -> FolderScan:
+    """List the .mha, .mhd and .nrrd files of a folder and its subfolders, with patients and masks."""
+    return _find("itk", discovered.folder, discovered.itk, options)
+
+
+def _find(layout: str, folder: Path, paths: Sequence[Path], options: SourceOptions) -> FolderScan:
     if options.series:
-        raise ConfigError("--series does not apply to nifti; narrow --patient-regex to the files wanted")
-    folder = discovered.folder
-    names = {path.relative_to(folder).as_posix(): path for path in discovered.nifti}
+        raise ConfigError(f"--series does not apply to {layout}; narrow --patient-regex to the files wanted")
+    names = {path.relative_to(folder).as_posix(): path for path in paths}
     by_stem = {_without_ending(name): name for name in names}
     mask_of = {}
     for name in names:
@@ -37,7 +55,8 @@ def find_nifti(discovered: DiscoveredFiles, options: SourceOptions) -> FolderSca
             mask_of[name] = mask
     candidates = [name for name in names if name not in set(mask_of.values())]
     if options.patient_regex is None:
-        return FolderScan("nifti", tuple(_nifti_source("", name, names, mask_of) for name in candidates))
+        every = tuple(_nifti_source("", name, names, mask_of) for name in candidates)
+        return FolderScan(layout, every, patient_rule=UNKNOWN_RULE)
     pattern = group_of(options.patient_regex, "--patient-regex")
     sources, unmatched = [], []
     for name in candidates:
@@ -55,7 +74,7 @@ def find_nifti(discovered: DiscoveredFiles, options: SourceOptions) -> FolderSca
             f"{folder}: --mask {options.mask!r} finds no mask; for {sources[0].images[0].name} it looked for "
             f"{_mask_name(sources[0].volume, options.mask)}"
         )
-    return FolderScan("nifti", tuple(sources), tuple(unmatched))
+    return FolderScan(layout, tuple(sources), tuple(unmatched), patient_rule=REGEX_RULE)
 
 
 def _nifti_source(patient: str, name: str, names: dict[str, Path], mask_of: dict[str, str]) -> Source:
@@ -64,7 +83,7 @@ def _nifti_source(patient: str, name: str, names: dict[str, Path], mask_of: dict
 
 
 def _without_ending(name: str) -> str:
-    return re.sub(r"(?i)\.nii(\.gz)?$", "", name)
+    return re.sub(_ENDING, "", name)
 
 
 def _mask_name(image: str, rule: str | None) -> str:
@@ -76,4 +95,4 @@ def _mask_name(image: str, rule: str | None) -> str:
         if not old:
             raise ConfigError(f"--mask {rule!r}: nothing before '='; example: _t2=_prostate")
         return image.replace(old, new)
-    return re.sub(r"(?i)(\.nii(\.gz)?)$", lambda ending: rule + ending[0], image)
+    return re.sub(_ENDING, lambda ending: rule + ending[0], image)

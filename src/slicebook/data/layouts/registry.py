@@ -11,10 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from slicebook.data.layouts import hipmri2d, nnunet
+from slicebook.data.layouts import hipmri2d, hipmri3d, nnunet
 from slicebook.data.layouts.bids import find_bids, is_bids
 from slicebook.data.layouts.dicom import find_dicom, is_dicom_tree, planes_of
-from slicebook.data.layouts.nifti import find_nifti, is_nifti
+from slicebook.data.layouts.nifti import find_itk, find_nifti, is_itk, is_nifti
+from slicebook.data.layouts.pictures import find_pictures, is_pictures
 from slicebook.data.layouts.sources import EVERY_FILE, FolderScan, Source, SourceOptions, regex_advice
 from slicebook.errors import ConfigError, DataError
 from slicebook.io.discovery import DiscoveredFiles, find_files, first_names, nifti_stem
@@ -40,14 +41,41 @@ def find_sources(folder: str | Path, options: SourceOptions = EVERY_FILE) -> Fol
     """
     discovered = find_files(folder)
     scan = _layout_of(discovered, options).find(discovered, options)
-    notes = (*discovered.passed_over(), *scan.notes)
+    notes = (*discovered.passed_over(), *_images_without_mask(scan), *scan.notes)
     if not scan.sources:
         reasons = [bad.reason for bad in scan.unreadable[:1]] + [_left_out(scan)] * bool(scan.left_out)
         reason = f" ({'; '.join((*reasons, *notes))})" if reasons or notes else ""
         raise DataError(f"{folder}: no volume found as {scan.layout}{reason}; slicebook reads {_names()}")
     _refuse_shared_patients(Path(folder), scan.sources)
     ordered = tuple(sorted(scan.sources, key=lambda source: (source.patient, source.volume)))
-    return replace(scan, sources=ordered, notes=notes, folder=Path(folder))
+    scan = replace(scan, sources=ordered, folder=Path(folder))
+    return replace(scan, notes=(description_of(scan), *notes))
+
+
+def description_of(scan: FolderScan) -> str:
+    """Return in one line what a folder was taken for, and the rule for its patients."""
+    patients = f" of {len(scan.patients)} patients" if all(source.patient for source in scan.sources) else ""
+    masks = sum(any(source.labels) for source in scan.sources)
+    with_masks = f", {masks} with masks" if masks else ""
+    return (
+        f"taken for {scan.layout}: {len(scan.sources)} volumes{patients}{with_masks}; "
+        f"the patient is {scan.patient_rule}"
+    )
+
+
+def _images_without_mask(scan: FolderScan) -> list[str]:
+    """Return a note on images without a mask, if others have one; they are used without."""
+    without = [
+        path
+        for source in scan.sources
+        for path, mask in zip(source.images, source.labels or [None] * len(source.images), strict=False)
+        if mask is None
+    ]
+    if not without or not any(any(source.labels) for source in scan.sources):
+        return []
+    return [
+        f"{len(without)} images have no mask and are used without: {first_names([p.name for p in without])}"
+    ]
 
 
 def image_files(discovered: DiscoveredFiles) -> tuple[tuple[Path, ...], str]:
@@ -56,7 +84,7 @@ def image_files(discovered: DiscoveredFiles) -> tuple[tuple[Path, ...], str]:
     Masks, and files unknown to the layout, are left out. In a layout that does not define masks, a file is a
     mask if its name is that of another file with `seg`, `mask` or `label` added.
     """
-    named = (layout for layout in LAYOUTS if layout.name not in ("nifti", "dicom"))
+    named = (layout for layout in LAYOUTS if layout.name not in _PLAIN)
     layout = next((layout for layout in named if layout.recognises(discovered)), None)
     if layout is not None:
         scan = layout.find(discovered, EVERY_FILE)
@@ -129,6 +157,11 @@ def refuse_guesses(folder: Path, scan: FolderScan) -> None:
         count = f"{len(names)} of {len(scan.sources)} volumes"
         advice = nnunet.patient_advice(scan.sources) if scan.layout == "nnunet" else regex_advice(names)
         raise DataError(f"{folder}: {what} {count}; {advice}")
+    if scan.layout == "pictures" and any(source.pixel_mm is None for source in scan.sources):
+        raise DataError(
+            f"{folder}: pictures do not say the size of their pixels; give --pixel-mm ROW COLUMN, the "
+            "distances between rows and between columns in mm"
+        )
     series = [source.series for source in scan.sources if source.series is not None]
     if len({item.plane for item in series}) > 1:
         raise DataError(f"{folder}: series in several planes ({planes_of(series)}); choose one with --plane")
@@ -147,9 +180,9 @@ def _layout_of(discovered: DiscoveredFiles, options: SourceOptions) -> DatasetLa
         seen = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(3)) or "no file"
         passed_over = "".join(f"; {line}" for line in discovered.passed_over())
         raise DataError(f"{folder}: found {seen}; wanted one of the layouts {_names()}{passed_over}")
-    own_rules = [layout for layout in fitting if layout.name not in ("nifti", "dicom")]
+    own_rules = [layout for layout in fitting if layout.name not in _PLAIN]
     if own_rules and not (options.mask and own_rules[0].name != "hipmri2d"):
-        fitting = [layout for layout in fitting if layout.name != "nifti"]
+        fitting = [layout for layout in fitting if layout.name in ("dicom", own_rules[0].name)]
     else:  # a rule for masks applies to all files
         fitting = [layout for layout in fitting if layout not in own_rules]
     if len(fitting) > 1:
@@ -198,9 +231,13 @@ LAYOUTS = (
     DatasetLayout("hipmri2d", hipmri2d.is_hipmri2d, hipmri2d.find_hipmri2d),
     DatasetLayout("nnunet", nnunet.is_nnunet, nnunet.find_nnunet),
     DatasetLayout("bids", is_bids, find_bids),
+    DatasetLayout("hipmri3d", hipmri3d.is_hipmri3d, hipmri3d.find_hipmri3d),
     DatasetLayout("nifti", is_nifti, find_nifti),
+    DatasetLayout("itk", is_itk, find_itk),
+    DatasetLayout("pictures", is_pictures, find_pictures),
     DatasetLayout("dicom", is_dicom_tree, find_dicom),
 )
+_PLAIN = ("nifti", "itk", "pictures", "dicom")  # layouts of any folder with files of one format
 
 
 def _names() -> str:

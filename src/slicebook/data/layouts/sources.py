@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from slicebook.data.splits import Split
@@ -26,6 +27,7 @@ class SourceOptions:
             `_t2=_prostate`. Other text, such as `_seg`, is added before `.nii` or `.nii.gz`.
         series: Use only images that match this regular expression. It is searched in the description and UID
             of a DICOM series, the channel of an nnU-Net file, and the entities and suffix of a BIDS file.
+        pixel_mm: Distance between rows and between columns of pictures (PNG, TIFF).
     """
 
     layout: str | None = None
@@ -33,6 +35,11 @@ class SourceOptions:
     patient_regex: str | None = None
     mask: str | None = None
     series: str | None = None
+    pixel_mm: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        if self.pixel_mm is not None and not all(0 < size < float("inf") for size in self.pixel_mm):
+            raise ConfigError(f"--pixel-mm {self.pixel_mm}: wanted two distances in mm, above 0")
 
     def takes_series(self, *texts: str) -> bool:
         """Return whether `series` matches any of the texts, ignoring case; True if it is not given.
@@ -49,6 +56,9 @@ class SourceOptions:
         return any(pattern.search(text) for text in texts)
 
 
+REGEX_RULE = "what --patient-regex finds in the path"
+UNKNOWN_RULE = "unknown until --patient-regex is given"
+
 EVERY_FILE = SourceOptions()
 """Detect the layout and use every series."""
 
@@ -61,10 +71,13 @@ class Source:
         patient: Raw identifier of the patient; empty if unknown (`slicebook check` only).
         volume: Key of the volume; unique within the patient.
         images: One file; or the 2D files of a volume, in order; or the files of a DICOM series.
-        labels: The mask of each image, or None; as long as `images` unless it is a DICOM series.
+        labels: The mask of each image, or None; as long as `images`. Of a DICOM series: its SEG, if any.
         split: The split defined by the layout, or None.
         series: The DICOM series of `images`.
         kind: Kind of image within the layout: a channel, a suffix, a description.
+        channel: Index along the fourth axis of a 4D file, if the layout says that it is a channel.
+        segments: Of a DICOM SEG: the label of each segment number.
+        pixel_mm: Of pictures: distance between rows and between columns, if known.
     """
 
     patient: str
@@ -74,6 +87,9 @@ class Source:
     split: Split | None = None
     series: DicomSeries | None = None
     kind: str = ""
+    channel: int | None = None
+    segments: Mapping[int, int] = field(default_factory=dict)
+    pixel_mm: tuple[float, float] | None = None
 
     @property
     def is_stack(self) -> bool:
@@ -107,6 +123,8 @@ class FolderScan:
         left_out: Volumes that were not selected, each with the reason.
         notes: What was skipped, and warnings about the data; one line each.
         folder: The folder that was searched.
+        patient_rule: What identifies the patient, in a few words.
+        label_names: Names of label values, if the layout defines them.
     """
 
     layout: str
@@ -116,6 +134,8 @@ class FolderScan:
     left_out: tuple[tuple[Source, str], ...] = ()
     notes: tuple[str, ...] = ()
     folder: Path | None = None
+    patient_rule: str = ""
+    label_names: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def given_splits(self) -> dict[str, Split]:

@@ -1,0 +1,1 @@
+"""Readers of further formats: MetaImage and NRRD, pictures, DICOM SEG."""

@@ -6,7 +6,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from slicebook.data.check import check, grouped
+from slicebook.data.check import check
+from slicebook.data.findings import grouped, limited
 from slicebook.data.layouts.sources import SourceOptions
 from slicebook.data.prepare import prepare
 from slicebook.data.reader import is_label_map
@@ -121,8 +122,17 @@ def test_nothing_of_nibabel_is_printed(tmp_path: Path, capfd: pytest.CaptureFixt
 
 def test_findings_of_one_kind_are_three_lines_and_a_count() -> None:
     lines = [f"/a/{n}.nii: ends after {n} bytes, wanted 9; copy it" for n in range(9)]
-    assert grouped([*lines, "/a/x.nii: is not a NIfTI file"]) == [
-        *lines[:3],
-        "… and 6 more of this kind",
-        "/a/x.nii: is not a NIfTI file",
-    ]
+    first, other = grouped([*lines, "/a/x.nii: is not a NIfTI file"])
+    assert first.startswith("9 files: ")
+    assert first.endswith(" and 6 more)")
+    assert lines[0].partition(": ")[2] in first
+    assert other == "/a/x.nii: is not a NIfTI file"
+
+
+def test_a_report_of_many_findings_fits_on_a_screen() -> None:
+    rows = [("series", f"kind {number}") for number in range(40)]
+    assert len(limited(rows)) == 13
+    assert limited(rows)[-1] == ("series", "… and 28 more; --json lists all")
+    assert limited(rows[:12]) == rows[:12]
+    names = grouped([f"{folder}/1.nii: is cut off" for folder in "ab"])
+    assert names == ["2 files: is cut off (a/1.nii, b/1.nii)"]

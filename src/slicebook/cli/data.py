@@ -140,7 +140,7 @@ def prepare(
 ) -> None:
     """Split volumes by patient and store their slices for training."""
     from slicebook.data import prepare as preparation
-    from slicebook.data.check import grouped
+    from slicebook.data.findings import grouped
     from slicebook.data.layouts.sources import SourceOptions
 
     summary = preparation.prepare(

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from slicebook.data.findings import grouped, limited
 from slicebook.data.layouts.registry import find_sources, patient_warnings
 from slicebook.data.layouts.sources import EVERY_FILE, FolderScan, Source, SourceOptions, Unreadable
 from slicebook.data.reader import Misfit, Part, count_files, read_parts
@@ -72,11 +72,19 @@ class CheckReport:
         """Return the report as a JSON object."""
         return json.dumps({**asdict(self), "problems": self.problems}, indent=2)
 
+    def _labels(self) -> str:
+        """Return label values with their names, and the number of voxels of each."""
+        named = {
+            f"{value} ({self.label_names[value]})" if value in self.label_names else f"{value}": count
+            for value, count in self.label_values.items()
+        }
+        return _listed(named)
+
     def rows(self) -> list[tuple[str, str]]:
         """Return the report as rows of name and value."""
         low, high = self.intensity or (float("nan"), float("nan"))
         rows = [
-            ("layout", self.layout),
+            ("taken for", (self.notes[0] if self.notes else self.layout).removeprefix("taken for ")),
             ("patients", "unknown: give --patient-regex" if self.patients is None else str(self.patients)),
             ("split of the layout", _listed(self.splits) or "none"),
             ("volumes", str(self.volumes)),
@@ -87,20 +95,19 @@ class CheckReport:
             ("slice × row × column, mm", _listed(self.spacings)),
             ("intensity", f"{low:g} to {high:g}"),
             ("masks", str(self.masks)),
-            ("label values", _listed(self.label_values) or "none"),
+            ("label values", self._labels() or "none"),
             ("duplicate files", str(len(self.duplicates))),
             ("unreadable", str(len(self.unreadable))),
             ("cannot be used", str(len(self.misfits))),
-            ("unmatched", str(len(self.unmatched))),
+            ("unmatched", f"{len(self.unmatched)}: {first_names(self.unmatched)}" if self.unmatched else "0"),
             ("header text that may identify the patient", _listed(self.header_fields) or "none"),
         ]
-        copies = [f"same voxels: {first_names(list(group))}" for group in self.duplicates]
-        rows += [("series", f"{name}: {count} volumes") for name, count in self.series.items()]
-        rows += [("unmatched", first_names(list(self.unmatched)))] if self.unmatched else []
-        rows += [("note", note) for note in self.notes]
-        return rows + [
+        copies = [f"{group[0]}: has the same voxels as {first_names(group[1:])}" for group in self.duplicates]
+        rows += limited(("series", f"{name}: {count} volumes") for name, count in self.series.items())
+        rows += limited(("note", note) for note in self.notes[1:])
+        return rows + limited(
             ("problem", line) for group in (self.unreadable, self.misfits, copies) for line in grouped(group)
-        ]
+        )
 
 
 def check(
@@ -153,19 +160,6 @@ def check(
         label_names=dict(scan.label_names),
         notes=(*scan.notes, *patient_warnings(scan), *tally.notes()),
     )
-
-
-def grouped(lines: Sequence[str]) -> list[str]:
-    """Return lines grouped by message: the first three of each, and a count of the others."""
-    groups: dict[str, list[str]] = defaultdict(list)
-    for line in lines:
-        _, _, what = line.partition(": ")
-        groups[re.sub(r"\S*[/\\]\S*|[\d.,]+", "#", what)].append(line)
-    shown = []
-    for group in groups.values():
-        shown += group[:3]
-        shown += [f"… and {len(group) - 3} more of this kind"] if len(group) > 3 else []
-    return shown
 
 
 def _series_kinds(scan: FolderScan) -> dict[str, int]:
@@ -242,6 +236,6 @@ def _private_text(source: Source) -> Counter[str]:
     return Counter(field for path in paths for field in text_fields(path))
 
 
-def _listed(counts: dict[str, int] | dict[int, int]) -> str:
+def _listed(counts: Mapping[str, int]) -> str:
     shown = [f"{value}: {count}" for value, count in list(counts.items())[:8]]
     return ", ".join(shown) + (f", and {len(counts) - 8} more" if len(counts) > 8 else "")

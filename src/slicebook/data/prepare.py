@@ -16,7 +16,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from slicebook.data.check import grouped
+from slicebook.data.findings import grouped
 from slicebook.data.layouts.registry import (
     find_sources,
     patient_warnings,

@@ -49,11 +49,11 @@ def find_hipmri3d(discovered: DiscoveredFiles, options: SourceOptions) -> Folder
             unmatched.append(path)
         else:
             (masks if match[3] else images)[match[1].upper(), int(match[2])].append(path)
-    doubtful = [key for key in images if len(images[key]) > 1 or len(masks[key]) > 1]
+    doubtful = [key for key in images if len(images[key]) > 1 or len(masks.get(key, ())) > 1]
     sources = []
     for (case, week), paths in images.items():
         if (case, week) in doubtful:
-            unmatched += [*paths, *masks.pop((case, week))]
+            unmatched += [*paths, *masks.pop((case, week), [])]
             continue
         name = paths[0].relative_to(folder).as_posix()
         patient = patient_in(pattern, name) if pattern else case

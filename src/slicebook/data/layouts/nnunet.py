@@ -106,8 +106,8 @@ def _sources_of(
     if not stacked:
         return [Source("", name, (path,), (mask,), kind=kind, pixel_mm=pixel_mm)]
     return [
-        Source("", f"{name} channel {index}", (path,), (mask,), kind=kind, channel=index)
-        for index, kind in stacked.items()
+        Source("", f"{name} {channel_kind}", (path,), (mask,), kind=channel_kind, channel=index)
+        for index, channel_kind in stacked.items()
     ]
 
 

@@ -119,7 +119,8 @@ def _columns(
 
 def _key_of(name: Path) -> tuple[tuple[str, ...], bool]:
     """Return a path without the words for images and masks, and whether the file is a mask."""
-    parts, is_mask = [], False
+    parts: list[str] = []
+    is_mask = False
     for part in name.parts[:-1]:
         image, mask = _IMAGE_FOLDER.fullmatch(part), _MASK_FOLDER.fullmatch(part)
         is_mask = is_mask or mask is not None

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -29,6 +29,14 @@ def reconstruct(
     pictures: Annotated[
         bool, typer.Option(help="Also write each slice beside its reconstruction as PNG.")
     ] = True,
+    file_format: Annotated[
+        Literal["nifti", "dicom"],
+        typer.Option(
+            "--format",
+            help="dicom: also write each reconstruction of a DICOM series as a derived series of its study, "
+            "with the identity of its patient, marked as lossy.",
+        ),
+    ] = "nifti",
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
@@ -38,7 +46,19 @@ def reconstruct(
     """
     from slicebook.inference import reconstruct as inference
 
+    derived = []
+    if file_format == "dicom":
+        from slicebook.export.derived import check_derivable
+
+        derived = check_derivable(source, plane)
     summary = inference.reconstruct(model, source, out, device=device, pictures=pictures, plane=plane)
+    if derived:
+        from slicebook.export.derived import Codec, write_derived
+        from slicebook.models.checkpoint import read_info
+
+        sha256 = read_info(model).weights_sha256
+        for (name, series), volume in zip(derived, summary.volumes, strict=True):
+            write_derived(name, series, out, Codec(sha256, volume.bits_per_pixel))
     names = (
         "name",
         "slices",

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
 import SimpleITK
 from helpers.generated_set import NAMES, write_set
@@ -19,6 +20,7 @@ from slicebook.data.reader import Part, read_parts
 from slicebook.errors import DataError
 from slicebook.export.set_facts import SetFacts
 from slicebook.export.set_formats import export_set
+from slicebook.io.formats.dicom_seg import read_segmentation_header
 from slicebook.io.formats.itk import read_itk
 from slicebook.io.formats.pictures import read_picture
 from slicebook.io.nifti import read_nifti, write_nifti
@@ -294,8 +296,6 @@ def dicom(tmp_path_factory):
 
 
 def test_segments_that_are_numbered_differently_are_labelled_by_name(dicom, tmp_path):
-    import pydicom
-
     shutil.copytree(dicom, tmp_path / "in")
     path = tmp_path / "in" / "sample-000001" / "segmentation.dcm"
     mask = pydicom.dcmread(path)
@@ -306,6 +306,16 @@ def test_segments_that_are_numbered_differently_are_labelled_by_name(dicom, tmp_
     assert scan.label_names == {1: "body", 2: "prostate"}
     assert {tuple(source.segments.items()) for source in scan.sources} == {((1, 1), (2, 2)), ((1, 2), (2, 1))}
     assert any("labels are numbered by name: 1 = body, 2 = prostate" in note for note in scan.notes)
+
+
+def test_a_label_with_the_name_of_the_patient_is_replaced_by_its_code(dicom, tmp_path):
+    mask = pydicom.dcmread(dicom / "sample-000000" / "segmentation.dcm")
+    mask.PatientName, mask.PatientID = "Doe^Jane", "ID-7"
+    mask.SegmentSequence[1].SegmentLabel = "gland of jane"
+    mask.SegmentSequence[0].SegmentLabel = "ID-7"
+    mask.save_as(tmp_path / "mask.dcm")
+    header = read_segmentation_header(tmp_path / "mask.dcm")
+    assert header.segments == {1: "Entire body", 2: "Prostate"}
 
 
 def test_two_segmentations_of_a_series_are_left_out_and_one_of_no_series_too(dicom, tmp_path):
@@ -319,8 +329,6 @@ def test_two_segmentations_of_a_series_are_left_out_and_one_of_no_series_too(dic
 
 
 def test_a_segmentation_elsewhere_in_the_patient_is_no_mask(dicom, tmp_path):
-    import pydicom
-
     shutil.copytree(dicom / "sample-000000", tmp_path / "in")
     path = tmp_path / "in" / "segmentation.dcm"
     mask = pydicom.dcmread(path)

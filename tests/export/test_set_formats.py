@@ -132,8 +132,13 @@ def test_bids_is_read_back(made, tmp_path):
         json.loads((tmp_path / "bids" / "dataset_description.json").read_text())["DatasetType"]
         == "derivative"
     )
+    assert json.loads((tmp_path / "bids" / "desc-synthetic_T2w.json").read_text())["SkullStripped"] is False
     table = (tmp_path / "bids" / "desc-synthetic_dseg.tsv").read_text().splitlines()
-    assert table[2].split("\t")[:2] == ["2", "prostate"] or table[3].split("\t")[:2] == ["2", "prostate"]
+    assert [line.split("\t")[:2] for line in table[1:]] == [
+        ["0", "background"],
+        ["1", "body"],
+        ["2", "prostate"],
+    ]
     assert (tmp_path / "bids" / "participants.tsv").read_text().splitlines()[
         1
     ] == "sub-0001\tsample-000000\t0"

@@ -34,6 +34,7 @@ def write_bids(made: GeneratedSet, out: Path, facts: SetFacts) -> None:
     _write_json(
         out / "participants.json",
         {
+            "participant_id": {"Description": "Number of the image"},
             "sample": {
                 "Description": "Name of the image in manifest.csv. It is synthetic: no participant exists"
             },
@@ -52,7 +53,8 @@ def write_bids(made: GeneratedSet, out: Path, facts: SetFacts) -> None:
         },
     )
     sidecar: dict[str, object] = {"Description": SYNTHETIC, "SpatialReference": "orig"}
-    _write_json(out / f"{_DESC}_{facts.contrast}.json", sidecar)
+    # Required of derived images; a model draws what it was trained on, and takes nothing away.
+    _write_json(out / f"{_DESC}_{facts.contrast}.json", sidecar | {"SkullStripped": False})
     if made.with_masks:
         _write_json(out / f"{_DESC}_dseg.json", sidecar | {"Manual": False})
         _write_label_table(out / f"{_DESC}_dseg.tsv", made)

@@ -23,6 +23,7 @@ _CONTEXT: dict[str, Any] = {
     "data": {"@id": "cr:data", "@type": "@json"},
     "dataType": {"@id": "cr:dataType", "@type": "@vocab"},
     "dct": "http://purl.org/dc/terms/",
+    "equivalentProperty": "cr:equivalentProperty",
     "examples": {"@id": "cr:examples", "@type": "@json"},
     "extract": "cr:extract",
     "field": "cr:field",
@@ -120,7 +121,7 @@ def _croissant(made: GeneratedSet, out: Path) -> dict[str, Any]:
         "name": "synthetic-images",
         "description": _description(made),
         "conformsTo": "http://mlcommons.org/croissant/1.0",
-        "creator": {"@type": "sc:SoftwareApplication", "name": f"Slicebook {__version__}"},
+        "version": "1.0.0",
         "datePublished": f"{made.date:%Y-%m-%d}",
         "keywords": ["synthetic", "medical imaging"],
         "distribution": [

@@ -123,13 +123,17 @@ def segmentation_of(
             content_label="MASKS",
         )
     mask.SyntheticData = "YES"
+    _set_dates(mask, date, uid("dimensions"))
+    return mask
+
+
+def _set_dates(mask: Dataset, date: datetime, dimensions: UID) -> None:
+    """Replace what highdicom takes from the clock and at random, so that a set gives the same files again."""
     for moment in ("Content", "InstanceCreation", "Series"):
         setattr(mask, f"{moment}Date", f"{date:%Y%m%d}")
         setattr(mask, f"{moment}Time", f"{date:%H%M%S}")
-    dimensions = uid("dimensions")
-    for item in mask.iterall():  # highdicom's own are random
+    for item in mask.iterall():
         if item.keyword == "DimensionOrganizationUID":
             item.value = dimensions
         elif item.keyword == "ContributionDateTime":
             item.value = f"{date:%Y%m%d%H%M%S}"
-    return mask

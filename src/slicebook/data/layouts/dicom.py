@@ -81,17 +81,7 @@ def find_dicom(discovered: DiscoveredFiles, options: SourceOptions) -> FolderSca
         if pattern is not None
         else None,
     )
-    sources, left_out = [], []
-    for series in every:
-        key = f"{series.series_uid} {series.acquisition} {' '.join(series.parts)}"
-        secret = series.patient_id and series.patient_id in series.description
-        kind = "" if secret else series.description
-        source = Source(series.patient_id, key, series.files, series=series, kind=kind)
-        reason = _exclusion_reason(series, options)
-        if reason is None:
-            sources.append(source)
-        else:
-            left_out.append((source, reason))
+    sources, left_out = _select(every, options)
     if every and not sources:
         raise DataError(f"{folder}: {_no_series_message([source for source, _ in left_out], options)}")
     if not sources and unmatched:
@@ -112,6 +102,24 @@ def find_dicom(discovered: DiscoveredFiles, options: SourceOptions) -> FolderSca
         patient_rule=REGEX_RULE if pattern else "the attribute PatientID",
         label_names=masks.label_names,
     )
+
+
+def _select(
+    every: list[DicomSeries], options: SourceOptions
+) -> tuple[list[Source], list[tuple[Source, str]]]:
+    """Return the series that `options` select, and the others with the reason."""
+    sources, left_out = [], []
+    for series in every:
+        key = f"{series.series_uid} {series.acquisition} {' '.join(series.parts)}"
+        secret = series.patient_id and series.patient_id in series.description
+        kind = "" if secret else series.description
+        source = Source(series.patient_id, key, series.files, series=series, kind=kind)
+        reason = _exclusion_reason(series, options)
+        if reason is None:
+            sources.append(source)
+        else:
+            left_out.append((source, reason))
+    return sources, left_out
 
 
 def _with_mask(source: Source, masks: SeriesMasks) -> Source:

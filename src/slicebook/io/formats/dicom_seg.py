@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ class SegmentationHeader:
     Attributes:
         path: The file.
         series_uids: Series Instance UIDs of the images that it segments.
-        segments: Labels by segment number.
+        segments: Labels by segment number; never text that holds the patient's name or identifier.
     """
 
     path: Path
@@ -48,14 +49,24 @@ def read_segmentation_header(path: Path) -> SegmentationHeader | None:
     Raises:
         DataError: The file is damaged.
     """
-    tags = ["SOPClassUID", "ReferencedSeriesSequence", "SegmentSequence", "PerFrameFunctionalGroupsSequence"]
+    tags = ["SOPClassUID", "ReferencedSeriesSequence", "SegmentSequence", "PatientID", "PatientName"]
     with wrap_pydicom_errors(path):
         header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=tags)
         if not header.get("SegmentSequence") or str(header.get("SOPClassUID")).endswith(".66.5"):
             return None
         uids = [str(item.SeriesInstanceUID) for item in header.get("ReferencedSeriesSequence") or ()]
-        segments = {int(item.SegmentNumber): str(item.SegmentLabel) for item in header.SegmentSequence}
+        segments = {int(item.SegmentNumber): _label_of(item, header) for item in header.SegmentSequence}
     return SegmentationHeader(path, tuple(dict.fromkeys(uids)), segments)
+
+
+def _label_of(segment: Dataset, header: Dataset) -> str:
+    """Return the label of a segment; the meaning of its code if the label may identify the patient."""
+    label = str(segment.get("SegmentLabel") or "")
+    private = [str(header.get("PatientID") or ""), *re.split(r"[\^= ]", str(header.get("PatientName") or ""))]
+    if label and not any(len(text) > 2 and text.casefold() in label.casefold() for text in private):
+        return label
+    types = segment.get("SegmentedPropertyTypeCodeSequence")
+    return str(types[0].get("CodeMeaning") or "") if types else f"segment {segment.SegmentNumber}"
 
 
 def read_segmentation(

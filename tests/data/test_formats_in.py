@@ -116,10 +116,11 @@ def test_pictures_are_slices_in_the_order_of_their_numbers_with_masks_by_their_p
     mask = picture(tmp_path / "masks/P1_2_mask.png", high=3)
     picture(tmp_path / "images/P2_1.png", 7)
     picture(tmp_path / "masks/P3_1.png", high=3)
+    picture(tmp_path / "P4_overview.png")
     scan = find_sources(tmp_path, PICTURES)
     first, second = scan.sources
     assert [path.name for path in first.images] == ["P1_1.png", "P1_2.png", "P1_10.png"]
-    assert [path.name for path in scan.unmatched] == ["P3_1.png"]
+    assert [path.name for path in scan.unmatched] == ["P4_overview.png", "P3_1.png"]
     assert (second.patient, second.is_stack) == ("P2", False)
     parts = parts_of(first)
     np.testing.assert_array_equal(parts[1].images[0], pixels[2])
@@ -345,6 +346,12 @@ def test_check_counts_the_masks_of_series(dicom):
     report = check(dicom)
     assert (report.masks, report.label_names) == (2, NAMES)
     assert set(report.label_values) == {0, 1, 2}
+
+
+def test_pictures_beside_dicom_are_previews(dicom, tmp_path):
+    shutil.copytree(dicom, tmp_path / "in")
+    picture(tmp_path / "in" / "preview.png")
+    assert find_sources(tmp_path / "in").layout == "dicom"
 
 
 def test_without_highdicom_segmentations_are_passed_over_and_said(dicom, monkeypatch):

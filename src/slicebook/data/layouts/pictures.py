@@ -3,8 +3,9 @@
 images/P01_003.png     slice 3 of a volume of patient P01; a TIFF of several pages is a volume
 masks/P01_003.png      its mask; P01_003_mask.png also
 
-A mask is paired by its path, in which the words for images and masks are left out. --patient-regex gives the
-patients, --pixel-mm the size of a pixel.
+A mask is paired by its path, in which the words for images and masks are left out. Where there is a folder of
+images, pictures outside of such folders are not images. --patient-regex gives the patients, --pixel-mm the
+size of a pixel.
 """
 
 from __future__ import annotations
@@ -49,10 +50,15 @@ def find_pictures(discovered: DiscoveredFiles, options: SourceOptions) -> Folder
     pattern = group_of(options.patient_regex, "--patient-regex") if options.patient_regex else None
     images: dict[tuple[str, ...], list[Path]] = defaultdict(list)
     masks: dict[tuple[str, ...], list[Path]] = defaultdict(list)
+    unmatched: list[Path] = []
+    has_folder = any(_is_in_image_folder(path.relative_to(folder)) for path in discovered.pictures)
     for path in discovered.pictures:
         key, is_mask = _key_of(path.relative_to(folder))
-        (masks if is_mask else images)[key].append(path)
-    unmatched = [path for key, paths in masks.items() if key not in images for path in paths]
+        if has_folder and not is_mask and not _is_in_image_folder(path.relative_to(folder)):
+            unmatched.append(path)
+        else:
+            (masks if is_mask else images)[key].append(path)
+    unmatched += [path for key, paths in masks.items() if key not in images for path in paths]
     notes = []
     doubtful = [key for key, paths in images.items() if len(paths) > 1 or len(masks.get(key, ())) > 1]
     if doubtful:
@@ -115,6 +121,10 @@ def _columns(
 ) -> tuple[tuple[Path, ...], tuple[Path | None, ...]]:
     ordered = sorted(members, key=lambda member: (member[0], member[1]))
     return tuple(path for _, path, _ in ordered), tuple(mask for _, _, mask in ordered)
+
+
+def _is_in_image_folder(name: Path) -> bool:
+    return any(_IMAGE_FOLDER.fullmatch(part) for part in name.parts[:-1])
 
 
 def _key_of(name: Path) -> tuple[tuple[str, ...], bool]:

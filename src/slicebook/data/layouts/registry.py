@@ -185,6 +185,8 @@ def _layout_of(discovered: DiscoveredFiles, options: SourceOptions) -> DatasetLa
         fitting = [layout for layout in fitting if layout.name in ("dicom", own_rules[0].name)]
     else:  # a rule for masks applies to all files
         fitting = [layout for layout in fitting if layout not in own_rules]
+    if "dicom" in {layout.name for layout in fitting}:  # pictures beside DICOM are previews
+        fitting = [layout for layout in fitting if layout.name != "pictures"]
     if len(fitting) > 1:
         names = " and ".join(layout.name for layout in fitting)
         raise DataError(f"{folder}: holds files of {names}; choose with --layout")

@@ -82,6 +82,11 @@ def test_weeks_of_a_case_are_one_patient_with_masks_and_label_names(tmp_path):
     assert "2 images have no mask and are used without" in scan.notes[1]
 
 
+def test_weeks_of_another_study_are_not_taken_for_hipmri(tmp_path):
+    touch(tmp_path, "P001_Week0.nii.gz", "P001_Week1.nii.gz", "Case_1_Week0_t2.nii.gz")
+    assert find_sources(tmp_path).layout == "nifti"
+
+
 def test_a_week_with_two_images_is_left_out_and_said(tmp_path):
     touch(
         tmp_path, "a/Case_004_Week0_LFOV.nii.gz", "b/Case_004_Week0_LFOV.nii.gz", "a/Case_005_Week0_LFOV.nii"

@@ -23,7 +23,9 @@ from slicebook.data.layouts.sources import (
 from slicebook.errors import ConfigError
 from slicebook.io.discovery import DiscoveredFiles, first_names
 
-NAME = re.compile(r"(Case_\d+|[A-Z]\d+)_Week(\d+)(_SEMANTIC)?(?:_LFOV)?\.nii(?:\.gz)?", re.IGNORECASE)
+NAME = re.compile(
+    r"(Case_\d+|[A-Z]\d+)_Week(\d+)(?:_LFOV|(_SEMANTIC)(?:_LFOV)?)\.nii(?:\.gz)?", re.IGNORECASE
+)
 LABEL_NAMES = {0: "background", 1: "body", 2: "bone", 3: "bladder", 4: "rectum", 5: "prostate"}
 
 

@@ -18,7 +18,7 @@ from slicebook.data.layouts.nifti import find_itk, find_nifti, is_itk, is_nifti
 from slicebook.data.layouts.pictures import find_pictures, is_pictures
 from slicebook.data.layouts.sources import EVERY_FILE, FolderScan, Source, SourceOptions, regex_advice
 from slicebook.errors import ConfigError, DataError
-from slicebook.io.discovery import DiscoveredFiles, find_files, first_names, nifti_stem
+from slicebook.io.discovery import DiscoveredFiles, find_files, first_names, is_nifti_name, nifti_stem
 
 _MASK_NAME = re.compile(r"(.+)[_.-](?:dseg|seg|segmentation|mask|label|labels)", re.IGNORECASE)
 
@@ -89,7 +89,8 @@ def image_files(discovered: DiscoveredFiles) -> tuple[tuple[Path, ...], str]:
     if layout is not None:
         scan = layout.find(discovered, EVERY_FILE)
         sources = (*scan.sources, *(source for source, _ in scan.left_out))
-        return tuple(sorted(path for source in sources for path in source.images)), layout.name
+        images = {path for source in sources for path in source.images if is_nifti_name(path)}
+        return tuple(sorted(images)), layout.name
     stems = {path.parent / nifti_stem(path) for path in discovered.nifti}
 
     def is_mask(path: Path) -> bool:

@@ -16,6 +16,7 @@ from slicebook.config import PriorTrainingConfig
 from slicebook.data.dataset import PreparedData
 from slicebook.data.prepare import prepare
 from slicebook.data.splits import Split
+from slicebook.distributed import Part
 from slicebook.errors import CheckpointError, ConfigError, DataError
 from slicebook.io.tensors import STATE_NAME, hash_tensors, load_state, save_state
 from slicebook.models.checkpoint import (
@@ -97,7 +98,7 @@ def test_tokens_that_a_slice_does_not_have_are_absent_whatever_is_drawn():
 
 def test_regions_are_rectangles_that_touch_fine_tokens_and_hold_the_centres_of_coarse_ones():
     layout = sequence_layout((TokenGrid("image", 1, 5, 3, 8, 4), TokenGrid("image", 0, 10, 6, 4, 5)))
-    coarse, fine = _draw_regions(layout, 200, draw())
+    coarse, fine = _draw_regions(layout, Part.whole(200), draw())
     centre, side = torch.rand(2, 200, 2, generator=draw())
     side = REGION_SIDES[0] + (REGION_SIDES[1] - REGION_SIDES[0]) * side
     low, high = centre - side / 2, centre + side / 2

@@ -4,6 +4,7 @@ import copy
 import os
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -249,16 +250,17 @@ def test_codebooks_are_those_of_one_process_bit_for_bit(tmp_path):
 # --- When a process ends
 
 
-def fork(function, *arguments):
-    """Start a process that calls a function; it ends with status 0, or with 1 and a file `error`."""
+def fork(said, function, *arguments):
+    """Start a process that calls a function; it ends with status 0, or with 1 and its error in a file."""
     process = os.fork()
     if process:
         return process
+    sys.stderr = said.open("w")
     try:
         function(*arguments)
         os._exit(0)
     except BaseException as error:
-        print(f"{type(error).__name__}: {error}", flush=True)
+        print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
         os._exit(1)
 
 
@@ -285,8 +287,6 @@ def _train_until(rank, port, data, recipe, out, step):
         return whole(self, batch, number, fraction)
 
     pytest.MonkeyPatch().setattr(TokenizerObjective, "training_step", training_step)
-    with (out.parent / f"said-{rank}").open("w") as file:
-        os.dup2(file.fileno(), 1)
     train(data, recipe, out)
 
 
@@ -295,7 +295,9 @@ def _train_until(rank, port, data, recipe, out, step):
 def test_a_process_that_is_killed_takes_the_others_down_and_the_training_resumes(data, tmp_path):
     recipe = tiny("training.epochs=3", "training.save_minutes=1e-9")
     port, out = free_port(), tmp_path / "run"
-    processes = [fork(_train_until, rank, port, data, recipe, out, 7) for rank in range(2)]
+    processes = [
+        fork(tmp_path / f"said-{rank}", _train_until, rank, port, data, recipe, out, 7) for rank in range(2)
+    ]
     assert os.WTERMSIG(status_of(processes[1])) == signal.SIGKILL
     assert os.WEXITSTATUS(status_of(processes[0])) == 1
     message = (tmp_path / "said-0").read_text()
@@ -304,17 +306,14 @@ def test_a_process_that_is_killed_takes_the_others_down_and_the_training_resumes
     assert state is not None
     assert state.progress["progress"]["step"] == 7
     for run in (out, tmp_path / "whole"):
-        run_processes(2, tmp_path / run.name, train, data, recipe, run)
-    resumed, whole = end_of(tmp_path / "run" / "0"), end_of(tmp_path / "whole" / "0")
+        run_processes(2, tmp_path / f"ranks-{run.name}", train, data, recipe, run)
+    resumed, whole = end_of(tmp_path / "ranks-run" / "0"), end_of(tmp_path / "ranks-whole" / "0")
     assert [name for name in whole if not whole[name].equal(resumed[name])] == []
 
 
-def _wait_in_watch(rank, port, folder, end):
+def _wait_in_watch(rank, port, end):
     as_rank(rank, 2, port)
     torch.distributed.init_process_group("gloo")
-    with (folder / f"said-{rank}").open("w") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
     with Watch("runs/x", interval=0.2, patience=(5, 0.5)):
         if rank == 1:
             end()
@@ -335,18 +334,16 @@ def test_a_process_that_waits_for_ever_is_ended_when_another_does_not_answer(how
         "failed": _fail,
     }[how]
     port = free_port()
-    processes = [fork(_wait_in_watch, rank, port, tmp_path, end) for rank in range(2)]
+    processes = [fork(tmp_path / f"said-{rank}", _wait_in_watch, rank, port, end) for rank in range(2)]
     assert os.WEXITSTATUS(status_of(processes[0])) == 1
     assert "slicebook: runs/x: another process" in (tmp_path / "said-0").read_text()
     os.kill(processes[1], signal.SIGKILL) if how == "stopped" else None
     status_of(processes[1])
 
 
-def _fail_without_the_others(rank, port, folder):
+def _fail_without_the_others(rank, port):
     as_rank(rank, 2, port)
     torch.distributed.init_process_group("gloo")
-    with (folder / f"said-{rank}").open("w") as file:
-        os.dup2(file.fileno(), 1)
     with Watch("runs/x", interval=0.2):
         if rank == 0:
             torch.distributed.barrier()  # which never comes
@@ -357,7 +354,7 @@ def _fail_without_the_others(rank, port, folder):
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_an_error_of_one_process_is_its_own_and_the_others_say_that_they_lost_it(tmp_path):
     port = free_port()
-    processes = [fork(_fail_without_the_others, rank, port, tmp_path) for rank in range(2)]
+    processes = [fork(tmp_path / f"said-{rank}", _fail_without_the_others, rank, port) for rank in range(2)]
     assert [os.WEXITSTATUS(status_of(process)) for process in processes] == [1, 1]
     assert (tmp_path / "said-1").read_text() == "ValueError: no space left\n"
     assert (tmp_path / "said-0").read_text().startswith("ProcessLostError: runs/x: another process")

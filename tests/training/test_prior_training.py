@@ -27,6 +27,7 @@ from slicebook.models.checkpoint import (
     save_tokenizer,
 )
 from slicebook.models.conditions import Conditions
+from slicebook.models.flow import spread_times
 from slicebook.models.prior import ABSENT, KNOWN, UNKNOWN, Prior, likelihood
 from slicebook.models.sampling import sample
 from slicebook.models.sequence import JointTokenizer, TokenGrid, sequence_layout
@@ -239,7 +240,7 @@ def test_validation_scores_the_moving_average_at_even_times_with_nothing_known_o
     scores = made.validation_step(tokens_batch)
     ((prior, _, times, _, states, conditions),) = passes
     assert prior is made.pair.average
-    assert times.sort().values.tolist() == pytest.approx([0.125, 0.375, 0.625, 0.875])
+    assert times.equal(spread_times(tokens_batch.indices))
     assert states.eq(UNKNOWN).all()
     assert conditions.position.equal(tokens_batch.conditions.position)
     nats = [float(scores[f"nats_{stage.name}"]) for stage in STAGES]

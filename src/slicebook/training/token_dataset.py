@@ -171,7 +171,7 @@ def _collected(
     if world_size == 1:
         return tokens
     parts = []
-    for part in tokens.split(COLLECTED):
+    for part in torch.split(tokens, COLLECTED):
         there = part.to(device)
         torch.distributed.all_reduce(there)
         parts.append(there.cpu())

@@ -53,7 +53,7 @@ PARTS = {
 FOLDERS = {"tokenizer": "", "batch norm": "", "masks": "masks", "prior": "", "decoder": "decoder"}
 UNTIMED = ("seconds", "images_per_second")
 SIDE = 256  # pixels of a slice, for the estimate
-ASSUMED = {"slices": 10**8, "epochs": 10, "gpus": 64, "batch": 2048, "teraflops_per_gpu": 10.0}
+ASSUMED = {"slices": 10**8, "epochs": 10, "gpus": 64, "batch": 2048, "teraflops_per_gpu": 30.0}
 
 
 def slicebook(processes: int, *words: str) -> None:

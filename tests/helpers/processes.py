@@ -56,7 +56,10 @@ def run_processes(processes, folder, function, *arguments):
 
 
 class recorded:  # noqa: N801 (used as a function)
-    """Record the tensors of the trainings in this process, before the first and after the last step."""
+    """Record the tensors of the trainings in this process, before the first and after the last step.
+
+    And the gradients of the first step.
+    """
 
     def __init__(self, folder):
         self.folder = Path(folder)
@@ -71,7 +74,17 @@ class recorded:  # noqa: N801 (used as a function)
             whole(trainer, *given)
             save(trainer.unwrapped, folder / "end.safetensors")
 
+        exchange = Trainer._exchange
+
+        def first_gradients(trainer, *given):
+            path = folder / "gradients.safetensors"
+            if not path.exists():
+                parameters = trainer.unwrapped.named_parameters()
+                save_file({name: p.grad.contiguous() for name, p in parameters if p.grad is not None}, path)
+            return exchange(trainer, *given)
+
         self.patch.setattr(Trainer, "_train", train)
+        self.patch.setattr(Trainer, "_exchange", first_gradients)
 
     def __exit__(self, *_):
         self.patch.undo()
@@ -81,6 +94,10 @@ def save(module, path):
     """Write weights and all buffers."""
     tensors = dict(module.named_parameters()) | dict(module.named_buffers())
     save_file({name: tensor.detach().contiguous().clone() for name, tensor in tensors.items()}, path)
+
+
+def gradients_of(folder):
+    return load_file(Path(folder) / "gradients.safetensors")
 
 
 def start_of(folder):

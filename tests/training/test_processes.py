@@ -16,6 +16,7 @@ from helpers.processes import (
     as_rank,
     end_of,
     free_port,
+    gradients_of,
     recorded,
     rows_of,
     run_processes,
@@ -112,6 +113,10 @@ def test_processes_train_as_one_does(name, data, trained, tmp_path):
     assert [key for key in before if not before[key].allclose(alone_before[key], rtol=1e-6, atol=0)] == []
     codebooks = [key for key in before if "ema_" in key]
     assert [key for key in codebooks if not before[key].equal(alone_before[key])] == []
+    gradients = gradients_of(tmp_path / "0")
+    largest = max(float(gradient.abs().max()) for gradient in gradients.values())
+    for key, gradient in gradients_of(tmp_path / "one").items():
+        torch.testing.assert_close(gradients[key], gradient, rtol=1e-3, atol=1e-5 * largest)
     rows, alone = (rows_of(tmp_path / out / kind.folder) for out in ("together", "alone"))
     assert len(rows) == len(alone) >= 1
     for row, alone_row in zip(rows, alone, strict=True):

@@ -48,7 +48,7 @@ def data(tmp_path_factory):
 
 
 def _tokenizer(data, trained, out, architecture="ladder"):
-    settings = [f"tokenizer.architecture={architecture}", "training.epochs=3", *RESET, *VARIED]
+    settings = [f"tokenizer.architecture={architecture}", "training.epochs=2", *RESET, *VARIED]
     train(data, tiny(*settings), out)
 
 

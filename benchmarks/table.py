@@ -17,12 +17,13 @@ from typing import Any
 
 import evaluation_tables
 from cells import METRICS, NOT_MEASURED, Results, bits, mean, plural, signed, table, where
+from process_tables import processes, scale
 from speed_tables import networks, other_speed, quantizers, sampling
 from starter_tables import starters, starters_elsewhere
 from targets import targets
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("README.md", "benchmarks/README.md")
+PAGES = ("README.md", "benchmarks/README.md", "docs/many-processes.md")
 BLOCK = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 SITES = {"test": "held-out patients", "other_site": "another site"}
@@ -221,6 +222,8 @@ TABLES: dict[str, tuple[Callable[[Results], str], tuple[str, ...]]] = {
     "founding": (founding, ("founding",)),
     "quantizers": (quantizers, ("speed",)),
     "networks": (networks, ("speed",)),
+    "processes": (processes, ("processes",)),
+    "scale": (scale, ("processes",)),
     "generation": (evaluation_tables.generation, ()),
     "likeness": (evaluation_tables.likeness, ()),
     "audit": (evaluation_tables.audit, ("audit",)),

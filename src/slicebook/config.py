@@ -150,6 +150,7 @@ class LoopConfig(Record):
     grad_clip_norm: Annotated[float, Field(ge=0.0)] = 1.0
     """Largest gradient norm; 0 does not clip."""
     batch_size: Count = 16
+    """Slices per step, of all processes together."""
     epochs: Count = 100
     max_minutes: Positive | None = None
     """Stop after this much training time, whatever `epochs` says; the schedule follows the clock."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.strategies.ddp import DDPStrategy
 
 from slicebook.errors import ConfigError
 
@@ -150,7 +151,8 @@ def launch(device: str = "auto", precision: str = "auto") -> Launched:
             accelerator=chosen.type,
             devices=here,
             num_nodes=nodes,
-            strategy="ddp" if here * nodes > 1 else "auto",
+            # No buffer needs to be sent in each step: all are computed alike, or reduced (`distributed`).
+            strategy=DDPStrategy(forward_sync_buffers=False) if here * nodes > 1 else "auto",
             precision=settled or "32-true",  # type: ignore[arg-type]  # Fabric names what it knows
         )
     except (ValueError, RuntimeError) as error:

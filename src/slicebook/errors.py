@@ -25,5 +25,9 @@ class StoppedBySignalError(SlicebookError, RuntimeError):
     """A signal asked a training to stop; what it reached is kept, and the same command continues it."""
 
 
+class ProcessLostError(SlicebookError, RuntimeError):
+    """Another process of a training has ended; what it reached is kept, and the same command continues it."""
+
+
 class ShapeError(SlicebookError, ValueError):
     """An array has a shape that the operation cannot take."""

@@ -89,28 +89,33 @@ def test_workers_bring_the_same_batches(slices: SliceSet) -> None:
     )
 
 
-def test_ranks_take_equally_many_batches_and_together_all(slices: SliceSet) -> None:
-    batches = [SliceBatches(slices, 4, shuffle=True, rank=rank, world_size=4) for rank in range(4)]
-    ranks = [order(rank_batches) for rank_batches in batches]
-    assert [len(rank) for rank in ranks] == [2] * 4
-    seen = [batch for rank in ranks for batch in rank]
-    assert {i for batch in seen for i in batch} == set(range(21))
-    assert len(seen) - len({tuple(batch) for batch in seen}) == batches[0].repeated == 2
-
-
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 8, 16, 64])
-@pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_no_slice_of_a_rare_size_is_lost(batch_size: int, world_size: int) -> None:
-    groups = [range(96), range(96, 101), range(101, 102)]
-    orders = [BatchOrder(groups, batch_size, True, 1, rank, world_size) for rank in range(world_size)]
-    ranks = [list(rank_order) for rank_order in orders]
-    assert {i for rank in ranks for batch in rank for i in batch} == set(range(102))
-    assert len({len(rank) for rank in ranks}) == 1
-    assert max(len(batch) for rank in ranks for batch in rank) <= batch_size
+@pytest.mark.parametrize("world_size", [1, 2, 3, 5])
+def test_ranks_share_each_batch_and_no_slice_comes_twice_or_never(
+    batch_size: int, world_size: int, slices: SliceSet
+) -> None:
+    """21 slices of two shapes; batches of fewer slices than ranks among them."""
+    whole = list(SliceBatches(slices, batch_size, shuffle=True))
+    assert max(len(batch) for batch in whole) <= batch_size
+    loaders = [
+        SliceBatches(slices, batch_size, shuffle=True, rank=rank, world_size=world_size)
+        for rank in range(world_size)
+    ]
+    ranks = [list(loader) for loader in loaders]
+    assert {len(loader) for loader in loaders} == {len(batches) for batches in ranks} == {len(whole)}
+    for batch, *shares in zip(whole, *ranks, strict=True):
+        counted = [share.indices.tolist()[: share.part.count] for share in shares]
+        assert [index for part in counted for index in part] == batch.indices.tolist()
+        assert all(len(share) == max(1, share.part.count) for share in shares)  # none is empty
+        assert max(map(len, counted)) - min(map(len, counted)) <= 1
+        assert sum(share.part.weight for share in shares) == pytest.approx(world_size)
+    assert sorted(i for batch in whole for i in batch.indices.tolist()) == list(range(21))
+    undivided = [batch.indices.tolist() for batch in loaders[-1].undivided()]
+    assert undivided == [batch.indices.tolist() for batch in whole]
 
 
 def test_slices_of_one_shape_are_shared_out_evenly() -> None:
-    assert {len(batch) for batch in BatchOrder([range(17)], 16, True, 1, 0, 1)} == {8, 9}
+    assert {len(batch) for batch in BatchOrder([range(17)], 16, True, 1)} == {8, 9}
 
 
 def test_workers_that_shared_memory_cannot_hold_are_refused_before_they_start(

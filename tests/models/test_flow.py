@@ -6,7 +6,14 @@ import math
 import pytest
 import torch
 
-from slicebook.models.flow import draw_times, noisy, solve, solve_with_fresh_noise, time_features
+from slicebook.models.flow import (
+    draw_times,
+    noisy,
+    solve,
+    solve_with_fresh_noise,
+    spread_times,
+    time_features,
+)
 
 MEAN, DEVIATION = 0.7, 0.4  # of Gaussian data
 
@@ -127,6 +134,15 @@ def test_times_of_training_are_logit_normal():
     logits = torch.logit(times)
     assert float(logits.mean()) == pytest.approx(0, abs=0.02)
     assert float(logits.std()) == pytest.approx(1, rel=0.02)
+
+
+@pytest.mark.parametrize("first", [0, 1000, 10**9])
+def test_times_of_validation_are_spread_evenly_over_any_run_of_slices(first):
+    times = torch.cat([torch.zeros(1), spread_times(torch.arange(first, first + 50)), torch.ones(1)])
+    gaps = times.sort().values.diff()
+    assert float(gaps.min()) > 0
+    assert float(gaps.max()) < 2 / 50
+    assert spread_times(torch.tensor([first + 7])).equal(times[8:9])
 
 
 def test_every_time_has_features_of_its_own():

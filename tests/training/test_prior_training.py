@@ -16,6 +16,7 @@ from slicebook.config import PriorTrainingConfig
 from slicebook.data.dataset import PreparedData
 from slicebook.data.prepare import prepare
 from slicebook.data.splits import Split
+from slicebook.distributed import Part
 from slicebook.errors import CheckpointError, ConfigError, DataError
 from slicebook.io.tensors import STATE_NAME, hash_tensors, load_state, save_state
 from slicebook.models.checkpoint import (
@@ -26,6 +27,7 @@ from slicebook.models.checkpoint import (
     save_tokenizer,
 )
 from slicebook.models.conditions import Conditions
+from slicebook.models.flow import spread_times
 from slicebook.models.prior import ABSENT, KNOWN, UNKNOWN, Prior, likelihood
 from slicebook.models.sampling import sample
 from slicebook.models.sequence import JointTokenizer, TokenGrid, sequence_layout
@@ -97,7 +99,7 @@ def test_tokens_that_a_slice_does_not_have_are_absent_whatever_is_drawn():
 
 def test_regions_are_rectangles_that_touch_fine_tokens_and_hold_the_centres_of_coarse_ones():
     layout = sequence_layout((TokenGrid("image", 1, 5, 3, 8, 4), TokenGrid("image", 0, 10, 6, 4, 5)))
-    coarse, fine = _draw_regions(layout, 200, draw())
+    coarse, fine = _draw_regions(layout, Part.whole(200), draw())
     centre, side = torch.rand(2, 200, 2, generator=draw())
     side = REGION_SIDES[0] + (REGION_SIDES[1] - REGION_SIDES[0]) * side
     low, high = centre - side / 2, centre + side / 2
@@ -238,7 +240,7 @@ def test_validation_scores_the_moving_average_at_even_times_with_nothing_known_o
     scores = made.validation_step(tokens_batch)
     ((prior, _, times, _, states, conditions),) = passes
     assert prior is made.pair.average
-    assert times.sort().values.tolist() == pytest.approx([0.125, 0.375, 0.625, 0.875])
+    assert times.equal(spread_times(tokens_batch.indices))
     assert states.eq(UNKNOWN).all()
     assert conditions.position.equal(tokens_batch.conditions.position)
     nats = [float(scores[f"nats_{stage.name}"]) for stage in STAGES]

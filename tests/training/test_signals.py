@@ -4,18 +4,15 @@ import multiprocessing
 import os
 import re
 import signal
-import socket
 import threading
 import warnings
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
-import torch
+from helpers.processes import run_processes
 from helpers.settings import SMALL
 from helpers.training import prepared_folder, tiny, train
 from safetensors.torch import load_file
-from torch.multiprocessing.spawn import start_processes
 
 from slicebook.cli import main
 from slicebook.cli.main import INTERRUPTED
@@ -153,34 +150,17 @@ def test_a_signal_before_the_first_step_ends_the_command_with_the_same_status(tr
 # --- Several processes
 
 
-def _train_as_rank(rank, port, data, out, signalled_rank):
-    os.environ |= {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "TORCHELASTIC_RUN_ID": "test",
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "GROUP_RANK": "0",
-        "WORLD_SIZE": "2",
-        "LOCAL_WORLD_SIZE": "2",
-    }
+def _train(data, out, signalled_rank):
+    rank = int(os.environ["RANK"])
     try:
         with signalled("SIGUSR1", 0 if rank == signalled_rank else -1):
-            train(Path(data), tiny("training.batch_size=2"), Path(out))
+            train(data, tiny("training.batch_size=2"), out)
     except StoppedBySignalError as error:
-        (Path(out).parent / f"rank-{rank}").write_text(str(error))
-    torch.distributed.destroy_process_group()
+        (out.parent / f"rank-{rank}").write_text(str(error))
 
 
 def train_in_two_processes(data, out, signalled_rank=-1):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # as above
-        start_processes(
-            _train_as_rank, (port, str(data), str(out), signalled_rank), nprocs=2, start_method="fork"
-        )
+    run_processes(2, out.parent / f"ranks-{out.name}", _train, data, out, signalled_rank)
 
 
 def test_a_signal_to_one_process_stops_all_after_the_same_step(data, tmp_path):

@@ -258,8 +258,11 @@ def test_no_slice_of_a_rare_size_is_lost(sets):
     assert sorted(i for batch in batches for i in batch.indices.tolist()) == list(range(12))
 
 
-def test_processes_share_an_epoch_and_its_views(sets):
-    whole = codes(TokenBatches(sets, 3, shuffle=True))
-    shares = [codes(TokenBatches(sets, 3, shuffle=True, rank=rank, world_size=5)) for rank in range(5)]
-    assert [len(share) for share in shares] == [1, 1, 1, 1, 1]
-    assert [share[0] for share in shares] == whole
+@pytest.mark.parametrize("batch_size", [1, 3, 7])
+def test_processes_share_each_batch_and_its_views(batch_size, sets):
+    whole = codes(TokenBatches(sets, batch_size, shuffle=True))
+    ranks = [TokenBatches(sets, batch_size, shuffle=True, rank=rank, world_size=5) for rank in range(5)]
+    for codes_of_batch, *shares in zip(whole, *ranks, strict=True):
+        counted = [share.tokens[: share.part.count, 0].tolist() for share in shares]
+        assert [code for part in counted for code in part] == codes_of_batch
+        assert all(len(share) == max(1, share.part.count) for share in shares)

@@ -1,24 +1,21 @@
 """Training on tiny slices: what a run leaves, how it goes on, and how it stops."""
 
 import csv
-import os
 import re
 import socket
 import time
 import warnings
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers.processes import run_processes
 from helpers.training import poison, prepared_folder, tiny, train
 from safetensors.torch import load_file
-from torch.multiprocessing.spawn import start_processes
 
 from slicebook.config import Recipe, TrainingConfig
 from slicebook.data.dataset import PreparedData
-from slicebook.data.loader import SliceBatches
 from slicebook.errors import ConfigError, DataError
 from slicebook.io.tensors import STATE_NAME
 from slicebook.models.checkpoint import MODEL_NAME, load_tokenizer
@@ -433,31 +430,8 @@ def test_a_training_without_warm_up_begins_at_its_full_rate():
 # --- Several processes
 
 
-def _train_as_rank(rank, port, data, out):
-    os.environ |= {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "TORCHELASTIC_RUN_ID": "test",
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "GROUP_RANK": "0",
-        "WORLD_SIZE": "2",
-        "LOCAL_WORLD_SIZE": "2",
-    }
-    train(Path(data), tiny("training.batch_size=2"), Path(out))
-    torch.distributed.destroy_process_group()
-
-
 def test_two_processes_that_torchrun_starts_train_one_model(finished, data, tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with warnings.catch_warnings():
-        # A fork imports nothing anew. Python 3.12 warns of one beside threads; no thread here holds a lock.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        start_processes(
-            _train_as_rank, (port, str(data), str(tmp_path / "run")), nprocs=2, start_method="fork"
-        )
+    run_processes(2, tmp_path / "ranks", train, data, tiny(), tmp_path / "run")
     assert [row["step"] for row in rows_of(tmp_path / "run")] == [3, 6]
     names = {item.name for item in finished[0].iterdir()}
     assert {item.name for item in (tmp_path / "run").iterdir()} == names
@@ -540,12 +514,6 @@ def test_a_batch_of_one_slice_trains_batch_norm_of_a_single_value(tmp_path):
     data = prepared_folder(tmp_path / "data", shapes=((16, 16),))
     settings = ["tokenizer.architecture=vqvae2", "tokenizer.scaling_rates=[4, 4]", "training.batch_size=1"]
     assert train(data, tiny("training.epochs=1", *settings), tmp_path / "run").steps == 12
-
-
-def test_batches_repeated_over_processes_are_reported(data, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(SliceBatches, "repeated", 1)
-    train(data, tiny("training.epochs=1"), tmp_path / "run", progress=True)
-    assert "1 batches per epoch are repeated, so that each of the" in capsys.readouterr().err
 
 
 def test_the_picture_of_a_batch_shows_its_random_contrast(data):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from jaxtyping import Bool, Float, UInt8
@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from slicebook.config import AugmentConfig, ContrastConfig
+from slicebook.distributed import Part
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,10 @@ class Augmentation:
     shift: Float[Tensor, "b 2"]
     gamma: Float[Tensor, " b"]
     gain: Float[Tensor, " b"]
+
+    def __getitem__(self, rows: slice) -> Augmentation:
+        """Return the parameters of some slices."""
+        return Augmentation(**{name: value[rows] for name, value in vars(self).items()})
 
 
 def draw_augmentation(config: AugmentConfig, batch_size: int, generator: torch.Generator) -> Augmentation:
@@ -81,11 +86,18 @@ def augment(images: Float[Tensor, "b 1 h w"], parameters: Augmentation) -> Float
 
 
 def augment_slices(
-    images: Float[Tensor, "b 1 h w"], config: AugmentConfig, generator: torch.Generator
+    images: Float[Tensor, "b 1 h w"],
+    config: AugmentConfig,
+    generator: torch.Generator,
+    part: Part | None = None,
 ) -> Float[Tensor, "b 1 h w"]:
-    """Return slices in [-1, 1] with random geometry and intensity, and random contrast if it is set."""
-    images = augment(images, draw_augmentation(config, len(images), generator))
-    return randomise_contrast(images, config.contrast, generator) if config.contrast else images
+    """Return slices in [-1, 1] with random geometry and intensity, and random contrast if it is set.
+
+    Where they are a part of a batch, they change as they would in the whole batch.
+    """
+    part = part or Part.whole(len(images))
+    images = augment(images, draw_augmentation(config, part.total, generator)[part.rows])
+    return randomise_contrast(images, config.contrast, generator, part) if config.contrast else images
 
 
 AIR = 0.04  # on [0, 1]: what is darker counts as air
@@ -94,24 +106,32 @@ BLUR_RADIUS = 4  # pixels
 
 
 def randomise_contrast(
-    images: Float[Tensor, "b 1 h w"], config: ContrastConfig, generator: torch.Generator
+    images: Float[Tensor, "b 1 h w"],
+    config: ContrastConfig,
+    generator: torch.Generator,
+    part: Part | None = None,
 ) -> Float[Tensor, "b 1 h w"]:
     """Change the contrast of slices in [-1, 1] by a random curve, bias field, blur and noise.
 
     The curve need not be monotone, so tissues also swap their order. The generator is on the CPU.
     """
-    count = len(images)
-    here = partial(torch.Tensor.to, device=images.device, non_blocking=True)
-    changed = here(torch.rand(count, generator=generator) < config.probability)[:, None, None, None]
-    curves = here(torch.rand((count, config.knots), generator=generator))
-    fields = 1 - 2 * config.bias * torch.rand((count, 1, BIAS_GRID, BIAS_GRID), generator=generator)
-    sigmas = here((config.blur * torch.rand(count, generator=generator)).clamp(min=1e-3))
-    levels = here(config.noise * torch.rand((count, 1, 1, 1), generator=generator))
-    noise = here(torch.randn(images.shape, generator=generator))
+    part = part or Part.whole(len(images))
+
+    def drawn(*shape: int, draw: Callable[..., Tensor] = torch.rand) -> Tensor:
+        """Return random numbers of these slices, out of those of the whole batch."""
+        numbers = draw((part.total, *shape), generator=generator)[part.rows]
+        return numbers.to(images.device, non_blocking=True)
+
+    changed = (drawn() < config.probability)[:, None, None, None]
+    curves = drawn(config.knots)
+    fields = 1 - 2 * config.bias * drawn(1, BIAS_GRID, BIAS_GRID)
+    sigmas = (config.blur * drawn()).clamp(min=1e-3)
+    levels = config.noise * drawn(1, 1, 1)
+    noise = drawn(*images.shape[1:], draw=torch.randn)
 
     unit = ((images + 1) / 2).clamp(0, 1)
     values = torch.where(unit < AIR, unit, _through_curves(unit, curves))
-    bias = functional.interpolate(here(fields), images.shape[-2:], mode="bicubic", align_corners=True)
+    bias = functional.interpolate(fields, images.shape[-2:], mode="bicubic", align_corners=True)
     values = _blur(values * bias.clamp(min=0), sigmas) + levels * noise
     return torch.where(changed, values.clamp(0, 1) * 2 - 1, images)
 

@@ -8,7 +8,8 @@ import shutil
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -19,6 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from slicebook.data.dataset import SliceSet
+from slicebook.distributed import Part
 from slicebook.errors import DataError
 from slicebook.signals import ignore_signals
 
@@ -55,32 +57,40 @@ class Batch:
     Attributes:
         images: In [-1, 1]; or masks as uint8, for batches of labels.
         indices: Their indices in the `SliceSet`.
+        share: Which slices of a batch of several processes these are; None for a whole batch.
     """
 
     images: Float32[Tensor, "b 1 h w"] | UInt8[Tensor, "b 1 h w"]
     indices: Int64[Tensor, " b"]
+    share: Part | None = None
+
+    @property
+    def part(self) -> Part:
+        """Which slices of a batch these are."""
+        return self.share or Part.whole(len(self))
 
     def __len__(self) -> int:
         return len(self.images)
 
     def to(self, device: torch.device) -> Batch:
         """Move the slices to a device; the indices stay."""
-        return Batch(self.images.to(device, non_blocking=True), self.indices)
+        return replace(self, images=self.images.to(device, non_blocking=True))
 
     def pin_memory(self) -> Batch:
         """Return the same batch in page-locked memory; called by the loader if a GPU is used."""
-        return Batch(self.images.pin_memory(), self.indices.pin_memory())
+        return replace(self, images=self.images.pin_memory(), indices=self.indices.pin_memory())
 
 
 class SliceBatches:
     """Iterate over batches of one shape each, in an order that depends on `(seed, epoch)` alone.
 
-    Every epoch contains every slice. Each rank takes every `world_size`-th batch. All ranks take the same
-    number of batches: if the batches do not divide evenly, the first ones are repeated (see `repeated`).
+    Every epoch contains every slice once. Each rank takes its `Part` of every batch: the batches of an epoch
+    are the same for any number of ranks.
 
     Args:
         slices: The slices to read.
-        batch_size: Maximum number of slices. The slices of one shape are distributed evenly over batches.
+        batch_size: Maximum number of slices of all ranks together. The slices of one shape are distributed
+            evenly over batches.
         shuffle: Whether to use a new random order in each epoch. Otherwise, slices are sorted by shape.
         seed: Seed of the random order.
         workers: Number of reading processes; 0 reads in this process.
@@ -109,11 +119,13 @@ class SliceBatches:
         for i, record in enumerate(slices.records):
             by_shape[record.rows, record.columns].append(i)
         groups = list(by_shape.values())
-        self._order = BatchOrder(groups, batch_size, shuffle, seed, rank, world_size)
+        self._order = BatchOrder(groups, batch_size, shuffle, seed)
+        self._undivided = partial(SliceBatches, slices, batch_size, shuffle=shuffle, seed=seed, what=what)
         if workers:
-            _check_shared_memory(workers, self._largest_batch(slices, what))
+            largest = math.ceil(batch_size / world_size)
+            _check_shared_memory(workers, largest * self._largest_slice(slices, what))
         self._loader: DataLoader[Batch] = DataLoader(
-            _Reader(slices, what),
+            _Reader(slices, what, rank, world_size),
             sampler=cast("Sampler[Any]", self._order),
             batch_size=None,
             num_workers=workers,
@@ -124,10 +136,9 @@ class SliceBatches:
             generator=torch.Generator().manual_seed(seed),  # else it would draw from torch's global one
         )
 
-    @property
-    def repeated(self) -> int:
-        """Number of batches that occur twice per epoch, so that all ranks take the same number of steps."""
-        return self._order.repeated
+    def undivided(self) -> SliceBatches:
+        """Return the same batches, whole on every rank, of epoch 0."""
+        return self._undivided()
 
     def set_epoch(self, epoch: int, done: int = 0) -> None:
         """Set the epoch, which determines the order; the next iteration leaves out the batches done."""
@@ -140,12 +151,10 @@ class SliceBatches:
         with explain_dead_worker():
             yield from self._loader
 
-    def _largest_batch(self, slices: SliceSet, what: Literal["images", "labels"]) -> int:
-        """Return the size of the largest batch in bytes."""
+    def _largest_slice(self, slices: SliceSet, what: Literal["images", "labels"]) -> int:
+        """Return the size of the largest slice in bytes."""
         bytes_per_pixel = 1 if what == "labels" else 4
-        records = (slices.records[batch[0]] for batch in self._order.batches())
-        pixels = (r.rows * r.columns for r in records)
-        return bytes_per_pixel * self._order.batch_size * max(pixels, default=0)
+        return bytes_per_pixel * max((r.rows * r.columns for r in slices.records), default=0)
 
 
 @contextmanager
@@ -177,18 +186,21 @@ def _leave_signals(_: int) -> None:
 
 
 class _Reader(Dataset[Batch]):
-    """Read a batch at once, given its indices."""
+    """Read this rank's part of a batch at once, given the indices of the whole batch."""
 
-    def __init__(self, slices: SliceSet, what: Literal["images", "labels"]) -> None:
-        self.slices = slices
-        self.what = what
+    def __init__(
+        self, slices: SliceSet, what: Literal["images", "labels"], rank: int, world_size: int
+    ) -> None:
+        self.slices, self.what, self.rank, self.world_size = slices, what, rank, world_size
 
-    def __getitem__(self, indices: list[int]) -> Batch:
+    def __getitem__(self, batch: list[int]) -> Batch:
+        part = Part.of(len(batch), self.rank, self.world_size)
+        indices = part.pick(batch)
         if self.what == "labels":
             read = [self.slices.labels(i)[None] for i in indices]
         else:
             read = [self.slices[i] for i in indices]
-        return Batch(torch.stack(read), torch.tensor(indices))
+        return Batch(torch.stack(read), torch.tensor(indices), part)
 
 
 class BatchOrder(Sampler[list[int]]):
@@ -199,36 +211,20 @@ class BatchOrder(Sampler[list[int]]):
     batches as possible.
     """
 
-    def __init__(
-        self,
-        groups: Sequence[Sequence[int]],
-        batch_size: int,
-        shuffle: bool,
-        seed: int,
-        rank: int,
-        world_size: int,
-    ) -> None:
+    def __init__(self, groups: Sequence[Sequence[int]], batch_size: int, shuffle: bool, seed: int) -> None:
         self.batch_size, self.shuffle, self.seed = batch_size, shuffle, seed
-        self.rank, self.world_size = rank, world_size
         self.epoch = self.done = 0
         self.groups = [list(group) for group in groups if group]
         self._count = sum(math.ceil(len(group) / batch_size) for group in self.groups)
 
-    @property
-    def repeated(self) -> int:
-        """Number of repeated batches; ranks with different numbers of steps would deadlock."""
-        return -self._count % self.world_size
-
     def __len__(self) -> int:
-        return math.ceil(self._count / self.world_size)
+        return self._count
 
     def __iter__(self) -> Iterator[list[int]]:
-        batches = self.batches()
-        for i in range(self.done, len(self)):
-            yield batches[(i * self.world_size + self.rank) % len(batches)]
+        yield from self.batches()[self.done :]
 
     def batches(self) -> list[list[int]]:
-        """Return the batches of the epoch for all ranks."""
+        """Return the batches of the epoch."""
         draw = np.random.default_rng([self.seed, self.epoch])
         batches: list[list[int]] = []
         for group in self.groups:

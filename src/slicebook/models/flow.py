@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 Grids = list[Float[Tensor, "b _ _ _"]]
@@ -25,6 +25,21 @@ def draw_times(count: int, generator: torch.Generator) -> Float[Tensor, " count"
     Esser et al. 2024, section 3.1, https://arxiv.org/abs/2403.03206.
     """
     return torch.sigmoid(torch.randn(count, generator=generator))
+
+
+def spread_times(indices: Int64[Tensor, " b"]) -> Float[Tensor, " b"]:
+    """Return times of slices for validation, by their indices in a set, over which they are spread evenly.
+
+    The sequence of the golden ratio: any run of indices has times all over (0, 1).
+    """
+    golden = (math.sqrt(5) - 1) / 2
+    return ((indices.double() + 0.5) * golden).frac().float()
+
+
+def gaussian(like: Float[Tensor, "b ..."], generators: Sequence[torch.Generator]) -> Float[Tensor, "b ..."]:
+    """Return noise in the shape of a batch, of one generator per sample, on the CPU."""
+    noise = [torch.randn(like.shape[1:], generator=generator) for generator in generators]
+    return torch.stack(noise).to(like.device, non_blocking=True)
 
 
 def time_features(times: Float[Tensor, " b"]) -> Float[Tensor, "b features"]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from slicebook.config import LossConfig
+from slicebook.distributed import current_part, summed
 from slicebook.errors import ShapeError
 from slicebook.models.masks import channel_indices
 from slicebook.models.noise import denoise
@@ -80,7 +81,7 @@ def _window(side: int, like: Tensor, radius: int = 5, sigma: float = 1.5) -> Flo
 
 @dataclass(frozen=True)
 class LabelLoss:
-    """Distance of logits from masks, over all pixels of a batch."""
+    """Distance of logits from masks; Dice is over all pixels of a batch, of all processes that share it."""
 
     cross_entropy: Float[Tensor, ""]
     """In nats per pixel."""
@@ -106,13 +107,18 @@ def compare(
     drawn = logits.detach().argmax(1)
     true = log_likely.new_tensor(1.0).expand(wanted.shape)
     # Sums by label, not products with one-hot masks: those are most of a step's time on a CPU.
-    common = _by_label(likely.gather(1, wanted[:, None])[:, 0], wanted, len(values))
-    met = _by_label((drawn == wanted).float(), wanted, len(values))
-    size = _by_label(true, wanted, len(values))
+    sums = [
+        _by_label(likely.gather(1, wanted[:, None])[:, 0], wanted, len(values)),
+        likely.sum((0, 2, 3)),
+        _by_label((drawn == wanted).float(), wanted, len(values)),
+        _by_label(true, drawn, len(values)),
+        _by_label(true, wanted, len(values)),
+    ]
+    common, likely_size, met, drawn_size, size = summed(torch.stack(sums), current_part(len(labels)))
     return LabelLoss(
         functional.nll_loss(log_likely, wanted),
-        _dice(common, likely.sum((0, 2, 3)), size),
-        _dice(met, _by_label(true, drawn, len(values)), size),
+        _dice(common, likely_size, size),
+        _dice(met, drawn_size, size),
     )
 
 

@@ -11,12 +11,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.distributed
 from jaxtyping import Float, Float32, Int64
 from torch import Tensor, nn
 from torch.nn import functional
 
 from slicebook.config import QuantizerConfig
+from slicebook.distributed import Part, even_part, initialized, summed
 
 # Distances are made a block at a time: this many stay in the cache of a core and cost no large temporary.
 BLOCK_ELEMENTS = 1 << 19
@@ -153,7 +153,10 @@ class Quantizer(nn.Module):
         means, counts = kmeans(vectors, self.size, generator)
         counts = counts / counts.sum() * self.size  # as if a mean of one vector a code had been seen
         counts.clamp_(min=0.1)
-        self._set_codes(torch.ones(self.size, dtype=torch.bool, device=means.device), means, counts)
+        table = torch.cat([means * counts[:, None], counts[:, None]], 1)
+        if initialized():
+            torch.distributed.broadcast(table, src=0)  # another kind of device would round otherwise
+        self._set_codes(torch.ones(self.size, dtype=torch.bool, device=table.device), table)
 
     def usage(self) -> Usage:
         """Usage of the tokens counted since the last `reset_usage` (in training, of all processes)."""
@@ -165,7 +168,7 @@ class Quantizer(nn.Module):
 
     @torch.no_grad()
     def _update_ema(self, vectors: Tensor, tokens: Tensor) -> None:
-        sums, counts = _cluster_sums(vectors, tokens, self.size, all_processes=True)
+        sums, counts = _cluster_sums(vectors, tokens, self.size, even_part(len(vectors)))
         self.code_hits += counts
         self.ema_embed_sum.lerp_(sums, 1 - self.config.decay)
         self.ema_cluster_size.lerp_(counts, 1 - self.config.decay)
@@ -174,18 +177,25 @@ class Quantizer(nn.Module):
     def _reset_dead_codes(self, vectors: Tensor) -> None:
         mean_count = self.ema_cluster_size.mean()
         dead = self.ema_cluster_size < self.config.reset_below * mean_count
-        indices = torch.randint(len(vectors), (self.size,), device=vectors.device)
         # A revived code starts with the count of an average one: enough to survive until it is hit.
-        self._set_codes(dead, vectors[indices], mean_count.expand(self.size))
+        counts = mean_count.expand(self.size, 1)
+        self._set_codes(dead, torch.cat([self._drawn(vectors) * counts, counts], 1))
 
-    def _set_codes(self, chosen: Tensor, codes: Tensor, counts: Tensor) -> None:
+    def _drawn(self, vectors: Float[Tensor, "n d"]) -> Float[Tensor, "k d"]:
+        """Return random vectors of the whole batch, the same on every process."""
+        part = even_part(len(vectors))
+        indices = torch.randint(part.total, (self.size,)).to(vectors.device, non_blocking=True)
+        if part.processes == 1:
+            return vectors[indices]
+        torch.distributed.broadcast(indices, src=0)
+        indices = indices - part.start
+        there = (indices >= 0) & (indices < len(vectors))
+        return summed(vectors[indices.clamp(0, len(vectors) - 1)] * there[:, None], part)
+
+    def _set_codes(self, chosen: Tensor, table: Float[Tensor, "k d_and_one"]) -> None:
         # Count and sum move together: a code moved alone is put back by its next update.
-        new_values = torch.cat([codes * counts[:, None], counts[:, None]], 1).contiguous()
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            # Otherwise the codebooks of the processes would differ: each draws its own vectors.
-            torch.distributed.broadcast(new_values, src=0)
-        self.ema_embed_sum.copy_(torch.where(chosen[:, None], new_values[:, :-1], self.ema_embed_sum))
-        self.ema_cluster_size.copy_(torch.where(chosen, new_values[:, -1], self.ema_cluster_size))
+        self.ema_embed_sum.copy_(torch.where(chosen[:, None], table[:, :-1], self.ema_embed_sum))
+        self.ema_cluster_size.copy_(torch.where(chosen, table[:, -1], self.ema_cluster_size))
 
 
 def usage_of(hits: Float[Tensor, " k"]) -> Usage:
@@ -209,14 +219,12 @@ def _nearest(distances: Float[Tensor, "n k"]) -> Int64[Tensor, " n"]:
     return run * ARGMIN_BLOCK + runs[torch.arange(n, device=run.device), run].argmin(1)
 
 
-def _cluster_sums(
-    vectors: Tensor, tokens: Tensor, k: int, *, all_processes: bool = False
-) -> tuple[Tensor, Tensor]:
+def _cluster_sums(vectors: Tensor, tokens: Tensor, k: int, part: Part | None = None) -> tuple[Tensor, Tensor]:
     """Sum and number of the vectors of each token, in one (k, d + 1) table and so one all-reduce."""
     n, d = vectors.shape
     table = vectors.new_zeros(k, d + 1)
     table[:, :d].index_add_(0, tokens, vectors)
     table[:, d].index_add_(0, tokens, vectors.new_ones(n))  # `bincount` would wait for a GPU
-    if all_processes and torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.all_reduce(table)
+    if part is not None:
+        table = summed(table, part)
     return table[:, :d], table[:, d]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +15,19 @@ from slicebook.config import Recipe
 from slicebook.data.augment import augment, draw_augmentation
 from slicebook.data.dataset import PreparedData
 from slicebook.data.loader import Batch, SliceBatches, explain_dead_worker
+from slicebook.distributed import slice_generators, step_generator, summed, validation_generators
 from slicebook.environment import InitialModel
 from slicebook.errors import ConfigError
 from slicebook.io.atomic import write_text
 from slicebook.models.checkpoint import LoadedDecoder, LoadedTokenizer, load_decoder, save_decoder
-from slicebook.models.flow import draw_times, noisy
+from slicebook.models.flow import draw_times, gaussian, noisy, spread_times
 from slicebook.models.flow_decoder import FlowDecoder
 from slicebook.models.tokenizer import Tokenizer
 from slicebook.training.ema import EMAModel, update_ema
 from slicebook.training.progress import Display
 from slicebook.training.resume import Progress
 from slicebook.training.run import DEFAULT_OPTIONS, TrainingOptions, lock_run, restart_run, state_to_resume
-from slicebook.training.trainer import Trainer, provenance, step_generator
+from slicebook.training.trainer import Trainer, provenance
 from slicebook.training.warm_start import InitialWeights, initial_model, initial_record, load_initial
 
 SPREAD_BATCHES = 16  # training batches from which the spread of residuals is measured
@@ -63,44 +65,46 @@ class DecoderObjective:
         """Return the trained parameters."""
         return [{"params": list(self.pair.learner.parameters()), "lr_scale": 1.0}]
 
-    def setup(self, batches: Iterable[Batch]) -> None:
+    def setup(self, batches: SliceBatches) -> None:
         """Measure the spread of residuals."""
-        squares = []
-        for index, batch in enumerate(batches):
-            if index == SPREAD_BATCHES:
-                break
-            base, _ = self._decode(batch.images)
-            squares.append((self.tokenizer.pad(batch.images) - base).square().mean())
-        spread = self.fabric.all_reduce(torch.stack(squares).mean(), reduce_op="mean")
+        squares: list[Tensor] = []
+        for batch in itertools.islice(batches, SPREAD_BATCHES):
+            images = batch.images.to(self.fabric.device)
+            base, _ = self._decode(images)
+            square = (self.tokenizer.pad(images) - base).square().mean()
+            squares.append(summed(square * batch.part.count / batch.part.total, batch.part))
         for decoder in (self.pair.learner, self.pair.average):
-            decoder.get_buffer("spread").copy_(torch.as_tensor(spread).sqrt())
+            decoder.get_buffer("spread").copy_(torch.stack(squares).mean().sqrt())
 
     def training_step(self, batch: Batch, step: int, fraction: float) -> dict[str, Tensor]:
         """Return the mean squared error of the velocity."""
         update_ema(self.pair, self.config.ema, step)
-        draw = step_generator(self.config.seed, step, self.fabric.global_rank)
+        draw, part = step_generator(self.config.seed, step), batch.part
         images = batch.images
         if self.config.augment:
-            images = augment(images, draw_augmentation(self.config.augment, len(images), draw))
-        error, _ = self._errors(images, draw_times(len(images), draw), draw, averaged=False)
+            change = draw_augmentation(self.config.augment, part.total, draw)[part.rows]
+            images = augment(images, change)
+        times = draw_times(part.total, draw)[part.rows]
+        noise = slice_generators(self.config.seed, step, part)
+        error, _ = self._errors(images, times, noise, averaged=False)
         return {"loss": error}
 
     def validation_step(self, batch: Batch) -> dict[str, Tensor]:
         """Return the explained share of the velocity's variance, for the averaged weights."""
-        count = len(batch.images)
-        draw = torch.Generator().manual_seed(self.config.seed + int(batch.indices[0]))
-        times = ((torch.arange(count) + 0.5) / count)[torch.randperm(count, generator=draw)]
-        error, variance = self._errors(batch.images, times, draw, averaged=True)
+        noise = validation_generators(self.config.seed, batch.indices)
+        times, part = spread_times(batch.indices), batch.part
+        errors = torch.stack(self._errors(batch.images, times, noise, averaged=True))
+        error, variance = summed(errors * part.count / part.total, part)
         return {"loss": error, "explained": 1 - error / variance}
 
     def _errors(
-        self, images: Tensor, times: Tensor, draw: torch.Generator, *, averaged: bool
+        self, images: Tensor, times: Tensor, generators: Sequence[torch.Generator], *, averaged: bool
     ) -> tuple[Tensor, Tensor]:
         """Return mean squared error and variance of the velocity."""
         base, finest = self._decode(images)
         decoder = self.pair.average if averaged else self.pair.learner
         residual = (self.tokenizer.pad(images) - base) / decoder.get_buffer("spread")
-        noise = torch.randn(residual.shape, generator=draw).to(residual, non_blocking=True)
+        noise = gaussian(residual, generators)
         times = times.to(images.device, non_blocking=True)
         samples, velocity = noisy(residual, noise, times), residual - noise
 
@@ -194,7 +198,13 @@ def _train(
         rank=fabric.global_rank,
         world_size=fabric.world_size,
     )
-    validation_batches = SliceBatches(validation, config.batch_size, workers=options.workers)
+    validation_batches = SliceBatches(
+        validation,
+        config.batch_size,
+        workers=options.workers,
+        rank=fabric.global_rank,
+        world_size=fabric.world_size,
+    )
     display = Display(out, shown=options.progress and fabric.is_global_zero)
     if state is None and fabric.is_global_zero:
         write_text(out / "config.yaml", recipe.to_yaml())

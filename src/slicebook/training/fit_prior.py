@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from lightning_fabric import Fabric
 from slicebook.config import Recipe
 from slicebook.data.dataset import PreparedData, SliceSet
 from slicebook.data.manifest import slice_kinds
+from slicebook.distributed import Watch
 from slicebook.environment import InitialModel
 from slicebook.errors import ConfigError
 from slicebook.io.atomic import write_text
@@ -114,7 +116,7 @@ def fit_prior(run: PriorRun, options: TrainingOptions) -> Progress:
     if fabric.is_global_zero and state is None:
         write_text(run.folder / "config.yaml", run.recipe.to_yaml())
     splits = {"train": run.train, "validation": run.data.split("validation")}
-    with fabric.rank_zero_first():
+    with Watch(str(run.folder)):
         tokens = load_or_encode(
             run.folder,
             joint_tokenizer,
@@ -124,12 +126,12 @@ def fit_prior(run: PriorRun, options: TrainingOptions) -> Progress:
             run.identity,
             display,
             device=fabric.device,
-            write=fabric.is_global_zero,
+            rank=fabric.global_rank,
+            world_size=fabric.world_size,
         )
-    batches = TokenBatches(
-        tokens["train"],
-        config.batch_size,
-        shuffle=True,
+    token_batches = partial(
+        TokenBatches,
+        batch_size=config.batch_size,
         seed=config.seed,
         rank=fabric.global_rank,
         world_size=fabric.world_size,
@@ -140,7 +142,8 @@ def fit_prior(run: PriorRun, options: TrainingOptions) -> Progress:
     objective = _objective(run, prior, joint_tokenizer, fabric, initial)
     trainer = Trainer(objective, config, run.folder, run.identity | initial_record(initial), fabric)
     with display:
-        reached = trainer(batches, TokenBatches(tokens["validation"], config.batch_size), state, display)
+        batches = token_batches(tokens["train"], shuffle=True)
+        reached = trainer(batches, token_batches(tokens["validation"]), state, display)
     fabric.barrier()  # until rank 0 has written the model file
     return reached
 

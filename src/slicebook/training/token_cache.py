@@ -30,7 +30,8 @@ def load_or_encode(
     display: Display,
     *,
     device: torch.device,
-    write: bool,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> dict[str, list[TokenSet]]:
     """Read the tokens cached in `folder`, or encode the slices and cache their tokens.
 
@@ -43,7 +44,8 @@ def load_or_encode(
         identity: `book` (hashes of the tokenizers) and `split_hash`.
         display: Receives a line per split that is encoded.
         device: Device of the tokenizers.
-        write: Whether this process writes the file.
+        rank: Of this process. Processes share the work; that of rank 0 writes the file.
+        world_size: Number of processes.
     """
     made_from = {
         "tokenizers": identity["tokenizers"],
@@ -56,6 +58,10 @@ def load_or_encode(
     }
     path = folder / TOKENS_NAME
     kept = _read(path, made_from)
+    if world_size > 1:
+        everywhere = torch.tensor(float(kept is not None), device=device)
+        torch.distributed.all_reduce(everywhere, op=torch.distributed.ReduceOp.MIN)
+        kept = kept if everywhere else None
     encoded: dict[str, list[TokenSet]] = {}
     for split, slices in splits.items():
         views = config.num_views if split == "train" else 1
@@ -70,8 +76,10 @@ def load_or_encode(
             device=device,
             classes=classes,
             known=None if kept is None else kept[split],
+            rank=rank,
+            world_size=world_size,
         )
-    if kept is None and write:
+    if kept is None and rank == 0:
         tensors = {
             f"{split}.{index}": token_set.tokens
             for split, token_sets in encoded.items()

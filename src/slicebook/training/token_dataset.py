@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -18,10 +18,12 @@ from slicebook.data.augment import augment_labels, draw_augmentation
 from slicebook.data.dataset import SliceSet
 from slicebook.data.loader import BatchOrder
 from slicebook.data.manifest import SliceRecord
+from slicebook.distributed import Part
 from slicebook.models.conditions import Conditions
 from slicebook.models.sequence import JointTokenizer, SequenceLayout
 
 BATCH = 32
+COLLECTED = 4096  # slices whose tokens processes send each other at a time
 
 
 @dataclass(frozen=True)
@@ -33,19 +35,26 @@ class TokenBatch:
         tokens: One sequence per slice.
         conditions: One per slice.
         indices: Indices of the slices in their `SliceSet`.
+        share: Which slices of a batch of several processes these are; None for a whole batch.
     """
 
     layout: SequenceLayout
     tokens: Int64[Tensor, "b n"]
     conditions: Conditions
     indices: Int64[Tensor, " b"]
+    share: Part | None = None
+
+    @property
+    def part(self) -> Part:
+        """Which slices of a batch these are."""
+        return self.share or Part.whole(len(self))
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     def to(self, device: torch.device) -> TokenBatch:
         """Move tokens and conditions to a device."""
-        return TokenBatch(self.layout, self.tokens.to(device), self.conditions.to(device), self.indices)
+        return replace(self, tokens=self.tokens.to(device), conditions=self.conditions.to(device))
 
 
 @dataclass(frozen=True)
@@ -82,6 +91,8 @@ def encode_slices(
     classes: Sequence[str] = (),
     known: Sequence[Int32[Tensor, "_slices _views _n"]] | None = None,
     progress: Callable[[int, int], None] | None = None,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> list[TokenSet]:
     """Encode slices and augmented views of them, size by size.
 
@@ -97,6 +108,8 @@ def encode_slices(
         classes: Names of the classes, in the order of their numbers.
         known: Cached tokens, one tensor per size.
         progress: Called with the number of encoded slices and of all slices.
+        rank: Of this process. Processes share the work, and each returns all tokens.
+        world_size: Number of processes.
     """
     sizes: dict[tuple[int, int], list[int]] = defaultdict(list)
     for index, record in enumerate(slices.records):
@@ -108,30 +121,61 @@ def encode_slices(
         rows: list[Tensor] = []
         for start in range(0, len(indices) if known is None else 0, BATCH):
             part = indices[start : start + BATCH]
-            images = torch.stack([slices[index] for index in part])
-            masks, masked = _masks(joint_tokenizer, slices, part)
-            view_tokens = []
-            for view in range(views):
-                shown, labels = images, masks
-                if view and augment:
-                    drawn = np.random.default_rng([seed, part[0], view]).integers(2**63)
-                    draw = torch.Generator().manual_seed(int(drawn))
-                    change = draw_augmentation(augment, len(images), draw)
-                    shown = augment_images(images, change)
-                    labels = None if masks is None else augment_labels(masks, change)
-                tokens = joint_tokenizer.encode(
-                    shown.to(device), None if labels is None else labels[:, 0].to(device)
+            if start // BATCH % world_size == rank:
+                rows.append(
+                    _encode_views(joint_tokenizer, slices, part, layout, views, augment, seed, device)
                 )
-                view_tokens.append(_set_masks_unknown(tokens.cpu(), layout, masked))
-            rows.append(torch.stack(view_tokens, 1).to(torch.int32))
+            else:
+                rows.append(torch.zeros(len(part), views, layout.starts[-1], dtype=torch.int32))
             done += len(part)
             if progress:
                 progress(done, len(slices))
         records = [slices.records[index] for index in indices]
-        tokens = torch.cat(rows) if known is None else known[number]
+        tokens = _collected(torch.cat(rows), device, world_size) if known is None else known[number]
         conditions = conditions_of(records, classes)
         token_sets.append(TokenSet(size, layout, tokens, conditions, torch.tensor(indices)))
     return token_sets
+
+
+def _encode_views(
+    joint_tokenizer: JointTokenizer,
+    slices: SliceSet,
+    part: list[int],
+    layout: SequenceLayout,
+    views: int,
+    augment: AugmentConfig | None,
+    seed: int,
+    device: torch.device | str,
+) -> Int32[Tensor, "b views n"]:
+    """Encode slices of one size, and augmented views of them."""
+    images = torch.stack([slices[index] for index in part])
+    masks, masked = _masks(joint_tokenizer, slices, part)
+    view_tokens = []
+    for view in range(views):
+        shown, labels = images, masks
+        if view and augment:
+            drawn = np.random.default_rng([seed, part[0], view]).integers(2**63)
+            draw = torch.Generator().manual_seed(int(drawn))
+            change = draw_augmentation(augment, len(images), draw)
+            shown = augment_images(images, change)
+            labels = None if masks is None else augment_labels(masks, change)
+        tokens = joint_tokenizer.encode(shown.to(device), None if labels is None else labels[:, 0].to(device))
+        view_tokens.append(_set_masks_unknown(tokens.cpu(), layout, masked))
+    return torch.stack(view_tokens, 1).to(torch.int32)
+
+
+def _collected(
+    tokens: Int32[Tensor, "slices views n"], device: torch.device | str, world_size: int
+) -> Int32[Tensor, "slices views n"]:
+    """Return the tokens of all processes; each has zeros where others have encoded."""
+    if world_size == 1:
+        return tokens
+    parts = []
+    for part in torch.split(tokens, COLLECTED):
+        there = part.to(device)
+        torch.distributed.all_reduce(there)
+        parts.append(there.cpu())
+    return torch.cat(parts)
 
 
 def conditions_of(records: Sequence[SliceRecord], classes: Sequence[str]) -> Conditions:
@@ -170,11 +214,11 @@ class TokenBatches:
 
     Args:
         sets: Token sets, one per slice size.
-        batch_size: Maximum; slices of one size are distributed evenly over batches.
+        batch_size: Maximum, of all ranks together; slices of one size are distributed evenly over batches.
         shuffle: Whether to draw a new order and a random view of each slice each epoch; otherwise view 0, in
             the order of the set.
         seed: Of the order and the views.
-        rank, world_size: Of this process.
+        rank, world_size: Of this process, which takes its `Part` of every batch.
     """
 
     def __init__(
@@ -191,17 +235,13 @@ class TokenBatches:
         self.ends = np.cumsum([len(token_set) for token_set in sets]).tolist()
         starts = [0, *self.ends[:-1]]
         groups = [list(range(start, end)) for start, end in zip(starts, self.ends, strict=True)]
-        self.order = BatchOrder(groups, batch_size, shuffle, seed, rank, world_size)
+        self.order = BatchOrder(groups, batch_size, shuffle, seed)
+        self.rank, self.world_size = rank, world_size
 
     def set_epoch(self, epoch: int, done: int = 0) -> None:
         """Set the epoch, which determines order and views; the next iteration leaves out the batches done."""
         self.epoch = self.order.epoch = epoch
         self.order.done = done
-
-    @property
-    def repeated(self) -> int:
-        """Number of batches repeated per epoch, so that every process takes the same number of steps."""
-        return self.order.repeated
 
     def __len__(self) -> int:
         return len(self.order)
@@ -209,7 +249,9 @@ class TokenBatches:
     def __iter__(self) -> Iterator[TokenBatch]:
         draw = np.random.default_rng([self.seed, self.epoch, 1])
         views = [draw.integers(0, token_set.tokens.shape[1], len(token_set)) for token_set in self.sets]
-        for indices in self.order:
+        for batch in self.order:
+            part = Part.of(len(batch), self.rank, self.world_size)
+            indices = part.pick(batch)
             which = bisect_right(self.ends, indices[0])
             token_set = self.sets[which]
             rows = torch.tensor(indices) - (self.ends[which] - len(token_set))
@@ -219,4 +261,5 @@ class TokenBatches:
                 token_set.tokens[rows, view].long(),
                 token_set.conditions[rows],
                 token_set.indices[rows],
+                part,
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +18,7 @@ from slicebook.config import AugmentConfig, LossConfig, Recipe
 from slicebook.data.augment import augment_labels, augment_slices, draw_augmentation
 from slicebook.data.dataset import PreparedData
 from slicebook.data.loader import Batch, SliceBatches, explain_dead_worker
+from slicebook.distributed import Part, step_generator
 from slicebook.environment import InitialModel
 from slicebook.models.checkpoint import save_tokenizer
 from slicebook.models.losses import compare, loss
@@ -33,7 +34,7 @@ from slicebook.training.run import (
     state_to_resume,
     write_settings_and_batch,
 )
-from slicebook.training.trainer import Trainer, provenance, step_generator
+from slicebook.training.trainer import Trainer, provenance
 from slicebook.training.warm_start import CODEBOOK, initial_model, initial_record, load_initial
 
 LOW_USAGE = 0.25
@@ -111,15 +112,20 @@ class _ReconstructionObjective(ABC):
         """Return a batch in the format of the tokenizer's input."""
 
     @abstractmethod
-    def augmented(self, images: Tensor, config: AugmentConfig, generator: torch.Generator) -> Tensor:
-        """Return a randomly augmented batch."""
+    def augmented(
+        self, images: Tensor, config: AugmentConfig, generator: torch.Generator, part: Part
+    ) -> Tensor:
+        """Return randomly augmented slices, which are a part of a batch."""
 
     def param_groups(self) -> list[dict[str, Any]]:
         """Return all parameters."""
         return [{"params": list(self.module.parameters()), "lr_scale": 1.0}]
 
-    def setup(self, batches: Iterable[Batch]) -> None:
-        """Initialise codebooks that were not copied by k-means of `kmeans_slices` slices of one shape."""
+    def setup(self, batches: SliceBatches) -> None:
+        """Initialise codebooks that were not copied by k-means of `kmeans_slices` slices of one shape.
+
+        Every process takes the same slices, so that the codes do not depend on the number of processes.
+        """
         wanted = self.recipe.tokenizer.quantizer.kmeans_slices
         levels = [
             level
@@ -129,7 +135,7 @@ class _ReconstructionObjective(ABC):
         if not wanted or not levels:
             return
         images: list[Tensor] = []
-        for batch in batches:
+        for batch in batches.undivided():
             if not images or batch.images.shape[1:] == images[0].shape[1:]:
                 images.append(batch.images)
             if sum(map(len, images)) >= wanted:
@@ -141,19 +147,17 @@ class _ReconstructionObjective(ABC):
     def training_step(self, batch: Batch, step: int, fraction: float) -> dict[str, Tensor]:
         """Return the scores of augmented slices, the commitment among them."""
         images = batch.images
-        if len(images) == 1 and self.recipe.tokenizer.architecture == "vqvae2":
-            # Batch norm refuses a 1×1 grid of one slice, which has no variance.
-            images = images.repeat(2, 1, 1, 1)
         images = images.contiguous(memory_format=torch.channels_last)
         config = self.recipe.training
-        draw = step_generator(config.seed, step, self.fabric.global_rank)
+        draw = step_generator(config.seed, step)
         if config.augment:
-            images = self.augmented(images, config.augment, draw)
+            images = self.augmented(images, config.augment, draw, batch.part)
         dropped_levels = None
         if config.loss.level_dropout:
-            dropped_levels = draw_dropped_levels(
-                self.tokenizer.levels, len(images), config.loss.level_dropout, draw
-            ).to(images.device, non_blocking=True)
+            drawn = draw_dropped_levels(
+                self.tokenizer.levels, batch.part.total, config.loss.level_dropout, draw
+            )
+            dropped_levels = drawn[:, batch.part.rows].to(images.device, non_blocking=True)
         every = self.recipe.tokenizer.quantizer.reset_every
         # No reset near the end, so that codes and decoder converge.
         reset_dead_codes = every > 0 and step % every == every - 1 and fraction < 0.9
@@ -207,10 +211,10 @@ class TokenizerObjective(_ReconstructionObjective):
         return images
 
     def augmented(
-        self, images: Float[Tensor, "b 1 h w"], config: AugmentConfig, generator: torch.Generator
+        self, images: Float[Tensor, "b 1 h w"], config: AugmentConfig, generator: torch.Generator, part: Part
     ) -> Float[Tensor, "b 1 h w"]:
         """Return the slices, with random geometry and intensity."""
-        return augment_slices(images, config, generator)
+        return augment_slices(images, config, generator, part)
 
 
 class LabelObjective(_ReconstructionObjective):
@@ -224,10 +228,10 @@ class LabelObjective(_ReconstructionObjective):
         return one_hot(images[:, 0], self.tokenizer.config.label_values)
 
     def augmented(
-        self, images: UInt8[Tensor, "b 1 h w"], config: AugmentConfig, generator: torch.Generator
+        self, images: UInt8[Tensor, "b 1 h w"], config: AugmentConfig, generator: torch.Generator, part: Part
     ) -> UInt8[Tensor, "b 1 h w"]:
         """Return the masks, with random geometry."""
-        return augment_labels(images, draw_augmentation(config, len(images), generator))
+        return augment_labels(images, draw_augmentation(config, part.total, generator)[part.rows])
 
 
 @dataclass(frozen=True)
@@ -316,8 +320,14 @@ def _train(opened: PreparedData, recipe: Recipe, run: Path, options: TrainingOpt
             world_size=fabric.world_size,
             what=what,
         )
-        # Every process validates on all slices: exact at any number of processes.
-        validation_batches = SliceBatches(validation, config.batch_size, workers=options.workers, what=what)
+        validation_batches = SliceBatches(
+            validation,
+            config.batch_size,
+            workers=options.workers,
+            rank=fabric.global_rank,
+            world_size=fabric.world_size,
+            what=what,
+        )
         display = Display(run, shown=options.progress and fabric.is_global_zero)
         if state is None and fabric.is_global_zero:
             write_settings_and_batch(run, recipe, train, display)

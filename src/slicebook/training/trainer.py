@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sized
+from collections.abc import Iterator, Mapping, Sized
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar, cast, runtime_checkable
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from slicebook.config import LoopConfig
 from slicebook.data.dataset import PreparedData, SliceSet
 from slicebook.devices import PRECISIONS, Launched, fastest_precision
+from slicebook.distributed import Exchange, Part, Watch, computing
 from slicebook.environment import InitialModel, Provenance, commit, versions
 from slicebook.errors import ConfigError, StoppedBySignalError
 from slicebook.io.atomic import check_writable
@@ -33,6 +34,10 @@ B = TypeVar("B", bound="DeviceBatch")
 class DeviceBatch(Sized, Protocol):
     """A batch of slices that can be moved to a device."""
 
+    @property
+    def part(self) -> Part:
+        """Which slices of a batch of several processes these are."""
+
     def to(self: B, device: torch.device) -> B:
         """Move the tensors to a device."""
 
@@ -46,10 +51,6 @@ In = TypeVar("In", bound=DeviceBatch, contravariant=True)
 class BatchLoader(Protocol[Out]):
     """Batches in an order that depends on the epoch only."""
 
-    @property
-    def repeated(self) -> int:
-        """Number of batches repeated per epoch, so that every process takes the same number of steps."""
-
     def __len__(self) -> int: ...
 
     def __iter__(self) -> Iterator[Out]: ...
@@ -60,7 +61,11 @@ class BatchLoader(Protocol[Out]):
 
 @runtime_checkable
 class Objective(Protocol[In]):
-    """What the trainer optimises: a module, its training loss and its validation scores."""
+    """What the trainer optimises: a module, its training loss and its validation scores.
+
+    Scores of a batch that several processes share: the mean of each over the slices of a process, such that
+    the mean over all slices is that of the batch.
+    """
 
     module: nn.Module
     monitor: str | None
@@ -69,14 +74,14 @@ class Objective(Protocol[In]):
     def param_groups(self) -> list[dict[str, Any]]:
         """Return parameter groups for the optimiser; `lr_scale` multiplies the learning rate."""
 
-    def setup(self, batches: Iterable[In]) -> None:
-        """Initialise an untrained module, which is on its device."""
+    def setup(self, batches: Any) -> None:
+        """Initialise an untrained module, which is on its device, from the loader of training batches."""
 
     def training_step(self, batch: In, step: int, fraction: float) -> dict[str, Tensor]:
         """Return the scores of a training batch; `loss` among them carries the gradient."""
 
     def validation_step(self, batch: In) -> dict[str, Tensor]:
-        """Return the mean scores of a validation batch."""
+        """Return the scores of a validation batch."""
 
     def usage(self) -> dict[str, float]:
         """Return statistics of the training steps since the last `epoch_metrics`."""
@@ -86,16 +91,6 @@ class Objective(Protocol[In]):
 
     def save(self, path: Path, progress: Progress, scores: Mapping[str, float]) -> None:
         """Write the model file."""
-
-
-def step_generator(seed: int, step: int, rank: int) -> torch.Generator:
-    """Return the random generator of one step, and seed torch's global one.
-
-    Depends on (seed, step, rank) only, so a resumed training uses the same random numbers.
-    """
-    own = ((seed * 1_000_003 + step) * 4096 + rank) % 2**63
-    torch.manual_seed(own)
-    return torch.Generator().manual_seed(own)
 
 
 def provenance(
@@ -153,7 +148,6 @@ class Trainer(Generic[P]):
         self.progress = Progress()
         self.epoch = EpochProgress()
         self.stop_request = StopRequest()
-        self.stop_votes: Tensor | None = None
 
     def __call__(
         self, training: BatchLoader[P], validation: BatchLoader[P], state: State | None, display: Display
@@ -162,7 +156,22 @@ class Trainer(Generic[P]):
 
         Raises:
             StoppedBySignalError: SIGTERM or SIGUSR1 asked to stop; the state is kept.
+            ProcessLostError: Another process that trains with this one has ended; the last state is kept.
         """
+        with Watch(str(self.run)):
+            self._set_up(training, state, display)
+            with deferred_signals() as self.stop_request:
+                self._train(training, validation, display)
+        return self.progress
+
+    def _set_up(self, training: BatchLoader[P], state: State | None, display: Display) -> None:
+        """Initialise the module or restore the state, choose the precision, start the clock."""
+        processes, batch_size = self.fabric.world_size, self.config.batch_size
+        if batch_size < processes:
+            raise ConfigError(
+                f"{self.run}: batches of {batch_size} slices for {processes} processes, wanted at least one "
+                "slice for each; set a larger batch_size, or start fewer processes"
+            )
         module = self.objective.module.to(self.fabric.device)
         module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
         self.unwrapped = module
@@ -179,21 +188,14 @@ class Trainer(Generic[P]):
             self.scaling.load_state_dict(state.progress.get("scaling", {}))
         wrapped, self.optimizer = self.fabric.setup(module, self.optimizer)
         self.objective.module = wrapped
+        self.exchange = Exchange(self.fabric.global_rank, self.progress.seconds)
         self.saved = time.perf_counter()
         self.started = self.saved - self.progress.seconds
         self.steps = self.config.epochs * len(training)
         display.say(f"{self.run}: device {self.fabric.device}, CPU threads: {torch.get_num_threads()}")
         display.begin(self._fraction(), resumed=state is not None)
-        if training.repeated:
-            display.say(
-                f"{training.repeated} batches per epoch are repeated, so that each of the "
-                f"{self.fabric.world_size} processes takes {len(training)} steps"
-            )
         if not self.progress.finished and self.fabric.is_global_zero:
             check_writable(self.run)
-        with deferred_signals() as self.stop_request:
-            self._train(training, validation, display)
-        return self.progress
 
     def _train(self, training: BatchLoader[P], validation: BatchLoader[P], display: Display) -> None:
         """Train and validate, epoch by epoch."""
@@ -222,7 +224,8 @@ class Trainer(Generic[P]):
         before = [tensor.detach().clone() for tensor in tensors]
 
         def step() -> None:
-            torch.autograd.backward(self.objective.training_step(batch, 0, 0.0)["loss"])
+            with computing(batch.part):
+                torch.autograd.backward(self.objective.training_step(batch, 0, 0.0)["loss"])
 
         name, seconds = fastest_precision(step, self.fabric.device, broadcast=self.fabric.broadcast)
         with torch.no_grad():
@@ -246,14 +249,16 @@ class Trainer(Generic[P]):
             epoch.learning_rate = _learning_rate(self.config, fraction)
             for group in self.optimizer.param_groups:
                 group["lr"] = epoch.learning_rate * group["lr_scale"]
-            scores = self.objective.training_step(batch.to(self.fabric.device), self.progress.step, fraction)
+            batch = batch.to(self.fabric.device)
+            with computing(batch.part):
+                scores = self.objective.training_step(batch, self.progress.step, fraction)
             self.optimizer.zero_grad()
-            self.fabric.backward(scores["loss"])
+            self.fabric.backward(scores["loss"] * batch.part.weight)
             if self.config.grad_clip_norm:
                 self._clip()
             self.optimizer.step()
             self.progress.step += 1
-            epoch.add(scores, len(batch) * self.fabric.world_size)
+            epoch.add(self._exchange(scores, batch.part), batch.part.total)
             epoch.seconds = time.perf_counter() - started
             if epoch.steps == 1 or epoch.steps % CHECK_EVERY == 0:
                 speed = {"images_per_second": epoch.images / epoch.seconds}
@@ -295,10 +300,12 @@ class Trainer(Generic[P]):
         sums: dict[str, float] = defaultdict(float)
         count = 0
         for batch in validation:
-            scores = self.objective.validation_step(batch.to(self.fabric.device))
-            for name, value in scores.items():
-                sums[name] += float(value) * len(batch)
-            count += len(batch)
+            batch = batch.to(self.fabric.device)
+            with computing(batch.part):
+                scores = self.objective.validation_step(batch)
+            for name, value in self._exchange(scores, batch.part).items():
+                sums[name] += float(value) * batch.part.total
+            count += batch.part.total
             self._stop_if_asked()
         means = {name: value / count for name, value in sums.items()}
         self._check(means)
@@ -325,15 +332,15 @@ class Trainer(Generic[P]):
         # The state is written last, so that all files it refers to exist.
         self._save_state()
 
+    def _exchange(self, scores: Mapping[str, Tensor], part: Part) -> dict[str, Tensor]:
+        """Return the scores of the whole batch; hear of the clock, and of requests to stop."""
+        asked, elapsed = self.stop_request.signal is not None, time.perf_counter() - self.started
+        return self.exchange(scores, part, asked=asked, elapsed=elapsed)
+
     def _stop_if_asked(self) -> None:
         """Keep the state and raise the error, if a signal asked this or another process to stop."""
-        asked = self.stop_request.signal is not None
-        if self.fabric.world_size > 1:
-            # Those of the step before are read: a GPU has them, so that no process waits for its device.
-            votes, vote = self.stop_votes, torch.tensor(float(asked), device=self.fabric.device)
-            self.stop_votes = cast(Tensor, self.fabric.all_reduce(vote, reduce_op="max"))
-            asked = votes is not None and bool(votes)
-        if not asked:
+        alone = self.fabric.world_size == 1
+        if not (self.stop_request.signal is not None if alone else self.exchange.asked):
             return
         self._save_state()
         self.fabric.barrier()  # none ends, and with it all, before rank 0 has saved
@@ -344,6 +351,7 @@ class Trainer(Generic[P]):
 
     def _save_state(self) -> None:
         """Keep the state for resuming, unless a loss or a weight is NaN or infinite."""
+        self.exchange = Exchange(self.fabric.global_rank, self.progress.seconds)
         self.saved = time.perf_counter()
         self.progress.seconds = self.saved - self.started
         if not self.fabric.is_global_zero:
@@ -364,10 +372,9 @@ class Trainer(Generic[P]):
         """Completed fraction of the training, by steps or by time; the same on every process."""
         fraction = self.progress.step / self.steps
         if self.config.max_minutes:
-            elapsed = (time.perf_counter() - self.started) / (60 * self.config.max_minutes)
-            if self.fabric.world_size > 1:
-                elapsed = float(self.fabric.broadcast(torch.tensor(elapsed)))
-            fraction = max(fraction, elapsed)
+            alone = self.fabric.world_size == 1
+            elapsed = time.perf_counter() - self.started if alone else self.exchange.elapsed
+            fraction = max(fraction, elapsed / (60 * self.config.max_minutes))
         return min(1.0, fraction)
 
 

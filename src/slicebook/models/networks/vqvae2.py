@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from slicebook.config import TokenizerConfig
 from slicebook.models.networks.base import Context, Network
+from slicebook.models.networks.batch_norm import BatchNorm2d
 
 
 class ResidualLayer(nn.Module):
@@ -25,10 +26,10 @@ class ResidualLayer(nn.Module):
         super().__init__()
         self.body = nn.Sequential(
             nn.Conv2d(width, inner_width, 3, padding=1),
-            nn.BatchNorm2d(inner_width),
+            BatchNorm2d(inner_width),
             nn.ReLU(),
             nn.Conv2d(inner_width, width, 3, padding=1),
-            nn.BatchNorm2d(width),
+            BatchNorm2d(width),
             nn.ReLU(),
         )
         self.alpha = nn.Parameter(torch.zeros(()))
@@ -46,11 +47,11 @@ def encoder(channels: int, width: int, rate: int, residual_width: int, residual_
     for _ in range(rate.bit_length() - 1):
         layers += [
             nn.Conv2d(channels, following, 4, stride=2, padding=1),
-            nn.BatchNorm2d(following),
+            BatchNorm2d(following),
             nn.ReLU(),
         ]
         channels, following = following, width
-    layers += [nn.Conv2d(channels, width, 3, padding=1), nn.BatchNorm2d(width)]
+    layers += [nn.Conv2d(channels, width, 3, padding=1), BatchNorm2d(width)]
     layers += [ResidualLayer(width, residual_width) for _ in range(residual_layers)]
     return nn.Sequential(*layers)
 
@@ -64,10 +65,10 @@ def decoder(channels: int, width: int, rate: int, residual_width: int, residual_
     for before, after in itertools.pairwise(widths[: steps + 1]):
         layers += [
             nn.ConvTranspose2d(before, after, 4, stride=2, padding=1),
-            nn.BatchNorm2d(after),
+            BatchNorm2d(after),
             nn.ReLU(),
         ]
-    layers += [nn.Conv2d(widths[steps], 1, 3, padding=1), nn.BatchNorm2d(1)]
+    layers += [nn.Conv2d(widths[steps], 1, 3, padding=1), BatchNorm2d(1)]
     return nn.Sequential(*layers)
 
 

@@ -28,6 +28,8 @@ from slicebook.io.volume import Plane, Volume
 from slicebook.models.checkpoint import (
     LoadedPrior,
     LoadedTokenizer,
+    ModelInfo,
+    PriorInfo,
     find_model,
     has_prior,
     load_prior,
@@ -87,10 +89,14 @@ class Model:
     """A trained model: a tokenizer and, in a generator, a prior with its generation decoder.
 
     Made by `load`. Methods that need a prior raise `CheckpointError` if there is none (`can_generate`).
+
+    Attributes:
+        tokenizer: The tokenizer with its metadata.
+        prior: The prior with its tokenizers, its decoder and its metadata; None without one.
     """
 
     def __init__(self, tokenizer: LoadedTokenizer, prior: LoadedPrior | None = None) -> None:
-        self._tokenizer, self._prior = tokenizer, prior
+        self.tokenizer, self.prior = tokenizer, prior
 
     def __repr__(self) -> str:
         return f"<slicebook.Model: {self.kind} from {self.path} on {self.device}>"
@@ -103,42 +109,47 @@ class Model:
     @property
     def path(self) -> Path:
         """The file that the model was read from: of a generator, that of its prior."""
-        return self._prior.path if self._prior else self._tokenizer.path
+        return self.prior.path if self.prior else self.tokenizer.path
 
     @property
     def device(self) -> torch.device:
         """Where the model computes."""
-        return next(self._tokenizer.tokenizer.parameters()).device
+        return next(self.tokenizer.tokenizer.parameters()).device
 
     @property
     def recipe(self) -> Recipe:
         """The settings of the training."""
-        return self._prior.info.recipe if self._prior else self._tokenizer.info.recipe
+        return self.info.recipe
+
+    @property
+    def info(self) -> ModelInfo | PriorInfo:
+        """Metadata of the file at `path`: settings, provenance and hash."""
+        return self.prior.info if self.prior else self.tokenizer.info
 
     @property
     def levels(self) -> int:
         """Number of token grids of a slice."""
-        return self._tokenizer.tokenizer.levels
+        return self.tokenizer.tokenizer.levels
 
     @property
     def can_generate(self) -> bool:
         """Whether there is a prior: for `generate`, `inpaint` and `anomaly`."""
-        return self._prior is not None
+        return self.prior is not None
 
     @property
     def sizes(self) -> tuple[tuple[int, int], ...]:
         """Rows and columns of the slices that the prior was trained on, the most frequent first."""
-        return tuple((kind.rows, kind.columns) for kind in self._prior.info.slices) if self._prior else ()
+        return tuple((kind.rows, kind.columns) for kind in self.prior.info.slices) if self.prior else ()
 
     @property
     def classes(self) -> tuple[str, ...]:
         """Classes that the prior was trained with."""
-        return self._prior.info.classes if self._prior else ()
+        return self.prior.info.classes if self.prior else ()
 
     @property
     def label_values(self) -> tuple[int, ...]:
         """Values of the label masks that the prior models; empty if it models none."""
-        masks = self._prior.info.masks if self._prior else None
+        masks = self.prior.info.masks if self.prior else None
         return masks.tokenizer.label_values if masks else ()
 
     def reconstruct(
@@ -157,7 +168,7 @@ class Model:
             ShapeError: An array has another number of dimensions.
         """
         stack = to_stack(image, spacing, plane)
-        return stack.volume_of(reconstruct_slices(self._tokenizer.tokenizer, stack.slices), RECONSTRUCTION)
+        return stack.volume_of(reconstruct_slices(self.tokenizer.tokenizer, stack.slices), RECONSTRUCTION)
 
     def encode(
         self, image: ImageInput, *, spacing: Spacing | None = None, plane: Plane | None = None
@@ -177,7 +188,7 @@ class Model:
             DataError: As for `reconstruct`.
             ShapeError: As for `reconstruct`.
         """
-        return encode_stack(self._tokenizer, to_stack(image, spacing, plane))
+        return encode_stack(self.tokenizer, to_stack(image, spacing, plane))
 
     def decode(self, tokens: TokenFile | str | Path, *, levels: int | None = None) -> Volume:
         """Decode tokens to a volume with the geometry and intensity scale of the one that was encoded.
@@ -192,8 +203,8 @@ class Model:
             ShapeError: The tokens do not fit the size of the slices, or there are not as many levels.
         """
         if isinstance(tokens, TokenFile):
-            return decode_tokens(self._tokenizer, tokens, levels=levels)
-        return decode_tokens(self._tokenizer, TokenFile.read(tokens), str(tokens), levels=levels)
+            return decode_tokens(self.tokenizer, tokens, levels=levels)
+        return decode_tokens(self.tokenizer, TokenFile.read(tokens), str(tokens), levels=levels)
 
     def generate(
         self,
@@ -349,12 +360,12 @@ class Model:
         return stack.volume_of_values(scores.maps.numpy(), anomalies.DESCRIPTION)
 
     def _generator(self) -> LoadedPrior:
-        if self._prior is None:
+        if self.prior is None:
             raise CheckpointError(
                 f"{self.path}: is a tokenizer without a prior, so it cannot generate; train one first: "
                 f"slicebook train generator {self.path.parent}"
             )
-        return self._prior
+        return self.prior
 
 
 def _generate_for_mask(

@@ -1,0 +1,1 @@
+"""Write models, generated sets and reconstructions in the formats of other programs."""

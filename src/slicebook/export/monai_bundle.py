@@ -1,7 +1,7 @@
 """Write a tokenizer as a MONAI bundle, which `monai.bundle` loads and runs.
 
 MONAI reads the weights of a bundle from `models/model.pt` alone, a zip with a pickle. This is the one
-exception from the rule that Slicebook writes no pickle. The file holds plain tensors by name and nothing else,
+exception from the rule that Slicebook writes no pickle. The file holds plain tensors by name, nothing else,
 and is read with `torch.load(…, weights_only=True)`. `slicebook.load` never reads it.
 """
 
@@ -223,8 +223,12 @@ def run_network(
 
 _README = """# Slicebook tokenizer as a MONAI bundle
 
-    python -m monai.bundle run --config_file configs/inference.json --meta_file configs/metadata.json \\
-        --bundle_root . --image scan.nii.gz --output_dir output
+    import monai.bundle
+
+    files = {"config_file": "configs/inference.json", "meta_file": "configs/metadata.json"}
+    monai.bundle.run(**files, run_id="run", bundle_root=".", image="scan.nii.gz", output_dir="output")
+
+It needs the packages slicebook and monai.
 
 The volume is mapped to [-1, 1] by its 0.5th and 99.5th percentile; the reconstruction is written in these
 units, in the geometry of the volume. Slices are axial. `models/model.pt` holds plain tensors and is read with

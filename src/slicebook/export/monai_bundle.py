@@ -123,9 +123,27 @@ def _metadata(model: Model) -> dict[str, Any]:
     }
 
 
+def _preprocessing() -> list[dict[str, Any]]:
+    """Return the transforms of a volume before the network."""
+    low, high = PERCENTILES
+    return [
+        {"_target_": "LoadImaged", "keys": "image", "ensure_channel_first": True},
+        # Rows to the back, columns to the left: as the tokenizer's slices are displayed.
+        {"_target_": "Orientationd", "keys": "image", "axcodes": "PLS"},
+        {
+            "_target_": "ScaleIntensityRangePercentilesd",
+            "keys": "image",
+            "lower": low,
+            "upper": high,
+            "b_min": -1,
+            "b_max": 1,
+            "clip": True,
+        },
+    ]
+
+
 def _workflow(model: Model) -> dict[str, Any]:
     """Return the workflow: read volumes, reconstruct slice by slice, write in the volumes' geometry."""
-    low, high = PERCENTILES
     return {
         "imports": ["$import glob", "$import os", "$import torch"],
         "bundle_root": ".",
@@ -135,23 +153,7 @@ def _workflow(model: Model) -> dict[str, Any]:
         "device": "$torch.device('cuda' if torch.cuda.is_available() else 'cpu')",
         "network_def": {"_target_": f"{__name__}.{BundleTokenizer.__name__}", **_settings(model)},
         "network": "$@network_def.to(@device)",
-        "preprocessing": {
-            "_target_": "Compose",
-            "transforms": [
-                {"_target_": "LoadImaged", "keys": "image", "ensure_channel_first": True},
-                # Rows to the back, columns to the left: as the tokenizer's slices are displayed.
-                {"_target_": "Orientationd", "keys": "image", "axcodes": "PLS"},
-                {
-                    "_target_": "ScaleIntensityRangePercentilesd",
-                    "keys": "image",
-                    "lower": low,
-                    "upper": high,
-                    "b_min": -1,
-                    "b_max": 1,
-                    "clip": True,
-                },
-            ],
-        },
+        "preprocessing": {"_target_": "Compose", "transforms": _preprocessing()},
         "dataset": {
             "_target_": "Dataset",
             "data": "$[{'image': path} for path in ([@image] if isinstance(@image, str) else @image)]",

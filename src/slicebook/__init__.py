@@ -1,5 +1,8 @@
 """Slicebook: a hierarchical tokenizer of medical image slices.
 
+    model = slicebook.load("starter:compact")
+    model.reconstruct("scan.nii.gz").write("copy.nii.gz")
+
 The public names below are loaded on first use, so that `import slicebook` costs no torch.
 """
 
@@ -10,25 +13,15 @@ from slicebook.errors import CheckpointError, ConfigError, DataError, ShapeError
 from slicebook.version import __version__
 
 if TYPE_CHECKING:
-    from slicebook.config import Recipe
+    from slicebook.api.evaluation import evaluate
+    from slicebook.api.model import GeneratedSample, Model, load
     from slicebook.data.check import check
     from slicebook.data.dataset import PreparedData
     from slicebook.data.prepare import prepare
-    from slicebook.inference.anomaly import anomaly
-    from slicebook.inference.generate import generate
-    from slicebook.inference.inpaint import inpaint
-    from slicebook.inference.reconstruct import decode, encode, reconstruct
-    from slicebook.io.nifti import read_nifti, write_nifti
+    from slicebook.io.tokens import TokenFile
     from slicebook.io.volume import Volume
-    from slicebook.models.checkpoint import LoadedPrior, LoadedTokenizer, load_prior, load_tokenizer
-    from slicebook.models.tokenizer import Tokenizer
-    from slicebook.recipes import load_recipe, recipe_names
-    from slicebook.training.generator import (
-        train_decoder,
-        train_generator,
-        train_masks,
-        train_prior,
-    )
+    from slicebook.recipes import load_recipe
+    from slicebook.training.generator import train_generator
     from slicebook.training.run import TrainingOptions
     from slicebook.training.tokenizer import train_tokenizer
 
@@ -36,72 +29,34 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "DataError",
-    "LoadedPrior",
-    "LoadedTokenizer",
+    "GeneratedSample",
+    "Model",
     "PreparedData",
-    "Recipe",
     "ShapeError",
     "SlicebookError",
-    "Tokenizer",
+    "TokenFile",
     "TrainingOptions",
     "Volume",
     "__version__",
-    "anomaly",
     "check",
-    "decode",
-    "encode",
-    "generate",
-    "inpaint",
-    "load_prior",
+    "evaluate",
+    "load",
     "load_recipe",
-    "load_tokenizer",
     "prepare",
-    "read_nifti",
-    "recipe_names",
-    "reconstruct",
-    "train_decoder",
     "train_generator",
-    "train_masks",
-    "train_prior",
     "train_tokenizer",
-    "write_nifti",
 ]
 
 _HOMES = {
-    "config": ("Recipe",),
+    "api.evaluation": ("evaluate",),
+    "api.model": ("GeneratedSample", "Model", "load"),
     "data.check": ("check",),
     "data.dataset": ("PreparedData",),
     "data.prepare": ("prepare",),
-    "inference.anomaly": ("anomaly",),
-    "inference.generate": ("generate",),
-    "inference.inpaint": ("inpaint",),
-    "inference.reconstruct": (
-        "decode",
-        "encode",
-        "reconstruct",
-    ),
-    "io.nifti": (
-        "read_nifti",
-        "write_nifti",
-    ),
+    "io.tokens": ("TokenFile",),
     "io.volume": ("Volume",),
-    "models.checkpoint": (
-        "LoadedPrior",
-        "LoadedTokenizer",
-        "load_prior",
-        "load_tokenizer",
-    ),
-    "models.tokenizer": ("Tokenizer",),
-    "recipes": (
-        "load_recipe",
-        "recipe_names",
-    ),
-    "training.generator": (
-        "train_decoder",
-        "train_generator",
-        "train_masks",
-        "train_prior",
-    ),
+    "recipes": ("load_recipe",),
+    "training.generator": ("train_generator",),
     "training.run": ("TrainingOptions",),
     "training.tokenizer": ("train_tokenizer",),
 }

@@ -81,7 +81,7 @@ def test_a_slice_does_not_depend_on_the_others_of_its_volume(trained, masks, tmp
 
 def test_an_interrupted_set_resumes_and_another_request_is_refused(trained, masks, tmp_path, monkeypatch):
     generate_for_masks(trained.run, masks, tmp_path / "whole", request(count=2), **CPU)
-    draw = from_masks._draw
+    draw = from_masks.draw_for_mask
     calls: list[Any] = []
 
     def stopped(*arguments):
@@ -90,7 +90,7 @@ def test_an_interrupted_set_resumes_and_another_request_is_refused(trained, mask
         calls.append(arguments)
         return draw(*arguments)
 
-    monkeypatch.setattr(from_masks, "_draw", stopped)
+    monkeypatch.setattr(from_masks, "draw_for_mask", stopped)
     with pytest.raises(KeyboardInterrupt):
         generate_for_masks(trained.run, masks, tmp_path / "parts", request(count=2), **CPU)
     assert not (tmp_path / "parts").exists()

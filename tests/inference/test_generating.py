@@ -416,11 +416,11 @@ def test_only_one_group_is_held_at_a_time(trained, tmp_path, monkeypatch):
     held, most = [], []
     whole = generating._write_samples
 
-    def watch(out, samples, slices, kind):
-        held.append(weakref.ref(slices.images))
+    def watch(out, group, kind):
+        held.append(weakref.ref(group.slices.images))
         gc.collect()
         most.append(sum(one() is not None for one in held))
-        whole(out, samples, slices, kind)
+        whole(out, group, kind)
 
     drawn_groups(monkeypatch, size=1)
     monkeypatch.setattr(generating, "_write_samples", watch)

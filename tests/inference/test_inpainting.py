@@ -23,10 +23,11 @@ from slicebook.inference.inpaint import (
     inpaint,
     positions,
     redrawn_tokens,
+    region_of,
     slice_seed,
 )
 from slicebook.inference.volumes import Stack, read_single
-from slicebook.io.nifti import read_nifti
+from slicebook.io.nifti import read_labels, read_nifti
 from slicebook.models import sampling
 from slicebook.models.checkpoint import load_prior
 from slicebook.models.sampling import SamplingSettings
@@ -174,7 +175,7 @@ def test_the_decoder_continues_what_lies_outside_the_region(
     assert seeds == [slice_seed(4, 0), slice_seed(4, 1)]
     assert steps == QUICK.decoder_steps
     stack = Stack.of(read_single(files[0]))
-    region = inpainting._read_region(files[1], files[0], stack)[:2]
+    region = region_of(read_labels(files[1]), stack, "mask", "image")[:2]
     assert surroundings.kept[:, 0].numpy().tolist() == (~region).tolist()
     shown = surroundings.images[:, 0].numpy()
     np.testing.assert_array_equal(shown[~region], stack.slices[:2][~region])
@@ -226,7 +227,7 @@ def test_tokens_outside_the_region_are_those_of_the_filled_slice(
     assert (given[:, layout.slice_of(0)] == layout.stages[0].size).all()  # no mask is known
     assert asked["conditions"].position.tolist() == [0.0, 0.5]
     tokenizer, slices = load_prior(trained.run).tokenizer, Stack.of(read_single(files[0])).slices
-    region = inpainting._read_region(files[1], files[0], Stack.of(read_single(files[0])))
+    region = region_of(read_labels(files[1]), Stack.of(read_single(files[0])), "mask", "image")
     filled = np.stack([fill(slices[index], region[index]) for index in (0, 1)])
     assert given.equal(tokenizer.encode(torch.from_numpy(filled)[:, None]))
 

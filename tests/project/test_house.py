@@ -72,35 +72,22 @@ def test_public_names_are_exactly_these():
         "CheckpointError",
         "ConfigError",
         "DataError",
-        "LoadedPrior",
-        "LoadedTokenizer",
+        "GeneratedSample",
+        "Model",
         "PreparedData",
-        "Recipe",
         "ShapeError",
         "SlicebookError",
-        "Tokenizer",
+        "TokenFile",
         "TrainingOptions",
         "Volume",
         "__version__",
-        "anomaly",
         "check",
-        "decode",
-        "encode",
-        "generate",
-        "inpaint",
-        "load_prior",
+        "evaluate",
+        "load",
         "load_recipe",
-        "load_tokenizer",
         "prepare",
-        "read_nifti",
-        "recipe_names",
-        "reconstruct",
-        "train_decoder",
         "train_generator",
-        "train_masks",
-        "train_prior",
         "train_tokenizer",
-        "write_nifti",
     ]
 
 
@@ -116,6 +103,12 @@ def test_the_command_line_loads_nothing_heavy():
     assert not {"torch", "numpy", "matplotlib", "nibabel", "pydicom", "pydantic", "skimage"} & set(
         loaded.split()
     )
+
+
+def test_the_package_loads_nothing_heavy():
+    loaded = python("-c", "import sys, slicebook; print(*{name.split('.')[0] for name in sys.modules})")
+    assert "slicebook" in loaded.split()
+    assert not {"torch", "numpy", "matplotlib", "nibabel", "pydantic", "typer"} & set(loaded.split())
 
 
 @pytest.mark.parametrize("option", ["--help", "--version"])

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
+import slicebook
+
 ROOT = Path(__file__).parents[2]
 FORMS = sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"))
 OWN_HOSTS = {"github.com"}
@@ -36,6 +38,14 @@ def test_the_lowest_constraints_are_those_of_pyproject() -> None:
     script = ROOT / "scripts" / "lowest_constraints.py"
     printed = subprocess.run([sys.executable, script], check=True, capture_output=True, text=True).stdout
     assert read("constraints-lowest.txt") == printed, "run scripts/lowest_constraints.py"
+
+
+def test_the_api_reference_is_that_of_the_docstrings() -> None:
+    script = ROOT / "scripts" / "api_reference.py"
+    printed = subprocess.run([sys.executable, script], check=True, capture_output=True, text=True).stdout
+    assert read("docs", "api.md") == printed, "run scripts/api_reference.py"
+    missing = [name for name in slicebook.__all__ if f"`slicebook.{name}`" not in printed]
+    assert missing == ["__version__"]
 
 
 @pytest.mark.parametrize(

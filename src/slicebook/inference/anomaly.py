@@ -24,6 +24,7 @@ from slicebook.models.prior import likelihood
 from slicebook.models.sequence import SequenceLayout
 from slicebook.visualization import contact_sheet
 
+DESCRIPTION = "Slicebook: nats per pixel"  # in every file's header
 COLDEST, HOTTEST = 0.8, 0.998  # quantiles of a volume's map that a heatmap shows as 0 and as 1
 
 
@@ -84,7 +85,7 @@ def anomaly(
         )
         folder.mkdir(parents=True, exist_ok=True)
         maps = scores.maps.numpy()
-        stack.write_values(folder / f"{name}.nii.gz", maps, "Slicebook: nats per pixel")
+        stack.volume_of_values(maps, DESCRIPTION).write(folder / f"{name}.nii.gz")
         pixels = stack.size[0] * stack.size[1]
         bits = (scores.nats / math.log(2) / pixels).tolist()
         _write_scores(folder / f"{name}.csv", scores, bits)

@@ -8,13 +8,13 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32, Shaped, UInt8
 
 from slicebook.data.transforms import IntensityMap
 from slicebook.devices import choose_device
@@ -24,7 +24,7 @@ from slicebook.inference.inpaint import positions, slice_seed
 from slicebook.inference.synthesis import check_class, check_seeds, choose_sampling_precision, render
 from slicebook.io.atomic import put_in_place, write_csv, write_text
 from slicebook.io.discovery import find_files, nifti_stem
-from slicebook.io.nifti import read_labels, read_nifti, write_nifti
+from slicebook.io.nifti import read_labels, read_nifti
 from slicebook.io.volume import (
     Orientation,
     Plane,
@@ -118,7 +118,7 @@ def generate_for_masks(
         DataError: A mask has labels that the prior does not know; there is no mask; or `out` is not empty.
     """
     request = request or MaskRequest()
-    _check(request)
+    check_mask_request(request)
     loaded, files = load_prior(model, choose_device(device)), _mask_files(Path(masks))
     if loaded.tokenizer.masks is None:
         raise ConfigError(f"{loaded.path}: was trained without masks; use a model that models masks")
@@ -139,7 +139,8 @@ def generate_for_masks(
     return FromMasksSummary(Path(out), len(files), len(rows), sum(row.slices for row in rows))
 
 
-def _check(request: MaskRequest) -> None:
+def check_mask_request(request: MaskRequest) -> None:
+    """Refuse arguments that no prior could take."""
     if request.count < 1:
         raise ConfigError(f"{request.count} volumes per mask: wanted 1 or more")
     if request.position is not None and not 0 <= request.position <= 1:
@@ -159,12 +160,14 @@ def _write_volumes(
     rows: list[_Row] = []
     panels: list[UInt8[np.ndarray, "rows w 3"]] = []
     for name, path in files.items():
-        mask = _Mask.read(path, request.plane, loaded)
+        mask = GivenMask.of(read_labels(path), loaded, request.plane, str(path))
         for number in range(request.count):
             row = _Row(f"{name}-{number:03}", name, request.seed + number, len(mask.slices))
             file = folder / "images" / f"{row.name}.nii.gz"
             if not file.is_file():
-                mask.write(file, _draw(loaded, mask, row.seed, request, precision), loaded)
+                image, labels = draw_for_mask(loaded, mask, row.seed, request, precision)
+                labels.write(file.with_name(f"{row.name}_mask.nii.gz"))
+                image.write(file)  # last: where it is, both are complete
             if len(panels) < SHEET:
                 panels.append(_panel(mask, file))
             rows.append(row)
@@ -175,7 +178,7 @@ def _write_volumes(
 
 
 @dataclass(frozen=True)
-class _Mask:
+class GivenMask:
     """A mask as slices of labels, with its geometry."""
 
     volume: Volume
@@ -183,14 +186,26 @@ class _Mask:
     slices: UInt8[np.ndarray, "n h w"]
 
     @classmethod
-    def read(cls, path: Path, plane: Plane | None, loaded: LoadedPrior) -> _Mask:
-        volume = read_labels(path)
-        assert loaded.tokenizer.masks is not None
+    def of(cls, volume: Volume, loaded: LoadedPrior, plane: Plane | None, where: str) -> GivenMask:
+        """Slice a mask.
+
+        Args:
+            volume: Labels.
+            loaded: The prior.
+            plane: Slice orientation; the acquired one by default.
+            where: What the message of an error names.
+
+        Raises:
+            ConfigError: The prior does not model masks.
+            DataError: It has labels that the prior does not know.
+        """
+        if loaded.tokenizer.masks is None:
+            raise ConfigError(f"{loaded.path}: was trained without masks; use a model that models masks")
         values = loaded.tokenizer.masks.config.label_values
         try:
             check_labels(np.unique(volume.array).astype(int).tolist(), values)
         except DataError as error:
-            raise DataError(f"{path}: {error}") from error
+            raise DataError(f"{where}: {error}") from error
         orientation = orientation_of(volume, plane)
         slices = np.ascontiguousarray(to_slices(volume.array.astype(np.uint8), orientation))
         return cls(volume, orientation, slices)
@@ -201,14 +216,10 @@ class _Mask:
         _, row_mm, column_mm = slice_spacing(self.volume, self.orientation)
         return row_mm / column_mm
 
-    def write(self, file: Path, images: Float32[np.ndarray, "n h w"], loaded: LoadedPrior) -> None:
-        """Write slices in [-1, 1] beside the mask, the image last: where it is, both are complete."""
-        kind = loaded.info.slices[0]
-        values = IntensityMap(kind.low, kind.high).inverse(images)
-        labels = file.with_name(file.name.replace(".nii.gz", "_mask.nii.gz"))
-        for path, slices in ((labels, self.slices), (file, values)):
-            array = np.ascontiguousarray(from_slices(slices, self.orientation))
-            write_nifti(path, array, self.volume, description=DESCRIPTION)
+    def volume_of(self, slices: Shaped[np.ndarray, "n h w"]) -> Volume:
+        """Return slices as a volume in the geometry of the mask."""
+        array = np.ascontiguousarray(from_slices(slices, self.orientation))
+        return replace(self.volume, array=array, description=DESCRIPTION)
 
 
 def _mask_files(masks: Path) -> dict[str, Path]:
@@ -226,16 +237,26 @@ def _mask_files(masks: Path) -> dict[str, Path]:
     return files
 
 
-def _draw(
-    loaded: LoadedPrior, mask: _Mask, seed: int, request: MaskRequest, precision: str
-) -> Float32[np.ndarray, "n h w"]:
-    """Return one slice for each slice of a mask."""
+def draw_for_mask(
+    loaded: LoadedPrior, mask: GivenMask, seed: int, request: MaskRequest, precision: str
+) -> tuple[Volume, Volume]:
+    """Return a volume with one slice for each slice of a mask, and the mask.
+
+    Args:
+        loaded: The prior.
+        mask: The mask.
+        seed: Seed of the volume.
+        request: Conditions and settings.
+        precision: Precision of sampling.
+    """
     images = [_draw_part(loaded, mask, rows, seed, request, precision) for rows in _parts(len(mask.slices))]
-    return np.concatenate(images)
+    kind = loaded.info.slices[0]
+    values = IntensityMap(kind.low, kind.high).inverse(np.concatenate(images))
+    return mask.volume_of(values), mask.volume_of(mask.slices)
 
 
 def _draw_part(
-    loaded: LoadedPrior, mask: _Mask, rows: list[int], seed: int, request: MaskRequest, precision: str
+    loaded: LoadedPrior, mask: GivenMask, rows: list[int], seed: int, request: MaskRequest, precision: str
 ) -> Float32[np.ndarray, "n h w"]:
     device = next(loaded.prior.parameters()).device
     labels = torch.from_numpy(mask.slices[rows])
@@ -271,7 +292,7 @@ def _parts(count: int) -> Iterator[list[int]]:
         yield list(range(start, min(start + BATCH, count)))
 
 
-def _panel(mask: _Mask, file: Path) -> UInt8[np.ndarray, "rows w 3"]:
+def _panel(mask: GivenMask, file: Path) -> UInt8[np.ndarray, "rows w 3"]:
     """Return the slice with the most labelled pixels, plain and tinted by its mask, side by side."""
     index = int((mask.slices > 0).sum((1, 2)).argmax())
     image = to_slices(read_nifti(file).array, mask.orientation)[index]

@@ -7,13 +7,13 @@ request and a record of each finished group, so that the same command resumes af
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Int64, Shaped
 from matplotlib.image import imread
 from torch import Tensor
 
@@ -31,8 +31,8 @@ from slicebook.inference.synthesis import (
     render,
 )
 from slicebook.io.atomic import write_csv, write_text
-from slicebook.io.nifti import write_nifti
-from slicebook.io.volume import Volume, from_slices, orientation_of
+from slicebook.io.nifti import header_for
+from slicebook.io.volume import Volume
 from slicebook.models.checkpoint import LoadedPrior, load_prior
 from slicebook.models.sampling import SAMPLING_BATCH, SamplingSettings
 from slicebook.models.sequence import DecodedSlices
@@ -121,25 +121,40 @@ def generate(
             `out`.partial holds samples of other settings.
         DataError: `out` is not empty, or the disk is too small.
     """
-    _check_arguments(count, seed, position, group, conditional)
+    check_arguments(count, seed, position, group, conditional)
     loaded = load_prior(model, choose_device(device))
-    kind = _kind(loaded, size)
-    check_class(loaded, group)
-    settings = settings or SamplingSettings()
-    request = SamplingRequest((kind.rows, kind.columns), settings, group, conditional, position)
     if precision == "auto":
         precision = earlier_request(Path(out)).get("precision", "auto")
-    task = _Task(loaded, kind, request, count, seed, choose_sampling_precision(loaded, precision))
+    task = GenerationTask.of(
+        loaded,
+        count=count,
+        seed=seed,
+        position=position,
+        group=group,
+        conditional=conditional,
+        size=size,
+        settings=settings,
+        precision=precision,
+    )
     folder = SampleFolder(Path(out), task.record())
     folder.refuse_full()
-    texts = release_check(loaded, request) if release_check else {}
+    texts = release_check(loaded, task.request) if release_check else {}
     _write_set(task, folder, texts, progress)
-    return GenerateSummary(Path(out), count, request.size, loaded.tokenizer.masks is not None)
+    return GenerateSummary(Path(out), count, task.request.size, loaded.tokenizer.masks is not None)
 
 
 @dataclass(frozen=True)
-class _Task:
-    """The samples to generate, and the model."""
+class GenerationTask:
+    """The samples to generate, and the model.
+
+    Attributes:
+        loaded: The model.
+        kind: Size, spacing and intensities of the slices.
+        request: What the samples share.
+        count: Number of samples.
+        seed: Seed of the first sample; sample i has seed + i.
+        precision: Precision of sampling.
+    """
 
     loaded: LoadedPrior
     kind: SliceKind
@@ -147,6 +162,37 @@ class _Task:
     count: int
     seed: int
     precision: str
+
+    @classmethod
+    def of(
+        cls,
+        loaded: LoadedPrior,
+        *,
+        count: int,
+        seed: int,
+        position: float | None,
+        group: str | None,
+        conditional: bool,
+        size: tuple[int, int] | None,
+        settings: SamplingSettings | None,
+        precision: str,
+    ) -> GenerationTask:
+        """Check the arguments of `generate`, and fill in their defaults.
+
+        Raises:
+            ConfigError: A size or class that the prior was not trained on, or a setting out of range.
+        """
+        check_arguments(count, seed, position, group, conditional)
+        kind = _kind(loaded, size)
+        check_class(loaded, group)
+        settings = settings or SamplingSettings()
+        request = SamplingRequest((kind.rows, kind.columns), settings, group, conditional, position)
+        return cls(loaded, kind, request, count, seed, choose_sampling_precision(loaded, precision))
+
+    def groups(self, first: int = 0) -> Iterator[SampleGroup]:
+        """Draw the samples from number `first` on, in groups of 16."""
+        for start in range(first, self.count, SAMPLING_BATCH):
+            yield _draw_group(self, start)
 
     def record(self) -> dict[str, Any]:
         """Return all that the samples depend on, as JSON values."""
@@ -167,7 +213,7 @@ class _Task:
 
 
 def _write_set(
-    task: _Task,
+    task: GenerationTask,
     folder: SampleFolder,
     texts: Mapping[str, str],
     progress: Callable[[int, int], None] | None,
@@ -175,14 +221,13 @@ def _write_set(
     """Write all samples that are not written yet, then the rest."""
     kind, count = task.kind, task.count
     folder.open(kind, count, SAMPLING_BATCH)
-    for first in range(folder.groups * SAMPLING_BATCH, count, SAMPLING_BATCH):
-        samples, slices, tokens = _draw_group(task, first)
-        _write_samples(folder.set, samples, slices, kind)
-        if first == 0:
-            _draw_levels(folder.set, slices, tokens, kind, task.loaded)
-        folder.finish_group(samples)
+    for group in task.groups(folder.groups * SAMPLING_BATCH):
+        _write_samples(folder.set, group, kind)
+        if group.first == 0:
+            _draw_levels(folder.set, group, kind, task.loaded)
+        folder.finish_group(group.samples)
         if progress:
-            progress(min(first + SAMPLING_BATCH, count), count)
+            progress(group.first + len(group.samples), count)
     samples = folder.samples()
     _draw_sheets(folder.set, samples, kind)
     _write_lists(folder.set, samples, task)
@@ -191,9 +236,10 @@ def _write_set(
     folder.finish()
 
 
-def _check_arguments(
+def check_arguments(
     count: int, seed: int, position: float | None, group: str | None, conditional: bool
 ) -> None:
+    """Refuse arguments that no prior could take."""
     if count < 1:
         raise ConfigError(f"{count} samples: wanted 1 or more")
     check_seeds(seed, count)
@@ -203,8 +249,24 @@ def _check_arguments(
         raise ConfigError(f"position {position:g}: wanted a position in the volume, from 0 to 1")
 
 
-def _draw_group(task: _Task, first: int) -> tuple[list[Sample], DecodedSlices, Int64[Tensor, "b n"]]:
-    """Draw at most 16 samples; return their manifest rows, slices and tokens."""
+@dataclass(frozen=True)
+class SampleGroup:
+    """At most 16 samples.
+
+    Attributes:
+        first: Number of the first of them.
+        samples: Their rows in the manifest.
+        slices: Images in [-1, 1], and masks.
+        tokens: Their token sequences.
+    """
+
+    first: int
+    samples: list[Sample]
+    slices: DecodedSlices
+    tokens: Int64[Tensor, "b n"]
+
+
+def _draw_group(task: GenerationTask, first: int) -> SampleGroup:
     loaded, request = task.loaded, task.request
     seeds = [task.seed + index for index in range(first, min(first + SAMPLING_BATCH, task.count))]
     positions = None
@@ -229,7 +291,7 @@ def _draw_group(task: _Task, first: int) -> tuple[list[Sample], DecodedSlices, I
         )
         for index, seed in enumerate(seeds)
     ]
-    return samples, slices, tokens
+    return SampleGroup(first, samples, slices, tokens)
 
 
 def _kind(loaded: LoadedPrior, size: tuple[int, int] | None) -> SliceKind:
@@ -247,43 +309,41 @@ def _position(seed: int) -> float:
     return float(np.random.default_rng([seed, 1]).random())
 
 
-def _affine(kind: SliceKind) -> np.ndarray:
-    """Voxels to millimetres: axial, left-right first, the slice's centre at the origin."""
-    affine = np.diag([kind.column_mm, kind.row_mm, SLICE_MM, 1.0])
-    affine[:2, 3] = -np.array([kind.column_mm * (kind.columns - 1), kind.row_mm * (kind.rows - 1)]) / 2
-    return affine
+def sample_volumes(slices: DecodedSlices, index: int, kind: SliceKind) -> tuple[Volume, Volume | None]:
+    """Return one sample as volumes of a single slice: the image and the mask."""
+    spacing = (SLICE_MM, kind.row_mm, kind.column_mm)
+
+    def volume(slices: Shaped[np.ndarray, "1 h w"]) -> Volume:
+        made = Volume.from_slices(slices, spacing)
+        return replace(made, geometry=header_for(made.array.shape, made.affine), description=DESCRIPTION)
+
+    image = volume(IntensityMap(kind.low, kind.high).inverse(slices.images[index].numpy()))
+    return image, None if slices.masks is None else volume(slices.masks[index : index + 1].numpy())
 
 
-def _write_samples(out: Path, samples: list[Sample], slices: DecodedSlices, kind: SliceKind) -> None:
+def _write_samples(out: Path, group: SampleGroup, kind: SliceKind) -> None:
     """Write each sample's volume, its mask, and a picture of both."""
-    affine, intensity, aspect = _affine(kind), IntensityMap(kind.low, kind.high), kind.row_mm / kind.column_mm
-    blank = np.zeros((kind.columns, kind.rows, 1), dtype=np.float32)
-    orientation = orientation_of(Volume(blank, affine, blank.shape), None)
-    for index, sample in enumerate(samples):
-        image = slices.images[index].numpy()
-        array = np.ascontiguousarray(from_slices(intensity.inverse(image), orientation))
-        write_nifti(out / "images" / f"{sample.name}.nii.gz", array, affine=affine, description=DESCRIPTION)
-        panels = [contact_sheet.gray(image[0], aspect)]
-        if slices.masks is not None:
-            labels = slices.masks[index : index + 1].numpy()
-            array = np.ascontiguousarray(from_slices(labels, orientation))
-            path = out / "images" / f"{sample.name}_mask.nii.gz"
-            write_nifti(path, array, affine=affine, description=DESCRIPTION)
-            panels.append(contact_sheet.tinted(image[0], labels[0], aspect))
+    aspect = kind.row_mm / kind.column_mm
+    for index, sample in enumerate(group.samples):
+        image, mask = sample_volumes(group.slices, index, kind)
+        shown = group.slices.images[index, 0].numpy()
+        image.write(out / "images" / f"{sample.name}.nii.gz")
+        panels = [contact_sheet.gray(shown, aspect)]
+        if mask is not None and group.slices.masks is not None:
+            mask.write(out / "images" / f"{sample.name}_mask.nii.gz")
+            panels.append(contact_sheet.tinted(shown, group.slices.masks[index].numpy(), aspect))
         contact_sheet.write_sheet(panels, out / "pictures" / f"{sample.name}.png", columns=len(panels))
 
 
-def _draw_levels(
-    out: Path, slices: DecodedSlices, tokens: Tensor, kind: SliceKind, loaded: LoadedPrior
-) -> None:
+def _draw_levels(out: Path, group: SampleGroup, kind: SliceKind, loaded: LoadedPrior) -> None:
     """Draw a few samples decoded level by level."""
-    first = tokens[:LEVELS_SHOWN]
+    first = group.tokens[:LEVELS_SHOWN]
     partials = [
         decode_pages(loaded, first, (kind.rows, kind.columns), levels=levels).images[:, 0]
         for levels in range(1, loaded.tokenizer.images.levels + 1)
     ]
     figures.levels(
-        list(slices.images[: len(first), 0].numpy()),
+        list(group.slices.images[: len(first), 0].numpy()),
         [list(images) for images in partials],
         out / "levels.png",
         aspect=kind.row_mm / kind.column_mm,
@@ -304,7 +364,7 @@ def _draw_sheets(out: Path, samples: list[Sample], kind: SliceKind) -> None:
         contact_sheet.write_sheet([picture[:, start:] for picture in shown], out / "sheet-masks.png")
 
 
-def _write_lists(out: Path, samples: list[Sample], task: _Task) -> None:
+def _write_lists(out: Path, samples: list[Sample], task: GenerationTask) -> None:
     """Write the manifest, and the record of the whole set."""
     write_csv(out / "manifest.csv", [asdict(sample) for sample in samples])
     info = task.loaded.info

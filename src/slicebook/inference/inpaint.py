@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +19,8 @@ from slicebook.inference.generate import DESCRIPTION
 from slicebook.inference.synthesis import Surroundings, check_seeds, choose_sampling_precision, render
 from slicebook.inference.volumes import Stack, read_single, spare_originals
 from slicebook.io.atomic import write_csv
-from slicebook.io.nifti import read_labels, write_nifti
-from slicebook.io.volume import Plane, from_slices, to_slices
+from slicebook.io.nifti import read_labels
+from slicebook.io.volume import Plane, Volume, from_slices, to_slices
 from slicebook.models.checkpoint import LoadedPrior, load_prior
 from slicebook.models.conditions import Conditions
 from slicebook.models.sampling import SamplingSettings, sample
@@ -111,25 +111,25 @@ def inpaint(
     loaded, folder = load_prior(model, choose_device(device)), Path(out)
     spare_originals(Path(image), folder)
     stack = Stack.of(read_single(image, plane), plane)
-    region = _read_region(mask, image, stack)
-    task = _make_task(loaded, stack, region, choose_sampling_precision(loaded, precision))
+    region = region_of(read_labels(mask), stack, str(mask), str(image))
+    task = InpaintTask.of(loaded, stack, region, choose_sampling_precision(loaded, precision))
     folder.mkdir(parents=True, exist_ok=True)
     seams: list[Seam] = []
     for number in range(count):
-        seeds = [slice_seed(seed + number, index) for index in task.chosen]
-        after = _inpaint_once(loaded, task, seeds, settings or SamplingSettings(), progress)
+        seeds = task.seeds(seed + number)
+        after = inpaint_once(loaded, task, seeds, settings or SamplingSettings(), progress)
         seams += [
             _seam(number, index, token_seed, after[index], task.region[index])
             for index, token_seed in zip(task.chosen, seeds, strict=True)
         ]
-        _write(folder, number, stack, task.region, after, task.chosen)
+        _write(folder, number, task, after)
     write_csv(folder / "seams.csv", [asdict(seam) for seam in seams])
     ratio = sum(seam.jump for seam in seams) / max(sum(seam.usual for seam in seams), 1e-9)
     return InpaintSummary(folder, count, len(task.chosen), int(task.region.sum()), ratio)
 
 
 @dataclass(frozen=True)
-class _Task:
+class InpaintTask:
     """What is inpainted.
 
     Attributes:
@@ -152,24 +152,36 @@ class _Task:
     conditions: Conditions
     precision: str
 
+    @classmethod
+    def of(
+        cls, loaded: LoadedPrior, stack: Stack, region: Bool[np.ndarray, "slices h w"], precision: str
+    ) -> InpaintTask:
+        """Fill the region, encode the slices that it touches, and choose the tokens to resample."""
+        device = next(loaded.prior.parameters()).device
+        chosen = [index for index in range(len(region)) if region[index].any()]
+        filled = np.stack([fill(stack.slices[index], region[index]) for index in chosen])
+        images, inside = torch.from_numpy(filled)[:, None], torch.from_numpy(region[chosen])[:, None]
+        parts = [loaded.tokenizer.encode(part.to(device)).cpu() for part in torch.split(images, 32)]
+        layout = loaded.tokenizer.layout(stack.size)
+        anew = redrawn_tokens(layout, loaded.tokenizer.images.pad(inside.float()))
+        where = positions(chosen, len(stack.slices))
+        return cls(stack, region, chosen, filled, torch.cat(parts), ~anew, where, precision)
 
-def _make_task(
-    loaded: LoadedPrior, stack: Stack, region: Bool[np.ndarray, "slices h w"], precision: str
-) -> _Task:
-    """Fill the region, encode the slices that it touches, and choose the tokens to resample."""
-    device = next(loaded.prior.parameters()).device
-    chosen = [index for index in range(len(region)) if region[index].any()]
-    filled = np.stack([fill(stack.slices[index], region[index]) for index in chosen])
-    images, inside = torch.from_numpy(filled)[:, None], torch.from_numpy(region[chosen])[:, None]
-    tokens = torch.cat([loaded.tokenizer.encode(part.to(device)).cpu() for part in torch.split(images, 32)])
-    anew = redrawn_tokens(loaded.tokenizer.layout(stack.size), loaded.tokenizer.images.pad(inside.float()))
-    where = positions(chosen, len(stack.slices))
-    return _Task(stack, region, chosen, filled, tokens, ~anew, where, precision)
+    def seeds(self, seed: int) -> list[int]:
+        """Return the seed of each chosen slice, of the sample with a seed."""
+        return [slice_seed(seed, index) for index in self.chosen]
+
+    def volume_of(self, after: Float32[np.ndarray, "slices h w"]) -> Volume:
+        """Return the volume after inpainting: outside the region, every voxel keeps its exact value."""
+        stack = self.stack
+        inside = np.ascontiguousarray(from_slices(self.region, stack.orientation))
+        new = stack.volume_of(after, DESCRIPTION)
+        return replace(new, array=np.where(inside, new.array, stack.volume.array))
 
 
-def _inpaint_once(
+def inpaint_once(
     loaded: LoadedPrior,
-    task: _Task,
+    task: InpaintTask,
     seeds: list[int],
     settings: SamplingSettings,
     progress: Callable[[int, int], None] | None,
@@ -254,8 +266,18 @@ def positions(chosen: list[int], slices: int) -> Conditions:
     return Conditions(torch.tensor(chosen, dtype=torch.float32) / (slices - 1), unknown.group)
 
 
-def _read_region(mask: str | Path, image: str | Path, stack: Stack) -> Bool[np.ndarray, "n h w"]:
-    labels = read_labels(mask)
+def region_of(labels: Volume, stack: Stack, mask: str, image: str) -> Bool[np.ndarray, "n h w"]:
+    """Return where a mask is not 0, as slices of the image.
+
+    Args:
+        labels: The mask.
+        stack: The image.
+        mask: What the message of an error calls the mask.
+        image: What it calls the image.
+
+    Raises:
+        DataError: The mask has another shape or affine, or is empty.
+    """
     if labels.array.shape != stack.volume.array.shape:
         raise DataError(
             f"{mask}: its shape is {labels.array.shape}, that of {image} {stack.volume.array.shape}; "
@@ -293,21 +315,11 @@ def _seam(
     )
 
 
-def _write(
-    folder: Path,
-    number: int,
-    stack: Stack,
-    region: Bool[np.ndarray, "n h w"],
-    after: Float32[np.ndarray, "n h w"],
-    chosen: list[int],
-) -> None:
-    inside = np.ascontiguousarray(from_slices(region, stack.orientation))
-    new = np.ascontiguousarray(from_slices(stack.intensity.inverse(after), stack.orientation))
-    array = np.where(inside, new, stack.volume.array)
-    name = f"sample-{number:02}"
-    write_nifti(folder / f"{name}.nii.gz", array, stack.volume, description=DESCRIPTION)
-    for index in chosen:
-        before, mask = stack.slices[index], region[index].astype(np.uint8)
+def _write(folder: Path, number: int, task: InpaintTask, after: Float32[np.ndarray, "n h w"]) -> None:
+    name, stack = f"sample-{number:02}", task.stack
+    task.volume_of(after).write(folder / f"{name}.nii.gz")
+    for index in task.chosen:
+        before, mask = stack.slices[index], task.region[index].astype(np.uint8)
         panels = [
             contact_sheet.gray(before, stack.aspect),
             contact_sheet.tinted(before, mask, stack.aspect),

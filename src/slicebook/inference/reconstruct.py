@@ -19,7 +19,6 @@ from slicebook.devices import choose_device
 from slicebook.errors import CheckpointError, ShapeError
 from slicebook.inference.volumes import Stack, list_volumes, read_single, spare_originals
 from slicebook.io.atomic import write_csv
-from slicebook.io.nifti import write_nifti
 from slicebook.io.tokens import TokenFile
 from slicebook.io.volume import Orientation, Plane, Volume, from_slices
 from slicebook.metrics.image_quality import SMALLEST_SIDE, scores
@@ -28,6 +27,7 @@ from slicebook.models.tokenizer import Tokenizer
 from slicebook.visualization import contact_sheet
 
 BATCH = 16
+DESCRIPTION = "Slicebook reconstruction"  # in every file's header
 
 
 @dataclass(frozen=True)
@@ -104,12 +104,10 @@ def reconstruct(
     for listed in list_volumes(source, plane):
         name, stack = listed.name, Stack.of(listed.read(), plane)
         _check_sides(name, stack.size)
-        drawn = np.concatenate(
-            [part.numpy() for part in _passes(loaded.tokenizer, stack.slices)], dtype=np.float32
-        )
+        drawn = reconstruct_slices(loaded.tokenizer, stack.slices)
         folder.mkdir(parents=True, exist_ok=True)
         output = folder / f"{name}.nii.gz"
-        stack.write(output, drawn, "Slicebook reconstruction")
+        stack.volume_of(drawn, DESCRIPTION).write(output)
         volumes.append(_score(name, output, stack, drawn, loaded.tokenizer))
         if pictures:
             _write_pairs(folder / name, stack, drawn)
@@ -134,12 +132,18 @@ def encode(
         DataError: The source is not one readable volume, or `out` cannot be written.
     """
     loaded = load_tokenizer(model, choose_device(device))
-    stack = Stack.of(read_single(source, plane), plane)
+    tokens = encode_stack(loaded, Stack.of(read_single(source, plane), plane))
+    tokens.write(out)
+    return _token_summary(Path(out), tokens, loaded)
+
+
+def encode_stack(loaded: LoadedTokenizer, stack: Stack) -> TokenFile:
+    """Return the tokens of a volume, with its geometry and the hash of the model."""
     grids = zip(
         *(loaded.tokenizer.encode(batch) for batch in _batches(loaded.tokenizer, stack.slices)), strict=True
     )
     geometry = stack.volume.geometry
-    tokens = TokenFile(
+    return TokenFile(
         tokens=tuple(torch.cat(level).cpu().numpy().astype(np.uint16) for level in grids),
         size=stack.size,
         codebook_hash=loaded.codebook_hash,
@@ -151,8 +155,6 @@ def encode(
         shape_on_disk=stack.volume.shape_on_disk,
         geometry=b"" if geometry is None else geometry.binaryblock,
     )
-    tokens.write(out)
-    return _token_summary(Path(out), tokens, loaded)
 
 
 def decode(model: str | Path, source: str | Path, out: str | Path, *, device: str = "auto") -> TokenSummary:
@@ -165,31 +167,49 @@ def decode(model: str | Path, source: str | Path, out: str | Path, *, device: st
     """
     loaded = load_tokenizer(model, choose_device(device))
     tokens = TokenFile.read(source)
+    volume = decode_tokens(loaded, tokens, str(source))
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    volume.write(out)
+    return _token_summary(Path(out), tokens, loaded)
+
+
+def decode_tokens(
+    loaded: LoadedTokenizer, tokens: TokenFile, where: str = "tokens", *, levels: int | None = None
+) -> Volume:
+    """Decode the tokens of a volume into a volume with its geometry and intensity scale.
+
+    Args:
+        loaded: The model that encoded the volume.
+        tokens: Its tokens.
+        where: What the message of an error names.
+        levels: Use only this many of the coarsest levels; the finer ones are set to their mean code.
+
+    Raises:
+        CheckpointError: Another model wrote the tokens.
+        ShapeError: The tokens do not fit the size of the slices, or there are not as many levels.
+    """
     if tokens.codebook_hash != loaded.codebook_hash:
         raise CheckpointError(
-            f"{source}: its tokens were written by model {tokens.codebook_hash[:12]}, this is "
+            f"{where}: its tokens were written by model {tokens.codebook_hash[:12]}, this is "
             f"{loaded.codebook_hash[:12]}; use the model that encoded them"
         )
-    count = len(tokens.tokens[0])
+    count, tokenizer = len(tokens.tokens[0]), loaded.tokenizer
+    if levels is not None and not 1 <= levels <= tokenizer.levels:
+        raise ShapeError(f"levels {levels}: wanted 1 to {tokenizer.levels}, as many as the tokenizer has")
     whole = [torch.from_numpy(grid.astype(np.int64)) for grid in tokens.tokens]
-    where = next(loaded.tokenizer.parameters()).device
-    try:
-        parts = [
-            loaded.tokenizer.decode([grid[i : i + BATCH].to(where) for grid in whole], tokens.size)[
-                :, 0
-            ].cpu()
-            for i in range(0, count, BATCH)
-        ]
-    except ShapeError as error:
-        raise ShapeError(f"{source}: {error}; encode the volume again") from error
-    intensity = IntensityMap(tokens.low, tokens.high)
+    device = next(tokenizer.parameters()).device
+    parts = []
+    for start in range(0, count, BATCH):
+        grids = [grid[start : start + BATCH].to(device) for grid in whole]
+        try:
+            part = tokenizer.decode(grids, tokens.size, levels=levels)
+        except ShapeError as error:
+            raise ShapeError(f"{where}: {error}; encode the volume again") from error
+        parts.append(part[:, 0].cpu())
     orientation = Orientation(tokens.axes, tokens.flips)
-    slices = intensity.inverse(torch.cat(parts).clamp(-1, 1).numpy())
+    slices = IntensityMap(tokens.low, tokens.high).inverse(torch.cat(parts).clamp(-1, 1).numpy())
     array = np.ascontiguousarray(from_slices(slices, orientation))
-    like = Volume(array, tokens.affine, tokens.shape_on_disk, tokens.header())
-    Path(out).parent.mkdir(parents=True, exist_ok=True)
-    write_nifti(out, array, like, description="Slicebook reconstruction")
-    return _token_summary(Path(out), tokens, loaded)
+    return Volume(array, tokens.affine, tokens.shape_on_disk, tokens.header(), DESCRIPTION)
 
 
 def _check_sides(name: str, size: tuple[int, int]) -> None:
@@ -206,11 +226,15 @@ def _batches(tokenizer: Tokenizer, slices: Float32[np.ndarray, "n h w"]) -> Iter
         yield torch.from_numpy(slices[start : start + BATCH])[:, None].to(device)
 
 
-def _passes(tokenizer: Tokenizer, slices: Float32[np.ndarray, "n h w"]) -> Iterator[torch.Tensor]:
-    """Reconstruct batch by batch, clipped to [-1, 1]."""
-    for batch in _batches(tokenizer, slices):
-        with torch.no_grad():
-            yield tokenizer(batch).images[:, 0].clamp(-1, 1).cpu()
+@torch.no_grad()
+def reconstruct_slices(
+    tokenizer: Tokenizer, slices: Float32[np.ndarray, "n h w"]
+) -> Float32[np.ndarray, "n h w"]:
+    """Encode and decode slices in [-1, 1], batch by batch; the result is clipped to [-1, 1]."""
+    parts = [
+        tokenizer(batch).images[:, 0].clamp(-1, 1).cpu().numpy() for batch in _batches(tokenizer, slices)
+    ]
+    return np.concatenate(parts, dtype=np.float32)
 
 
 def _score(

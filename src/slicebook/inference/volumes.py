@@ -19,7 +19,7 @@ from slicebook.errors import DataError
 from slicebook.io.dicom_file import is_dicom
 from slicebook.io.dicom_series import find_dicom_series, read_dicom_series
 from slicebook.io.discovery import find_files, first_names, nifti_stem
-from slicebook.io.nifti import read_nifti, write_nifti
+from slicebook.io.nifti import read_nifti
 from slicebook.io.volume import (
     Orientation,
     Plane,
@@ -47,8 +47,9 @@ class Stack:
     def of(cls, volume: Volume, plane: Plane | None = None) -> Stack:
         """Slice a volume in its acquired plane, or a NIfTI volume in `plane`."""
         orientation = orientation_of(volume, plane if volume.geometry is not None else None)
-        intensity = IntensityMap.fit(volume.array)
-        slices = np.ascontiguousarray(to_slices(intensity.forward(volume.array), orientation))
+        array = volume.array.astype(np.float32, copy=False)
+        intensity = IntensityMap.fit(array)
+        slices = np.ascontiguousarray(to_slices(intensity.forward(array), orientation))
         return cls(volume, orientation, intensity, slices)
 
     @property
@@ -62,14 +63,14 @@ class Stack:
         _, row_mm, column_mm = slice_spacing(self.volume, self.orientation)
         return row_mm / column_mm
 
-    def write(self, path: Path, slices: Float32[np.ndarray, "n h w"], description: str) -> None:
-        """Write slices in [-1, 1] with the geometry and intensity of this volume."""
-        self.write_values(path, self.intensity.inverse(slices), description)
+    def volume_of(self, slices: Float32[np.ndarray, "n h w"], description: str) -> Volume:
+        """Return slices in [-1, 1] as a volume with the geometry and intensity of this one."""
+        return self.volume_of_values(self.intensity.inverse(slices), description)
 
-    def write_values(self, path: Path, values: Float32[np.ndarray, "n h w"], description: str) -> None:
-        """Write values per pixel, such as a heatmap, with the geometry of this volume."""
+    def volume_of_values(self, values: Float32[np.ndarray, "n h w"], description: str) -> Volume:
+        """Return values per pixel, such as a heatmap, as a volume with the geometry of this one."""
         array = np.ascontiguousarray(from_slices(values, self.orientation))
-        write_nifti(path, array, self.volume, description=description)
+        return replace(self.volume, array=array, description=description)
 
 
 @dataclass(frozen=True)

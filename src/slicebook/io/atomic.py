@@ -113,6 +113,13 @@ def replacing(
                 partial.unlink(missing_ok=True)
 
 
+def refuse_full(path: str | Path) -> None:
+    """Raise `DataError` if a folder to be made has content, before a long work is done in vain."""
+    place = Path(path)
+    if place.exists() and (not place.is_dir() or any(place.iterdir())):
+        raise DataError(f"{path}: is not empty; choose another folder")
+
+
 @contextmanager
 def replacing_folder(path: str | Path, *, replace_content: bool = False) -> Iterator[Path]:
     """Yield a temporary folder beside `path`, which replaces it at the end.

@@ -24,7 +24,7 @@ from nibabel.spatialimages import HeaderDataError
 from slicebook.errors import DataError, ShapeError
 from slicebook.io.atomic import write_bytes
 from slicebook.io.limits import LIMITS, Limits
-from slicebook.io.volume import Volume, check_affine
+from slicebook.io.volume import Volume, check_affine, checked_values
 
 _INTENSITY_CODES = {2, 4, 8, 16, 64, 256, 512, 768, 1024, 1280}  # real integers and floats up to 64 bits
 _KIND_NAMES = {32: "complex", 1792: "complex", 2048: "complex", 128: "RGB colour", 2304: "RGBA colour"}
@@ -229,7 +229,56 @@ def as_labels(where: Path | str, volume: Volume) -> Volume:
     return Volume(labels, volume.affine, volume.shape_on_disk, volume.geometry)
 
 
-def _affine_of(path: Path, geometry: nib.Nifti1Header) -> Float64[np.ndarray, "4 4"]:
+def from_nibabel(image: nib.spatialimages.SpatialImage) -> Volume:
+    """Return an image of nibabel as a volume: of a NIfTI image, what `read_nifti` reads from its file.
+
+    Raises:
+        DataError: It is not a real 2D or 3D image with a valid affine, or a value is not finite.
+    """
+    where, data = "nibabel image", image.dataobj
+    if len(image.shape) < 2 or min(image.shape) < 1 or max(image.shape[3:], default=1) > 1:
+        raise DataError(
+            f"{where}: has the shape {image.shape}, wanted 2D or 3D and no size below 1; take one volume "
+            "of it (image.slicer[..., 0])"
+        )
+    own = np.asarray(image.affine, dtype=np.float64)
+    geometry = header_for(image.shape, own)
+    if isinstance(image.header, nib.Nifti1Header) and image.header.is_single:  # not of a .hdr/.img pair
+        header = geometry_of(image.header)
+        if np.allclose(header.get_best_affine(), own, atol=1e-5):  # else it was changed in memory
+            geometry = header
+    affine = _affine_of(where, geometry)
+    if isinstance(data, nib.arrayproxy.ArrayProxy):  # scaled here, with the rounding of `read_nifti`
+        array = _scaled(where, data.get_unscaled(), float(data.slope), float(data.inter))
+    else:
+        array = checked_values(where, np.asarray(data)).astype(np.float32)
+    shape = (*array.shape, 1)[:3] if array.ndim == 2 else array.shape[:3]
+    return Volume(array.reshape(shape, order="F"), affine, image.shape, geometry)
+
+
+def to_nibabel(volume: Volume) -> nib.Nifti1Image:
+    """Return a volume as a NIfTI image of nibabel, with the header of the file that `write_nifti` writes."""
+    header = _header_of(volume, volume.description)
+    kind = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
+    header.set_data_dtype(volume.array.dtype)
+    array = volume.array.reshape(volume.shape_on_disk, order="F")
+    return kind(array, header.get_best_affine(), header)
+
+
+def _header_of(like: Volume, description: str) -> nib.Nifti1Header:
+    """Return the header of a file with the geometry and the shape on disk of a volume."""
+    if like.geometry is None:
+        header = header_for(like.shape_on_disk, like.affine)
+    else:
+        header = geometry_of(like.geometry)
+        pixdim = header["pixdim"].copy()
+        header.set_data_shape(like.shape_on_disk)
+        header["pixdim"] = pixdim  # set_data_shape forgets the third of a 2D file, which its qform needs
+    header["descrip"] = description.encode("ascii", "replace")[:79]
+    return header
+
+
+def _affine_of(path: Path | str, geometry: nib.Nifti1Header) -> Float64[np.ndarray, "4 4"]:
     """Return the affine in mm: sform, else qform, else voxel size (NIfTI-1, methods 3, 2, 1)."""
     try:
         affine = np.array(geometry.get_best_affine(), dtype=np.float64)
@@ -256,7 +305,7 @@ def qform_of(volume: Volume) -> Float64[np.ndarray, "4 4"] | None:
 
 
 def _scaled(
-    path: Path, stored: Shaped[np.ndarray, "*shape"], slope: float, intercept: float
+    path: Path | str, stored: Shaped[np.ndarray, "*shape"], slope: float, intercept: float
 ) -> Float32[np.ndarray, "*shape"]:
     """Return `stored * slope + intercept`, all finite. Slope 0 (NIfTI-1) or NaN (nibabel) means unscaled."""
     if slope == 0 or math.isnan(slope):
@@ -310,19 +359,14 @@ def write_nifti(
     if not np.isfinite(array).all():
         raise DataError(f"{path}: not written, because the values hold NaN or infinity")
     values = array if array.dtype == np.uint8 else array.astype("<f4")
-    if like is not None and like.geometry is not None:
-        header = geometry_of(like.geometry)
-        pixdim = header["pixdim"].copy()
-        header.set_data_shape(like.shape_on_disk)
-        header["pixdim"] = pixdim  # set_data_shape forgets the third of a 2D file, which its qform needs
-    elif like is not None:
-        header = header_for(like.shape_on_disk, like.affine)
+    if like is not None:
+        header = _header_of(like, description)
     else:
         header = header_for(array.shape, np.asarray(affine, dtype=np.float64))
+        header["descrip"] = description.encode("ascii", "replace")[:79]
     header.set_data_dtype(values.dtype)
     header.set_slope_inter(1, 0)
     header["vox_offset"] = header.single_vox_offset
-    header["descrip"] = description.encode("ascii", "replace")[:79]
     content = header.binaryblock + bytes(4) + values.tobytes(order="F")
     if path.name.endswith(".gz"):
         content = gzip.compress(content, compresslevel=6, mtime=0)  # mtime 0: equal volumes are equal files

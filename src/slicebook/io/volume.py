@@ -15,9 +15,9 @@ from typing import Any, Literal
 
 import nibabel as nib
 import numpy as np
-from jaxtyping import Float32, Float64, Shaped
+from jaxtyping import Float32, Float64, Shaped, UInt8
 
-from slicebook.errors import DataError
+from slicebook.errors import DataError, ShapeError
 
 Plane = Literal["axial", "sagittal", "coronal"]
 
@@ -40,13 +40,77 @@ class Volume:
         array: finite intensities on the file's axes. A 2D file has one z.
         affine: voxel index (x, y, z, 1) to RAS+ millimetres.
         shape_on_disk: the shape in the file, including trailing ones that `array` does not have.
-        geometry: a NIfTI header with geometry fields only, to write them back bit for bit; none for DICOM.
+        geometry: a NIfTI header with geometry fields only, to write them back bit for bit; none for DICOM
+            and for arrays.
+        description: what a file of it says in its header, such as that it is synthetic; empty for volumes
+            that were read.
     """
 
-    array: Float32[np.ndarray, "x y z"]
+    array: Float32[np.ndarray, "x y z"] | UInt8[np.ndarray, "x y z"]
     affine: Float64[np.ndarray, "4 4"]
     shape_on_disk: tuple[int, ...]
     geometry: nib.Nifti1Header | None = None
+    description: str = ""
+
+    @classmethod
+    def from_slices(
+        cls, slices: Shaped[np.ndarray, ...], spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    ) -> Volume:
+        """Make a volume of an array of slices, as displayed.
+
+        The slices are taken as axial ones in radiological convention (I→S, rows A→P, columns R→L), with the
+        volume's centre at the origin. `slices()` returns them again.
+
+        Args:
+            slices: (slices, rows, columns), or (rows, columns) of one slice. uint8 stays uint8 (labels),
+                other types become float32.
+            spacing: Distance between slices, rows and columns, in mm.
+
+        Raises:
+            DataError: A value is not a finite real number of float32, or the spacing is not positive.
+            ShapeError: The array has another number of dimensions, or a side of 0.
+        """
+        if slices.ndim not in (2, 3) or 0 in slices.shape:
+            raise ShapeError(
+                f"an array of shape {slices.shape}, wanted (slices, rows, columns) or (rows, columns)"
+            )
+        if len(spacing) != 3 or not all(0 < side < np.inf for side in spacing):
+            raise DataError(
+                f"spacing {tuple(spacing)}: wanted the distances between slices, rows and columns in mm"
+            )
+        shown = slices[None] if slices.ndim == 2 else slices
+        counts, sides = np.array(shown.shape)[[2, 1, 0]], np.array(spacing, np.float64)[[2, 1, 0]]
+        affine = np.diag([*sides, 1.0])
+        affine[:3, 3] = sides * (1 - counts) / 2
+        array = np.ascontiguousarray(from_slices(checked_values("array", shown), AXIAL))
+        return cls(array, affine, array.shape)
+
+    def slices(self, plane: Plane | None = None) -> Shaped[np.ndarray, "n h w"]:
+        """Return the array as (slice, row, column), as displayed in radiological convention.
+
+        Args:
+            plane: Plane of the slices; the acquired one by default.
+        """
+        return np.ascontiguousarray(to_slices(self.array, orientation_of(self, plane)))
+
+    def to_nibabel(self) -> nib.Nifti1Image:
+        """Return the volume as an image of nibabel, with its geometry and description."""
+        from slicebook.io.nifti import to_nibabel  # which imports this module
+
+        return to_nibabel(self)
+
+    def write(self, path: Path | str) -> None:
+        """Write the volume to a NIfTI file, completely or not at all; its folder is created if missing.
+
+        Args:
+            path: Ends in .nii or .nii.gz.
+
+        Raises:
+            DataError: The name has another ending, or the file cannot be written.
+        """
+        from slicebook.io.nifti import write_nifti  # which imports this module
+
+        write_nifti(path, self.array, self, description=self.description)
 
     @property
     def spacing(self) -> tuple[float, float, float]:
@@ -55,7 +119,28 @@ class Volume:
         return float(x), float(y), float(z)
 
 
-def check_affine(path: Path, affine: Float64[np.ndarray, "4 4"]) -> None:
+def checked_values(where: Path | str, values: Shaped[np.ndarray, "*shape"]) -> Shaped[np.ndarray, "*shape"]:
+    """Return values as float32, uint8 as it is; refuse what float32 cannot represent.
+
+    Raises:
+        DataError: Values that are complex or no numbers, NaN, infinite or beyond float32.
+    """
+    if values.dtype == np.uint8:
+        return values
+    if values.dtype.kind not in "biuf":
+        raise DataError(f"{where}: holds values of type {values.dtype}, wanted real numbers")
+    with np.errstate(over="ignore"):
+        array = values.astype(np.float32)
+    bad = array.size - int(np.count_nonzero(np.isfinite(array)))
+    if bad:
+        raise DataError(
+            f"{where}: {bad:,} of {array.size:,} values are NaN, infinite or beyond float32, wanted finite "
+            "ones; replace them (numpy.nan_to_num)"
+        )
+    return array
+
+
+def check_affine(path: Path | str, affine: Float64[np.ndarray, "4 4"]) -> None:
     """Raise `DataError` unless the affine is finite and spans the three dimensions of space."""
     axes = affine[:3, :3]
     volume = float(np.prod(np.linalg.norm(axes, axis=0))) if np.isfinite(affine).all() else 0.0
@@ -77,6 +162,10 @@ class Orientation:
 
     axes: tuple[int, int, int]
     flips: tuple[bool, bool, bool]
+
+
+AXIAL = Orientation((2, 1, 0), (False, True, True))
+"""Of a volume whose axes go to the right, to the front and upwards (RAS+)."""
 
 
 def orientation_of(volume: Volume, plane: Plane | None = None) -> Orientation:

@@ -139,14 +139,14 @@ def load_tokenizer(
     """
     path = find_model(Path(where))
     if kind == "tokenizer" and kind_of(path) == "prior":
-        return _tokenizer_of(load_prior(path, device))
+        return tokenizer_of(load_prior(path, device))
     tensors, info = _load(path, kind, ModelInfo)
     tokenizer = Tokenizer(info.recipe.tokenizer)
     _fill(tokenizer, tensors, path)
     return LoadedTokenizer(tokenizer.eval().to(device), info, path)
 
 
-def _tokenizer_of(prior: LoadedPrior) -> LoadedTokenizer:
+def tokenizer_of(prior: LoadedPrior) -> LoadedTokenizer:
     """Return the tokenizer of slices in a prior's file."""
     tokenizer = prior.tokenizer.images
     info = ModelInfo(

@@ -20,6 +20,7 @@ Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 Count = Annotated[int, Field(ge=1)]
+Side = Annotated[int, Field(ge=1, le=4096)]  # pixels; a model file may not ask for any amount of memory
 LabelValue = Annotated[int, Field(ge=0, le=255)]  # a mask is read as uint8
 CodebookSize = Annotated[int, Field(ge=1, le=65536)]  # a token file stores 16 bits per token
 
@@ -90,7 +91,7 @@ class TokenizerConfig(Record):
     residual_width: Count = 32
     """Inner channels of a residual layer (`vqvae2` only)."""
     residual_layers: Annotated[int, Field(ge=0)] = 2
-    resize: tuple[Count, Count] | None = None
+    resize: tuple[Side, Side] | None = None
     """Stretch every slice to (rows, columns) first. Only `comp3710` does: it loses the aspect."""
     quantizer: QuantizerConfig = QuantizerConfig()
     label_values: tuple[LabelValue, ...] = ()

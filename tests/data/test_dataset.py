@@ -98,6 +98,7 @@ def test_ranks_take_equally_many_batches_and_together_all(slices: SliceSet) -> N
     assert len(seen) - len({tuple(batch) for batch in seen}) == batches[0].repeated == 2
 
 
+@pytest.mark.fault("rare sizes", "every slice is seen in every epoch")
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 8, 16, 64])
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_no_slice_of_a_rare_size_is_lost(batch_size: int, world_size: int) -> None:
@@ -113,6 +114,7 @@ def test_slices_of_one_shape_are_shared_out_evenly() -> None:
     assert {len(batch) for batch in BatchOrder([range(17)], 16, True, 1, 0, 1)} == {8, 9}
 
 
+@pytest.mark.fault("small shared memory", "refused before they start; use --workers 0")
 def test_workers_that_shared_memory_cannot_hold_are_refused_before_they_start(
     slices: SliceSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -139,6 +141,7 @@ class SilentSlices(SliceSet):
         raise AssertionError("unreachable")
 
 
+@pytest.mark.fault("small shared memory", "ends after a timeout with a message; use --workers 0")
 def test_workers_that_send_nothing_end_in_a_message(
     slices: SliceSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -156,6 +159,7 @@ class DyingSlices(SliceSet):
         raise AssertionError("unreachable")
 
 
+@pytest.mark.fault("killed worker", "ends with a message; use --workers 0, fewer workers or a smaller batch")
 def test_a_worker_that_dies_gives_a_clear_message(slices: SliceSet) -> None:
     dying = DyingSlices(slices.folder, slices.records)
     with pytest.raises(DataError, match="--workers 0"), explain_dead_worker():
@@ -167,6 +171,7 @@ def test_other_runtime_errors_stay_what_they_are() -> None:
         raise RuntimeError("out of memory")
 
 
+@pytest.mark.fault("a prepared folder cut short", "refused; prepare the data again")
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [

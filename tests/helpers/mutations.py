@@ -226,27 +226,28 @@ def _other_elements(content, draw, folder):
     path = folder / "changed.dcm"
     path.write_bytes(content)
     dataset = pydicom.dcmread(path)
-    for _ in range(draw.integers(1, 4)):
-        owner = dataset
-        elements = list(owner)
-        element = elements[draw.integers(len(elements))]
-        while element.VR == "SQ" and element.value and draw.random() < 0.8:
-            owner = element.value[draw.integers(len(element.value))]
-            elements = list(owner)
-            element = elements[draw.integers(len(elements))]
-        if draw.random() < 0.2:
-            del owner[element.tag]
-        else:
-            owner[element.tag] = _other_value(element, draw)
-        if not len(owner):
-            break
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            for _ in range(draw.integers(1, 4)):
+                _change_element(dataset, draw)
             dataset.save_as(path, enforce_file_format=False)
-    except Exception:  # pydicom cannot write every value: such a file is left as bytes that were changed
+    except Exception:  # pydicom cannot read or write every value: change bytes instead
         return mutate_bytes(content, draw)
     return path.read_bytes()
+
+
+def _change_element(owner, draw):
+    elements = list(owner)
+    element = elements[draw.integers(len(elements))]
+    while element.VR == "SQ" and element.value and draw.random() < 0.8:
+        owner = element.value[draw.integers(len(element.value))]
+        elements = list(owner)
+        element = elements[draw.integers(len(elements))]
+    if draw.random() < 0.2:
+        del owner[element.tag]
+    else:
+        owner[element.tag] = _other_value(element, draw)
 
 
 def _other_value(element, draw):

@@ -218,6 +218,7 @@ def test_a_few_damaged_files_are_refused_or_right(kind, tmp_path):
     assert min(counts.values()) > 0
 
 
+@pytest.mark.fault("files damaged at random", "refused or right; at most 1 GiB and a minute for a file")
 @pytest.mark.slow
 @pytest.mark.timeout(5400)
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows cannot fork")

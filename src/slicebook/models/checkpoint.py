@@ -18,7 +18,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from slicebook.config import Recipe
 from slicebook.data.manifest import SliceKind
 from slicebook.environment import Provenance
-from slicebook.errors import CheckpointError
+from slicebook.errors import CheckpointError, SlicebookError
 from slicebook.io.tensors import SCHEMA_VERSION, hash_tensors, kind_of, read_tensors, write_tensors
 from slicebook.models.flow_decoder import FlowDecoder
 from slicebook.models.prior import Prior
@@ -308,8 +308,10 @@ def _build(make: Callable[[], Module], tensors: Mapping[str, Tensor], path: Path
     try:
         with torch.device("meta"):
             outline = make()
-    except (RuntimeError, TypeError) as error:  # sizes beyond what a tensor can have
-        raise error if isinstance(error, CheckpointError) else misfit from error
+    except SlicebookError:
+        raise
+    except (RuntimeError, TypeError, ValueError, LookupError, ArithmeticError) as error:
+        raise misfit from error  # such as sizes beyond what a tensor can have
     finally:
         handle.remove()
     if {n: t.shape for n, t in outline.state_dict().items()} != {n: t.shape for n, t in tensors.items()}:

@@ -58,9 +58,10 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Start with the longest tests, those of the pages; deselect those that lack a browser or a GPU."""
+    """Start with the longest tests, those of the pages; deselect slow ones and those that lack something."""
     items.sort(key=lambda item: item.path.name != "test_words.py")
-    for marker, reason in missing().items():
+    slow = {} if "slow" in config.option.markexpr else {"slow": "not chosen"}
+    for marker, reason in (missing() | slow).items():
         deselected = [item for item in items if item.get_closest_marker(marker)]
         if reason and deselected:
             config.hook.pytest_deselected(items=deselected)

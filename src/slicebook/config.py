@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar, get_origin
 
 import yaml
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from slicebook.errors import ConfigError
 from slicebook.records import Record
@@ -20,6 +20,8 @@ Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 Count = Annotated[int, Field(ge=1)]
+Side = Annotated[int, Field(ge=1, le=4096)]  # pixels; a model file may not ask for any amount of memory
+Widths = Annotated[tuple[Annotated[int, Field(ge=32, multiple_of=32)], ...], Field(min_length=1)]
 LabelValue = Annotated[int, Field(ge=0, le=255)]  # a mask is read as uint8
 CodebookSize = Annotated[int, Field(ge=1, le=65536)]  # a token file stores 16 bits per token
 
@@ -27,7 +29,13 @@ CodebookSize = Annotated[int, Field(ge=1, le=65536)]  # a token file stores 16 b
 R = TypeVar("R", bound=Record)
 
 
-class ContrastConfig(Record):
+class Settings(Record):
+    """A group of settings: no number may be NaN or infinite."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+
+class ContrastConfig(Settings):
     """Random contrast and image quality of training slices, so that a model works on scans unlike them.
 
     After SynthSeg (Billot et al. 2023, https://doi.org/10.1016/j.media.2023.102789), which changes labels.
@@ -45,7 +53,7 @@ class ContrastConfig(Record):
     """Largest standard deviation of Gaussian noise on [0, 1]."""
 
 
-class AugmentConfig(Record):
+class AugmentConfig(Settings):
     """Random changes to training slices; each is drawn uniformly within plus or minus its setting."""
 
     flip_probability: Probability = 0.5
@@ -63,7 +71,7 @@ class AugmentConfig(Record):
     """Random contrast, for models that start other trainings; null keeps the contrast."""
 
 
-class QuantizerConfig(Record):
+class QuantizerConfig(Settings):
     """How each codebook learns (van den Oord et al. 2017, appendix A.1)."""
 
     decay: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.99
@@ -77,7 +85,7 @@ class QuantizerConfig(Record):
     """A code is dead if its moving average of hits is below this fraction of the codebook's mean."""
 
 
-class TokenizerConfig(Record):
+class TokenizerConfig(Settings):
     """Architecture of a tokenizer. Sequences run from the finest level to the coarsest."""
 
     architecture: Literal["ladder", "vqvae2"] = "ladder"
@@ -90,7 +98,7 @@ class TokenizerConfig(Record):
     residual_width: Count = 32
     """Inner channels of a residual layer (`vqvae2` only)."""
     residual_layers: Annotated[int, Field(ge=0)] = 2
-    resize: tuple[Count, Count] | None = None
+    resize: tuple[Side, Side] | None = None
     """Stretch every slice to (rows, columns) first. Only `comp3710` does: it loses the aspect."""
     quantizer: QuantizerConfig = QuantizerConfig()
     label_values: tuple[LabelValue, ...] = ()
@@ -123,7 +131,7 @@ class TokenizerConfig(Record):
         return self
 
 
-class LossConfig(Record):
+class LossConfig(Settings):
     """What training minimises, besides the commitment."""
 
     kind: Literal["l1_ssim", "mse", "ce_dice"] = "l1_ssim"
@@ -136,7 +144,7 @@ class LossConfig(Record):
     """Share of training slices decoded from their coarser levels only, the others at the mean code."""
 
 
-class LoopConfig(Record):
+class LoopConfig(Settings):
     """Settings of a training loop: duration, learning rate, validation."""
 
     optimizer: Literal["adamw", "adam"] = "adamw"
@@ -200,14 +208,10 @@ class DecoderTrainingConfig(LoopConfig):
     """Decay per step of the averaged weights, which are validated, saved and used."""
 
 
-class DecoderConfig(Record):
+class DecoderConfig(Settings):
     """The generation decoder: a flow that draws what the tokenizer's decoder leaves out."""
 
-    widths: Annotated[tuple[Annotated[int, Field(ge=32, multiple_of=32)], ...], Field(min_length=1)] = (
-        32,
-        64,
-        96,
-    )
+    widths: Widths = (32, 64, 96)
     """Channels at half the resolution of the slice, a quarter, and so on."""
     blocks: Count = 1
     """Residual blocks per resolution, on the way down and again on the way up."""
@@ -238,10 +242,10 @@ class PriorTrainingConfig(LoopConfig):
     """Decay per step of the averaged weights that are validated, saved and sampled from."""
 
 
-class PriorConfig(Record):
+class PriorConfig(Settings):
     """A prior: its U-Net, and its training."""
 
-    widths: tuple[Annotated[int, Field(ge=32, multiple_of=32)], ...] = (64, 128, 192)
+    widths: Widths = (64, 128, 192)
     """Channels at the finest grid and each coarser one; the last also for all coarser ones."""
     blocks: Count = 2
     """Residual blocks per grid, on the way down and again on the way up."""
@@ -262,7 +266,7 @@ _LABEL_TRAINING = TrainingConfig(
 )
 
 
-class LabelsConfig(Record):
+class LabelsConfig(Settings):
     """The small tokenizer of label masks, and its training."""
 
     tokenizer: Annotated[TokenizerConfig, _over(_LABEL_TOKENIZER)] = _LABEL_TOKENIZER
@@ -277,7 +281,7 @@ class LabelsConfig(Record):
         return self
 
 
-class Recipe(Record):
+class Recipe(Settings):
     """A named set of settings: tokenizers of slices and of masks, and generation: a prior, a decoder."""
 
     name: str = "custom"

@@ -89,6 +89,7 @@ def test_workers_bring_the_same_batches(slices: SliceSet) -> None:
     )
 
 
+@pytest.mark.fault("rare sizes", "every slice is seen in every epoch")
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 8, 16, 64])
 @pytest.mark.parametrize("world_size", [1, 2, 3, 5])
 def test_ranks_share_each_batch_and_no_slice_comes_twice_or_never(
@@ -118,6 +119,7 @@ def test_slices_of_one_shape_are_shared_out_evenly() -> None:
     assert {len(batch) for batch in BatchOrder([range(17)], 16, True, 1)} == {8, 9}
 
 
+@pytest.mark.fault("small shared memory", "refused before they start; use --workers 0")
 def test_workers_that_shared_memory_cannot_hold_are_refused_before_they_start(
     slices: SliceSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -144,6 +146,7 @@ class SilentSlices(SliceSet):
         raise AssertionError("unreachable")
 
 
+@pytest.mark.fault("small shared memory", "ends after a timeout with a message; use --workers 0")
 def test_workers_that_send_nothing_end_in_a_message(
     slices: SliceSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -161,6 +164,7 @@ class DyingSlices(SliceSet):
         raise AssertionError("unreachable")
 
 
+@pytest.mark.fault("killed worker", "ends with a message; use --workers 0, fewer workers or a smaller batch")
 def test_a_worker_that_dies_gives_a_clear_message(slices: SliceSet) -> None:
     dying = DyingSlices(slices.folder, slices.records)
     with pytest.raises(DataError, match="--workers 0"), explain_dead_worker():
@@ -172,6 +176,7 @@ def test_other_runtime_errors_stay_what_they_are() -> None:
         raise RuntimeError("out of memory")
 
 
+@pytest.mark.fault("a prepared folder cut short", "refused; prepare the data again")
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [

@@ -35,6 +35,7 @@ def pairs(folder: Path, options: SourceOptions) -> dict[str, str | None]:
 CASE = SourceOptions(patient_regex=r"images[^/]*/(.+?)(?:_\d{4})?\.nii")
 
 
+@pytest.mark.fault("masks that no rule pairs", "nnU-Net folders are paired by a layout of their own")
 def test_nnunet_pairs_every_channel_with_the_mask_of_its_case(tmp_path: Path) -> None:
     touch(
         tmp_path,
@@ -91,6 +92,7 @@ def test_a_rule_for_masks_of_mine_overrides_the_layout(tmp_path: Path) -> None:
     assert find_sources(tmp_path, mine).layout == "nifti"
 
 
+@pytest.mark.fault("masks that no rule pairs", "BIDS derivatives are paired by a layout of their own")
 def test_bids_pairs_masks_of_derivatives_and_knows_the_subject(tmp_path: Path) -> None:
     image, derived = "sub-{0}/ses-1/anat/sub-{0}_ses-1_T2w.nii.gz", "derivatives/manual/sub-{0}/ses-1/anat/"
     for subject in ("01", "02"):
@@ -125,6 +127,7 @@ def test_upper_case_names_and_endings_that_differ_pair_too(tmp_path: Path) -> No
     assert pairs(tmp_path, rule) == {"P1.NII.GZ": "P1_seg.nii", "P2.nii": "P2_seg.Nii.Gz"}
 
 
+@pytest.mark.fault("a folder above or below the data set", "refused; names the right folder")
 @pytest.mark.parametrize("around", ["HipMRI", "a/b"])
 def test_a_folder_around_hipmri_or_inside_of_it_names_the_right_one(tmp_path: Path, around: str) -> None:
     touch(tmp_path, f"{around}/keras_slices_train/case_004_week_0_slice_0.nii.gz")
@@ -133,6 +136,7 @@ def test_a_folder_around_hipmri_or_inside_of_it_names_the_right_one(tmp_path: Pa
             find_sources(wrong)
 
 
+@pytest.mark.fault("link to nothing", "counted and named; fetch them first (datalad get)")
 def test_links_to_nothing_are_said_even_where_nothing_else_is_there(tmp_path: Path) -> None:
     (tmp_path / "a.nii").symlink_to("gone")
     with pytest.raises(DataError, match=r"1 of 1 files are links to nothing: a\.nii"):
@@ -162,6 +166,7 @@ def series(folder: Path, patient: str, uid: str = "", start: float = 0, **tags: 
 FOLDER = SourceOptions(patient_regex="^([^/]+)/")
 
 
+@pytest.mark.fault("UIDs shared by people after anonymising", "prepare parts them by --patient-regex")
 def test_people_whose_anonymised_uids_coincide_are_parted_before_slices_are_stacked(tmp_path: Path) -> None:
     for person in range(6):
         series(tmp_path / f"s{person}", "ANON", f"1.2.{person // 2}", start=9 * (person % 2))
@@ -170,6 +175,9 @@ def test_people_whose_anonymised_uids_coincide_are_parted_before_slices_are_stac
     assert all(path.parent.name == source.patient for source in scan.sources for path in source.images)
 
 
+@pytest.mark.fault(
+    "one PatientID for all folders", "refused: N folders share it; gives the --patient-regex that parts them"
+)
 def test_one_patient_id_in_all_folders_is_said_with_advice_that_works(tmp_path: Path) -> None:
     for person in range(4):
         series(tmp_path / "in" / "study" / f"s{person}", "SECRET")
@@ -193,6 +201,8 @@ def test_patients_named_alike_are_noted_without_their_names(tmp_path: Path) -> N
     assert "p-07" not in note
 
 
+@pytest.mark.fault("localizer", "left out and listed")
+@pytest.mark.fault("T1, T2 and ADC in one folder", "listed by check, chosen with --series")
 def test_series_are_listed_chosen_by_regex_and_localizers_left_out(tmp_path: Path) -> None:
     for person in range(3):
         for kind in ("t1_tra", "T2_tse_tra"):
@@ -213,6 +223,7 @@ def test_series_are_listed_chosen_by_regex_and_localizers_left_out(tmp_path: Pat
         find_sources(tmp_path / "in", SourceOptions(series="("))
 
 
+@pytest.mark.fault("more than 5 % of files unreadable", "counted among what was asked for")
 def test_files_that_cannot_be_read_count_only_in_the_plane_that_is_asked_for(tmp_path: Path) -> None:
     for person in range(3):
         series(tmp_path / "in" / f"s{person}", f"P{person}")
@@ -223,6 +234,7 @@ def test_files_that_cannot_be_read_count_only_in_the_plane_that_is_asked_for(tmp
     assert prepare(tmp_path / "in", tmp_path / "out", SourceOptions(plane="axial")).info.quarantined == 0
 
 
+@pytest.mark.fault("same voxels under two PatientIDs", "refused; prints no identifier")
 def test_the_same_voxels_of_two_patients_print_no_identifier(tmp_path: Path) -> None:
     pixels = np.arange(24, dtype="<u2").tobytes()
     for person in range(3):
@@ -232,6 +244,7 @@ def test_the_same_voxels_of_two_patients_print_no_identifier(tmp_path: Path) -> 
     assert "SECRET" not in str(caught.value)
 
 
+@pytest.mark.fault("advice on fractions", "the advice works")
 def test_the_advice_on_fractions_fills_the_splits_it_names(tmp_path: Path) -> None:
     for person in range(2):
         series(tmp_path / "in" / f"s{person}", f"P{person}")

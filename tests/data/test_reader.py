@@ -57,6 +57,7 @@ def test_noisy_labels_are_told_by_few_values_and_by_name() -> None:
     assert not is_label_map(fine.astype(np.float32), Path("p1_t2.nii.gz"))
 
 
+@pytest.mark.fault("pixels of a label map, given as an image", "refused: never trained on as an image")
 @pytest.mark.parametrize("count", [16, 100])
 def test_label_maps_are_never_prepared_as_images(tmp_path: Path, count: int) -> None:
     for patient in range(4):
@@ -81,6 +82,7 @@ def save(
     nib.save(nifti, path)
 
 
+@pytest.mark.fault("sform that disagrees with qform", "says which is used")
 def test_forms_that_disagree_are_named_and_resampling_is_not_advised(tmp_path: Path) -> None:
     sform, qform = np.diag([-1.5, 1.5, 3.0, 1.0]), np.diag([-1.5, -1.5, 3.0, 1.0])
     save(tmp_path / "p1.nii", image(), sform, qform)
@@ -101,6 +103,10 @@ def test_forms_that_agree_or_of_which_one_is_unknown_are_not_mentioned(tmp_path:
     assert len(check(tmp_path, PATIENT).notes) == 1  # what it was taken for
 
 
+@pytest.mark.fault(
+    "patient data in header text that check looks for",
+    "looked for in every file that is read, NIfTI-2 among them",
+)
 @pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
 @pytest.mark.parametrize("name", ["p1.nii", "P1.NII", "p1.nii.gz"])
 def test_private_text_is_looked_for_in_every_file_that_is_read(tmp_path: Path, kind: type, name: str) -> None:

@@ -101,6 +101,7 @@ def test_pairs_and_a_row_of_scores_are_written_for_each_slice(model, tmp_path):
     assert summary.volumes[0].ssim_whole == pytest.approx(mean)
 
 
+@pytest.mark.fault("constant slice or volume", "reconstructed within one intensity")
 @pytest.mark.parametrize("blank", ["one slice", "all"])
 def test_a_constant_slice_or_volume_is_no_error(blank, model, tmp_path):
     array = np.random.default_rng(0).gamma(2, 100, (24, 20, 3)).astype(np.float32)
@@ -212,6 +213,7 @@ def test_tokens_of_a_dicom_folder_come_back_with_its_geometry(model, tmp_path):
     np.testing.assert_allclose(first.get_fdata(), second.get_fdata(), rtol=1e-4, atol=1e-2)
 
 
+@pytest.mark.fault("patient data in NIfTI headers", "absent from token files")
 def test_nothing_of_the_headers_text_is_in_the_tokens(model, tmp_path):
     encode(model, volume_file(tmp_path / "a.nii"), tmp_path / "a.safetensors", **CPU)
     assert b"Secret" not in (tmp_path / "a.safetensors").read_bytes()
@@ -240,11 +242,15 @@ def refuse(kind, message, model, tokens):
     assert not out.exists()
 
 
+@pytest.mark.fault("tokens of another codebook", "refused; use the model that encoded them")
 def test_another_model_is_refused(tokens, tmp_path):
     other = model_file(tmp_path / "other.safetensors", seed=1)
     refuse(CheckpointError, "written by model .* use the model that encoded them", other, tokens)
 
 
+@pytest.mark.fault(
+    "tokens out of range", "refused: tokens from A to B, wanted 0 to K-1; encode the volume again"
+)
 def test_a_token_outside_its_codebook_is_refused(model, tokens):
     grid = TokenFile.read(tokens).tokens[1]
     grid[0, 0, 0] = 16
@@ -297,6 +303,7 @@ def test_before_any_training_each_says_what_to_run(act, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.fault("names that collide", "refused before anything is written; rename one")
 def test_volumes_with_the_same_output_are_refused_before_anything_is_written(model, tmp_path):
     (tmp_path / "in" / "a").mkdir(parents=True)
     volume_file(tmp_path / "in" / "a" / "b.nii")

@@ -19,6 +19,7 @@ def full_disk(monkeypatch, owner, name):
     monkeypatch.setattr(owner, name, fail)
 
 
+@pytest.mark.fault("disk full", "refused with path and bytes; an older file stays")
 def test_a_full_disk_is_told_with_the_path_and_the_bytes(tmp_path, monkeypatch):
     path = tmp_path / "scores.csv"
     path.write_text("old")
@@ -64,6 +65,7 @@ def test_a_name_that_is_too_long_is_told_and_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.fault("paths with spaces, Unicode and 255 bytes", "written")
 @pytest.mark.parametrize("name", ["a" * 255, "ü" * 127])
 def test_the_longest_name_that_a_disk_takes_can_be_written(name, tmp_path):
     atomic.write_text(tmp_path / name, "text")
@@ -118,6 +120,9 @@ def test_what_was_put_into_an_empty_folder_meanwhile_stays(tmp_path):
     assert [item.name for item in tmp_path.iterdir()] == ["out"]
 
 
+@pytest.mark.fault(
+    "two commands that write one folder", "the first notices and is refused; run one after the other"
+)
 def test_of_two_commands_that_make_one_folder_the_first_notices(tmp_path):
     def write_twice() -> None:
         with atomic.replacing_folder(tmp_path / "out"), atomic.replacing_folder(tmp_path / "out") as second:

@@ -18,6 +18,8 @@ def twice(folder, keyword, values, **tags):
             save(dataset, folder / f"{n}-{k}.dcm")
 
 
+@pytest.mark.fault("several echoes, b-values or times in one series", "a volume of each")
+@pytest.mark.fault("magnitude and phase in one series", "a volume of each")
 @pytest.mark.parametrize(
     ("keyword", "values", "parts"),
     [
@@ -62,6 +64,7 @@ def test_vendors_own_tags_part_what_nothing_else_does(tmp_path, group, creator, 
     assert [series.frames for series in find_dicom_series(tmp_path)] == [3, 3]
 
 
+@pytest.mark.fault("two slices at one place", "refused where no header parts them")
 def test_what_headers_cannot_part_is_refused_with_the_reason(tmp_path):
     twice(tmp_path, "InstanceNumber", (1, 2))
     (series,) = find_dicom_series(tmp_path)
@@ -81,6 +84,7 @@ def test_a_time_that_differs_from_slice_to_slice_parts_nothing(tmp_path):
     assert [series.frames for series in find_dicom_series(tmp_path)] == [12]
 
 
+@pytest.mark.fault("sequential CT, an acquisition number per rotation", "one volume")
 def test_one_acquisition_number_per_rotation_is_one_volume(tmp_path):
     for k in range(8):
         save(slice_of(pixels_of(k), (0, 0, 3 * k), AcquisitionNumber=1 + k // 2), tmp_path / f"{k}.dcm")
@@ -97,6 +101,9 @@ def test_a_change_of_thickness_makes_two_volumes(tmp_path):
     assert {read_dicom_series(series).spacing[2] for series in all_series} == {4, 7}
 
 
+@pytest.mark.fault(
+    "UIDs shared by people after anonymising", "the same place in two folders is never one stack"
+)
 def test_the_same_place_in_two_folders_is_never_one_stack(tmp_path):
     stack(tmp_path / "person1", PatientID="ANON")
     stack(tmp_path / "person2", PatientID="ANON")
@@ -120,6 +127,7 @@ def test_a_named_patient_keeps_even_slices_of_shared_uids_apart_and_readable(tmp
     ]
 
 
+@pytest.mark.fault("a series UID per slice", "one volume where they are even")
 def test_slices_with_a_series_uid_each_are_joined_where_they_are_even(tmp_path):
     for k in range(4):
         save(slice_of(pixels_of(k), (0, 0, 3 * k), series=f"1.2.{k}", SeriesNumber=7), tmp_path / f"{k}.dcm")
@@ -127,6 +135,7 @@ def test_slices_with_a_series_uid_each_are_joined_where_they_are_even(tmp_path):
     assert read_dicom_series(series).array.shape[2] == 4
 
 
+@pytest.mark.fault("a series UID per slice", "apart, with a note, where nothing shows that they belong")
 @pytest.mark.parametrize("heights", [(0, 3, 10), (0, 3)])
 def test_slices_with_a_series_uid_each_stay_apart_where_nothing_shows_that_they_belong(tmp_path, heights):
     for k, height in enumerate(heights):
@@ -155,6 +164,7 @@ def _item(group, sequence, **values):
     setattr(group, sequence, [item])
 
 
+@pytest.mark.fault("two b-values in one enhanced file", "a volume of each")
 @pytest.mark.parametrize(
     "traits",
     [
@@ -181,6 +191,9 @@ def test_frames_of_two_orientations_are_two_volumes(tmp_path):
     assert sorted(series.plane for series in all_series) == ["axial", "coronal"]
 
 
+@pytest.mark.fault(
+    "two b-values in one enhanced file", "refused with the frames named where nothing parts them"
+)
 def test_frames_that_nothing_parts_are_named(tmp_path):
     save(enhanced_frames(lambda *_: None), tmp_path / "enhanced.dcm")
     (series,) = find_dicom_series(tmp_path)

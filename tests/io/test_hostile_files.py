@@ -25,6 +25,7 @@ from pydicom.uid import (
 )
 
 from slicebook.errors import DataError
+from slicebook.io.dicom_file import read_fields
 from slicebook.io.dicom_series import find_dicom_series, read_dicom_series
 from slicebook.io.limits import Limits
 from slicebook.io.nifti import read_nifti
@@ -44,6 +45,7 @@ def refuse(path: Path, message: str, **options):
 FLOATS = np.ones((4, 5, 3), np.float32)
 
 
+@pytest.mark.fault("spacing 0", "refused: the affine does not span space")
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -107,6 +109,7 @@ def test_the_real_4d_volume_of_nibabel_is_refused():
     refuse(path, r"is 4D with the shape \(128, 96, 24, 2\)")
 
 
+@pytest.mark.fault("bit-flipped gzip", "every flip that changes a voxel is refused")
 def test_every_flip_that_means_something_is_seen_in_a_gzip(tmp_path):
     noise = np.random.default_rng(0).integers(0, 9999, (4, 5, 3)).astype(np.int16)
     content = nifti_bytes(noise)
@@ -125,6 +128,7 @@ def _gunzip(packed):
         return None
 
 
+@pytest.mark.fault("truncated gzip", "every length is refused")
 def test_every_cut_of_a_gzip_is_seen(tmp_path):
     whole = gzip.compress(nifti_bytes())
     path = tmp_path / "a.nii.gz"
@@ -133,6 +137,7 @@ def test_every_cut_of_a_gzip_is_seen(tmp_path):
         refuse(path, ".")
 
 
+@pytest.mark.fault("gzip bomb", "less than 8 MiB of memory is taken")
 def test_a_gzip_bomb_is_refused_before_it_is_unpacked(tmp_path):
     path = tmp_path / "bomb.nii.gz"
     header = nifti_bytes(dim=[3, 1024, 1024, 256, 1, 1, 1, 1], datatype=2, bitpix=8)[:352]
@@ -198,6 +203,7 @@ def test_a_dicom_that_lies_is_refused(tmp_path, tags, message):
     refuse(save(slice_of(pixels_of(0), (0, 0, 0), **tags), tmp_path / "a.dcm"), message)
 
 
+@pytest.mark.fault("truncated DICOM", "every length is refused")
 def test_every_cut_of_a_dicom_is_seen(tmp_path):
     whole = save(slice_of(pixels_of(0), (0, 0, 0)), tmp_path / "whole.dcm").read_bytes()
     path = tmp_path / "a.dcm"
@@ -207,6 +213,7 @@ def test_every_cut_of_a_dicom_is_seen(tmp_path):
             read_dicom_series([path])
 
 
+@pytest.mark.fault("bit-flipped DICOM", "refused, or read where the bits mean nothing")
 def test_flipped_bytes_of_a_dicom_never_raise_anything_else(tmp_path):
     whole = save(slice_of(pixels_of(0), (0, 0, 0)), tmp_path / "whole.dcm").read_bytes()
     path = tmp_path / "in" / "a.dcm"
@@ -218,6 +225,17 @@ def test_flipped_bytes_of_a_dicom_never_raise_anything_else(tmp_path):
                 read_dicom_series(series)
 
 
+def test_a_field_of_an_unknown_kind_is_a_damaged_file_for_those_who_read_fields_alone(tmp_path):
+    """Found by the fuzzer: pydicom converts a value when it is first used."""
+    whole = save(slice_of(pixels_of(0), (0, 0, 0)), tmp_path / "a.dcm")
+    content = bytearray(whole.read_bytes())
+    at = content.index(b"\x20\x00\x0e\x00UI")  # Series Instance UID
+    content[at + 4 : at + 6] = b"U\xff"
+    whole.write_bytes(content)
+    with pytest.raises(DataError, match=r"a\.dcm: is damaged or unreadable DICOM"):
+        read_fields(whole, Limits(), ["SeriesInstanceUID"])
+
+
 def test_an_enhanced_file_that_counts_wrong_is_refused(tmp_path):
     dataset = enhanced()
     dataset.NumberOfFrames = 4
@@ -227,6 +245,7 @@ def test_an_enhanced_file_that_counts_wrong_is_refused(tmp_path):
     refuse(save(dataset, tmp_path / "a.dcm"), "its header wants 144")
 
 
+@pytest.mark.fault("deflate bomb", "refused after the allowed bytes; export it uncompressed")
 def test_a_deflated_bomb_is_not_unpacked(tmp_path):
     dataset = slice_of(pixels_of(0), (0, 0, 0))
     dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
@@ -244,6 +263,7 @@ def test_a_deflated_bomb_is_not_unpacked(tmp_path):
     refuse(tmp_path / "b.dcm", "cut off|damaged")
 
 
+@pytest.mark.fault("codestream larger than its header", "refused before decoding; export it again")
 def test_a_codestream_larger_than_its_header_is_refused_before_decoding(tmp_path):
     dataset = slice_of(pixels_of(0, shape=(40, 64)), (0, 0, 0))
     dataset.file_meta.TransferSyntaxUID = JPEG2000Lossless
@@ -263,6 +283,7 @@ def test_a_compressed_frame_that_is_cut_off_is_refused(tmp_path):
         refuse(path, "damaged|cut off")
 
 
+@pytest.mark.fault("no decoder for a compression", "refused; names the extra that decodes it, or gdcmconv")
 def test_a_compression_without_decoder_is_named_with_the_way_out(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "imagecodecs", None)
     dataset = slice_of(pixels_of(0), (0, 0, 0))

@@ -73,6 +73,7 @@ def test_nifti_2_keeps_the_bits_of_its_double_affine(tmp_path):
     assert_array_equal(nib.nifti2.load(tmp_path / "b.nii.gz").affine, affine)
 
 
+@pytest.mark.fault("big-endian", "read as the same volume")
 def test_a_big_endian_file_reads_the_same(tmp_path):
     header = nib.Nifti1Header(endianness=">")
     header.set_data_dtype(np.int16)
@@ -100,6 +101,7 @@ def test_units_of_metres_and_micrometres_become_millimetres(tmp_path):
         assert_allclose(read_nifti(path).spacing, np.multiply((1, 2, 3), factor))
 
 
+@pytest.mark.fault("gzip named .nii, and the reverse", "read: the content decides")
 def test_a_gzip_is_known_by_its_content(tmp_path):
     plain = save(tmp_path / "a.nii", values())
     (tmp_path / "plain.nii.gz").write_bytes(plain.read_bytes())
@@ -108,6 +110,7 @@ def test_a_gzip_is_known_by_its_content(tmp_path):
     assert_array_equal(read_nifti(tmp_path / "packed.nii").array, values())
 
 
+@pytest.mark.fault("constant slice or volume", "read")
 def test_a_blank_slice_is_no_error(tmp_path):
     assert not read_nifti(save(tmp_path / "a.nii", np.zeros((4, 5, 3), np.float32))).array.any()
 
@@ -121,6 +124,7 @@ def test_labels_are_integers_up_to_255_and_stay_uint8_when_written(tmp_path):
             read_labels(save(tmp_path / "c.nii.gz", np.full((2, 2, 2), wrong, np.float32)))
 
 
+@pytest.mark.fault("patient data in NIfTI headers", "absent from every file that is written")
 def test_free_text_of_the_source_does_not_travel(tmp_path):
     image = nib.Nifti1Image(values(), OBLIQUE)
     for field in ("descrip", "aux_file", "intent_name", "db_name"):
@@ -135,6 +139,7 @@ def test_free_text_of_the_source_does_not_travel(tmp_path):
     assert b"slicebook" in content
 
 
+@pytest.mark.fault("sheared affine", "kept, as sform alone")
 def test_an_affine_is_written_as_sform_and_qform_where_a_qform_can_say_it(tmp_path):
     straight = np.diag([-0.5, 0.5, 3, 1])
     straight[:3, 3] = 10, -20, 30
@@ -194,6 +199,7 @@ def every_orientation():
             yield affine
 
 
+@pytest.mark.fault("flipped affine", "all 48 orientations are shown alike and put back exactly")
 @pytest.mark.parametrize("plane", [None, "axial", "sagittal", "coronal"])
 def test_slices_of_every_orientation_are_shown_alike_and_put_back_exactly(tmp_path, plane):
     for affine in every_orientation():
@@ -216,6 +222,7 @@ def test_slices_of_every_orientation_are_shown_alike_and_put_back_exactly(tmp_pa
             assert slice_spacing(volume, orientation) == (3, 1, 1)
 
 
+@pytest.mark.fault("rotated affine", "read and put back on its own axes")
 def test_an_oblique_volume_keeps_its_own_axes(tmp_path):
     volume = read_nifti(save(tmp_path / "a.nii", values()))
     orientation = orientation_of(volume)

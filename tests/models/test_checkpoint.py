@@ -9,6 +9,7 @@ import struct
 import pytest
 import torch
 from helpers.checkpoint import resealed
+from helpers.inference import model_file
 from safetensors.torch import save_file
 
 from slicebook import environment
@@ -127,6 +128,7 @@ def refuse(path, message="."):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.fault("bit-flipped model", "every flip is refused; copy it again")
 def test_every_flipped_bit_is_seen(model):
     whole = model.read_bytes()
     (header,) = struct.unpack("<Q", whole[:8])
@@ -153,6 +155,7 @@ def test_a_weight_changed_in_place_is_seen(model):
     refuse(model, "weights do not match their hash")
 
 
+@pytest.mark.fault("truncated model", "every length is refused; copy it again")
 def test_every_cut_is_seen(model):
     whole = model.read_bytes()
     for length in (0, 7, 8, 100, len(whole) // 2, len(whole) - 1):
@@ -167,6 +170,7 @@ class Trap:
         return os.mkdir, ("sprung",)
 
 
+@pytest.mark.fault("pickle in a model's place", "refused and never run; give the model.safetensors of a run")
 def test_a_pickle_in_a_models_place_is_refused_and_never_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / MODEL_NAME
@@ -195,6 +199,7 @@ def test_a_state_is_no_model_and_a_model_no_state(model, tmp_path):
         load_state(model)
 
 
+@pytest.mark.fault("model of a newer version", "refused; names both versions")
 def test_a_newer_format_names_both_versions(model):
     resealed(model, schema_version=99)
     refuse(model, "written in format 99 by Slicebook .*, which reads format 2; use the version that wrote it")
@@ -209,6 +214,43 @@ def test_weights_that_do_not_fit_the_settings_are_refused(model):
     wider = RECIPE.tokenizer.model_copy(update={"width": 32})
     resealed(model, recipe=RECIPE.model_copy(update={"tokenizer": wider}).model_dump(mode="json"))
     refuse(model, "weights do not fit its settings")
+
+
+HUGE = [
+    ("tokenizer", "width", 2**30),
+    ("tokenizer", "code_dim", 10**12),
+    ("tokenizer", "residual_layers", 10**12),
+    ("tokenizer", "scaling_rates", [2**40, 2]),
+    ("prior", "widths", [2**30]),
+    ("prior", "blocks", 10**12),
+    ("prior", "embedding", 10**12),
+    ("decoder", "widths", [2**30, 32]),
+]
+
+
+def with_setting(path, part, key, value):
+    """Change one setting of a model, its hash made to fit."""
+    recipe = tensor_file.read_tensors(path)[1]["recipe"]
+    resealed(path, recipe=recipe | {part: recipe[part] | {key: value}})
+
+
+@pytest.mark.fault(
+    "settings that claim more memory than the file has weights", "refused before memory is taken"
+)
+@pytest.mark.parametrize("architecture", ["ladder", "vqvae2"])
+@pytest.mark.parametrize(("part", "key", "value"), [huge for huge in HUGE if huge[0] == "tokenizer"])
+def test_settings_that_claim_more_than_the_file_holds_are_refused_at_once(
+    part, key, value, architecture, model, tmp_path
+):
+    """Built as they say, such models take hours or all memory of the machine."""
+    path = model if architecture == "vqvae2" else model_file(tmp_path / "ladder.safetensors")
+    with_setting(path, part, key, value)
+    refuse(path, "its weights do not fit its settings")
+
+
+def test_a_size_to_stretch_slices_to_is_bounded(model):
+    with_setting(model, "tokenizer", "resize", [10**6, 10**6])
+    refuse(model, r"resize\.0: Input should be less than or equal to 4096")
 
 
 def test_a_state_comes_back_bit_for_bit(tmp_path):
@@ -342,6 +384,27 @@ def test_a_prior_whose_weights_do_not_fit_is_refused(prior):
     info["recipe"]["prior"]["blocks"] = 2
     resealed(prior, recipe=info["recipe"])
     refuse_prior(prior, "its weights do not fit its settings; train it again")
+
+
+@pytest.mark.fault(
+    "settings that claim more memory than the file has weights",
+    "refused before memory is taken, in a prior's file too",
+)
+@pytest.mark.parametrize(("part", "key", "value"), HUGE)
+def test_settings_of_a_prior_that_claim_more_than_the_file_holds_are_refused_at_once(part, key, value, prior):
+    with_setting(prior, part, key, value)
+    refuse_prior(prior, "its weights do not fit its settings|stretch|decoder.widths")
+
+
+def test_a_prior_of_no_widths_is_refused(prior):
+    with_setting(prior, "prior", "widths", [])
+    refuse_prior(prior, "prior.widths: Tuple should have at least 1 item")
+
+
+def test_the_size_of_slices_that_a_prior_asks_for_is_bounded(prior):
+    kinds = tensor_file.read_tensors(prior)[1]["slices"]
+    resealed(prior, slices=[kinds[0] | {"rows": 10**6}])
+    refuse_prior(prior, r"slices\.0\.rows: Input should be less than or equal to 16384")
 
 
 def test_a_prior_file_holds_its_tokenizer(prior, trained):

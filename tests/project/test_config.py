@@ -56,6 +56,7 @@ def test_a_group_that_is_off_can_be_turned_off_and_on():
     assert (augment.flip_probability, augment.rotate_degrees) == (0.25, 5.0)
 
 
+@pytest.mark.fault("mistyped key", "refused with the nearest known key")
 @pytest.mark.parametrize(
     ("key", "nearest"),
     [
@@ -71,6 +72,7 @@ def test_an_unknown_key_is_refused_with_the_nearest_known_one(key, nearest):
         load_recipe("demo", [f"{key}=1"])
 
 
+@pytest.mark.fault("value out of range", "refused by name")
 @pytest.mark.parametrize(
     ("setting", "said"),
     [

@@ -88,8 +88,21 @@ def test_ci_measures_coverage_on_a_python_that_measures_quickly() -> None:
         assert int(python.split(".")[1]) >= 12
 
 
+def test_slow_tests_run_every_week_and_by_the_check_of_a_person() -> None:
+    workflow = settings(".github", "workflows", "weekly.yml")
+    assert workflow[True]["schedule"]  # YAML reads the key `on` as true
+    assert "scripts/check --slow" in [step.get("run") for step in workflow["jobs"]["slow"]["steps"]]
+    assert "pytest -m slow" in read("scripts", "check")
+
+
+def test_the_lock_is_audited_and_a_release_lists_its_components() -> None:
+    assert "pip_audit --require-hashes" in read(".github", "workflows", "audit.yml")
+    assert "cyclonedx_py requirements" in read(".github", "workflows", "release.yml")
+
+
 def test_ci_pins_each_action_to_a_major_version() -> None:
-    used = re.findall(r"uses: (\S+)", read(".github", "workflows", "ci.yml"))
+    workflows = (ROOT / ".github" / "workflows").glob("*.yml")
+    used = [action for path in workflows for action in re.findall(r"uses: (\S+)", path.read_text("utf-8"))]
     assert used
     assert [action for action in used if not re.fullmatch(r"actions/[\w-]+@v\d+", action)] == []
 
@@ -146,7 +159,12 @@ def test_a_security_problem_is_reported_in_private_and_not_in_an_issue() -> None
 
 
 def test_files_around_the_package_name_no_host_but_that_of_the_repository() -> None:
-    paths = [*(ROOT / ".github").rglob("*.*"), *ROOT.glob("constraints*.txt"), *ROOT.glob("*.toml")]
+    paths = [
+        *(ROOT / ".github").rglob("*.*"),
+        *ROOT.glob("constraints*.txt"),
+        ROOT / "requirements.lock",
+        *ROOT.glob("*.toml"),
+    ]
     paths += [ROOT / "SECURITY.md", ROOT / ".pre-commit-config.yaml", ROOT / "docs" / "releasing.md"]
     hosts = {
         host

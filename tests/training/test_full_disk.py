@@ -105,6 +105,9 @@ def train_until(step, data, run):
             train(data, RECIPE, run)
 
 
+@pytest.mark.fault(
+    "disk full", "refused: N bytes wanted, M free; both old states stay, and it goes on once space is free"
+)
 def test_a_training_on_a_full_disk_goes_on_once_space_is_freed(data, whole, small_disk):
     run, filler = small_disk / "run", small_disk / "filler"
     train_until(5, data, run)
@@ -119,6 +122,7 @@ def test_a_training_on_a_full_disk_goes_on_once_space_is_freed(data, whole, smal
     assert_same_model(run, whole)
 
 
+@pytest.mark.fault("read-only folder", "refused before the first step; make it writable")
 def test_a_folder_that_became_read_only_is_refused_before_the_first_step(data, whole, small_disk):
     run = small_disk / "run"
     train_until(5, data, run)

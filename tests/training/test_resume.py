@@ -198,6 +198,7 @@ def test_the_state_before_the_last_is_kept(stopped):
     assert steps_of(stopped[1]) == [4, 5]
 
 
+@pytest.mark.fault("damaged state", "the one before it is used, with a warning")
 @pytest.mark.parametrize("fault", ["cut", "flipped", "empty"])
 def test_a_damaged_last_state_falls_back_to_the_one_before_with_a_warning(fault, stopped, data, tmp_path):
     recipe, run = stopped
@@ -228,6 +229,7 @@ def test_a_training_killed_between_the_two_renames_resumes_from_the_one_before(s
     assert steps[0] == 4
 
 
+@pytest.mark.fault("damaged state", "refused where both are damaged")
 def test_two_damaged_states_are_refused(stopped, data):
     recipe, run = stopped
     for name in (STATE_NAME, PREVIOUS_NAME):

@@ -55,6 +55,7 @@ def assert_same_model(run, other):
     assert [name for name in first if not first[name].equal(second[name])] == []
 
 
+@pytest.mark.fault("SIGTERM or SIGUSR1", "the state is saved, and the same command goes on")
 @pytest.mark.parametrize("name", NAMES)
 def test_a_training_saves_at_a_signal_and_resumes_there(name, data, tmp_path):
     train(data, tiny(), tmp_path / "whole")
@@ -132,6 +133,7 @@ def command(data, run):
     ]
 
 
+@pytest.mark.fault("SIGTERM or SIGUSR1", "one line, exit status 75")
 def test_the_command_ends_with_a_status_of_its_own_and_one_line(data, tmp_path, capsys):
     with signalled("SIGUSR1", 2):
         assert main.main(command(data, tmp_path / "run")) == INTERRUPTED == 75

@@ -224,6 +224,7 @@ def test_dead_codes_are_revived_every_so_many_steps_but_not_at_the_end(data, tmp
     ]  # step 11 of 12 is in the last tenth
 
 
+@pytest.mark.fault("sizes mixed", "trained in batches of one size each")
 def test_slices_of_several_shapes_and_fewer_than_a_batch_train(tmp_path):
     data = prepared_folder(tmp_path / "data", shapes=((32, 32), (36, 30)), slices=2)
     summary = train(data, tiny("training.batch_size=64", "training.epochs=1"), tmp_path / "run")
@@ -342,6 +343,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(finished, 
 # --- Stopping
 
 
+@pytest.mark.fault("NaN loss", "stops and keeps the last good model; lower learning_rate")
 def test_a_loss_of_nan_stops_and_keeps_the_last_good_model(tmp_path):
     data, run = prepared_folder(tmp_path / "data"), tmp_path / "run"
     train_until(3, data, tiny(), run)
@@ -372,6 +374,7 @@ def test_a_validation_loss_of_nan_stops_before_anything_is_saved(tmp_path):
     assert not (tmp_path / "run" / STATE_NAME).exists()
 
 
+@pytest.mark.fault("collapse alarm", "a visible warning that names the level and the setting")
 def test_few_codes_in_use_raise_a_visible_warning(data, tmp_path, capsys):
     recipe = tiny("tokenizer.codebook_sizes=[4096, 4]", "training.epochs=1")
     with pytest.warns(UserWarning, match=r"level 0 uses \d+% of its 4096 codes.*codebook_sizes\[0\]"):
@@ -465,6 +468,10 @@ def holder(tmp_path):
     process.join()
 
 
+@pytest.mark.fault(
+    "two trainings in one folder",
+    "the second is refused by host and process of the first; choose another --out",
+)
 def test_a_second_training_into_a_folder_is_refused_by_the_name_of_the_first(data, tmp_path, holder):
     named = rf"another training writes here \(process {holder.pid} on {re.escape(socket.gethostname())}\)"
     with pytest.raises(ConfigError, match=f"run: {named}; .*another --out"):
@@ -495,6 +502,7 @@ def test_a_folder_that_nothing_was_written_to_is_not_left_behind(tmp_path):
 # --- No slice is lost
 
 
+@pytest.mark.fault("rare sizes", "every slice is trained on")
 @pytest.mark.parametrize("architecture", ["ladder", "vqvae2"])
 def test_every_slice_of_a_rare_size_is_trained_on(architecture, tmp_path):
     """One patient of four slices among batches of five; its coarsest grid is a single value."""

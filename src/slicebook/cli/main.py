@@ -1,5 +1,7 @@
 """The command line: its commands, errors and exit statuses."""
 
+import codecs
+import io
 import sys
 import warnings
 from collections.abc import Sequence
@@ -12,6 +14,7 @@ from slicebook.cli.options import say
 from slicebook.errors import SlicebookError, StoppedBySignalError
 from slicebook.version import __version__
 
+_NAMES_AS_THEY_ARE = "slicebook.names"
 INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: a script that reads it repeats the command
 
 app = typer.Typer(
@@ -57,6 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         traceback; with `--debug` every error does.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=_NAMES_AS_THEY_ARE)
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
@@ -69,6 +75,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         typer.echo(f"slicebook: {' '.join(str(error).split())}", err=True)
         return INTERRUPTED if isinstance(error, StoppedBySignalError) else 1
     return 0
+
+
+def _encode_anyhow(error: UnicodeError) -> tuple[str | bytes, int]:
+    """Print what an encoding lacks: file names as their bytes, everything else as an escape.
+
+    File names may be of another encoding than the terminal, and a terminal may know ASCII alone.
+    """
+    try:
+        return codecs.lookup_error("surrogateescape")(error)
+    except UnicodeError:
+        return codecs.backslashreplace_errors(error)
+
+
+codecs.register_error(_NAMES_AS_THEY_ARE, _encode_anyhow)
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:

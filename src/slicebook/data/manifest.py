@@ -16,9 +16,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from statistics import median
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from slicebook.data.layouts.sources import Unreadable
 from slicebook.data.splits import SPLITS, Split
@@ -271,17 +271,21 @@ def write_quarantine(folder: Path, files: Iterable[Unreadable]) -> None:
     write_csv(folder / "quarantine.csv", rows, ["file", "reason"])
 
 
+_Side = Annotated[int, Field(ge=1, le=16384)]  # pixels; a model file may not ask for any amount of memory
+_Spacing = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
 class SliceKind(Record):
     """Slices of one size that a prior was trained on; generated slices get their spacing and intensity."""
 
-    rows: int
-    columns: int
-    row_mm: float
+    rows: _Side
+    columns: _Side
+    row_mm: _Spacing
     """Distance between rows; the median over slices."""
-    column_mm: float
-    low: float
+    column_mm: _Spacing
+    low: FiniteFloat
     """Source intensity that is mapped to -1; the median over slices."""
-    high: float
+    high: FiniteFloat
     slices: int
 
 

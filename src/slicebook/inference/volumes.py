@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import unicodedata
 import warnings
 from collections import Counter
@@ -154,7 +155,7 @@ def _named(files: Mapping[str, Sequence[Path]]) -> tuple[ListedVolume, ...]:
     owners: dict[str, Path] = {}
     for name, paths in files.items():
         for path in paths:
-            if len(f"{name}{ENDINGS[0]}".encode()) > LONGEST_NAME:
+            if len(os.fsencode(f"{name}{ENDINGS[0]}")) > LONGEST_NAME:
                 raise DataError(
                     f"{path}: its output would have a name of more than {LONGEST_NAME} bytes; shorten the "
                     "names of the file and its folders, or give the file alone"

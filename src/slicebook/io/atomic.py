@@ -32,8 +32,8 @@ def write_bytes(path: str | Path, content: bytes) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a UTF-8 text file atomically."""
-    write_bytes(path, text.encode())
+    """Write a UTF-8 text file atomically. Bytes of file names that are not UTF-8 are written as escapes."""
+    write_bytes(path, text.encode(errors="backslashreplace"))
 
 
 def write_csv(

@@ -150,7 +150,10 @@ def read_fields(path: Path, limits: Limits, keywords: Sequence[str]) -> Dataset:
     """Read some elements of a file by keyword, without its pixels."""
     tags: list[BaseTag | int] = [Tag(keyword) for keyword in keywords]
     with wrap_pydicom_errors(path), _opened(path, limits) as (file, syntax, meta):
-        return _read(file, syntax, meta, _PIXEL_GROUP, tags)
+        dataset = _read(file, syntax, meta, _PIXEL_GROUP, tags)
+        for _ in dataset.iterall():  # values are converted when they are first used: do it here, wrapped
+            pass
+        return dataset
 
 
 def load_whole(path: Path, limits: Limits) -> Dataset:

@@ -5,7 +5,7 @@ A damaged file, another kind of model or a newer format is an error.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
@@ -13,11 +13,12 @@ from typing import Any, Literal, TypeVar, get_args
 import torch
 from pydantic import Field, ValidationError
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from slicebook.config import Recipe
 from slicebook.data.manifest import SliceKind
 from slicebook.environment import Provenance
-from slicebook.errors import CheckpointError
+from slicebook.errors import CheckpointError, SlicebookError
 from slicebook.io.tensors import SCHEMA_VERSION, hash_tensors, kind_of, read_tensors, write_tensors
 from slicebook.models.flow_decoder import FlowDecoder
 from slicebook.models.prior import Prior
@@ -67,6 +68,7 @@ class LoadedDecoder:
 
 
 Info = TypeVar("Info", "ModelInfo", "PriorInfo")
+Module = TypeVar("Module", bound=nn.Module)
 
 
 class PriorInfo(Record):
@@ -141,8 +143,7 @@ def load_tokenizer(
     if kind == "tokenizer" and kind_of(path) == "prior":
         return tokenizer_of(load_prior(path, device))
     tensors, info = _load(path, kind, ModelInfo)
-    tokenizer = Tokenizer(info.recipe.tokenizer)
-    _fill(tokenizer, tensors, path)
+    tokenizer = _build(lambda: Tokenizer(info.recipe.tokenizer), tensors, path)
     return LoadedTokenizer(tokenizer.eval().to(device), info, path)
 
 
@@ -180,9 +181,7 @@ def load_decoder(where: str | Path, tokenizer: LoadedTokenizer) -> LoadedDecoder
     """
     path = find_model(Path(where))
     tensors, info = _load(path, "generation decoder", ModelInfo)
-    assert info.recipe.decoder is not None
-    decoder = FlowDecoder(info.recipe.decoder, tokenizer.tokenizer)
-    _fill(decoder, tensors, path)
+    decoder = _build_decoder(info, tokenizer.tokenizer, tensors, path)
     return LoadedDecoder(decoder.eval().to(next(tokenizer.tokenizer.parameters()).device), info, path)
 
 
@@ -236,22 +235,18 @@ def load_prior(where: str | Path, device: str | torch.device = "cpu") -> LoadedP
     for name, tensor in tensors.items():
         part, _, rest = name.partition(".")
         parts.get(part, {})[rest] = tensor
-    images = Tokenizer(info.recipe.tokenizer)
-    _fill(images, parts["images"], path)
+    images = _build(lambda: Tokenizer(info.recipe.tokenizer), parts["images"], path)
     masks = None
-    if info.masks is not None:
-        masks = Tokenizer(info.masks.tokenizer)
-        _fill(masks, parts["masks"], path)
-        masks = masks.eval().to(device)
+    if (settings := info.masks) is not None:
+        masks = _build(lambda: Tokenizer(settings.tokenizer), parts["masks"], path).eval().to(device)
     joint_tokenizer = JointTokenizer(images.eval().to(device), masks)
-    prior = Prior(info.recipe.prior, joint_tokenizer.codebooks, joint_tokenizer.strides, len(info.classes))
-    _fill(prior, parts["prior"], path)
+    codebooks, strides = joint_tokenizer.codebooks, joint_tokenizer.strides
+    prior = _build(
+        lambda: Prior(info.recipe.prior, codebooks, strides, len(info.classes)), parts["prior"], path
+    )
     decoder = None
     if info.decoder_provenance is not None:
-        assert info.recipe.decoder is not None
-        decoder = FlowDecoder(info.recipe.decoder, images)
-        _fill(decoder, parts["decoder"], path)
-        decoder = decoder.eval().to(device)
+        decoder = _build_decoder(info, images, parts["decoder"], path).eval().to(device)
     return LoadedPrior(prior.eval().to(device), joint_tokenizer, decoder, info, path)
 
 
@@ -297,11 +292,44 @@ def _first_fault(error: ValidationError) -> str:
     return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
 
 
-def _fill(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+def _build(make: Callable[[], Module], tensors: Mapping[str, Tensor], path: Path) -> Module:
+    """Return a module with the weights of a file.
+
+    It is made without memory first, so that settings cannot claim more than the file holds.
+    """
+    misfit = CheckpointError(f"{path}: its weights do not fit its settings; train it again")
+    parameters = 0
+
+    def count(*_: object) -> None:
+        nonlocal parameters
+        parameters += 1
+        if parameters > len(tensors):  # settings may ask for a billion layers
+            raise misfit
+
+    handle = register_module_parameter_registration_hook(count)
     try:
-        module.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise CheckpointError(f"{path}: its weights do not fit its settings; train it again") from error
+        with torch.device("meta"):
+            outline = make()
+    except SlicebookError:
+        raise
+    except (RuntimeError, TypeError, ValueError, LookupError, ArithmeticError) as error:
+        raise misfit from error  # such as sizes beyond what a tensor can have
+    finally:
+        handle.remove()
+    if {n: t.shape for n, t in outline.state_dict().items()} != {n: t.shape for n, t in tensors.items()}:
+        raise misfit
+    module = make()
+    module.load_state_dict(dict(tensors))
+    return module
+
+
+def _build_decoder(
+    info: ModelInfo | PriorInfo, tokenizer: Tokenizer, tensors: Mapping[str, Tensor], path: Path
+) -> FlowDecoder:
+    config = info.recipe.decoder
+    if config is None:
+        raise CheckpointError(f"{path}: has no settings of its decoder; train it again")
+    return _build(lambda: FlowDecoder(config, tokenizer), tensors, path)
 
 
 def find_model(where: Path) -> Path:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from slicebook.cli import data, evaluate, prior, report, tokenizer, train
+from slicebook.cli import data, evaluate, prior, report, studio, tokenizer, train
 from slicebook.cli.options import say
 from slicebook.errors import SlicebookError, StoppedBySignalError
 from slicebook.version import __version__
@@ -38,6 +38,7 @@ for command in (
     evaluate.evaluate,
     report.compare,
     report.card,
+    studio.studio,
     tokenizer.info,
     tokenizer.models,
 ):

@@ -71,7 +71,9 @@ def test_this_computer_is_answered(local, host):
     assert status(local, headers={"host": host}) == 200
 
 
-@pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example:7860", "localhost@evil.example", ""])
+@pytest.mark.parametrize(
+    "host", ["evil.example", "127.0.0.1.evil.example:7860", "localhost@evil.example", ""]
+)
 def test_another_name_of_this_computer_is_not_answered(local, host):
     assert status(local, headers={"host": host}) == 403
 
@@ -112,8 +114,8 @@ def test_an_upload_may_be_larger_than_other_requests(local):
 @pytest.mark.parametrize("length", ["-1", "many", "٣"])
 def test_a_length_that_is_no_number_is_refused(local, length):
     async def ask():
-        scope = {"type": "http", "method": "POST", "path": "/"}
-        scope["headers"] = [(b"host", b"localhost"), (b"content-length", length.encode("utf-8"))]
+        headers = [(b"host", b"localhost"), (b"content-length", length.encode("utf-8"))]
+        scope = {"type": "http", "method": "POST", "path": "/", "headers": headers}
         sent = []
 
         async def send(message):

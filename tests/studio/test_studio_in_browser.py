@@ -24,8 +24,9 @@ PATH = re.compile(r"(?<![\w.<])/(?:tmp|var|home|root|work)/")
 NAMELESS = """() => [...document.querySelectorAll("button, input, select, textarea, [tabindex='0'], img")]
   .filter((one) => one.checkVisibility() && one.getAttribute("aria-hidden") !== "true")
   .filter((one) => {
-    const by = (one.getAttribute("aria-labelledby") ?? "").split(" ").map((id) => document.getElementById(id));
-    const texts = [one.ariaLabel, one.alt, one.title, one.textContent, ...by.map((other) => other?.textContent),
+    const named = (one.getAttribute("aria-labelledby") ?? "").split(" ");
+    const by = named.map((id) => document.getElementById(id)?.textContent);
+    const texts = [one.ariaLabel, one.alt, one.title, one.textContent, ...by,
       ...[...(one.labels ?? [])].map((label) => label.textContent)];
     return !texts.some((text) => text?.trim());
   }).map((one) => one.outerHTML.slice(0, 200))"""
@@ -113,7 +114,13 @@ def opened(chromium, studio):
     yield open_page
     for page in pages:
         page.close()
-    own = (f"request: {studio.address}/", "request: data:", "request: blob:", f"200 {studio.address}/", "200 data:")
+    own = (
+        f"request: {studio.address}/",
+        "request: data:",
+        "request: blob:",
+        f"200 {studio.address}/",
+        "200 data:",
+    )
     assert [fault for fault in faults if not fault.startswith(own)] == []
 
 
@@ -134,7 +141,9 @@ def test_look_shows_a_volume_and_offers_its_reconstruction(opened, scan, model, 
     page = opened()
     look_at(page, scan)
     assert said(page, "look") == "3 axial slices of 32 × 64, voxels of 1 × 1 × 3 mm."
-    assert page.get_by_role("img", name="Tokens of level").count() == page.locator(".sb-levels section").count()
+    assert (
+        page.get_by_role("img", name="Tokens of level").count() == page.locator(".sb-levels section").count()
+    )
     before = page.locator(".sb-stack img").first.get_attribute("src")
     slider = page.get_by_role("slider", name="Slice", exact=False).first
     slider.press("ArrowRight")
@@ -143,7 +152,10 @@ def test_look_shows_a_volume_and_offers_its_reconstruction(opened, scan, model, 
     with page.expect_download() as download:
         page.get_by_role("link", name="Download the reconstruction").click()
     shutil.copy(scan, tmp_path / "volume.nii.gz")
-    assert main.main(["reconstruct", str(model), str(tmp_path / "volume.nii.gz"), "-o", str(tmp_path / "cli")]) == 0
+    assert (
+        main.main(["reconstruct", str(model), str(tmp_path / "volume.nii.gz"), "-o", str(tmp_path / "cli")])
+        == 0
+    )
     assert unpacked(download.value) == contents(tmp_path / "cli")
 
 
@@ -255,7 +267,9 @@ def test_the_keyboard_reaches_the_tabs_and_moves_the_divider(opened, scan):
 
 def contents(folder):
     """Bytes by relative path."""
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()
+    }
 
 
 def unpacked(download):

@@ -94,7 +94,21 @@ def test_slices_for_a_painted_mask_are_those_of_the_command(studio, trained, tmp
     mask = tmp_path / "mask.nii.gz"
     generate.write_mask(studio, mask, labels)
     out = generate.draw_for_mask(studio, request_of(), WISH, mask, QUIET)
-    run("generate", trained.run, "--masks", mask, "-o", tmp_path / "cli", "-n", 2, "--seed", 5, *STEPS, "--device", "cpu")
+    run(
+        "generate",
+        trained.run,
+        "--masks",
+        mask,
+        "-o",
+        tmp_path / "cli",
+        "-n",
+        2,
+        "--seed",
+        5,
+        *STEPS,
+        "--device",
+        "cpu",
+    )
     assert contents(out) == contents(tmp_path / "cli") | {mask.relative_to(tmp_path): mask.read_bytes()}
 
 
@@ -114,8 +128,8 @@ def test_a_filled_region_is_that_of_the_command_and_the_rest_unchanged(studio, p
     out = paint.fill(studio, page, mask_sent(region), 3, WISH, QUIET)
     study = studio.session(page).study
     run(
-        "inpaint", trained.run, study.source, out / "region.nii.gz", "-o", tmp_path / "cli", "-n", 2, "--seed", 5,
-        *STEPS, "--device", "cpu",
+        "inpaint", trained.run, study.source, out / "region.nii.gz", "-o", tmp_path / "cli", "-n", 2,
+        "--seed", 5, *STEPS, "--device", "cpu",
     )  # fmt: skip
     assert contents(out).items() >= contents(tmp_path / "cli").items()
     before, after = read_nifti(study.source).array, read_nifti(out / "sample-00.nii.gz").array
@@ -163,7 +177,12 @@ def test_labels_that_the_model_does_not_know_are_refused_in_words(studio, tmp_pa
 
 @pytest.mark.parametrize(
     ("values", "words"),
-    [({"count": 33}, "1 to 32"), ({"seed": None}, "whole number"), ({"seed": 0.5}, "whole number"), ({"steps": 0}, "steps 0")],
+    [
+        ({"count": 33}, "1 to 32"),
+        ({"seed": None}, "whole number"),
+        ({"seed": 0.5}, "whole number"),
+        ({"steps": 0}, "steps 0"),
+    ],
 )
 def test_a_wish_out_of_range_is_refused(values, words):
     asked = {"count": 1, "seed": 0, "group": None, "free": True, "position": 0, "guidance": 0, "steps": 1}

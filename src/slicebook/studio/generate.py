@@ -374,5 +374,5 @@ def _connect_run(
 
 def packed(studio: Studio, folder: Path, format_name: str | None) -> str:
     """Return a link to a generated set in a format."""
-    name = format_name if format_name in FORMATS else next(iter(FORMATS))
+    name = format_name or next(iter(FORMATS))
     return studio.link(pack(FORMATS[name](folder), "slicebook-generated.zip"), f"Download: {name}")

@@ -113,7 +113,7 @@ def _levels(
         codes, grid = tokenizer.codebook(level).codes, grids[level]
         rows, wide = grid.shape
         shape = aspect * image.shape[0] / image.shape[1] * wide / rows  # of a token
-        used = len(grid.unique())
+        used = len(np.unique(grid.cpu().numpy()))
         figures = [
             (
                 pictures.img(

@@ -22,7 +22,7 @@ MAX_CHANGE = 0.6
 def data_uri(pixels: UInt8[np.ndarray, "rows columns 3"]) -> str:
     """Return pixels as the address of a PNG that contains itself."""
     file = io.BytesIO()
-    imsave(file, pixels, format="png", metadata={"Software": None})
+    imsave(file, pixels, format="png")
     return png_uri(file.getvalue())
 
 

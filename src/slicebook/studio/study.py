@@ -90,7 +90,8 @@ def open_upload(upload: Path, folder: Path, *, series: int = 0, plane: Plane | N
 
 def reopen(upload: Path, folder: Path, *, series: int = 0, plane: Plane | None = None) -> Study:
     """Open what `open_upload` took, in another plane or another of its series."""
-    source, titles = upload, ()
+    source = upload
+    titles: tuple[str, ...] = ()
     if upload.is_dir():
         found = find_dicom_series(upload, limits=LIMITS)
         if not found:

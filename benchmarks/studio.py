@@ -4,7 +4,7 @@
 
 Pages upload a phantom and move through its slices; every fourth action reconstructs the volume. The server is
 the command `slicebook studio` in a process of its own. Meanwhile /health is asked ten times a second. The
-result is `results/studio.json`: answers by status, latencies, and the server's memory before, during and after.
+result, `results/studio.json`, holds answers by status, latencies, and the server's memory.
 """
 
 import argparse

@@ -276,6 +276,14 @@ def test_an_upload_that_no_page_took_is_removed(workspace, monkeypatch):
     assert not list(workspace.uploads.iterdir())
 
 
+def test_only_an_upload_can_be_opened(studio, tmp_path):
+    (tmp_path / "private.nii.gz").touch()
+    for path in (tmp_path / "private.nii.gz", studio.workspace.uploads / ".." / "x", studio.workspace.root):
+        with pytest.raises(DataError, match="no longer there"):
+            look.open_file(studio, request_of(), str(path))
+    assert (tmp_path / "private.nii.gz").exists()
+
+
 def test_only_this_user_can_enter_the_folder(workspace):
     assert workspace.root.stat().st_mode & 0o077 == 0
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -153,7 +152,7 @@ def open_file(studio: Studio, request: gr.Request, file: str | None) -> Study:
         write_nifti(path, volume.image, affine=volume.affine)
         session.study = reopen(path, folder)
     else:
-        session.study = open_upload(Path(file), folder)
+        session.study = open_upload(studio.workspace.uploaded(file), folder)
     return session.study
 
 

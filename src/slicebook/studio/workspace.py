@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 
-from slicebook.errors import SlicebookError
+from slicebook.errors import DataError, SlicebookError
 from slicebook.studio.job import Job
 from slicebook.studio.study import Study
 
@@ -113,6 +113,17 @@ class Workspace:
         for session in sessions:
             session.stop()
         shutil.rmtree(self.root, ignore_errors=True)
+
+    def uploaded(self, path: str) -> Path:
+        """Return the path of an upload.
+
+        Raises:
+            DataError: It is no file that was uploaded, whatever the page says.
+        """
+        file = Path(path).resolve()
+        if not file.is_relative_to(self.uploads) or not file.is_file():
+            raise DataError("The upload is no longer there: choose the file again.")
+        return file
 
     def offer(self, file: Path) -> str:
         """Return a secret token under which a file can be downloaded while it exists."""

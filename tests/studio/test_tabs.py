@@ -280,7 +280,7 @@ def test_only_an_upload_can_be_opened(studio, tmp_path):
     (tmp_path / "private.nii.gz").touch()
     for path in (tmp_path / "private.nii.gz", studio.workspace.uploads / ".." / "x", studio.workspace.root):
         with pytest.raises(DataError, match="no longer there"):
-            look.open_file(studio, request_of(), str(path))
+            look.open_file(studio, request_of(), str(path), QUIET)
     assert (tmp_path / "private.nii.gz").exists()
 
 

@@ -129,4 +129,6 @@ def run_job(session: Session, steps: int, words: str, progress: gr.Progress, wor
     session.start(job)
     progress(0, desc=words)
     with job.running():
-        return work()
+        result = work()
+        job.check()  # stopped while no network was evaluated
+        return result

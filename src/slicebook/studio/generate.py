@@ -340,7 +340,8 @@ def _connect_run(
         if chosen == FREE:
             out, command = draw(studio, request, wish, progress), wish.command()
         else:
-            mask = session.folder / "mask.nii.gz"
+            mask = session.folder / ("painted" if chosen == PAINTED else "uploaded") / "mask.nii.gz"
+            mask.parent.mkdir(exist_ok=True)
             if chosen == PAINTED:
                 kind = kind_of(studio)
                 write_mask(studio, mask, mask_of(sent, (kind.rows, kind.columns)))

@@ -140,19 +140,23 @@ def _levels(
     return "".join(columns)
 
 
-def open_file(studio: Studio, request: gr.Request, file: str | None) -> Study:
+def open_file(studio: Studio, request: gr.Request, file: str | None, progress: gr.Progress) -> Study:
     """Open an upload as the volume of a page, or a phantom where there is none."""
     session = studio.session(request)
     folder = session.new_folder("volume")
     session.study = None
-    if file is None:
+
+    def work() -> Study:
+        if file is not None:
+            return open_upload(studio.workspace.uploaded(file), folder)
         folder.mkdir()
         path = folder / "volume.nii.gz"
         volume = patient_volume(0, 0, **PHANTOM)  # type: ignore[arg-type]  # a dict of its options
         write_nifti(path, volume.image, affine=volume.affine)
-        session.study = reopen(path, folder)
-    else:
-        session.study = open_upload(studio.workspace.uploaded(file), folder)
+        return reopen(path, folder)
+
+    session.study = run_job(session, 1, "Opening", progress, work)
+    assert session.study is not None
     return session.study
 
 
@@ -197,6 +201,7 @@ def build(studio: Studio) -> None:
                 "Open a volume…", file_types=[".nii", ".gz", ".zip"], variant="primary", elem_id="look-open"
             )
             phantom = gr.Button("Open a phantom", elem_id="look-phantom")
+            stop_opening = gr.Button("Stop", variant="stop", visible=False, elem_id="look-stop-opening")
             gr.Markdown(f"NIfTI, or a zip of one DICOM series; at most {MAX_UPLOAD // 1024**2} MB.")
             message = gr.HTML(status(""), elem_id="look-status")
             series = gr.Dropdown([], label="Series", visible=False, type="index", elem_id="look-series")
@@ -212,7 +217,7 @@ def build(studio: Studio) -> None:
         with gr.Column(scale=3, min_width=300):
             view = gr.HTML(EMPTY, elem_id="look-view")
     shown = [message, series, plane, index, whole, download, view]
-    _connect(studio, upload, phantom, shown)
+    _connect(studio, (upload, phantom), stop_opening, shown)
     _connect_whole(studio, whole, stop, message, download)
 
 
@@ -231,18 +236,18 @@ def _updates(studio: Studio, study: Study, *, new: bool) -> list[Any]:
     ]
 
 
-def _connect(studio: Studio, upload: gr.UploadButton, phantom: gr.Button, shown: list[Any]) -> None:
-    message, series, plane, index, _, _, view = shown
+def _connect(
+    studio: Studio, openers: tuple[gr.UploadButton, gr.Button], stop: gr.Button, shown: list[Any]
+) -> None:
+    (upload, phantom), (message, series, plane, index, _, _, view) = openers, shown
 
     @answering(shown)
     def opening(file: str | None, request: gr.Request, progress: gr.Progress = gr.Progress()) -> list[Any]:  # noqa: B008
-        progress(0, desc="Opening")
-        return _updates(studio, open_file(studio, request, file), new=True)
+        return _updates(studio, open_file(studio, request, file, progress), new=True)
 
     @answering(shown)
     def simulating(request: gr.Request, progress: gr.Progress = gr.Progress()) -> list[Any]:  # noqa: B008
-        progress(0, desc="Simulating a phantom")
-        return _updates(studio, open_file(studio, request, None), new=True)
+        return _updates(studio, open_file(studio, request, None, progress), new=True)
 
     @answering(shown)
     def reading(number: int | None, name: str, request: gr.Request) -> list[Any]:
@@ -253,18 +258,14 @@ def _connect(studio: Studio, upload: gr.UploadButton, phantom: gr.Button, shown:
         study = opened(studio, request)
         return slice_view(studio, study, min(int(number), len(study.slices) - 1))
 
-    shared: dict[str, Any] = {"concurrency_id": MODEL_QUEUE, "show_progress_on": [message]}
-    upload.upload(opening, [upload], shown, **shared)
-    phantom.click(simulating, None, shown, **shared)
+    connect_run(studio, upload, stop, opening, [upload], shown, event=upload.upload)
+    connect_run(studio, phantom, stop, simulating, None, shown)
     for component in (series, plane):
-        component.input(reading, [series, plane], shown, **shared)
+        component.input(
+            reading, [series, plane], shown, concurrency_id=MODEL_QUEUE, show_progress_on=[message]
+        )
     index.input(
-        moving,
-        [index],
-        [view],
-        show_progress="hidden",
-        trigger_mode="always_last",
-        concurrency_id="look",
+        moving, [index], [view], show_progress="hidden", trigger_mode="always_last", concurrency_id="look"
     )
 
 
@@ -282,23 +283,42 @@ def _connect_whole(
 
 
 def connect_run(
-    studio: Studio, run: gr.Button, stop: gr.Button, work: Any, inputs: Any, outputs: list[Any], **more: Any
+    studio: Studio,
+    run: gr.Button | gr.UploadButton,
+    stop: gr.Button,
+    work: Any,
+    inputs: Any,
+    outputs: list[Any],
+    *,
+    event: Any = None,
+    **more: Any,
 ) -> None:
-    """Make one button start a computation, and another one stop it."""
+    """Make one button start a computation, and another one stop it.
+
+    Args:
+        studio: The studio.
+        run: Starts it.
+        stop: Stops it; visible meanwhile, in place of `run`.
+        work: The computation; its first output is a message.
+        inputs: Of the computation.
+        outputs: Of the computation.
+        event: Of `run`; a click by default.
+        more: Options of the event.
+    """
     message = outputs[0]
 
     def stopping(request: gr.Request) -> tuple[str, Any, Any]:
         studio.session(request).stop()
-        return status("Stopped."), gr.Button(visible=True), gr.Button(visible=False)
+        return status("Stopped."), gr.update(visible=True), gr.update(visible=False)
 
-    started = run.click(
-        lambda: (status(""), gr.Button(visible=False), gr.Button(visible=True)),
+    started = (event or run.click)(
+        lambda: (status(""), gr.update(visible=False), gr.update(visible=True)),
         None,
         [message, run, stop],
         queue=False,
     )
-    event = started.then(
+    running = started.then(
         work, inputs, outputs, concurrency_id=MODEL_QUEUE, show_progress_on=[message], **more
     )
-    event.then(lambda: (gr.Button(visible=True), gr.Button(visible=False)), None, [run, stop], queue=False)
-    stop.click(stopping, None, [message, run, stop], queue=False, cancels=[event])
+    running.then(lambda: (gr.update(visible=True), gr.update(visible=False)), None, [run, stop], queue=False)
+    stop.click(stopping, None, [message, run, stop], queue=False, cancels=[running])

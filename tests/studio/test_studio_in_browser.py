@@ -129,7 +129,9 @@ def show(page, name):
 
 
 def look_at(page, scan):
-    page.locator("#look-open input[type=file]").set_input_files(scan)
+    with page.expect_file_chooser() as chooser:
+        page.get_by_role("button", name="Open a volume").click()
+    chooser.value.set_files(scan)
     page.locator(".sb-look").wait_for()
 
 
@@ -192,7 +194,7 @@ def test_generate_for_a_mask_that_was_painted_by_keyboard(opened):
 def test_paint_fills_a_brushed_region(opened, scan):
     page = opened()
     show(page, "Paint")
-    assert page.locator("#paint-brush").inner_text().startswith("Open a volume in the tab Look.")
+    page.get_by_text("Open a volume in the tab Look. Then paint").wait_for()
     show(page, "Look")
     look_at(page, scan)
     show(page, "Paint")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,10 +40,12 @@ class Page:
 
     Attributes:
         app: As ASGI.
+        blocks: Its layout.
         studio: Model and temporary files.
     """
 
     app: Guard
+    blocks: gr.Blocks
     studio: Studio
 
 
@@ -53,6 +57,19 @@ def make_page(model: str, workspace: Workspace, *, device: str = "auto", passwor
     """
     os.environ["GRADIO_TEMP_DIR"] = str(workspace.uploads)
     studio = Studio.open(model, device, workspace)
+
+    async def build() -> tuple[FastAPI, gr.Blocks]:
+        return _application(studio)
+
+    # Inside a running loop: elsewhere gradio makes loops of its own, and never closes them. In a thread of its
+    # own: the caller may have a loop.
+    with ThreadPoolExecutor(1) as executor:
+        app, blocks = executor.submit(asyncio.run, build()).result()
+    return Page(Guard(app, max_upload=MAX_UPLOAD, password=password), blocks, studio)
+
+
+def _application(studio: Studio) -> tuple[FastAPI, gr.Blocks]:
+    """Return the page of a studio with its files."""
     blocks, report = _blocks(studio)
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     _add_files(app, studio, report)
@@ -69,7 +86,7 @@ def make_page(model: str, workspace: Workspace, *, device: str = "auto", passwor
         css=(FILES / "studio.css").read_text(encoding="utf-8"),
         head=f"<script>{(FILES / 'studio.js').read_text(encoding='utf-8')}</script>",
     )
-    return Page(Guard(app, max_upload=MAX_UPLOAD, password=password), studio)
+    return app, blocks
 
 
 def _blocks(studio: Studio) -> tuple[gr.Blocks, Path | None]:

@@ -148,7 +148,8 @@ def _unpacked(archive: Path, folder: Path) -> Path:
                 _unpack(file, nifti[0], folder.parent / "volume.nii.gz", left)
                 return folder.parent / "volume.nii.gz"
             for number, entry in enumerate(sorted(entries, key=lambda entry: entry.filename)):
-                left -= _unpack(file, entry, folder / f"{number:04}.dcm", left)
+                ending = ".dcm" if entry.filename.lower().endswith(".dcm") else ""
+                left -= _unpack(file, entry, folder / f"{number:04}{ending}", left)
     except (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError, OSError) as error:
         if isinstance(error, DataError):
             raise

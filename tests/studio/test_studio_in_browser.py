@@ -12,7 +12,10 @@ from slicebook.cli import main
 from slicebook.io.nifti import write_nifti
 from slicebook.reporting.html import write_page
 
-pytestmark = pytest.mark.browser
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.filterwarnings("ignore:.*no_silent_downcasting"),  # of pandas, about gradio
+]
 
 # Without a sandbox, which root has none of; the others keep the browser itself off the network.
 FLAGS = [

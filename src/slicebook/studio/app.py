@@ -61,8 +61,8 @@ def make_page(model: str, workspace: Workspace, *, device: str = "auto", passwor
     async def build() -> tuple[FastAPI, gr.Blocks]:
         return _application(studio)
 
-    # Inside a running loop: elsewhere gradio makes loops of its own, and never closes them. In a thread of its
-    # own: the caller may have a loop.
+    # In a running loop: elsewhere gradio makes loops of its own and never closes them. In a thread: the caller
+    # may have a loop.
     with ThreadPoolExecutor(1) as executor:
         app, blocks = executor.submit(asyncio.run, build()).result()
     return Page(Guard(app, max_upload=MAX_UPLOAD, password=password), blocks, studio)

@@ -17,7 +17,7 @@
       this.mask = new Uint8Array(this.rows * this.columns);
       if (root.dataset.mask) this.mask.set(Uint8Array.from(atob(root.dataset.mask), (letter) => letter.charCodeAt(0)));
       this.history = [];
-      this.label = Number(root.querySelector("select")?.value ?? 1);
+      this.label = 1;
       this.erasing = false;
       this.cursor = [this.columns / 2, this.rows / 2];
       this.root = root;
@@ -29,7 +29,7 @@
       this.size.max = Math.max(4, Math.round(Math.min(this.rows, this.columns) / 2));
       this.size.value = Math.max(2, Math.round(Math.min(this.rows, this.columns) / 8));
       this.listen();
-      this.draw();
+      if (root.dataset.mask) this.count();
     }
 
     listen() {
@@ -57,9 +57,15 @@
         this.count();
       });
       find("clear").addEventListener("click", () => { this.keep(); this.mask.fill(0); this.count(); });
-      this.root.querySelector("select")?.addEventListener("change", (event) => {
-        this.label = Number(event.target.value);
-      });
+      const choice = this.root.querySelector("select");
+      const choose = () => {
+        this.label = Number(choice.value);
+        choice.style.boxShadow = `inset 6px 0 rgb(${COLOURS[(this.label - 1) % COLOURS.length]})`;
+      };
+      if (choice) {
+        choice.addEventListener("change", choose);
+        choose();
+      }
     }
 
     keep() {

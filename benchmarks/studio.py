@@ -122,21 +122,32 @@ class Page:
                 self.measures.statuses[stream.status_code] += 1
                 async for line in stream.aiter_lines():
                     if line.startswith("data:") and '"process_completed"' in line:
+                        done = json.loads(line[5:])
+                        shown = json.dumps(done["output"].get("data"), ensure_ascii=False)
+                        good = done["success"] and "sb-alert" not in shown
                         self.measures.actions.append(time.perf_counter() - began)
-                        return bool(json.loads(line[5:])["success"])
+                        if not good:
+                            self.measures.failed += 1
+                            print(name, shown[:300], flush=True)
+                        return bool(good)
         except httpx.TransportError:
             self.measures.failed += 1
         return False
 
 
 async def functions_of(client: httpx.AsyncClient) -> dict[str, int]:
-    """Return the number of each function of the page by the element and event that call it."""
+    """Return the number of the computation that each element of the page starts.
+
+    Where the first function only shows and hides buttons, it is the one after it.
+    """
     config = (await client.get("/config")).json()
     names = {part["id"]: part["props"].get("elem_id") for part in config["components"]}
+    after = {one["trigger_after"]: one["id"] for one in config["dependencies"] if "trigger_after" in one}
     return {
-        f"{names.get(target)} {event}": dependency["id"]
-        for dependency in config["dependencies"]
-        for target, event in dependency["targets"]
+        str(names.get(target)): after.get(one["id"], one["id"])
+        for one in config["dependencies"]
+        for target, _ in one["targets"]
+        if target is not None
     }
 
 
@@ -151,11 +162,11 @@ async def use(page: Page, content: bytes, until: float) -> None:
     while time.perf_counter() < until:
         if not opened:
             path = await page.upload(content)
-            opened = path is not None and await page.act("look-open upload", [file_data(path)])
+            opened = path is not None and await page.act("look-open", [file_data(path)])
         elif number % 4 == 3:
-            await page.act("whole", [])
+            await page.act("look-all", [])
         else:
-            await page.act("look-slice input", [number % 8])
+            await page.act("look-slice", [number % 8])
         number += 1
         await asyncio.sleep(0.05)
 
@@ -168,40 +179,31 @@ async def disturb(page: Page, until: float) -> None:
         await asyncio.sleep(0.5)
 
 
-async def watch(client: httpx.AsyncClient, measures: Measures, until: float) -> None:
+def watch(address: str, measures: Measures, until: float) -> None:
     """Ask for /health ten times a second."""
-    while time.perf_counter() < until:
-        began = time.perf_counter()
-        answer = await client.get("/health")
-        measures.health.append(time.perf_counter() - began)
-        measures.statuses[answer.status_code] += 1
-        await asyncio.sleep(0.1)
+    with httpx.Client(base_url=address, timeout=30) as client:
+        while time.perf_counter() < until:
+            began = time.perf_counter()
+            answer = client.get("/health")
+            measures.health.append(time.perf_counter() - began)
+            measures.statuses[answer.status_code] += 1
+            time.sleep(0.1)
 
 
 async def phase(address: str, clients: int, content: bytes, seconds: float) -> Measures:
     """Run so many pages at a time."""
     measures = Measures()
     limits = httpx.Limits(max_connections=None)
-    async with (
-        httpx.AsyncClient(base_url=address, timeout=120, limits=limits) as client,
-        httpx.AsyncClient(base_url=address, timeout=30) as other,
-    ):
+    async with httpx.AsyncClient(base_url=address, timeout=120, limits=limits) as client:
         functions = await functions_of(client)
-        functions["whole"] = whole_of(functions, (await client.get("/config")).json())
         until = time.perf_counter() + seconds
         pages = [Page(client, functions, measures) for _ in range(clients)]
-        tasks = [use(page, content, until) for page in pages]
         await asyncio.gather(
-            *tasks, disturb(Page(client, functions, measures), until), watch(other, measures, until)
+            *(use(page, content, until) for page in pages),
+            disturb(Page(client, functions, measures), until),
+            asyncio.to_thread(watch, address, measures, until),
         )
     return measures
-
-
-def whole_of(functions: dict[str, int], config: dict[str, Any]) -> int:
-    """Return the function that follows a click on "Reconstruct all slices"."""
-    first = functions["look-all click"]
-    following = [one["id"] for one in config["dependencies"] if one.get("trigger_after") == first]
-    return int(following[0])
 
 
 def memory_mib(process: subprocess.Popen[str]) -> float:

@@ -9,7 +9,7 @@ import pytest
 from slicebook.errors import ConfigError
 from slicebook.studio import guard
 from slicebook.studio.app import check_host
-from slicebook.studio.guard import MAX_JSON, Guard
+from slicebook.studio.guard import MAX_DRAINED, MAX_JSON, Guard
 
 PASSWORD = "correct horse battery"
 OURS = {"host": "127.0.0.1:7860"}
@@ -92,11 +92,15 @@ def test_an_answer_lets_the_page_load_nothing_from_elsewhere(local):
     assert headers[b"x-size"] == b"0"
 
 
-def test_a_request_that_says_it_is_too_large_is_refused_unread(local):
-    found = asyncio.run(
-        answer(local, "/x", method="POST", headers={**OURS, "content-length": str(MAX_JSON + 1)})
-    )
-    assert (found.status, found.taken) == (413, 0)
+@pytest.mark.parametrize(("size", "taken"), [(MAX_JSON + 1, 3), (MAX_DRAINED + 1, 0)])
+def test_a_request_that_says_it_is_too_large_is_refused(size, taken):
+    async def broken(scope, receive, send):
+        raise AssertionError("the application saw it")
+
+    app = Guard(broken, max_upload=1000, password=None)
+    headers = {**OURS, "content-length": str(size)}
+    found = asyncio.run(answer(app, "/x", method="POST", headers=headers, parts=(b"a", b"b", b"c")))
+    assert (found.status, found.taken) == (413, taken)
 
 
 def test_a_request_that_turns_out_too_large_is_cut_off(local):
@@ -124,7 +128,7 @@ def test_a_length_that_is_no_number_is_refused(local, length):
         await local(scope, None, send)
         return sent[0]["status"]
 
-    assert asyncio.run(ask()) == 413
+    assert asyncio.run(ask()) == 400
 
 
 def test_too_many_requests_at_a_time_are_refused_and_counted_down(monkeypatch):

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
+import gc
 import os
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -29,6 +32,7 @@ from slicebook.version import __version__
 
 QUEUE = 16  # actions that wait; further ones are answered 503
 PORT = 7860
+TRIM_SECONDS = 20.0
 MIN_PASSWORD = 12  # characters
 FILES = Path(__file__).parent / "static"
 FOOT = "Research software, not a medical device. Nothing that you open here leaves this computer."
@@ -61,8 +65,8 @@ def make_page(model: str, workspace: Workspace, *, device: str = "auto", passwor
     async def build() -> tuple[FastAPI, gr.Blocks]:
         return _application(studio)
 
-    # In a running loop: elsewhere gradio makes loops of its own and never closes them. In a thread: the caller
-    # may have a loop.
+    # In a running loop: elsewhere gradio makes loops of its own and never closes them. In a thread: the
+    # caller may have a loop.
     with ThreadPoolExecutor(1) as executor:
         app, blocks = executor.submit(asyncio.run, build()).result()
     return Page(Guard(app, max_upload=MAX_UPLOAD, password=password), blocks, studio)
@@ -187,6 +191,29 @@ def serving(page: Page, *, host: str = "127.0.0.1", port: int = PORT) -> Iterato
         yield server, listening.getsockname()[1]
 
 
+@contextmanager
+def returning_memory() -> Iterator[None]:
+    """Give freed memory back to the system every few seconds, where the C library can (glibc).
+
+    Without it, a server whose threads allocated large arrays keeps most of them.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    ended = threading.Event()
+
+    def work() -> None:
+        while trim is not None and not ended.wait(TRIM_SECONDS):
+            gc.collect()
+            trim(0)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
 def run_studio(
     model: str,
     *,
@@ -214,7 +241,7 @@ def run_studio(
     workspace = Workspace()
     try:
         page = make_page(model, workspace, device=device, password=password)
-        with serving(page, host=host, port=port) as (server, bound):
+        with serving(page, host=host, port=port) as (server, bound), returning_memory():
             say(f"http://{host}:{bound} (stop with Ctrl+C)")
             server.run()
     finally:

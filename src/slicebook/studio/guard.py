@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 import secrets
 import time
 from collections import deque
@@ -19,6 +20,7 @@ App: TypeAlias = Callable[[Message, Receive, Send], Awaitable[None]]
 LOCAL = ("127.0.0.1", "localhost", "[::1]")
 HEALTH = "/health"
 MAX_JSON = 4 * 1024**2  # bytes of a request that is no upload; a painted mask of 1024 × 1024 pixels fits
+MAX_DRAINED = 16 * 1024**2  # bytes read of a refused request, so that its sender reads the answer
 MAX_POSTS = 24  # requests with content at a time
 MAX_OPEN = 256  # requests at a time, open streams included
 MAX_FAILURES, FAILURE_SECONDS = 10, 60.0  # wrong passwords, and how long they count
@@ -54,6 +56,7 @@ class Refusal:
         await send({"type": "http.response.body", "body": content})
 
 
+NO_LENGTH = Refusal(400, "The length of the request is not a number.")
 TOO_LARGE = Refusal(413, "The file is larger than the studio takes.", ((b"connection", b"close"),))
 BUSY = Refusal(503, "The studio is busy; try again.", ((b"retry-after", b"5"),))
 TOO_MANY = Refusal(429, "Too many wrong passwords; wait a minute.", ((b"retry-after", b"60"),))
@@ -86,6 +89,8 @@ class Guard:
         headers = {key.lower(): value.decode("latin-1") for key, value in scope["headers"]}
         refusal = self._refusal(scope, headers)
         if refusal is not None:
+            if refusal is TOO_LARGE and int(headers.get(b"content-length", "0")) <= MAX_DRAINED:
+                await _drain(receive)
             await refusal.send(send)
             return
         posts = scope["method"] not in ("GET", "HEAD")
@@ -117,7 +122,9 @@ class Guard:
         if self._open >= MAX_OPEN or (scope["method"] != "GET" and self._posts >= MAX_POSTS):
             return BUSY
         length = headers.get(b"content-length", "0")
-        if not length.isdecimal() or int(length) > self._limit(scope["path"]):
+        if not re.fullmatch("[0-9]{1,18}", length):
+            return NO_LENGTH
+        if int(length) > self._limit(scope["path"]):
             return TOO_LARGE
         return None
 
@@ -171,3 +178,9 @@ class Guard:
                 raise
         if cut and not started:
             await TOO_LARGE.send(send)
+
+
+async def _drain(receive: Receive) -> None:
+    """Read the rest of a request, and forget it."""
+    while (message := await receive())["type"] == "http.request" and message.get("more_body"):
+        pass

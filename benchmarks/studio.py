@@ -96,7 +96,7 @@ class Page:
     async def upload(self, content: bytes) -> str | None:
         """Send a file; return where the server put it."""
         answer = await self.post("upload", files={"files": ("volume.nii.gz", content)})
-        return answer.json()[0] if answer is not None and answer.status_code == 200 else None
+        return str(answer.json()[0]) if answer is not None and answer.status_code == 200 else None
 
     async def post(self, where: str, **options: Any) -> httpx.Response | None:
         """Send one request and count its status."""

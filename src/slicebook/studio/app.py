@@ -101,7 +101,7 @@ def _blocks(studio: Studio) -> tuple[gr.Blocks, Path | None]:
             look.build(studio)
         with gr.Tab("Generate", id="generate"):
             generate.build(studio)
-        with gr.Tab("Paint", id="paint") as tab:
+        with gr.Tab("Paint", id="paint", elem_id="paint-tab") as tab:
             paint.build(studio, tab)
         with gr.Tab("Judge", id="judge"):
             report = judge.build(studio)

@@ -11,7 +11,7 @@ from helpers.studio import HttpPage, file_data, running_studio
 from slicebook.io.nifti import write_nifti
 from slicebook.reporting.html import write_page
 from slicebook.studio import app
-from slicebook.studio.app import returning_memory, run_studio
+from slicebook.studio.app import housekeeping, run_studio
 from slicebook.studio.generate import FREE, PAINTED, UPLOADED
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*no_silent_downcasting")  # of pandas, about gradio
@@ -156,10 +156,18 @@ def test_the_studio_starts_says_where_and_removes_its_files(monkeypatch):
     assert len(folders) == 1
 
 
-def test_memory_is_returned_every_few_seconds(monkeypatch):
-    collected = []
-    monkeypatch.setattr(app, "TRIM_SECONDS", 0.0)
-    monkeypatch.setattr("gc.collect", lambda: collected.append(1))
-    with returning_memory():
-        while not collected:
+def test_old_uploads_are_removed_every_few_seconds(monkeypatch, studio):
+    monkeypatch.setattr(app, "HOUSEKEEPING_SECONDS", 0.0)
+    monkeypatch.setattr("slicebook.studio.workspace.UPLOAD_SECONDS", -1)
+    upload = studio.studio.workspace.uploads / "x"
+    upload.touch()
+    with housekeeping(studio.studio.workspace):
+        while upload.exists():
             pass
+
+
+def test_two_pages_can_open_the_same_file(page, studio, scan):
+    other = HttpPage(studio.address)
+    uploads = [page.upload(scan), other.upload(scan)]
+    for one, upload in zip((page, other), uploads, strict=True):
+        assert "3 axial slices" in one.act("look-open", upload, event="upload")[0]

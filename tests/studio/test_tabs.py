@@ -265,13 +265,13 @@ def test_the_page_idle_for_longest_makes_room(workspace, monkeypatch):
     assert not second.folder.exists()
 
 
-def test_an_upload_that_no_page_took_is_removed(workspace, monkeypatch):
+def test_an_old_upload_is_removed(workspace, monkeypatch):
     (workspace.uploads / "old").mkdir()
     (workspace.uploads / "old" / "x").touch()
-    workspace.session("a")
+    workspace.sweep()
     assert (workspace.uploads / "old").exists()
     monkeypatch.setattr("slicebook.studio.workspace.UPLOAD_SECONDS", -1)
-    workspace.session("b")
+    workspace.sweep()
     assert not list(workspace.uploads.iterdir())
 
 

@@ -32,7 +32,7 @@ from slicebook.version import __version__
 
 QUEUE = 16  # actions that wait; further ones are answered 503
 PORT = 7860
-TRIM_SECONDS = 20.0
+HOUSEKEEPING_SECONDS = 20.0
 MIN_PASSWORD = 12  # characters
 FILES = Path(__file__).parent / "static"
 FOOT = "Research software, not a medical device. Nothing that you open here leaves this computer."
@@ -192,18 +192,20 @@ def serving(page: Page, *, host: str = "127.0.0.1", port: int = PORT) -> Iterato
 
 
 @contextmanager
-def returning_memory() -> Iterator[None]:
-    """Give freed memory back to the system every few seconds, where the C library can (glibc).
+def housekeeping(workspace: Workspace) -> Iterator[None]:
+    """Remove old uploads every few seconds, and give freed memory back where the C library can (glibc).
 
-    Without it, a server whose threads allocated large arrays keeps most of them.
+    A server whose threads allocated large arrays would keep most of them.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     ended = threading.Event()
 
     def work() -> None:
-        while trim is not None and not ended.wait(TRIM_SECONDS):
+        while not ended.wait(HOUSEKEEPING_SECONDS):
+            workspace.sweep()
             gc.collect()
-            trim(0)
+            if trim is not None:
+                trim(0)
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
@@ -241,7 +243,7 @@ def run_studio(
     workspace = Workspace()
     try:
         page = make_page(model, workspace, device=device, password=password)
-        with serving(page, host=host, port=port) as (server, bound), returning_memory():
+        with serving(page, host=host, port=port) as (server, bound), housekeeping(workspace):
             say(f"http://{host}:{bound} (stop with Ctrl+C)")
             server.run()
     finally:

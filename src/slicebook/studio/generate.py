@@ -346,7 +346,8 @@ def _connect_run(
                 kind = kind_of(studio)
                 write_mask(studio, mask, mask_of(sent, (kind.rows, kind.columns)))
             elif file is not None and Path(file).is_file():
-                shutil.move(studio.workspace.uploaded(file), mask)
+                mask.unlink(missing_ok=True)
+                mask.hardlink_to(studio.workspace.uploaded(file))
             elif not mask.is_file():
                 raise DataError("There is no mask yet: upload one first.")
             out, command = draw_for_mask(studio, request, wish, mask, progress), wish.command("mask.nii.gz")

@@ -67,7 +67,7 @@ class Study:
 
 
 def open_upload(upload: Path, folder: Path, *, series: int = 0, plane: Plane | None = None) -> Study:
-    """Take an upload into a session's folder and open it. The name of the file is dropped.
+    """Take an upload into a session's folder, without its name, and open it.
 
     Args:
         upload: NIfTI file, or a zip with DICOM files or one NIfTI file.
@@ -81,10 +81,9 @@ def open_upload(upload: Path, folder: Path, *, series: int = 0, plane: Plane | N
     folder.mkdir(parents=True)
     if not zipfile.is_zipfile(upload):
         source = folder / "volume.nii.gz"
-        shutil.move(upload, source)
+        source.hardlink_to(upload)  # equal uploads of two pages are one file
     else:
         source = _unpacked(upload, folder / "unpacked")
-        upload.unlink()
     return reopen(source, folder, series=series, plane=plane)
 
 

@@ -16,7 +16,7 @@ from slicebook.studio.job import Job
 from slicebook.studio.study import Study
 
 MAX_SESSIONS = 32  # the one idle for longest is removed to make room
-UPLOAD_SECONDS = 900  # age from which an upload that no page took is removed
+UPLOAD_SECONDS = 900  # age from which an upload is removed; a page takes it before
 
 
 class BusyError(SlicebookError, RuntimeError):
@@ -85,7 +85,6 @@ class Workspace:
         """Return the session of a page, made at its first request."""
         with self._lock:
             if key not in self._sessions:
-                self._sweep()
                 folder = self.root / f"session-{secrets.token_hex(8)}"
                 folder.mkdir()
                 self._sessions[key] = Session(folder)
@@ -142,10 +141,10 @@ class Workspace:
         session.stop()
         shutil.rmtree(session.folder, ignore_errors=True)
 
-    def _sweep(self) -> None:
-        """Remove uploads that no page took."""
+    def sweep(self) -> None:
+        """Remove old uploads; what a page took of them is a file of its own."""
         oldest = time.time() - UPLOAD_SECONDS
-        for path in self.uploads.iterdir():
+        for path in list(self.uploads.iterdir()):
             if path.lstat().st_mtime < oldest:
                 _removed(path)
 

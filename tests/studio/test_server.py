@@ -16,6 +16,7 @@ from slicebook.studio.generate import FREE, PAINTED, UPLOADED
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*no_silent_downcasting")  # of pandas, about gradio
 
+NIFTI = "NIfTI with manifest"
 WISH = (1, 4, "Any", True, 0.5, 0, 1, 1)  # number, seed, class, any position, position, guidance, steps
 
 
@@ -75,7 +76,7 @@ def test_a_phantom_is_opened(page):
 
 def test_a_file_that_was_not_uploaded_is_not_opened(page, scan):
     shown = page.act("look-open", file_data(str(scan)), event="upload")
-    assert "slices" not in str(shown)
+    assert "axial slices" not in str(shown)
     assert scan.exists()
 
 
@@ -89,24 +90,24 @@ def test_a_damaged_file_is_told_without_its_path(page, tmp_path):
 
 def test_slices_are_generated_and_their_mask_painted_further(page, studio):
     assert "There is no sample yet" in page.act("generate-start")[0]
-    message, _, link, gallery = page.act("generate-run", "", FREE, None, None, *WISH)
+    message, _, link, gallery = page.act("generate-run", "", FREE, None, NIFTI, *WISH)
     assert "Not audited" in message
     assert "Seed 4" in gallery
     assert page.client.get("/" + link_in(link)).status_code == 200
-    _, other = page.act("generate-format", "NIfTI with manifest", event="input")
+    _, other = page.act("generate-format", NIFTI, event="input")
     assert page.client.get("/" + link_in(other)).status_code == 200
     assert "data-mask" in page.act("generate-start")[1]
     kind = studio.studio.prior.slices[0]
     sent = painted((kind.rows, kind.columns))
-    *_, gallery = page.act("generate-run", sent, PAINTED, None, None, *WISH)
+    *_, gallery = page.act("generate-run", sent, PAINTED, None, NIFTI, *WISH)
     assert "--masks mask.nii.gz" in gallery
 
 
 def test_slices_are_generated_for_an_uploaded_mask(page, tmp_path):
-    assert "upload one first" in page.act("generate-run", "", UPLOADED, None, None, *WISH)[0]
+    assert "upload one first" in page.act("generate-run", "", UPLOADED, None, NIFTI, *WISH)[0]
     mask = tmp_path / "JANE-mask.nii.gz"
     write_nifti(mask, np.zeros((32, 32, 2), np.uint8), affine=np.diag([1.0, 1.0, 2.0, 1.0]))
-    *_, gallery = page.act("generate-run", "", UPLOADED, page.upload(mask), None, *WISH)
+    *_, gallery = page.act("generate-run", "", UPLOADED, page.upload(mask), NIFTI, *WISH)
     assert "slice 0 of 2" in gallery
     assert "JANE" not in gallery
 

@@ -243,6 +243,8 @@ def _connect(
 
     @answering(shown)
     def opening(file: str | None, request: gr.Request, progress: gr.Progress = gr.Progress()) -> list[Any]:  # noqa: B008
+        if file is None:
+            raise DataError("The upload did not arrive: choose the file again.")
         return _updates(studio, open_file(studio, request, file, progress), new=True)
 
     @answering(shown)

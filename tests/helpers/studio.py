@@ -1,6 +1,7 @@
 """What tests of the studio share: a running studio, and requests of a page."""
 
 import json
+import os
 import threading
 import uuid
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ class RunningStudio:
 @contextmanager
 def running_studio(model: Path | str, **options: Any) -> Iterator[RunningStudio]:
     """Serve the studio of a model from a thread."""
+    before = os.environ.get("GRADIO_TEMP_DIR", "")
     workspace = Workspace()
     page = make_page(str(model), workspace, device="cpu", **options)
     with serving(page, port=0) as (server, port):
@@ -40,6 +42,7 @@ def running_studio(model: Path | str, **options: Any) -> Iterator[RunningStudio]
         server.should_exit = True
         thread.join(20)
     workspace.close()
+    os.environ["GRADIO_TEMP_DIR"] = before  # of another studio that this process may have
     assert not workspace.root.exists()
 
 

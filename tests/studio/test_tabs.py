@@ -322,7 +322,8 @@ def test_an_unexpected_error_is_told_to_nobody_but_the_terminal(capsys):
     assert "SECRET" in capsys.readouterr().err
 
 
-def test_a_model_without_a_prior_says_what_is_missing(workspace):
+def test_a_model_without_a_prior_says_what_is_missing(workspace, monkeypatch):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "")  # set by the studio, and restored after the test
     studio = Studio.open("starter:compact", "cpu", workspace)
     assert studio.prior is None
     made = str(make_page("starter:compact", workspace, device="cpu").blocks.get_config_file())

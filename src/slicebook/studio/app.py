@@ -90,6 +90,8 @@ def _application(studio: Studio) -> tuple[FastAPI, gr.Blocks]:
         css=(FILES / "studio.css").read_text(encoding="utf-8"),
         head=f"<script>{(FILES / 'studio.js').read_text(encoding='utf-8')}</script>",
     )
+    # Or gradio would take any path of this machine that a request names for an upload.
+    blocks.has_launched = True
     return app, blocks
 
 

@@ -69,7 +69,7 @@ class HttpPage:
             for target, kind in one["targets"]
             if names.get(target) == name and kind == event
         )
-        return after.get(found, found)
+        return int(after.get(found, found))
 
     def act(self, name: str, *data: Any, event: str = "click") -> list[Any]:
         """Run one function and return its outputs."""
@@ -81,7 +81,7 @@ class HttpPage:
         ) as stream:
             for line in stream.iter_lines():
                 if line.startswith("data:") and '"process_completed"' in line:
-                    return json.loads(line[5:])["output"].get("data", [])
+                    return list(json.loads(line[5:])["output"].get("data", []))
         raise AssertionError("the stream ended")
 
     def upload(self, path: Path) -> dict[str, Any]:

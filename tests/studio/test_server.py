@@ -147,7 +147,8 @@ def test_a_download_that_does_not_exist_is_not_there(page):
 
 def test_the_studio_starts_says_where_and_removes_its_files(monkeypatch):
     monkeypatch.setenv("GRADIO_TEMP_DIR", "")  # set by the studio, and restored after the test
-    said, folders = [], []
+    said: list[str] = []
+    folders: list[object] = []
 
     def stop(server, sockets=None):
         folders.append(server.config.app)

@@ -21,7 +21,7 @@ OPTION = re.compile(r"(?<![\w/-])--[a-z][a-z-]*[a-z]\b(?!-)")
 
 # Options of other programs.
 OTHERS = {
-    *("--ink", "--line"),  # variables of style sheets
+    *("--ink", "--line", "--ratio", "--split"),  # variables of style sheets
     "--shm-size",  # docker run
     "--cov",  # pytest
     *("--raw", "--version", "--help"),  # gdcmconv; every program

@@ -24,6 +24,7 @@ NOT_RUN = {
     "scripts/check": "would run this test",
     ".venv/bin/torchrun": "needs several GPUs",
     "srun": "needs a SLURM cluster",
+    "slicebook studio": "serves until it is stopped; tests/studio opens its page",
 }
 
 

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from slicebook.cli import data, evaluate, export, prior, report, tokenizer, train
+from slicebook.cli import data, evaluate, export, prior, report, studio, tokenizer, train
 from slicebook.cli.options import say
 from slicebook.errors import SlicebookError, StoppedBySignalError
 from slicebook.version import __version__
@@ -42,6 +42,7 @@ for command in (
     report.compare,
     report.card,
     export.export,
+    studio.studio,
     tokenizer.info,
     tokenizer.models,
 ):

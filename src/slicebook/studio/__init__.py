@@ -1,0 +1,1 @@
+"""The studio: a page in the browser to look at, generate, inpaint and judge slices with one model."""

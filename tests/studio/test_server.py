@@ -4,6 +4,7 @@ import base64
 import re
 import shutil
 
+import httpx
 import numpy as np
 import pytest
 from helpers.studio import HttpPage, file_data, running_studio
@@ -131,7 +132,7 @@ def test_a_report_is_served_where_there_is_one(page, studio, evaluated, trained,
     shutil.copytree(evaluated, folder / "evaluation")
     write_page(folder / "evaluation")
     with running_studio(folder) as other:
-        answer = HttpPage(other.address).client.get("/report")
+        answer = httpx.get(f"{other.address}/report")
         assert answer.text == (folder / "evaluation" / "report.html").read_text(encoding="utf-8")
 
 
@@ -174,3 +175,4 @@ def test_two_pages_can_open_the_same_file(page, studio, scan):
     uploads = [page.upload(scan), other.upload(scan)]
     for one, upload in zip((page, other), uploads, strict=True):
         assert "3 axial slices" in one.act("look-open", upload, event="upload")[0]
+    other.client.close()

@@ -41,6 +41,8 @@ def starters_elsewhere(results: Results) -> str:
     """Return the scores of each starter on other planes and organs, beside the codecs at the same bits."""
     parts = []
     for name, entry in results["starters"].items():
+        if not entry["zero_shot"]["others"]:
+            continue
         rows, counts = [], []
         for site, report in entry["zero_shot"]["others"].items():
             rows.append(_row(f"{site}: **starter:{name}**, no training on patients", report))

@@ -72,7 +72,7 @@ PELVES = "slices and masks of the phantom's pelvis, no patient"
 CARD = """# {name}
 
 A {kind} (recipe `{recipe}`) trained on {trained_on}: {slices:,} slices, seed {seed}, {minutes:.0f} minutes of
-{hardware}, commit {commit}. No patient's scan was used, so it can reproduce none.
+{hardware}{commit}. No patient's scan was used, so it can reproduce none.
 
 Use it as it is (`slicebook reconstruct {prefix}{name} IN -o OUT`), or start a training from it
 (`slicebook train tokenizer DATA --recipe {recipe} --from {prefix}{name}`). A model that was trained further
@@ -249,7 +249,7 @@ def install(
         prefix=starters.PREFIX,
         seed=starter.images.seed,
         hardware="one CPU core" if result["provenance"]["device"] == "cpu" else "one GPU",
-        commit=result["provenance"]["commit"],
+        commit=f", commit {commit}" if (commit := result["provenance"]["commit"]) else "",
         jpeg2000=codec["scores"]["ssim_whole"]["mean_of_patients"],
         jpeg2000_bits=codec["bits_per_pixel"]["mean_of_slices"],
     )

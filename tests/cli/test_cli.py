@@ -181,7 +181,8 @@ def test_every_output_is_named_by_the_same_option():
         name: [option.opts for option in command.params if option.name == "out"]
         for name, command in commands(typer.main.get_command(main.app))
     }
-    assert sorted(name for name, options in outputs.items() if not options) == ["check", "info", "models"]
+    without = sorted(name for name, options in outputs.items() if not options)
+    assert without == ["check", "info", "models", "studio"]
     assert {tuple(opts) for options in outputs.values() for opts in options} == {("-o", "--out")}
 
 

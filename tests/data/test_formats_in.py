@@ -18,7 +18,7 @@ from slicebook.data.layouts.sources import SourceOptions, Unreadable
 from slicebook.data.prepare import PrepareOptions, prepare
 from slicebook.data.reader import Part, read_parts
 from slicebook.errors import DataError
-from slicebook.export.set_facts import SetFacts
+from slicebook.export.generated_set import SetFacts
 from slicebook.export.set_formats import export_set
 from slicebook.io.formats.dicom_seg import read_segmentation_header
 from slicebook.io.formats.itk import read_itk

@@ -16,8 +16,8 @@ from slicebook.data.layouts.registry import find_sources
 from slicebook.data.layouts.sources import SourceOptions
 from slicebook.data.reader import Part, read_parts
 from slicebook.errors import ConfigError, DataError
+from slicebook.export.generated_set import SetFacts
 from slicebook.export.label_tables import itk_snap_table, slicer_table
-from slicebook.export.set_facts import SetFacts
 from slicebook.export.set_formats import check_format, export_set
 from slicebook.io.nifti import read_labels, read_nifti
 from slicebook.io.volume import orientation_of, to_slices

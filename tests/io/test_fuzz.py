@@ -213,7 +213,7 @@ def read_all(kind: str, numbers: range, place: Path) -> tuple[dict[str, int], li
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows cannot fork")
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_few_damaged_files_are_refused_or_right(kind, tmp_path):
-    counts, faults = read_all(kind, range(25), tmp_path)
+    counts, faults = read_all(kind, range(80), tmp_path)
     assert faults == []
     assert min(counts.values()) > 0
 

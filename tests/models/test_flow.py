@@ -98,7 +98,8 @@ def test_fresh_noise_corrects_an_error_of_the_first_estimate():
 
 @pytest.mark.parametrize("steps", [1, 2, 7])
 def test_noise_is_drawn_once_for_each_estimate(steps):
-    draws, times = [], []
+    draws: list[torch.Tensor] = []
+    times: list[float] = []
 
     def noise():
         draws.append(normal(2, 3, 4, 4, seed=len(draws)))

@@ -24,6 +24,7 @@ OTHERS = {
     *("--ink", "--line", "--ratio", "--split"),  # variables of style sheets
     "--shm-size",  # docker run
     "--cov",  # pytest
+    *("--hash", "--require-hashes", "--slow"),  # of a lock file, pip, scripts/check
     *("--raw", "--version", "--help"),  # gdcmconv; every program
     *(
         "--nodes",

@@ -177,11 +177,10 @@ def _write_as(
 ) -> object:
     """Generate a set in a format; what cannot be written is refused before anything is drawn."""
     from slicebook.export import set_formats
-    from slicebook.export.generated_set import GeneratedSet
-    from slicebook.export.set_facts import SetFacts
-    from slicebook.models.checkpoint import PriorInfo, find_prior, read_info
+    from slicebook.export.generated_set import GeneratedSet, SetFacts
+    from slicebook.models.checkpoint import PriorInfo, find_prior, has_prior, read_info
 
-    info = read_info(find_prior(model))
+    info = read_info(find_prior(model)) if has_prior(model) else None  # `draw` says what else it is
     names = info.label_names if isinstance(info, PriorInfo) else {}
     described = SetFacts(*facts, label_names=names)
     if set_format == "nifti":

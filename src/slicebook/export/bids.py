@@ -6,9 +6,8 @@ import json
 import shutil
 from pathlib import Path
 
-from slicebook.export.generated_set import GeneratedSet
+from slicebook.export.generated_set import SYNTHETIC, GeneratedSet, SetFacts
 from slicebook.export.label_tables import colour_of
-from slicebook.export.set_facts import SYNTHETIC, SetFacts
 from slicebook.io.atomic import write_text
 from slicebook.version import __version__
 

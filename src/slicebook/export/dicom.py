@@ -22,9 +22,8 @@ from pydicom import Dataset
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import UID, ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
-from slicebook.export.generated_set import GeneratedSet, SetItem
+from slicebook.export.generated_set import GeneratedSet, SetFacts, SetItem
 from slicebook.export.segmentation import Segment, segmentation_of
-from slicebook.export.set_facts import SetFacts
 from slicebook.io.atomic import write_bytes
 from slicebook.io.nifti import read_labels, read_nifti
 from slicebook.io.volume import Orientation, Volume, orientation_of, slice_spacing, to_slices

@@ -10,8 +10,7 @@ import numpy as np
 from jaxtyping import Shaped
 
 from slicebook.errors import ConfigError, DataError
-from slicebook.export.generated_set import GeneratedSet
-from slicebook.export.set_facts import SYNTHETIC, SetFacts
+from slicebook.export.generated_set import SYNTHETIC, GeneratedSet, SetFacts
 from slicebook.io.atomic import write_text
 from slicebook.io.nifti import read_labels, read_nifti, write_nifti
 from slicebook.io.volume import Volume

@@ -13,8 +13,7 @@ import numpy as np
 from jaxtyping import UInt8, UInt16
 from PIL import Image, PngImagePlugin
 
-from slicebook.export.generated_set import GeneratedSet
-from slicebook.export.set_facts import SYNTHETIC
+from slicebook.export.generated_set import SYNTHETIC, GeneratedSet
 from slicebook.io.atomic import write_bytes, write_csv
 from slicebook.io.nifti import read_labels, read_nifti
 from slicebook.io.volume import orientation_of, slice_spacing, to_slices

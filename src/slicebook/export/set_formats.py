@@ -11,9 +11,8 @@ from typing import Literal, get_args
 
 from slicebook.errors import ConfigError, DataError
 from slicebook.export.data_card import write_card
-from slicebook.export.generated_set import GeneratedSet
+from slicebook.export.generated_set import GeneratedSet, SetFacts
 from slicebook.export.label_tables import write_label_tables
-from slicebook.export.set_facts import SetFacts
 from slicebook.inference.sample_folder import AlreadyCompleteError
 from slicebook.io.atomic import replacing_folder
 

@@ -17,6 +17,7 @@ from torch import Tensor
 Grids = list[Float[Tensor, "b _ _ _"]]
 TIME_FEATURES = 64
 FASTEST = 1000.0  # radians per unit of time
+GOLDEN = 40503  # of 2^16: the golden ratio, less 1
 
 
 def draw_times(count: int, generator: torch.Generator) -> Float[Tensor, " count"]:
@@ -32,8 +33,9 @@ def spread_times(indices: Int64[Tensor, " b"]) -> Float[Tensor, " b"]:
 
     The sequence of the golden ratio: any run of indices has times all over (0, 1).
     """
-    golden = (math.sqrt(5) - 1) / 2
-    return ((indices.double() + 0.5) * golden).frac().float()
+    # In whole numbers: float32 would lose the fraction of a large index.
+    turns = (indices * GOLDEN) % 2**16
+    return (turns.float() + 0.5) / 2**16
 
 
 def gaussian(like: Float[Tensor, "b ..."], generators: Sequence[torch.Generator]) -> Float[Tensor, "b ..."]:

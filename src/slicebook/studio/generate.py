@@ -17,10 +17,13 @@ from jaxtyping import UInt8
 from slicebook.data.manifest import SliceKind
 from slicebook.data.transforms import IntensityMap
 from slicebook.errors import ConfigError, DataError
+from slicebook.export.generated_set import GeneratedSet
+from slicebook.export.set_formats import describe_set
 from slicebook.inference.from_masks import MaskRequest, generate_for_masks
 from slicebook.inference.generate import SLICE_MM, generate
 from slicebook.io.nifti import read_labels, read_nifti, write_nifti
 from slicebook.io.volume import Volume, from_slices, orientation_of, slice_spacing, to_slices
+from slicebook.models.checkpoint import PriorInfo, find_prior, read_info
 from slicebook.models.sampling import SAMPLING_BATCH, SamplingSettings
 from slicebook.starters import is_starter
 from slicebook.studio import pictures
@@ -123,6 +126,7 @@ def draw(studio: Studio, request: gr.Request, wish: Wish, progress: gr.Progress)
             studio.model, out, count=wish.count, seed=wish.seed, position=wish.position, group=wish.group,
             settings=wish.settings, device=studio.device,
         )  # fmt: skip
+        _describe(studio, out)
 
     steps = steps_of(studio, wish.settings, -(-wish.count // SAMPLING_BATCH))
     run_job(session, steps, "Generating", progress, work)
@@ -144,11 +148,19 @@ def draw_for_mask(studio: Studio, request: gr.Request, wish: Wish, mask: Path, p
 
     def work() -> None:
         generate_for_masks(studio.model, mask, out, wanted, device=studio.device)
+        _describe(studio, out)
 
     steps = steps_of(studio, wish.settings, wish.count * -(-slices // SAMPLING_BATCH))
     run_job(session, steps, "Generating", progress, work)
     shutil.copy(mask, out / mask.name)
     return out
+
+
+def _describe(studio: Studio, out: Path) -> None:
+    """Write the data card and the label tables, as the command does."""
+    info = read_info(find_prior(Path(studio.model)))
+    names = info.label_names if isinstance(info, PriorInfo) else {}
+    describe_set(GeneratedSet.read(out, names), out, "nifti")
 
 
 def write_mask(studio: Studio, path: Path, labels: UInt8[np.ndarray, "h w"]) -> None:

@@ -164,7 +164,7 @@ def demo(
 ) -> None:
     """Run all steps on phantom patients.
 
-    Takes about four minutes on two cores, and about 50 with --from-scratch. If the demo is interrupted, the
+    Takes about six minutes on two cores, and about 50 with --from-scratch. If the demo is interrupted, the
     same command resumes it.
     """
     from slicebook.cli.demo import FROM_SCRATCH, STARTER, run_demo

@@ -141,8 +141,8 @@ class _Decoder(_Exported):
         images = self.network.image(context)
         for axis, wanted in ((2, size[0].item()), (3, size[1].item())):
             side = images.shape[axis]
-            torch._check(wanted >= 1)  # type: ignore[no-untyped-call]
-            torch._check(wanted <= side)  # type: ignore[no-untyped-call]
+            torch._check(wanted >= 1)  # type: ignore[no-untyped-call]  # torch lacks it
+            torch._check(wanted <= side)  # type: ignore[no-untyped-call]  # torch lacks it
             images = images.index_select(axis, torch.arange(wanted) + (side - wanted) // 2)
         return images
 

@@ -189,7 +189,7 @@ def serving(page: Page, *, host: str = "127.0.0.1", port: int = PORT) -> Iterato
         )
         server = uvicorn.Server(config)
         run = server.run
-        server.run = lambda sockets=None: run(sockets or [listening])  # type: ignore[method-assign]
+        server.run = lambda sockets=None: run(sockets or [listening])  # type: ignore[method-assign]  # our socket
         yield server, listening.getsockname()[1]
 
 

@@ -4,7 +4,7 @@
     python benchmarks/starters.py score DATA --work runs/starters --name "PROMISE12" --other "T1 head" HEAD
     python benchmarks/starters.py tune DATA --work runs/starters --minutes 3 20
 
-`train` writes the synthetic set of each starter and trains on it, about two hours of one CPU core each, or
+`train` writes the synthetic set of each starter and trains on it, one to two hours of one CPU core each, or
 minutes with `--device cuda`. A repeated command resumes. `score` reconstructs the test patients of DATA, a
 folder that `slicebook prepare` wrote, beside JPEG 2000 and JPEG XL at the same bits, compares the samples of
 a generator with phantoms that it was not trained on, and writes weights in half precision, facts and card to
@@ -45,9 +45,9 @@ from slicebook.training.run import TrainingOptions
 from slicebook.training.tokenizer import TrainingSummary, train_tokenizer
 
 # Patients are synthetic. Position and size vary more than in the training of real patients.
-IMAGES = SyntheticSet((480, 6, 2), slices=40, shape=(128, 128), seed=7, simulate=random_volume)
+IMAGES = SyntheticSet((160, 6, 2), slices=40, shape=(128, 128), seed=7, simulate=random_volume)
 SETTINGS = (
-    "training.epochs=16",
+    "training.epochs=24",
     "training.augment.rotate_degrees=20",
     "training.augment.scale=0.25",
     "training.augment.contrast.probability=0.3",

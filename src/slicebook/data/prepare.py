@@ -146,9 +146,15 @@ def prepare(
         replace_content=(out / "dataset.json").is_file(),
     ) as work:
         content = PreparedContent(data, scan, splits, options.class_regex)
-        with _Writer(work, out, content, _conversion(out, source, options)) as writer:
-            writer.add_all(workers, progress)
-        info = _finish(work.content, content, options)
+        try:
+            with _Writer(work, out, content, _conversion(out, source, options)) as writer:
+                writer.add_all(workers, progress)
+            with explaining_failure(out):
+                info = _finish(work.content, content, options)
+        except DataError as error:
+            if error.__cause__ is None:  # of the data, so that the same command would fail again
+                work.journal.units.clear()
+            raise
     quarantined = tuple((str(bad.path), bad.reason) for bad in content.unreadable)
     return PreparedSummary(
         out, info, quarantined, tuple(str(path) for path in scan.unmatched), (*scan.notes, *content.notes())
@@ -160,8 +166,9 @@ def _request(data: Path, scan: FolderScan, source: SourceOptions, options: Prepa
     files = hashlib.sha256()
     paths = {path for item in scan.sources for path in (*item.images, *item.labels) if path is not None}
     for path in sorted(paths):
-        status = path.stat()
-        files.update(f"{path.relative_to(data)} {status.st_size} {status.st_mtime_ns}\n".encode(errors="replace"))
+        status = path.stat() if path.is_file() else None  # removed since it was listed: reported when read
+        identity = (status.st_size, status.st_mtime_ns) if status else None
+        files.update(os.fsencode(f"{path.relative_to(data)} {identity}\n"))
     return {
         "slicebook_version": __version__,
         "data": str(data.absolute()),

@@ -249,9 +249,7 @@ def test_a_full_disk_leaves_the_older_folder_whole_and_the_same_command_goes_on(
     assert {path.name for path in tmp_path.iterdir()} == {"in", "out"}
 
 
-def test_an_error_of_the_data_leaves_nothing_behind(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_error_of_the_data_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preparation, "KEEP_SECONDS", 0.0)
     data = volumes(tmp_path / "in", 3)
     save(data / "p3.nii.gz", noise(0))  # after three volumes were converted

@@ -43,7 +43,7 @@ ReadingWorkers = Annotated[
     typer.Option(
         "--workers",
         min=0,
-        help="Number of processes that read volumes; 0 reads them in the main process. The result is the same.",
+        help="Number of processes that read volumes; 0 reads in the main process. The result is the same.",
     ),
 ]
 

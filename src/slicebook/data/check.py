@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from slicebook.data.worker_pool import map_in_order
 from slicebook.io.discovery import first_names
 from slicebook.io.nifti import text_fields
 from slicebook.io.volume import Plane
+from slicebook.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ def check(
     source: SourceOptions = EVERY_FILE,
     *,
     workers: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> CheckReport:
     """Read every volume below a folder and report on it; writes nothing.
 
@@ -128,7 +129,7 @@ def check(
         data: Folder of volumes.
         source: Which files belong to which patient.
         workers: Number of processes that read volumes; 0 reads in this process. The report is the same.
-        progress: Called with the number of volumes done and in total.
+        progress: Called with the number of volumes done and in total, before the work and after each volume.
 
     Raises:
         DataError: No layout fits, no volume is found, or a patient is in two splits of the layout.
@@ -137,6 +138,8 @@ def check(
     scan = find_sources(data, source)
     tally = _Tally()
     tallies = map_in_order(partial(_tally_of, plane=source.plane), scan.sources, workers)
+    if progress is not None:
+        progress(0, len(scan.sources))
     for done, of_volume in enumerate(tallies, start=1):
         tally.merge(of_volume)
         if progress is not None:

@@ -188,7 +188,9 @@ class PreparedContent:
 
     def _is_new(self, source: Source, part: ConvertedPart) -> bool:
         first, path = self._voxels.setdefault(part.digest, (source, part.path))
-        if part.blank or (first is source and path == part.path):  # blank slices are equal without being copies
+        if part.blank or (
+            first is source and path == part.path
+        ):  # blank slices are equal without being copies
             return True
         if first.patient != source.patient:
             raise DataError(

@@ -88,9 +88,7 @@ class ConvertedVolume:
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as JSON values."""
-        parts = [
-            {"kind": type(part).__name__, **asdict(part), "path": str(part.path)} for part in self.parts
-        ]
+        parts = [{"kind": type(part).__name__, **asdict(part), "path": str(part.path)} for part in self.parts]
         return {**asdict(self), "parts": parts}
 
     @classmethod

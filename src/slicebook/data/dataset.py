@@ -137,7 +137,7 @@ class SliceSet(Dataset[Float32[Tensor, "1 h w"]]):
             if name not in self._files:  # opened on first use, in each worker
                 self._files[name] = path.open("rb", buffering=0)
                 weakref.finalize(self, self._files[name].close)
-            size = os.preadv(self._files[name].fileno(), [elements], offset * elements.itemsize)
+            size = os.preadv(self._files[name].fileno(), [elements.data], offset * elements.itemsize)
         except OSError as error:  # a network file system has failed, or the file was replaced there
             raise DataError(
                 f"{path}: cannot be read ({error.strerror or error}); check the disk or the network, and repeat "

@@ -35,6 +35,7 @@ from slicebook.data.worker_pool import map_in_order
 from slicebook.errors import ConfigError, DataError
 from slicebook.io.atomic import explaining_failure
 from slicebook.io.resumable import PartialFolder, resuming_folder
+from slicebook.progress import Progress
 from slicebook.version import __version__
 
 KEEP_SECONDS = 5.0  # between two records of the volumes that are done, for which the disk is waited
@@ -105,7 +106,7 @@ def prepare(
     options: PrepareOptions = NATIVE,
     *,
     workers: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> PreparedSummary:
     """Read the volumes below `data` and write the prepared folder `out`.
 
@@ -120,7 +121,7 @@ def prepare(
         source: Which files belong to which patient.
         options: How volumes are prepared.
         workers: Number of processes that read volumes; 0 reads in this process. The result is the same.
-        progress: Called with the number of volumes done and in total.
+        progress: Called with the number of volumes done and in total, before the work and after each volume.
 
     Raises:
         ConfigError: An option is invalid or does not apply to the layout.
@@ -162,7 +163,7 @@ def prepare(
 
 
 def _request(data: Path, scan: FolderScan, source: SourceOptions, options: PrepareOptions) -> dict[str, Any]:
-    """Return all that the prepared folder depends on: the options, and names, sizes and times of the files."""
+    """Return all that the content depends on: the options, and names, sizes and times of the files."""
     files = hashlib.sha256()
     paths = {path for item in scan.sources for path in (*item.images, *item.labels) if path is not None}
     for path in sorted(paths):
@@ -211,9 +212,7 @@ def _finish(folder: Path, content: PreparedContent, options: PrepareOptions) -> 
     return info
 
 
-def _conversion(
-    out: Path, source: SourceOptions, options: PrepareOptions
-) -> Callable[..., ConvertedVolume]:
+def _conversion(out: Path, source: SourceOptions, options: PrepareOptions) -> Callable[..., ConvertedVolume]:
     """Return the function that converts a numbered volume; another process can import it."""
     return partial(
         _convert_to_files,
@@ -270,10 +269,12 @@ class _Writer:
                 file.close()
         shutil.rmtree(self.spools, ignore_errors=True)
 
-    def add_all(self, workers: int, progress: Callable[[int, int], None] | None) -> None:
+    def add_all(self, workers: int, progress: Progress | None) -> None:
         """Append every volume that an interrupted command has not appended."""
         sources = self.content.scan.sources
         done = self._take_up(sources)
+        if progress is not None:
+            progress(done, len(sources))
         left = list(enumerate(sources))[done:]
         for item, converted in zip(left, map_in_order(self.convert, left, workers), strict=True):
             self._add(item, converted)
@@ -330,5 +331,7 @@ class _Writer:
         with explaining_failure(self.out):
             for file in (self.images, self.labels):
                 os.fsync(file.fileno())
-        self.work.journal.add(str(len(self.work.journal.units)), self._pending)
+        journal = self.work.journal
+        journal.add(str(len(journal.units)), self._pending)
+        journal.units = dict.fromkeys(journal.units)  # the results are in the file; a big study has many
         self._pending, self._kept_at = [], time.monotonic()

@@ -20,7 +20,15 @@ from jaxtyping import Float32, Float64
 from slicebook.data.dataset import PreparedData, SliceSet
 from slicebook.data.manifest import SliceRecord
 from slicebook.errors import DataError
-from slicebook.evaluation.slices import BATCH, MAX_REAL, SliceCollection, in_batches, of_size, reconstruct, unit
+from slicebook.evaluation.slices import (
+    BATCH,
+    MAX_REAL,
+    SliceCollection,
+    in_batches,
+    of_size,
+    reconstruct,
+    unit,
+)
 from slicebook.io.atomic import write_csv
 from slicebook.io.tensors import State, hash_tensors, load_kept, save_state
 from slicebook.metrics.audit_baseline import MIN_PATIENTS

@@ -60,7 +60,7 @@ class PreparedContent:
         """Return the files of a volume whose voxels are those of another file, and note all of its files.
 
         Raises:
-            DataError: A file cannot be used, too many are unreadable, or the other file is of another patient.
+            DataError: A file cannot be used, too many are unreadable, or the other is of another patient.
         """
         found = []
         for part in volume.parts:

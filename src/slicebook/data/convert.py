@@ -1,7 +1,7 @@
 """Convert one volume for a prepared folder: read its files, map intensities, and write its slices.
 
-The result depends on the volume alone, so that volumes can be converted by several processes, and an interrupted
-`prepare` can take up the results of those that it has converted.
+The result depends on the volume alone, so that several processes can convert volumes, and an interrupted
+`prepare` can take up the results of the volumes that it has converted.
 """
 
 from __future__ import annotations
@@ -128,7 +128,9 @@ def convert(
         images: Gets the slices as little-endian float32 in [-1, 1].
         labels: Gets the masks as uint8, of those parts that have one.
         plane: Plane in which NIfTI volumes are sliced.
-        spacing, size, percentiles: As of `PrepareOptions`.
+        spacing: Pixel size in mm to resample slices to; None for native pixels.
+        size: Rows and columns to crop or pad slices to; None for no change.
+        percentiles: Percentiles of the volume's intensities that are mapped to -1 and 1.
         omitted: Files whose slices are read but not used, because other files have the same voxels.
     """
     read: list[Part | Unreadable | Misfit] = list(read_parts(source, plane))

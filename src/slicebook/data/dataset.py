@@ -1,7 +1,7 @@
 """Read a prepared folder: records, splits, and slices.
 
-Slices are read by offset, not from a memory map: with a map, a process ends by SIGBUS if a file gets shorter or a
-network file system fails, and every page that was read counts as memory of the process.
+Slices are read by offset, not from a memory map: with a map, a process ends by SIGBUS if a file gets shorter
+or a network file system fails, and every page that was read counts as memory of the process.
 """
 
 from __future__ import annotations
@@ -140,8 +140,8 @@ class SliceSet(Dataset[Float32[Tensor, "1 h w"]]):
             size = os.preadv(self._files[name].fileno(), [elements.data], offset * elements.itemsize)
         except OSError as error:  # a network file system has failed, or the file was replaced there
             raise DataError(
-                f"{path}: cannot be read ({error.strerror or error}); check the disk or the network, and repeat "
-                "the command"
+                f"{path}: cannot be read ({error.strerror or error}); check the disk or the network, and "
+                "repeat the command"
             ) from error
         if size != elements.nbytes:
             raise DataError(

@@ -1,7 +1,7 @@
 """Convert a folder of volumes into a prepared folder (described in `manifest.py`).
 
-One volume per process is in memory. Until the folder is complete, it is in a partial folder beside it, from which
-the same command goes on.
+One volume per process is in memory. Until the folder is complete, it is in a partial folder beside it, from
+which the same command goes on.
 """
 
 from __future__ import annotations

@@ -89,8 +89,8 @@ def _nifti_source(patient: str, name: str, names: dict[str, Path], mask_of: dict
 def _orphan_masks(names: Mapping[str, Path], mask_of: Mapping[str, str], rule: str | None) -> list[str]:
     """Return the files that are masks by the rule but belong to no image.
 
-    Such a file has the text of the rule in its name, or only in its folder, if the folder holds masks of other
-    images and no image.
+    Such a file has the text of the rule in its name, or only in its folder, if the folder holds masks of
+    other images and no image.
     """
     if not rule:
         return []

@@ -4,9 +4,9 @@
 
 Writes phantom studies of 40, 160 and 640 patients with 60 slices of 64×64 each, and runs check, prepare, one
 epoch of the tokenizer and of the prior, the evaluation of reconstructions, and the audit for copies. Patients
-are a few simulated anatomies, each moved, stretched, and with its own noise, because simulating all would take
-longer than what is measured. The result is `results/scale.json`. Steps that were measured in DIR are not
-repeated.
+are a few simulated anatomies, each moved, stretched, and with its own noise, because simulating all of them
+would take longer than what is measured. The result is `results/scale.json`. Steps that were measured in DIR
+are not repeated.
 """
 
 from __future__ import annotations
@@ -26,20 +26,22 @@ import nibabel as nib
 import numpy as np
 from scipy.ndimage import affine_transform
 
+import slicebook
 from slicebook.data.dataset import PreparedData
 from slicebook.phantom.simulator import FIRST_CASE, PhantomVolume, patient_volume
 
 PATIENTS = (40, 160, 640)
 SLICES, SIDE = 60, 64
+VOXEL_MM = [1.5, 1.5, 3.0, 1.0]  # thick slices, so that the plane of acquisition is axial
 ANATOMIES = 8
 SEED = 42
 SAMPLED = 0.05  # seconds between two looks at the memory
 SETTINGS = (
-    *("tokenizer.scaling_rates=[8, 2]", "tokenizer.codebook_sizes=[64, 32]", "tokenizer.code_dim=4"),
-    *("tokenizer.width=32", "tokenizer.residual_layers=1", "training.epochs=1", "training.batch_size=32"),
-    *("labels=null", "decoder=null"),
+    *("tokenizer.scaling_rates=[8, 2]", "tokenizer.codebook_sizes=[32, 16]", "tokenizer.code_dim=4"),
+    *("tokenizer.width=16", "tokenizer.residual_layers=1", "training.epochs=1", "training.batch_size=64"),
+    "decoder=null",
     *("prior.widths=[32]", "prior.blocks=1", "prior.embedding=16"),
-    *("prior.training.epochs=1", "prior.training.num_views=2", "prior.training.batch_size=64"),
+    *("prior.training.epochs=1", "prior.training.num_views=1", "prior.training.batch_size=64"),
 )
 ON_CPU = ("--device", "cpu", "--precision", "32-true")
 STEPS: dict[str, tuple[str, ...]] = {
@@ -49,7 +51,7 @@ STEPS: dict[str, tuple[str, ...]] = {
     "tokenizer, one epoch": (
         *("train", "tokenizer", "prepared", "--recipe", "generate", "-o", "run", *SETTINGS, *ON_CPU),
     ),
-    "prior, encoding and one epoch": ("train", "prior", "run", *ON_CPU),
+    "prior, encoding and one epoch": ("train", "prior", "run", "--no-masks", *ON_CPU),
     "evaluate, reconstruction": (
         *("evaluate", "run", "prepared", "-o", "report", "--parts", "reconstruction"),
         *("--no-codecs", "--device", "cpu"),
@@ -82,13 +84,13 @@ def varied(base: PhantomVolume, draw: np.random.Generator) -> PhantomVolume:
     """Return an anatomy stretched and moved in the plane, with another gain and other noise."""
     stretch = np.diag([*draw.uniform(0.9, 1.1, 2), 1.0])
     centre = (np.array(base.image.shape) - 1) / 2
-    offset = centre - stretch @ (centre + [*draw.uniform(-3, 3, 2), 0.0])
+    offset = centre - stretch @ (centre + np.array([*draw.uniform(-3, 3, 2), 0.0]))
     image = affine_transform(base.image, stretch, offset, order=1, mode="nearest")
     labels = affine_transform(base.labels, stretch, offset, order=0, mode="nearest")
     image = image * draw.uniform(0.7, 1.4)
     noise = 0.02 * image.max() * draw.standard_normal((2, *image.shape))
     magnitude = np.rint(np.hypot(image + noise[0], noise[1])).astype(np.float32)
-    return PhantomVolume(magnitude, labels, base.affine)
+    return PhantomVolume(magnitude, labels, np.diag(VOXEL_MM))
 
 
 def run(folder: Path, words: Sequence[str]) -> dict[str, float]:
@@ -97,7 +99,8 @@ def run(folder: Path, words: Sequence[str]) -> dict[str, float]:
     Raises:
         SystemExit: The command fails.
     """
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    source = str(Path(slicebook.__file__).parents[1])
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": source}
     errors = folder / "errors.txt"
     with errors.open("w", encoding="utf-8") as file:
         started = os.times().elapsed
@@ -121,15 +124,16 @@ def run(folder: Path, words: Sequence[str]) -> dict[str, float]:
     return {
         "seconds": seconds,
         "cpu_seconds": usage.ru_utime + usage.ru_stime,
-        # The largest process, exactly, or all of them together, where they were looked at.
-        "peak_mib": max(usage.ru_maxrss / 1024, peak[0] / 2**20),
+        "peak_mib": peak[0] / 2**20,
     }
 
 
 def watch(process: int, ended: threading.Event, peak: list[int]) -> None:
     """Keep the largest resident memory of a process and its descendants until the event is set."""
     while not ended.wait(SAMPLED):
-        peak[0] = max(peak[0], sum(map(resident, descendants(process))))
+        sizes = [memory(one) for one in descendants(process)]
+        together = sum(now for now, _ in sizes)
+        peak[0] = max(peak[0], together, *(largest for _, largest in sizes))
 
 
 def descendants(process: int) -> list[int]:
@@ -144,12 +148,14 @@ def descendants(process: int) -> list[int]:
     return found
 
 
-def resident(process: int) -> int:
-    """Return the resident memory of a process in bytes, 0 if it has ended."""
+def memory(process: int) -> tuple[int, int]:
+    """Return the resident memory of a process, and the largest that it had, in bytes; 0 if it has ended."""
     try:
-        return int(Path(f"/proc/{process}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, IndexError):
-        return 0
+        lines = Path(f"/proc/{process}/status").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return 0, 0
+    sizes = {name: text.split()[0] for name, text in (line.split(":", 1) for line in lines) if "kB" in text}
+    return 1024 * int(sizes.get("VmRSS", 0)), 1024 * int(sizes.get("VmHWM", 0))
 
 
 def measure(work: Path, patients: int) -> dict[str, Any]:

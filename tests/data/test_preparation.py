@@ -228,7 +228,7 @@ def test_a_mask_that_does_not_lie_on_its_image_stops_the_preparation(tmp_path: P
         prepare(data, tmp_path / "out", WITH_MASKS)
 
 
-def test_an_error_leaves_nothing_behind_and_the_older_folder_whole(
+def test_a_full_disk_leaves_the_older_folder_whole_and_the_same_command_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data, out = volumes(tmp_path / "in", 3), tmp_path / "out"
@@ -238,11 +238,24 @@ def test_an_error_leaves_nothing_behind_and_the_older_folder_whole(
     def full_disk(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(preparation, "write_manifest", full_disk)
-    with pytest.raises(DataError, match="No space left on device"):
-        prepare(data, out, WHOSE)
+    with monkeypatch.context() as patch:
+        patch.setattr(preparation, "write_manifest", full_disk)
+        with pytest.raises(DataError, match="No space left on device"):
+            prepare(data, out, WHOSE)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    monkeypatch.setattr(preparation, "convert", None)  # nothing is read again
+    prepare(data, out, WHOSE)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     assert {path.name for path in tmp_path.iterdir()} == {"in", "out"}
+
+
+def test_an_error_of_the_data_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preparation, "KEEP_SECONDS", 0.0)
+    data = volumes(tmp_path / "in", 3)
+    save(data / "p3.nii.gz", noise(0))  # after three volumes were converted
+    with pytest.raises(DataError, match="of another patient"):
+        prepare(data, tmp_path / "out", WHOSE)
+    assert {path.name for path in tmp_path.iterdir()} == {"in"}
 
 
 def test_a_prepared_folder_is_replaced_and_a_folder_of_other_files_is_not(tmp_path: Path) -> None:
@@ -303,7 +316,7 @@ def test_a_full_disk_names_the_file_and_the_bytes(tmp_path: Path, monkeypatch: p
 
     data, as_ever = volumes(tmp_path / "in", 3), Path.open
     monkeypatch.setattr(Path, "open", opened)
-    wanted = r"out/images\.f32: cannot be written \(No space left on device; 192 bytes wanted\)"
+    wanted = r"out/images\.f32: cannot be written \(No space left on device; 576 bytes wanted\)"
     with pytest.raises(DataError, match=wanted):
         prepare(data, tmp_path / "out", WHOSE)
     assert {path.name for path in tmp_path.iterdir()} == {"in"}

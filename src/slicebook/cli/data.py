@@ -38,6 +38,15 @@ ClassRegex = Annotated[
     ),
 ]
 
+ReadingWorkers = Annotated[
+    int,
+    typer.Option(
+        "--workers",
+        min=0,
+        help="Number of processes that read volumes; 0 reads in the main process. The result is the same.",
+    ),
+]
+
 Randomise = Annotated[
     bool,
     typer.Option(
@@ -97,6 +106,7 @@ def check(
     mask: Mask = None,
     series: Series = None,
     pixel_mm: PixelSize = None,
+    workers: ReadingWorkers = 0,
     as_json: Json = False,
 ) -> None:
     """List the contents and the problems of a folder of volumes.
@@ -107,7 +117,10 @@ def check(
     from slicebook.data.layouts.sources import SourceOptions
 
     report = checking.check(
-        data, SourceOptions(layout, plane, patient_regex, mask, series, pixel_mm), progress=counter("volume")
+        data,
+        SourceOptions(layout, plane, patient_regex, mask, series, pixel_mm),
+        workers=workers,
+        progress=counter("volume"),
     )
     show(report, report.rows(), as_json)
     if report.unreadable or report.misfits:
@@ -135,10 +148,14 @@ def prepare(
     ] = None,
     fractions: Fractions = None,
     class_regex: ClassRegex = None,
+    workers: ReadingWorkers = 0,
     seed: Seed = 42,
     as_json: Json = False,
 ) -> None:
-    """Split volumes by patient and store their slices for training."""
+    """Split volumes by patient and store their slices for training.
+
+    An interrupted command goes on where it was if it is repeated.
+    """
     from slicebook.data import prepare as preparation
     from slicebook.data.findings import grouped
     from slicebook.data.layouts.sources import SourceOptions
@@ -150,6 +167,7 @@ def prepare(
         preparation.PrepareOptions(
             spacing=spacing, size=size, fractions=fractions, seed=seed, class_regex=class_regex
         ),
+        workers=workers,
         progress=counter("volume"),
     )
     for line in summary.notes:

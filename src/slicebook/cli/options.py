@@ -1,13 +1,13 @@
 """Arguments and options that several commands share, and how commands print."""
 
-import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
 from slicebook import text
+from slicebook.progress import Progress, ProgressLine
 
 Data = Annotated[Path, typer.Argument(metavar="DATA", help="Folder of volumes. Subfolders are searched.")]
 Prepared = Annotated[Path, typer.Argument(metavar="DATA", help="Folder written by `slicebook prepare`.")]
@@ -129,11 +129,9 @@ def say(line: str) -> None:
     typer.echo(line, err=True)
 
 
-def counter(what: str) -> Callable[[int, int], None] | None:
-    """Return a progress counter, or None where stderr is not a terminal."""
-    if not sys.stderr.isatty():
-        return None
-    return lambda done, total: typer.echo(f"\r{what} {done} of {total}", nl=done == total, err=True)
+def counter(what: str) -> Progress:
+    """Return the progress line of units of this name."""
+    return ProgressLine(what)
 
 
 def show(record: object, rows: Iterable[Sequence[object]], as_json: bool) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,11 @@ from slicebook.data.findings import grouped, limited
 from slicebook.data.layouts.registry import find_sources, patient_warnings
 from slicebook.data.layouts.sources import EVERY_FILE, FolderScan, Source, SourceOptions, Unreadable
 from slicebook.data.reader import Misfit, Part, count_files, read_parts
+from slicebook.data.worker_pool import map_in_order
 from slicebook.io.discovery import first_names
 from slicebook.io.nifti import text_fields
+from slicebook.io.volume import Plane
+from slicebook.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -114,11 +118,18 @@ def check(
     data: str | Path,
     source: SourceOptions = EVERY_FILE,
     *,
-    progress: Callable[[int, int], None] | None = None,
+    workers: int = 0,
+    progress: Progress | None = None,
 ) -> CheckReport:
     """Read every volume below a folder and report on it; writes nothing.
 
     Without `--patient-regex`, the patients may be unknown. They are then not counted.
+
+    Args:
+        data: Folder of volumes.
+        source: Which files belong to which patient.
+        workers: Number of processes that read volumes; 0 reads in this process. The report is the same.
+        progress: Called with the number of volumes done and in total, before the work and after each volume.
 
     Raises:
         DataError: No layout fits, no volume is found, or a patient is in two splits of the layout.
@@ -126,12 +137,13 @@ def check(
     data = Path(data)
     scan = find_sources(data, source)
     tally = _Tally()
-    for done, volume in enumerate(scan.sources):
-        for part in read_parts(volume, source.plane):
-            tally.add(part)
-        tally.headers.update(_private_text(volume))
+    tallies = map_in_order(partial(_tally_of, plane=source.plane), scan.sources, workers)
+    if progress is not None:
+        progress(0, len(scan.sources))
+    for done, of_volume in enumerate(tallies, start=1):
+        tally.merge(of_volume)
         if progress is not None:
-            progress(done + 1, len(scan.sources))
+            progress(done, len(scan.sources))
     splits: Counter[str] = Counter(
         split for _, split in {(s.patient, s.split) for s in scan.sources} if split
     )
@@ -218,6 +230,18 @@ class _Tally:
             counts = np.bincount(part.labels.ravel())
             self.label_values.update({value: int(counts[value]) for value in np.flatnonzero(counts).tolist()})
 
+    def merge(self, other: _Tally) -> None:
+        """Add the counts over the files that were read next."""
+        for name in ("shapes", "spacings", "planes", "label_values", "headers"):
+            getattr(self, name).update(getattr(other, name))
+        for digest, paths in other.copies.items():
+            self.copies[digest] += paths
+        for name in ("unreadable", "misfits", "disagreeing"):
+            getattr(self, name).extend(getattr(other, name))
+        self.blank_slices += other.blank_slices
+        self.masks += other.masks
+        self.low, self.high = min(self.low, other.low), max(self.high, other.high)
+
     def notes(self) -> list[str]:
         """Return remarks that are not errors."""
         if not self.disagreeing:
@@ -226,6 +250,15 @@ class _Tally:
             f"{len(self.disagreeing)} files whose sform and qform disagree; the sform is used: "
             f"{first_names(self.disagreeing)}"
         ]
+
+
+def _tally_of(source: Source, plane: Plane | None) -> _Tally:
+    """Return the counts over the files of one volume."""
+    tally = _Tally()
+    for part in read_parts(source, plane):
+        tally.add(part)
+    tally.headers.update(_private_text(source))
+    return tally
 
 
 def _private_text(source: Source) -> Counter[str]:

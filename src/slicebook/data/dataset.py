@@ -1,10 +1,16 @@
-"""Read a prepared folder: records, splits, and slices from memory-mapped files."""
+"""Read a prepared folder: records, splits, and slices.
+
+Slices are read by offset, not from a memory map: with a map, a process ends by SIGBUS if a file gets shorter
+or a network file system fails, and every page that was read counts as memory of the process.
+"""
 
 from __future__ import annotations
 
+import os
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -84,7 +90,9 @@ class PreparedData:
 
 
 class SliceSet(Dataset[Float32[Tensor, "1 h w"]]):
-    """A subset of the slices of a prepared folder, memory-mapped.
+    """A subset of the slices of a prepared folder.
+
+    Each file is open once per process. Reading needs no position in the file, so threads can share it.
 
     Attributes:
         records: The record of each slice, in the order of the set.
@@ -93,7 +101,7 @@ class SliceSet(Dataset[Float32[Tensor, "1 h w"]]):
     def __init__(self, folder: Path, records: tuple[SliceRecord, ...]) -> None:
         self.folder = folder
         self.records = records
-        self._files: dict[str, NDArray[Any]] = {}
+        self._files: dict[str, BinaryIO] = {}
 
     def __len__(self) -> int:
         return len(self.records)
@@ -123,15 +131,27 @@ class SliceSet(Dataset[Float32[Tensor, "1 h w"]]):
         return tuple(sorted({record.patient for record in self.records}))
 
     def _read(self, name: str, dtype: str, record: SliceRecord, offset: int) -> NDArray[Any]:
-        if name not in self._files:  # opened on first use, in each worker
-            self._files[name] = np.memmap(self.folder / name, dtype=dtype, mode="r")
-        elements = self._files[name][offset : offset + record.rows * record.columns]
-        return np.array(elements, dtype=np.dtype(dtype).newbyteorder("=")).reshape(
-            record.rows, record.columns
-        )
+        path = self.folder / name
+        elements = np.empty((record.rows, record.columns), dtype)
+        try:
+            if name not in self._files:  # opened on first use, in each worker
+                self._files[name] = path.open("rb", buffering=0)
+                weakref.finalize(self, self._files[name].close)
+            size = os.preadv(self._files[name].fileno(), [elements.data], offset * elements.itemsize)
+        except OSError as error:  # a network file system has failed, or the file was replaced there
+            raise DataError(
+                f"{path}: cannot be read ({error.strerror or error}); check the disk or the network, and "
+                "repeat the command"
+            ) from error
+        if size != elements.nbytes:
+            raise DataError(
+                f"{path}: ends within {record.volume}, slice {record.slice}: {size} bytes read, wanted "
+                f"{elements.nbytes}; it was changed while it was read: prepare the data again"
+            )
+        return elements.astype(elements.dtype.newbyteorder("="), copy=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_files": {}}  # pickling a memory map would copy the file
+        return {**self.__dict__, "_files": {}}  # open files cannot be pickled
 
 
 def _expect_size(path: Path, wanted: int) -> None:

@@ -28,6 +28,7 @@ from slicebook.io.volume import Plane
 from slicebook.records import Record
 
 SCHEMA_VERSION = 1
+IMAGES_NAME, LABELS_NAME = "images.f32", "labels.u8"
 
 
 class SplitCounts(BaseModel):

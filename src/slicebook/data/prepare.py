@@ -1,48 +1,45 @@
 """Convert a folder of volumes into a prepared folder (described in `manifest.py`).
 
-One volume at a time is in memory. The folder gets its final name when it is complete.
+One volume per process is in memory. Until the folder is complete, it is in a partial folder beside it, from
+which the same command goes on.
 """
 
-# mypy: allow-untyped-calls
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import re
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+import os
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-import numpy as np
-
-from slicebook.data.findings import grouped
-from slicebook.data.layouts.registry import (
-    find_sources,
-    patient_warnings,
-    refuse_guesses,
-    shared_identifier_advice,
-)
-from slicebook.data.layouts.sources import EVERY_FILE, FolderScan, Source, SourceOptions, Unreadable, group_of
+from slicebook.data.content import PreparedContent
+from slicebook.data.convert import ConvertedVolume, convert
+from slicebook.data.layouts.registry import find_sources, refuse_guesses, shared_identifier_advice
+from slicebook.data.layouts.sources import EVERY_FILE, FolderScan, Source, SourceOptions, group_of
 from slicebook.data.manifest import (
+    IMAGES_NAME,
+    LABELS_NAME,
     SCHEMA_VERSION,
     DatasetInfo,
-    SliceRecord,
-    SplitCounts,
     write_info,
     write_manifest,
     write_quarantine,
 )
-from slicebook.data.reader import Misfit, Part, count_files, read_parts
-from slicebook.data.splits import DEFAULT_FRACTIONS, SPLITS, Split, assign_splits
-from slicebook.data.transforms import IntensityMap, crop_or_pad, resample
+from slicebook.data.splits import DEFAULT_FRACTIONS, assign_splits
+from slicebook.data.worker_pool import map_in_order
 from slicebook.errors import ConfigError, DataError
-from slicebook.io.atomic import explaining_failure, replacing_folder
-from slicebook.io.discovery import first_names
-from slicebook.io.volume import Plane
+from slicebook.io.atomic import explaining_failure
+from slicebook.io.resumable import PartialFolder, resuming_folder
+from slicebook.progress import Progress
 from slicebook.version import __version__
 
-MAX_UNREADABLE = 0.05  # fraction of files or series; a single unreadable one is always allowed
+KEEP_SECONDS = 5.0  # between two records of the volumes that are done, for which the disk is waited
+_CHUNK = 1 << 20  # bytes copied at a time
 
 
 @dataclass(frozen=True)
@@ -108,19 +105,23 @@ def prepare(
     source: SourceOptions = EVERY_FILE,
     options: PrepareOptions = NATIVE,
     *,
-    progress: Callable[[int, int], None] | None = None,
+    workers: int = 0,
+    progress: Progress | None = None,
 ) -> PreparedSummary:
     """Read the volumes below `data` and write the prepared folder `out`.
 
     Patients get numbered pseudonyms in the order of their raw identifiers. If two files of a patient have the
     same voxels, the second is left out and counted. The same voxels in files of two patients are an error.
 
+    If the command is interrupted, the same command on the same files goes on where it was.
+
     Args:
         data: Folder of volumes.
         out: New or empty folder, or a prepared one, which is replaced when the new one is complete.
         source: Which files belong to which patient.
         options: How volumes are prepared.
-        progress: Called with the number of volumes done and in total.
+        workers: Number of processes that read volumes; 0 reads in this process. The result is the same.
+        progress: Called with the number of volumes done and in total, before the work and after each volume.
 
     Raises:
         ConfigError: An option is invalid or does not apply to the layout.
@@ -138,228 +139,199 @@ def prepare(
         options.seed,
         advice=shared_identifier_advice(scan),
     )
-    with (
-        replacing_folder(out, replace_content=(out / "dataset.json").is_file()) as partial,
-        _Writer(partial, out, data, scan, source.plane, options, splits) as writer,
-    ):
-        for done, volume in enumerate(scan.sources):
-            writer.add(volume)
-            if progress is not None:
-                progress(done + 1, len(scan.sources))
-        info = writer.finish()
-    quarantined = tuple((str(bad.path), bad.reason) for bad in writer.unreadable)
+    with resuming_folder(
+        out,
+        _request(data, scan, source, options),
+        what="volumes",
+        restart=True,
+        replace_content=(out / "dataset.json").is_file(),
+    ) as work:
+        content = PreparedContent(data, scan, splits, options.class_regex)
+        try:
+            with _Writer(work, out, content, _conversion(out, source, options)) as writer:
+                writer.add_all(workers, progress)
+            with explaining_failure(out):
+                info = _finish(work.content, content, options)
+        except DataError as error:
+            if error.__cause__ is None:  # of the data, so that the same command would fail again
+                work.journal.units.clear()
+            raise
+    quarantined = tuple((str(bad.path), bad.reason) for bad in content.unreadable)
     return PreparedSummary(
-        out, info, quarantined, tuple(str(path) for path in scan.unmatched), (*scan.notes, *writer.notes())
+        out, info, quarantined, tuple(str(path) for path in scan.unmatched), (*scan.notes, *content.notes())
     )
 
 
+def _request(data: Path, scan: FolderScan, source: SourceOptions, options: PrepareOptions) -> dict[str, Any]:
+    """Return all that the content depends on: the options, and names, sizes and times of the files."""
+    files = hashlib.sha256()
+    paths = {path for item in scan.sources for path in (*item.images, *item.labels) if path is not None}
+    for path in sorted(paths):
+        status = path.stat() if path.is_file() else None  # removed since it was listed: reported when read
+        identity = (status.st_size, status.st_mtime_ns) if status else None
+        files.update(os.fsencode(f"{path.relative_to(data)} {identity}\n"))
+    return {
+        "slicebook_version": __version__,
+        "data": str(data.absolute()),
+        "files": files.hexdigest(),
+        "source": asdict(source),
+        "options": asdict(options),
+    }
+
+
+def _finish(folder: Path, content: PreparedContent, options: PrepareOptions) -> DatasetInfo:
+    """Write the manifest, the quarantine and `dataset.json`.
+
+    Raises:
+        DataError: A split has no slice.
+    """
+    scan = content.scan
+    own_split = any(source.split for source in scan.sources)
+    info = DatasetInfo(
+        schema_version=SCHEMA_VERSION,
+        slicebook_version=__version__,
+        layout=scan.layout,
+        plane=next(iter(content.planes)) if len(content.planes) == 1 else None,
+        spacing=options.spacing,
+        size=options.size,
+        percentiles=options.percentiles,
+        seed=options.seed,
+        fractions=None if own_split else options.fractions or DEFAULT_FRACTIONS,
+        split_hash=content.split_hash(),
+        counts=content.counts(),
+        label_values=tuple(sorted(content.label_values)),
+        label_names={v: n for v, n in scan.label_names.items() if v in content.label_values},
+        quarantined=len(content.unreadable),
+        duplicates=content.duplicates,
+    )
+    if not content.label_pixels:
+        (folder / LABELS_NAME).unlink()
+    write_manifest(folder, content.records)
+    write_quarantine(folder, content.unreadable)
+    write_info(folder, info)
+    return info
+
+
+def _conversion(out: Path, source: SourceOptions, options: PrepareOptions) -> Callable[..., ConvertedVolume]:
+    """Return the function that converts a numbered volume; another process can import it."""
+    return partial(
+        _convert_to_files,
+        out=out,
+        plane=source.plane,
+        spacing=options.spacing,
+        size=options.size,
+        percentiles=options.percentiles,
+    )
+
+
+def _convert_to_files(item: tuple[int, Source], *, spools: Path, out: Path, **how: Any) -> ConvertedVolume:
+    """Convert a volume into two files of its own, from which the writer appends it."""
+    number, source = item
+    with (
+        explaining_failure(out / IMAGES_NAME),
+        (spools / f"{number}.images").open("wb") as images,
+        (spools / f"{number}.labels").open("wb") as labels,
+    ):
+        return convert(source, images, labels, **how)
+
+
 class _Writer:
-    """Appends volumes to an unfinished prepared folder."""
+    """Appends volumes to the files of an unfinished prepared folder, and keeps track of those that are done.
+
+    A unit of the journal is the volumes that were appended since the unit before it.
+    """
 
     def __init__(
         self,
-        folder: Path,
+        work: PartialFolder,
         out: Path,
-        data: Path,
-        scan: FolderScan,
-        plane: Plane | None,
-        options: PrepareOptions,
-        splits: dict[str, Split],
+        content: PreparedContent,
+        conversion: Callable[..., ConvertedVolume],
     ) -> None:
-        self.folder, self.out, self.data, self.scan, self.plane = folder, out, data, scan, plane
-        self.options, self.splits = options, splits
-        self.pseudonyms = {raw: f"patient-{n:04}" for n, raw in enumerate(sorted(splits), start=1)}
-        self.records: list[SliceRecord] = []
-        self.unreadable: list[Unreadable] = []
-        self.planes: set[Plane] = set()
-        self.label_values: set[int] = set()
-        self.voxels: dict[bytes, tuple[Source, Path]] = {}  # first source and file with these voxels
-        self.duplicates = 0
-        self.disagreeing: list[str] = []
-        self.split_lines: list[str] = []
-        self.quarantine(scan.unreadable)  # before files are opened, as it may raise
-        self.images: BinaryIO = (folder / "images.f32").open("wb")
-        self.labels: BinaryIO = (folder / "labels.u8").open("wb")
+        self.work, self.out, self.content = work, out, content
+        self.spools = work.path / ".volumes"
+        self.convert = partial(conversion, spools=self.spools)
+        self._pending: list[dict[str, Any]] = []
+        self._kept_at = time.monotonic()
 
     def __enter__(self) -> _Writer:
+        with explaining_failure(self.out):
+            shutil.rmtree(self.spools, ignore_errors=True)
+            self.spools.mkdir()
+            self.images, self.labels = (
+                (self.work.content / name).open("ab") for name in (IMAGES_NAME, LABELS_NAME)
+            )
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         for file in (self.images, self.labels):
             with contextlib.suppress(*() if kind is None else (OSError,)):  # a full disk fails again here
                 file.close()
+        shutil.rmtree(self.spools, ignore_errors=True)
 
-    def _write(self, file: BinaryIO, content: bytes) -> int:
-        """Append to a file and return where the content begins."""
-        start = file.tell()
-        with explaining_failure(self.out / Path(file.name).name, start + len(content)):
-            file.write(content)
-            file.flush()
-        return start
+    def add_all(self, workers: int, progress: Progress | None) -> None:
+        """Append every volume that an interrupted command has not appended."""
+        sources = self.content.scan.sources
+        done = self._take_up(sources)
+        if progress is not None:
+            progress(done, len(sources))
+        left = list(enumerate(sources))[done:]
+        for item, converted in zip(left, map_in_order(self.convert, left, workers), strict=True):
+            self._add(item, converted)
+            if progress is not None:
+                progress(item[0] + 1, len(sources))
+        self._keep()
 
-    def quarantine(self, files: Iterable[Unreadable]) -> None:
-        """Record unreadable files; raise `DataError` if there are too many."""
-        self.unreadable += files
-        series = [bad for bad in self.unreadable if bad.is_series]
-        single = [bad for bad in self.unreadable if not bad.is_series]
-        for bad, total, what in (
-            (single, count_files(self.scan), "files"),
-            (series, len(self.scan.sources), "series"),
-        ):
-            if len(bad) >= 2 and len(bad) > MAX_UNREADABLE * total:
-                shown = "; ".join(grouped([unreadable.reason for unreadable in bad])[:5])
+    def _take_up(self, sources: Sequence[Source]) -> int:
+        """Take up the volumes that are done; return their number."""
+        kept = [record for unit in self.work.journal.units.values() for record in unit]
+        for source, record in zip(sources, kept, strict=False):
+            converted = ConvertedVolume.from_json(record)
+            self.content.copies(source, converted)
+            self.content.add(source, converted)
+        for file, size in ((self.images, 4 * self.content.pixels), (self.labels, self.content.label_pixels)):
+            if file.seek(0, os.SEEK_END) < size:
                 raise DataError(
-                    f"{len(bad)} of {total} {what} cannot be read, more than {MAX_UNREADABLE:.0%}: {shown}; "
-                    "replace or remove them (slicebook check lists all)"
+                    f"{self.work.path}: is damaged ({Path(file.name).name} is too short); remove this folder "
+                    "and repeat the command"
                 )
+            file.truncate(size)
+            file.seek(size)
+        return len(kept)
 
-    def add(self, source: Source) -> None:
-        """Read a volume, map its intensities, and append its slices."""
-        parts: list[Part] = []
-        for part in read_parts(source, self.plane):
-            if isinstance(part, Unreadable):
-                self.quarantine([part])
-            elif isinstance(part, Misfit):
-                raise DataError(part.reason)
-            elif self._is_new(source, part):
-                parts.append(part)
-        if not parts:
+    def _add(self, item: tuple[int, Source], converted: ConvertedVolume) -> None:
+        number, source = item
+        copies = self.content.copies(source, converted)
+        if copies and len(copies) < len(converted.readable):  # the intensity map is that of the others
+            converted = self.convert(item, omitted=copies)
+        elif copies:
+            converted = converted.without_slices()
+        if converted.written:
+            for file, kind in ((self.images, "images"), (self.labels, "labels")):
+                self._append(file, self.spools / f"{number}.{kind}")
+        self.content.add(source, converted)
+        for kind in ("images", "labels"):
+            (self.spools / f"{number}.{kind}").unlink()
+        self._pending.append(converted.to_json())
+        if time.monotonic() - self._kept_at >= KEEP_SECONDS:
+            self._keep()
+
+    def _append(self, file: BinaryIO, spool: Path) -> None:
+        with (
+            explaining_failure(self.out / Path(file.name).name, file.tell() + spool.stat().st_size),
+            spool.open("rb") as converted,
+        ):
+            shutil.copyfileobj(converted, file, _CHUNK)
+            file.flush()
+
+    def _keep(self) -> None:
+        """Record the volumes since the last unit as done, once they are on the disk."""
+        if not self._pending:
             return
-        values = [part.images.ravel() for part in parts]
-        mapping = IntensityMap.fit(
-            values[0] if len(values) == 1 else np.concatenate(values), self.options.percentiles
-        )
-        patient, split = self.pseudonyms[source.patient], self.splits[source.patient]
-        others = {record.volume for record in self.records if record.patient == patient}
-        volume = f"{patient}/volume-{len(others) + 1:02}"
-        last = (len(source.images) if source.is_stack else len(parts[0].images)) - 1
-        for part in parts:
-            self._append(part, patient, volume, split, mapping, last)
-        voxels = hashlib.sha256(b"".join(part.digest for part in parts)).hexdigest()
-        self.split_lines.append(f"{voxels} {split}")
-
-    def _is_new(self, source: Source, part: Part) -> bool:
-        first, path = self.voxels.setdefault(part.digest, (source, part.path))
-        if part.blank or (
-            first is source and path == part.path
-        ):  # blank slices are equal without being copies
-            return True
-        if first.patient != source.patient:
-            raise DataError(
-                f"{part.path}: the same voxels as {path}, of another patient; splits could overlap; "
-                "remove one of them, or give both to one patient by --patient-regex"
-            )
-        self.duplicates += 1
-        return False
-
-    def _append(
-        self, part: Part, patient: str, volume: str, split: Split, mapping: IntensityMap, last: int
-    ) -> None:
-        self.planes.add(part.plane)
-        if part.forms_disagree:
-            self.disagreeing.append(str(part.path))
-        if part.labels is not None:
-            self.label_values.update(np.unique(part.labels).tolist())
-        shape, row_mm, column_mm = _resampled_shape(part, self.options.spacing)
-        named = self.options.class_regex and re.search(
-            self.options.class_regex, str(part.path.relative_to(self.data))
-        )
-        for i, native in enumerate(part.images):
-            image = mapping.forward(resample(native, shape))
-            image = crop_or_pad(image, self.options.size or shape, fill=-1)
-            offset = self._write(self.images, image.astype("<f4").tobytes()) // 4
-            label_offset = -1
-            if part.labels is not None:
-                label = crop_or_pad(resample(part.labels[i], shape), self.options.size or shape, fill=0)
-                label_offset = self._write(self.labels, label.tobytes())
-            number = part.number + i
-            record = SliceRecord(
-                index=len(self.records),
-                patient=patient,
-                volume=volume,
-                slice=number,
-                position=number / last if last else 0.0,
-                split=split,
-                rows=image.shape[0],
-                columns=image.shape[1],
-                offset=offset,
-                label_offset=label_offset,
-                row_mm=row_mm,
-                column_mm=column_mm,
-                low=mapping.low,
-                high=mapping.high,
-                blank=bool(native.min() == native.max() or image.min() == image.max()),
-                group=(named.group(1) or "") if named else "",
-            )
-            self.records.append(record)
-
-    def finish(self) -> DatasetInfo:
-        """Write the manifest, the quarantine and `dataset.json`."""
-        counts: dict[Split, SplitCounts] = {split: self._count(split) for split in SPLITS}
-        empty = [split for split in set(self.splits.values()) if not counts[split].slices]
-        if empty:
-            raise DataError(
-                f"no readable slice is left in {', '.join(sorted(empty))}: {self.unreadable[0].reason}; "
-                "replace the unreadable files"
-            )
-        if not self.labels.tell():
-            (self.folder / "labels.u8").unlink()
-        write_manifest(self.folder, self.records)
-        write_quarantine(self.folder, self.unreadable)
-        own_split = any(source.split for source in self.scan.sources)
-        info = DatasetInfo(
-            schema_version=SCHEMA_VERSION,
-            slicebook_version=__version__,
-            layout=self.scan.layout,
-            plane=self.planes.pop() if len(self.planes) == 1 else None,
-            spacing=self.options.spacing,
-            size=self.options.size,
-            percentiles=self.options.percentiles,
-            seed=self.options.seed,
-            fractions=None if own_split else self.options.fractions or DEFAULT_FRACTIONS,
-            split_hash=hashlib.sha256("\n".join(sorted(self.split_lines)).encode()).hexdigest(),
-            counts=counts,
-            label_values=tuple(sorted(self.label_values)),
-            label_names={v: n for v, n in self.scan.label_names.items() if v in self.label_values},
-            quarantined=len(self.unreadable),
-            duplicates=self.duplicates,
-        )
-        write_info(self.folder, info)
-        return info
-
-    def notes(self) -> tuple[str, ...]:
-        """Return warnings about the data, one line each."""
-        lines = list(patient_warnings(self.scan))
-        kinds = {source.kind for source in self.scan.sources}
-        if len(kinds) > 1:
-            lines.append(
-                f"series of {len(kinds)} kinds are taken; slicebook check lists them, --series chooses"
-            )
-        if self.disagreeing:
-            lines.append(
-                f"sform and qform of {len(self.disagreeing)} files disagree; the sform is used: "
-                f"{first_names(self.disagreeing)}"
-            )
-        return tuple(lines)
-
-    def _count(self, split: Split) -> SplitCounts:
-        records = [record for record in self.records if record.split == split]
-        return SplitCounts(
-            patients=len({record.patient for record in records}),
-            volumes=len({record.volume for record in records}),
-            slices=len(records),
-            blank=sum(record.blank for record in records),
-        )
-
-
-def _resampled_shape(part: Part, spacing: float | None) -> tuple[tuple[int, int], float, float]:
-    """Return rows and columns at a spacing, and the exact spacing (row, column) after rounding them."""
-    rows, columns = part.images.shape[1:]
-    _, row_mm, column_mm = part.spacing
-    if spacing is None:
-        return (rows, columns), row_mm, column_mm
-    new_rows, new_columns = (
-        max(round(rows * row_mm / spacing), 1),
-        max(round(columns * column_mm / spacing), 1),
-    )
-    return (new_rows, new_columns), rows * row_mm / new_rows, columns * column_mm / new_columns
+        with explaining_failure(self.out):
+            for file in (self.images, self.labels):
+                os.fsync(file.fileno())
+        journal = self.work.journal
+        journal.add(str(len(journal.units)), self._pending)
+        journal.units = dict.fromkeys(journal.units)  # the results are in the file; a big study has many
+        self._pending, self._kept_at = [], time.monotonic()

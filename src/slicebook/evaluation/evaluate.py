@@ -26,7 +26,7 @@ from slicebook.evaluation.memorization import describe_training, evaluate_memori
 from slicebook.evaluation.provenance import LoadedModels, collect_warnings, describe_provenance
 from slicebook.evaluation.reconstruction import ReconstructionResult, evaluate_reconstruction
 from slicebook.evaluation.report import PARTS, Evaluation, read_history, write_report, written_whole
-from slicebook.evaluation.slices import SliceCollection, check_trained_on, read_slices
+from slicebook.evaluation.slices import MAX_REAL, SliceCollection, check_trained_on, read_slices
 from slicebook.io.atomic import write_csv
 from slicebook.metrics import codecs as codec_metrics
 from slicebook.models.checkpoint import (
@@ -250,7 +250,7 @@ def _evaluate_samples(
     with results.measuring(
         "real slices", [part for part in ("generation", "downstream") if part in requested]
     ):
-        real = read_slices(data, options.split, size)
+        real = read_slices(data, options.split, size, limit=MAX_REAL, seed=options.seed)
     count = options.samples or min(max(len(real or ()), MIN_SAMPLES), MAX_SAMPLES)
     say(f"{count} samples of {kind.rows}×{kind.columns}")
     with results.measuring("sampling", [part for part in requested if part != "reconstruction"]):

@@ -301,7 +301,7 @@ def measure_anatomy(
 ) -> PassRate:
     """Return the share of masks that meet the anatomy rules; their reference is the training set."""
     reference = learn_reference(
-        [train.labels(index).numpy() for index in range(len(train))],
+        (train.labels(index).numpy() for index in range(len(train))),
         [(record.row_mm, record.column_mm) for record in train.records],
     )
     generated_rules, real_rules = (

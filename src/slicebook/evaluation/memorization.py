@@ -20,7 +20,15 @@ from jaxtyping import Float32, Float64
 from slicebook.data.dataset import PreparedData, SliceSet
 from slicebook.data.manifest import SliceRecord
 from slicebook.errors import DataError
-from slicebook.evaluation.slices import BATCH, SliceCollection, in_batches, of_size, reconstruct, unit
+from slicebook.evaluation.slices import (
+    BATCH,
+    MAX_REAL,
+    SliceCollection,
+    in_batches,
+    of_size,
+    reconstruct,
+    unit,
+)
 from slicebook.io.atomic import write_csv
 from slicebook.io.tensors import State, hash_tensors, load_kept, save_state
 from slicebook.metrics.audit_baseline import MIN_PATIENTS
@@ -150,8 +158,14 @@ def _held_out(
             "was never trained on, so the audit has no baseline; hold out such patients, or prepare all data "
             "to one size (--size)"
         )
+    total = len(records)
+    if total > MAX_REAL:
+        kept = np.sort(np.random.default_rng(seed).permutation(total)[:MAX_REAL])
+        records = [records[index] for index in kept]
     patients, trained = ({record.patient for record in group} for group in (records, train.records))
     words = f"{len(records)} slices of {len(patients)} patients that were never trained on"
+    if total > MAX_REAL:
+        words += f", chosen at random of {total} slices"
     if len(patients) < MIN_PATIENTS and len(trained) > 2:  # so that 2 remain besides a slice's own
         chosen = np.sort(np.random.default_rng(seed).permutation(len(train))[:STAND_INS])
         words += (
@@ -163,7 +177,11 @@ def _held_out(
 
 
 def _read(slices: SliceSet, records: Sequence[SliceRecord]) -> Float32[np.ndarray, "n h w"]:
-    return np.concatenate(list(in_batches(SliceSet(slices.folder, tuple(records)))))
+    chosen = SliceSet(slices.folder, tuple(records))
+    images = np.empty((len(chosen), records[0].rows, records[0].columns), np.float32)
+    for start, batch in zip(range(0, len(chosen), BATCH), in_batches(chosen), strict=True):
+        images[start : start + len(batch)] = batch
+    return images
 
 
 def _likelihoods(
@@ -291,12 +309,14 @@ def _describe_cached(
     cached = load_kept(path, made_from)
     if cached is not None:
         return cached["values"].numpy()
-    parts: list[np.ndarray] = []
-    for batch in in_batches(slices):
-        if len(parts) * BATCH % PROGRESS_INTERVAL == 0:
-            say(f"windows of {len(slices)} training slices: {len(parts) * BATCH} done")
-        parts.append(describe(batch))
-    values = np.concatenate(parts)
+    values = np.empty((0, 0, 0), np.float32)
+    for start, batch in zip(range(0, len(slices), BATCH), in_batches(slices), strict=True):
+        if start % PROGRESS_INTERVAL == 0:
+            say(f"windows of {len(slices)} training slices: {start} done")
+        windows = describe(batch)
+        if not start:  # one array: a list of parts would double the memory at the end
+            values = np.empty((len(slices), *windows.shape[1:]), np.float32)
+        values[start : start + len(batch)] = windows
     try:
         save_state(path, State({"values": torch.from_numpy(values)}, made_from))
     except (DataError, OSError) as error:  # the folder may be read-only

@@ -77,9 +77,11 @@ class ReconstructionResult(Record):
 
 @dataclass(frozen=True)
 class _CodecSlice:
-    """One slice encoded by one codec, and its scores."""
+    """One slice encoded by one codec, without its pixels, and its scores."""
 
-    coded: codec_metrics.Coded
+    bits: int
+    header_bits: int
+    within_budget: bool
     scores: Scores
 
 
@@ -182,7 +184,9 @@ def _score(
                 coded = codec_metrics.code(codec_metrics.CODECS[name], original, bits, start=start)
                 quality[name] = coded.quality  # adjacent slices need about the same
                 codec_scores = scores(original, coded.image, volume_max=brightest[record.volume])
-                coded_slices[name] = _CodecSlice(coded, codec_scores.named())
+                coded_slices[name] = _CodecSlice(
+                    coded.bits, coded.header_bits, coded.within_budget, codec_scores.named()
+                )
             tokenizer_scores = scores(original, _unit(copy), volume_max=brightest[record.volume])
             yield _ScoredSlice(index, record, bits, tokenizer_scores.named(), coded_slices)
 
@@ -212,10 +216,10 @@ def _codec_report(name: str, scored: Sequence[_ScoredSlice], library: str, seed:
         bits_per_pixel=summarise_rate(
             "bits of the codestream minus those of a blank slice (its headers), over the native pixels; at "
             f"most {codec_metrics.LIMIT:.2f} times the tokenizer's bits, slice by slice, where the codec can",
-            [item.coded.bits / whole.pixels for item, whole in zip(passed, scored, strict=True)],
+            [item.bits / whole.pixels for item, whole in zip(passed, scored, strict=True)],
         ),
-        header_bits_subtracted=float(np.mean([item.coded.header_bits for item in passed])),
-        slices_over_budget=sum(not item.coded.within_budget for item in passed),
+        header_bits_subtracted=float(np.mean([item.header_bits for item in passed])),
+        slices_over_budget=sum(not item.within_budget for item in passed),
         scores=summarise([item.scores for item in passed], patients, seed),
         advantage=summarise(gains, patients, seed),
     )
@@ -283,8 +287,8 @@ def _slice_rows(scored: Sequence[_ScoredSlice]) -> list[dict[str, Any]]:
             **item.scores,
         }
         for name, passed in item.codecs.items():
-            row[f"{name}_bits"] = passed.coded.bits
-            row[f"{name}_bits_per_pixel"] = passed.coded.bits / item.pixels
+            row[f"{name}_bits"] = passed.bits
+            row[f"{name}_bits_per_pixel"] = passed.bits / item.pixels
             row |= {f"{name}_{score}": value for score, value in passed.scores.items()}
         rows.append(row)
     return rows

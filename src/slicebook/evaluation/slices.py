@@ -20,6 +20,7 @@ from slicebook.models.checkpoint import LoadedPrior
 from slicebook.models.sampling import SamplingSettings
 
 BATCH = 64  # slices read at a time
+MAX_REAL = 2048  # held-out slices that samples are compared with: measures of pairs grow with the square
 
 
 @dataclass(frozen=True)

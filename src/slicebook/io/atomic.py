@@ -7,6 +7,7 @@ import csv
 import errno
 import io
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ from slicebook.errors import DataError
 PARTIAL = ".partial"
 READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 _KEPT_NAME = 32  # characters of the name kept in that of the temporary file, which must not get too long
+_UNFINISHED = re.compile(rf"\..*\.[0-9a-f]{{12}}{re.escape(PARTIAL)}")  # the names that `replacing` gives
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:
@@ -51,6 +53,37 @@ def write_csv(
     writer.writeheader()
     writer.writerows(rows)
     write_text(path, text.getvalue())
+
+
+def append_line(path: str | Path, text: str) -> None:
+    """Append a line to a file, on the disk when the call returns.
+
+    A kill may leave a part of the line without its end, which the reader must leave out.
+
+    Raises:
+        DataError: The line cannot be written; the file is as it was.
+    """
+    content = f"{text}\n".encode()
+    with explaining_failure(path, len(content)), Path(path).open("ab") as file:
+        start = file.seek(0, os.SEEK_END)
+        try:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        except OSError:
+            with contextlib.suppress(OSError):
+                file.truncate(start)
+            raise
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove the temporary files of commands that were killed while they wrote below a folder.
+
+    No other command may write there meanwhile.
+    """
+    for path in folder.rglob(f".*{PARTIAL}"):
+        if _UNFINISHED.fullmatch(path.name) and path.is_file():
+            path.unlink(missing_ok=True)
 
 
 @contextmanager

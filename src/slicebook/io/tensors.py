@@ -121,7 +121,10 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            names = file.keys()
+            # Copies: the tensors of the file are a memory map. A process that reads a map whose file became
+            # shorter, or is on a network file system that fails, ends by SIGBUS.
+            tensors = {name: file.get_tensor(name).clone() for name in names}
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: {_describe_other_file(path, error)}") from error
     text = header.get("slicebook", "{}")

@@ -4,7 +4,7 @@ Labels are numbered as in `slicebook.phantom.labels` and the HipMRI study: 0 bac
 3 bladder, 4 rectum, 5 prostate. Slices are axial, oriented like prepared ones: the first row is anterior.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -101,20 +101,16 @@ class PassRate(Record):
     rules: dict[str, str]
 
 
-def learn_reference(labels: Sequence[UInt8[np.ndarray, "_ _"]], spacings: Sequence[Spacing]) -> Reference:
+def learn_reference(labels: Iterable[UInt8[np.ndarray, "_ _"]], spacings: Sequence[Spacing]) -> Reference:
     """Collect label combinations and organ areas from real training masks.
 
     Args:
-        labels: Label maps; sizes may differ.
+        labels: Label maps; sizes may differ. They are taken one by one.
         spacings: Pixel size of each, in mm.
 
     Raises:
         DataError: There is no mask, or a mask has a label above 5.
     """
-    if not labels:
-        raise DataError(
-            "no training masks to compute the reference from; give the masks of the training split"
-        )
     combinations: set[tuple[int, ...]] = set()
     areas: dict[str, list[float]] = {organ: [] for organ in ORGANS}
     for label_map, spacing in zip(labels, spacings, strict=True):
@@ -123,6 +119,10 @@ def learn_reference(labels: Sequence[UInt8[np.ndarray, "_ _"]], spacings: Sequen
         for organ, value in ORGANS.items():
             if label_areas[value] >= SPECK_MM2:
                 areas[organ].append(label_areas[value])
+    if not combinations:
+        raise DataError(
+            "no training masks to compute the reference from; give the masks of the training split"
+        )
     ranges = {organ: np.percentile(values, PERCENTILES) for organ, values in areas.items() if values}
     return Reference(
         frozenset(combinations),

@@ -138,7 +138,7 @@ def nearest_by_correlation(
         )
     owners, own_patient = _owners(training_patients, patients, len(training), len(images))
     _check_finite(training, "training slice")
-    fine, coarse = _unit(training.astype(np.float64)), _unit(_coarsen(training))
+    coarse = _unit(_coarsen(training))
     downs, rights = (_steps(largest, grid.step) for largest in (grid.down, grid.right))
     moves = [(mirror, down, right) for mirror in (False, True) for down in downs for right in rights]
     nearest = _empty(len(images))
@@ -150,7 +150,7 @@ def nearest_by_correlation(
             at = start + row
             scores[row, owners == own_patient[at]] = -np.inf
             matches = [
-                (j, *_search_finely(grid, averages, row, fine[j], moves[best_moves[row, j]]))
+                (j, *_search_finely(grid, averages, row, _fine(training[j]), moves[best_moves[row, j]]))
                 for j in _candidates(scores[row], owners)
             ]
             index, correlation, mirror, down, right = max(matches, key=lambda match: match[1])
@@ -264,6 +264,11 @@ def _unit(windows: Float[np.ndarray, "n r c"]) -> Float[np.ndarray, "n d"]:
     length = np.linalg.norm(rows, axis=1, keepdims=True)
     flat = length <= _FLAT * np.sqrt(rows.shape[1]) * largest
     return np.where(flat, 0, rows / np.where(flat, 1, length))
+
+
+def _fine(window: Float32[np.ndarray, "r c"]) -> Float64[np.ndarray, " d"]:
+    """Return a window of mean 0 and length 1; all of them in float64 would take twice the training set."""
+    return np.asarray(_unit(window[None].astype(np.float64))[0])
 
 
 def _distance(correlation: float) -> float:

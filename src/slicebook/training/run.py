@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
-import socket
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +20,8 @@ from slicebook.data.dataset import SliceSet
 from slicebook.data.loader import SliceBatches
 from slicebook.devices import Launched, is_first_process, launch
 from slicebook.errors import ConfigError
-from slicebook.io.atomic import PARTIAL, write_csv, write_text
+from slicebook.io.atomic import remove_unfinished, write_csv, write_text
+from slicebook.io.resumable import LOCK_NAME, locked
 from slicebook.io.tensors import State
 from slicebook.models.masks import one_hot
 from slicebook.models.tokenizer import Tokenizer
@@ -40,11 +39,6 @@ BEGUN = re.compile(
 WRITTEN = re.compile(BEGUN.pattern + r"|(model|state|previous-state)\.safetensors|metrics\.csv|curves\.png")
 SUBFOLDERS = ("prior", "masks", "decoder")
 TOKENS_PER_CODE = 20
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]  # Windows has no fcntl
 
 
 @dataclass(frozen=True)
@@ -86,60 +80,26 @@ DEFAULT_OPTIONS = TrainingOptions()
 
 @contextlib.contextmanager
 def lock_run(run: Path) -> Iterator[None]:
-    """Lock a run folder for this training until the block ends.
+    """Lock a run folder for this training until the block ends; rank 0 holds the lock for all processes.
 
-    The operating system releases the lock when the process ends, so nothing needs to be removed by hand. Rank
-    0 holds it for all processes. There is no lock where the file system is read-only or does not support it.
     Files that an earlier training was killed while writing are removed.
 
     Raises:
         ConfigError: Another training holds the folder.
     """
-    if fcntl is None or not is_first_process() or (run.exists() and not run.is_dir()):
+    if not is_first_process() or (run.exists() and not run.is_dir()):
         yield
         return
-    path, made = run / ".lock", not run.exists()
-    handle = _lock(path)
+    made = not run.exists()
     try:
-        if handle is not None:
-            for unfinished in run.glob(f".*{PARTIAL}"):
-                unfinished.unlink(missing_ok=True)
-        yield
+        with locked(run / LOCK_NAME, "another training") as held:
+            if held:
+                remove_unfinished(run)
+            yield
     finally:
-        if handle is not None:
-            path.unlink(missing_ok=True)
-            fcntl.flock(handle, fcntl.LOCK_UN)  # a loading process may have a copy of the handle
-            os.close(handle)
-            with contextlib.suppress(OSError):
-                if made:
-                    run.rmdir()  # fails unless it is empty
-
-
-def _lock(path: Path) -> int | None:
-    """Return the handle of a locked file, or None where there are no locks."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        while True:
-            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                holder = os.read(handle, 200).decode(errors="replace").strip() or "not named yet"
-                os.close(handle)
-                raise ConfigError(
-                    f"{path.parent}: another training writes here ({holder}); wait until it has ended, stop "
-                    "it, or use another --out"
-                ) from None
-            if path.exists() and os.path.samestat(os.fstat(handle), path.stat()):
-                break
-            os.close(handle)  # its last holder removed it meanwhile
-        os.ftruncate(handle, 0)
-        os.write(handle, f"process {os.getpid()} on {socket.gethostname()}".encode())
-    except ConfigError:
-        raise
-    except OSError:
-        return None
-    return handle
+        with contextlib.suppress(OSError):
+            if made:
+                run.rmdir()  # fails unless it is empty
 
 
 def check_run_files(run: Path) -> None:
@@ -164,7 +124,7 @@ def restart_run(run: Path, fabric: Fabric) -> None:
     if run.is_dir() and fabric.is_global_zero:
         with lock_run(run):
             for item in run.iterdir():
-                if item.is_file() and item.name != ".lock":
+                if item.is_file() and item.name != LOCK_NAME:
                     item.unlink()
     fabric.barrier()
 

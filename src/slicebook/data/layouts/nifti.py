@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
 
 from slicebook.data.layouts.sources import (
     REGEX_RULE,
@@ -17,7 +17,7 @@ from slicebook.data.layouts.sources import (
     regex_advice,
 )
 from slicebook.errors import ConfigError, DataError
-from slicebook.io.discovery import DiscoveredFiles
+from slicebook.io.discovery import DiscoveredFiles, first_names
 
 _ENDING = re.compile(r"\.(nii(\.gz)?|mha|mhd|nrrd)$", re.IGNORECASE)
 
@@ -53,12 +53,16 @@ def _find(layout: str, folder: Path, paths: Sequence[Path], options: SourceOptio
         mask = wanted if wanted in names else by_stem.get(_without_ending(wanted), name)
         if wanted != name and mask != name:
             mask_of[name] = mask
-    candidates = [name for name in names if name not in set(mask_of.values())]
+    orphans = _orphan_masks(names, mask_of, options.mask)
+    images = set(names).difference(mask_of.values(), orphans)
+    candidates = [name for name in names if name in images]
+    notes = _orphan_notes(orphans, candidates, folder, options.mask)
     if options.patient_regex is None:
         every = tuple(_nifti_source("", name, names, mask_of) for name in candidates)
-        return FolderScan(layout, every, patient_rule=UNKNOWN_RULE)
+        left_out = tuple(names[name] for name in orphans)
+        return FolderScan(layout, every, left_out, notes=notes, patient_rule=UNKNOWN_RULE)
     pattern = group_of(options.patient_regex, "--patient-regex")
-    sources, unmatched = [], []
+    sources, unmatched = [], [names[name] for name in orphans]
     for name in candidates:
         if patient := patient_in(pattern, name):
             sources.append(_nifti_source(patient, name, names, mask_of))
@@ -74,12 +78,54 @@ def _find(layout: str, folder: Path, paths: Sequence[Path], options: SourceOptio
             f"{folder}: --mask {options.mask!r} finds no mask; for {sources[0].images[0].name} it looked for "
             f"{_mask_name(sources[0].volume, options.mask)}"
         )
-    return FolderScan(layout, tuple(sources), tuple(unmatched), patient_rule=REGEX_RULE)
+    return FolderScan(layout, tuple(sources), tuple(sorted(unmatched)), notes=notes, patient_rule=REGEX_RULE)
 
 
 def _nifti_source(patient: str, name: str, names: dict[str, Path], mask_of: dict[str, str]) -> Source:
     mask = mask_of.get(name)
     return Source(patient, name, (names[name],), (names[mask] if mask else None,))
+
+
+def _orphan_masks(names: Mapping[str, Path], mask_of: Mapping[str, str], rule: str | None) -> list[str]:
+    """Return the files that are masks by the rule but belong to no image.
+
+    Such a file has the text of the rule in its name, or only in its folder, if the folder holds masks of
+    other images and no image.
+    """
+    if not rule:
+        return []
+    old, _, new = rule.partition("=") if "=" in rule else ("", "", rule)
+    if not new:
+        return []
+    paired = set(mask_of.values())
+    mask_folders = {PurePosixPath(name).parent for name in paired}
+    mask_folders -= {PurePosixPath(name).parent for name in mask_of}
+
+    def is_mask(name: str) -> bool:
+        stem, folder = _without_ending(PurePosixPath(name).name), PurePosixPath(name).parent
+        if not old:
+            return stem.endswith(new)
+        if old in stem.replace(new, ""):  # the rule makes another name of it, as of an image
+            return False
+        return new in stem or (new in _without_ending(name) and folder in mask_folders)
+
+    return [name for name in names if name not in mask_of and name not in paired and is_mask(name)]
+
+
+def _orphan_notes(
+    orphans: Sequence[str], candidates: Sequence[str], folder: Path, rule: str | None
+) -> tuple[str, ...]:
+    """Return a line on masks without an image.
+
+    Raises:
+        DataError: There is no image at all.
+    """
+    if not orphans:
+        return ()
+    what = f"{len(orphans)} masks by --mask {rule!r} have no image: {first_names(orphans)}"
+    if not candidates:
+        raise DataError(f"{folder}: {what}; give the folder that holds the images too, or leave --mask out")
+    return (f"{what}; they are left out",)
 
 
 def _without_ending(name: str) -> str:

@@ -1,0 +1,276 @@
+"""Long work that resumes: what is done is kept on disk, and the same command goes on after it.
+
+A `Journal` is a file with the request of the work, which is all that its results depend on, and one line for
+each unit that is done. `resuming_folder` builds a folder unit by unit in a partial folder beside it, which
+takes its name at the end. `locked` keeps a second command away.
+
+    with resuming_folder(out, request, what="samples") as work:
+        for name in names:
+            if name not in work.journal:
+                write(work.content / name)
+                work.journal.add(name)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import socket
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from slicebook.errors import ConfigError, DataError
+from slicebook.io.atomic import append_line, explaining_failure, put_in_place, remove_unfinished, write_text
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]  # Windows has no fcntl
+
+JOURNAL_NAME, LOCK_NAME = "journal.jsonl", ".lock"
+_CONTENT = "set"  # the folder to be, inside the partial folder
+_SUFFIX = ".partial"
+_LONGEST_NAME = 255  # bytes, of common file systems
+_CHUNK = 1 << 20
+
+
+class Journal:
+    """The units of a long work that are done, in a file that begins with the request.
+
+    Args:
+        path: The file; its folder exists.
+        request: All that the results depend on, as JSON values. Units of another request are not read.
+
+    Attributes:
+        units: The result of each unit that is done, as JSON values, in the order in which they were added.
+        differences: What differs from the request of the units found in the file; empty if nothing does.
+    """
+
+    def __init__(self, path: Path, request: Mapping[str, Any]) -> None:
+        self.path, self.request = path, _plain(request)
+        before, units = _read(path) or (self.request, {})
+        self.differences = _differences(before, self.request) if units else []
+        self.units: dict[str, Any] = {} if self.differences else units
+        self._begun = False
+
+    def add(self, unit: str, result: Any = None) -> None:
+        """Record that a unit is done, after all its files are written; a later record replaces an earlier."""
+        self._begin()
+        append_line(self.path, json.dumps({"unit": unit, "result": result}, allow_nan=False))
+        self.units[unit] = _plain(result)
+
+    def __contains__(self, unit: str) -> bool:
+        return unit in self.units
+
+    def _begin(self) -> None:
+        """Rewrite the file without the units of another request and without a torn last line."""
+        if not self._begun:
+            lines = [{"request": self.request}, *({"unit": u, "result": r} for u, r in self.units.items())]
+            write_text(self.path, "".join(f"{json.dumps(line)}\n" for line in lines))
+            self._begun = True
+
+
+@dataclass(frozen=True)
+class PartialFolder:
+    """A folder that is being built; see `resuming_folder`.
+
+    Attributes:
+        content: Gets the final name at the end.
+        journal: The units that are done.
+    """
+
+    content: Path
+    journal: Journal
+
+    @property
+    def path(self) -> Path:
+        """The folder that holds both."""
+        return self.content.parent
+
+
+@contextmanager
+def resuming_folder(
+    out: str | Path,
+    request: Mapping[str, Any],
+    *,
+    what: str,
+    restart: bool = False,
+    replace_content: bool = False,
+) -> Iterator[PartialFolder]:
+    """Yield a partial folder beside `out`, new or as an interrupted command left it, which becomes `out`.
+
+    If the block raises, the partial folder is kept for the next command, unless no unit is done.
+
+    Args:
+        out: A missing or empty folder. A link to an empty folder stays a link.
+        request: All that the content depends on, as JSON values.
+        what: What the units are, in the plural, for messages.
+        restart: Whether units of another request are removed; by default they are refused.
+        replace_content: Whether a folder with content may be replaced, once the new one is complete.
+
+    Raises:
+        ConfigError: The partial folder has units of another request, or another command writes there.
+        DataError: The partial folder is something else, or the folder cannot be written.
+    """
+    target = Path(out).resolve()  # `.` has no name
+    path = partial_path(target)
+    if path.exists() and not _is_partial(path):
+        raise DataError(
+            f"{path}: is not empty, and is needed for unfinished {what}; move it away or choose another --out"
+        )
+    with explaining_failure(path):
+        path.mkdir(parents=True, exist_ok=True)
+    with locked(path / LOCK_NAME, "another command"):
+        work = PartialFolder(path / _CONTENT, Journal(path / JOURNAL_NAME, request))
+        if work.journal.differences and not restart:
+            raise ConfigError(
+                f"{path}: holds unfinished {what} of other settings ({'; '.join(work.journal.differences)}); "
+                "repeat that command, choose another --out, or remove this folder"
+            )
+        if not work.content.is_dir():  # killed between the last rename and the removal of the journal
+            work.journal.units.clear()
+        if not work.journal.units:  # files of another request, or of a unit that was begun
+            shutil.rmtree(work.content, ignore_errors=True)
+        remove_unfinished(path)
+        try:
+            with explaining_failure(path):
+                work.content.mkdir(exist_ok=True)
+            yield work
+            with explaining_failure(out):
+                put_in_place(work.content, target, replace_content=replace_content)
+            work.journal.units.clear()
+        finally:
+            if not work.journal.units:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def partial_path(out: Path) -> Path:
+    """Return the folder in which `resuming_folder` builds a folder."""
+    target = out.resolve()
+    name = f"{target.name}{_SUFFIX}"
+    if len(os.fsencode(name)) > _LONGEST_NAME:
+        name = f"{hashlib.sha256(os.fsencode(target.name)).hexdigest()[:32]}{_SUFFIX}"
+    return target.with_name(name)
+
+
+def unfinished_request(out: Path) -> dict[str, Any]:
+    """Return the request of the command that was interrupted while it built a folder; empty if none was."""
+    request, _ = _read(partial_path(out) / JOURNAL_NAME) or ({}, {})
+    return request
+
+
+def hash_files(paths: Iterable[Path]) -> str:
+    """Return the SHA-256 over the content of files, in the given order.
+
+    Raises:
+        DataError: A file cannot be read.
+    """
+    digest = hashlib.sha256()
+    for path in paths:
+        one = hashlib.sha256()
+        try:
+            with path.open("rb") as file:
+                while chunk := file.read(_CHUNK):
+                    one.update(chunk)
+        except OSError as error:
+            reason = error.strerror or error
+            raise DataError(f"{path}: cannot be read ({reason}); check path and permissions") from error
+        digest.update(one.digest())
+    return digest.hexdigest()
+
+
+@contextmanager
+def locked(path: Path, writer: str) -> Iterator[bool]:
+    """Hold a lock file until the block ends, and yield whether there is a lock.
+
+    The operating system releases the lock when the process ends, so nothing needs to be removed by hand.
+    There is none where the file system is read-only or does not support it.
+
+    Args:
+        path: The lock file, in the folder that is written to.
+        writer: Who may hold it, for the message.
+
+    Raises:
+        ConfigError: Another process holds it.
+    """
+    handle = None if fcntl is None else _lock(path, writer)
+    try:
+        yield handle is not None
+    finally:
+        if handle is not None:
+            path.unlink(missing_ok=True)
+            fcntl.flock(handle, fcntl.LOCK_UN)  # a loading process may have a copy of the handle
+            os.close(handle)
+
+
+def _lock(path: Path, writer: str) -> int | None:
+    """Return the handle of a locked file, or None where there are no locks."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                holder = os.read(handle, 200).decode(errors="replace").strip() or "not named yet"
+                os.close(handle)
+                raise ConfigError(
+                    f"{path.parent}: {writer} writes here ({holder}); wait until it has ended, stop it, or "
+                    "use another --out"
+                ) from None
+            if path.exists() and os.path.samestat(os.fstat(handle), path.stat()):
+                break
+            os.close(handle)  # its last holder removed it meanwhile
+        os.ftruncate(handle, 0)
+        os.write(handle, f"process {os.getpid()} on {socket.gethostname()}".encode())
+    except ConfigError:
+        raise
+    except OSError:
+        return None
+    return handle
+
+
+def _is_partial(path: Path) -> bool:
+    """Return whether a folder was made here: empty, or with nothing but what is put there."""
+    known = {JOURNAL_NAME, LOCK_NAME, _CONTENT, f"{_CONTENT}.old"}
+    return path.is_dir() and all(item.name in known or item.name[0] == "." for item in path.iterdir())
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """Return the request and the units of a journal up to the first torn line; None if there is none."""
+    try:
+        lines = path.read_bytes().splitlines(keepends=True)
+    except OSError:
+        return None
+    request: dict[str, Any] | None = None
+    units: dict[str, Any] = {}
+    for line in lines:
+        with contextlib.suppress(ValueError):
+            row = json.loads(line) if line.endswith(b"\n") else None
+            if request is None and isinstance(row, dict) and isinstance(row.get("request"), dict):
+                request = row["request"]
+                continue
+            if request is not None and isinstance(row, dict) and {"unit", "result"} <= row.keys():
+                units[str(row["unit"])] = row["result"]
+                continue
+        break
+    return None if request is None else (request, units)
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{key} {before.get(key)} then, {now.get(key)} now"
+        for key in {**before, **now}
+        if before.get(key) != now.get(key)
+    ]
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as JSON has it: with lists in place of tuples."""
+    return json.loads(json.dumps(value, allow_nan=False))

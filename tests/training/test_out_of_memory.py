@@ -199,5 +199,5 @@ def test_what_failed_is_free_before_advice_is_asked_for():
         held.append(weakref.ref(large))
         raise MemoryError
 
-    with pytest.raises(OutOfMemoryError, match="True$"), explained("here", lambda: f"{held[0]() is None}"):
+    with pytest.raises(OutOfMemoryError, match=r"True$"), explained("here", lambda: f"{held[0]() is None}"):
         fail()

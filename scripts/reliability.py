@@ -88,7 +88,13 @@ FAULTS: dict[str, list[str]] = {
             "small shared memory",
             "SIGKILL at 20 random moments",
         ),
-        *("SIGTERM or SIGUSR1", "damaged state", "two trainings in one folder"),
+        *(
+            "SIGKILL of each training of a generator",
+            "out of memory",
+            "SIGTERM or SIGUSR1",
+            "damaged state",
+            "two trainings in one folder",
+        ),
     ],
     "The machine": [
         *("disk full", "read-only folder", "no network", "paths with spaces, Unicode and 255 bytes"),

@@ -29,5 +29,9 @@ class ProcessLostError(SlicebookError, RuntimeError):
     """Another process of a training has ended; what it reached is kept, and the same command continues it."""
 
 
+class OutOfMemoryError(SlicebookError, MemoryError):
+    """A computation needs more memory than its device has; what a training reached is kept."""
+
+
 class ShapeError(SlicebookError, ValueError):
     """An array has a shape that the operation cannot take."""

@@ -244,9 +244,23 @@ def test_evaluate_is_the_command(trained, tmp_path):
         "--device",
         "cpu",
     )
+    said = []
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "MODEL_CARD.md").write_text("<!-- slicebook card: of an earlier report -->")
     report = slicebook.evaluate(
-        tokenizer, trained.data, tmp_path / "b", split="validation", codecs=False, device="cpu"
+        tokenizer,
+        trained.data,
+        tmp_path / "b",
+        split="validation",
+        codecs=False,
+        device="cpu",
+        say=said.append,
     )
+    assert said[0].startswith("reconstruction: ")
+    assert said[-1] == f"page: {tmp_path / 'b' / 'report.html'}"
+    card = tmp_path / "b" / "MODEL_CARD.md"
+    assert "## " in card.read_text()  # written anew
+    card.unlink()
     first, second = (json.loads((tmp_path / name / "report.json").read_text()) for name in "ab")
     assert first["reconstruction"] == second["reconstruction"]
     assert report.model_dump(mode="json")["reconstruction"] == second["reconstruction"]

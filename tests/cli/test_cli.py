@@ -247,7 +247,7 @@ def test_evaluate_takes_parts_between_commas(parts, parsed, run, prepared, tmp_p
     def refuse(*_, **how):
         raise DataError(str(how["parts"]))
 
-    monkeypatch.setattr("slicebook.evaluation.evaluate.evaluate", refuse)
+    monkeypatch.setattr("slicebook.api.evaluation.run_evaluation", refuse)
     line = ["--debug", "evaluate", str(run), str(prepared), "-o", str(tmp_path / "report")]
     with pytest.raises(DataError, match=f"^{re.escape(str(parsed))}$"):
         main.main([*line, *(["--parts", parts] if parts else [])])

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from slicebook.api.inputs import Progress
 from slicebook.data.dataset import PreparedData
 from slicebook.data.splits import Split
 from slicebook.devices import choose_device
+from slicebook.errors import ConfigError
 from slicebook.evaluation.evaluate import evaluate as run_evaluation
 from slicebook.evaluation.report import Evaluation
 from slicebook.models.checkpoint import find_model
 from slicebook.models.sampling import SamplingSettings
 from slicebook.reporting.html import write_page
+from slicebook.reporting.model_card import CARD_NAME, write_card
 
 
 def evaluate(
@@ -32,9 +34,12 @@ def evaluate(
     device: str = "auto",
     precision: str = "32-true",
     seed: int = 42,
+    say: Callable[[str], None] = lambda _: None,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Evaluate a model on held-out patients; write the report and its page, as `slicebook evaluate` does.
+
+    A model card of an earlier report in the same folder is written anew.
 
     Args:
         model: A model file, the folder of a run or of a demo, or a starter.
@@ -51,6 +56,7 @@ def evaluate(
         device: auto, cpu, cuda or mps.
         precision: As for `Model.generate`.
         seed: Seed of all random draws.
+        say: Called with a line before each piece of work, and with each warning.
         progress: Called with the number of samples drawn and of all samples.
 
     Returns:
@@ -75,7 +81,16 @@ def evaluate(
         device=choose_device(device),
         precision=precision,
         seed=seed,
+        say=say,
         progress=progress,
     )
-    write_page(Path(out))
+    page = write_page(out)
+    if (Path(out) / CARD_NAME).is_file():  # of an earlier evaluation, so it is out of date
+        try:
+            write_card(out)
+        except ConfigError as error:
+            say(f"warning: the card is of an earlier report. {error}")
+    for warning in report.warnings:
+        say(f"warning: {warning}")
+    say(f"page: {page}")
     return report

@@ -1,8 +1,7 @@
 """The command that evaluates a model."""
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
@@ -22,10 +21,7 @@ from slicebook.cli.options import (
     say,
     show,
 )
-from slicebook.errors import ConfigError, DataError
-
-if TYPE_CHECKING:
-    from slicebook.evaluation.report import Evaluation
+from slicebook.errors import DataError
 
 Parts = Annotated[
     str | None,
@@ -79,53 +75,28 @@ def evaluate(
 
     Measures reconstruction and, for a prior, generation, memorization and downstream use of the samples.
     """
-    from slicebook.data.dataset import PreparedData
-    from slicebook.devices import choose_device
-    from slicebook.evaluation.evaluate import evaluate as run_evaluation
-    from slicebook.models.checkpoint import find_model
-    from slicebook.models.sampling import SamplingSettings
+    from slicebook.api.evaluation import evaluate as run_evaluation
 
-    find_model(model)  # a missing model is reported before missing data
     chosen = None if parts is None else [part.strip() for part in parts.split(",")]
     report = run_evaluation(
         model,
-        PreparedData.open(data),
+        data,
         out,
         parts=chosen,
         split=split,
         codecs=codecs,
         samples=samples,
         refine=refine,
-        settings=SamplingSettings(steps, decoder_steps, guidance),
-        device=choose_device(device),
+        guidance=guidance,
+        steps=steps,
+        decoder_steps=decoder_steps,
+        device=device,
         precision=precision,
         seed=seed,
         say=say,
         progress=counter("sample"),
     )
-    _finish(report, out, as_json)
-    _raise_if_skipped(report, out, chosen or ())
-
-
-def _raise_if_skipped(report: "Evaluation", out: Path, parts: Sequence[str]) -> None:
-    """Raise `DataError` if a requested part could not be evaluated."""
-    reasons = [f"{part}: {report.skipped[part]}" for part in parts if part in report.skipped]
+    show(report, report.table(), as_json)
+    reasons = [f"{part}: {report.skipped[part]}" for part in chosen or () if part in report.skipped]
     if reasons:
         raise DataError(f"{out}: not all parts could be evaluated. {'; '.join(reasons)}")
-
-
-def _finish(report: "Evaluation", out: Path, as_json: bool) -> None:
-    """Write the page, update an existing card, and print the scores."""
-    from slicebook.reporting.html import write_page
-    from slicebook.reporting.model_card import CARD_NAME, write_card
-
-    page = write_page(out)
-    if (out / CARD_NAME).is_file():  # of an earlier evaluation, so it is out of date
-        try:
-            write_card(out)
-        except ConfigError as error:
-            say(f"warning: the card is of an earlier report. {error}")
-    for warning in report.warnings:
-        say(f"warning: {warning}")
-    say(f"page: {page}")
-    show(report, report.table(), as_json)

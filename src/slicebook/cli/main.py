@@ -12,9 +12,11 @@ import typer
 from slicebook.cli import data, evaluate, export, prior, report, studio, tokenizer, train
 from slicebook.cli.options import say
 from slicebook.errors import SlicebookError, StoppedBySignalError
+from slicebook.memory import explained
 from slicebook.version import __version__
 
 _NAMES_AS_THEY_ARE = "slicebook.names"
+_MORE_MEMORY = "end other programs, give it fewer or smaller slices, or use a machine or --device with more"
 INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: a script that reads it repeats the command
 
 app = typer.Typer(
@@ -65,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=_NAMES_AS_THEY_ARE)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), explained("this command", lambda: _MORE_MEMORY):
             warnings.showwarning = _show_warning
             app(args=[word for word in words if word != "--debug"], prog_name="slicebook")
     except SystemExit as end:

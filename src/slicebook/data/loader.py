@@ -76,6 +76,10 @@ class Batch:
         """Move the slices to a device; the indices stay."""
         return replace(self, images=self.images.to(device, non_blocking=True))
 
+    def first(self, count: int) -> Batch:
+        """Return the first slices as a batch of their own."""
+        return Batch(self.images[:count], self.indices[:count])
+
     def pin_memory(self) -> Batch:
         """Return the same batch in page-locked memory; called by the loader if a GPU is used."""
         return replace(self, images=self.images.pin_memory(), indices=self.indices.pin_memory())

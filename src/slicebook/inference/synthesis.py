@@ -17,9 +17,10 @@ from torch import Tensor
 
 from slicebook.devices import choose_precision, fastest_precision
 from slicebook.errors import ConfigError
+from slicebook.memory import explained
 from slicebook.models.checkpoint import LoadedPrior
 from slicebook.models.conditions import Conditions
-from slicebook.models.sampling import SAMPLING_BATCH, SamplingSettings, sample
+from slicebook.models.sampling import FIXED, SAMPLING_BATCH, SamplingSettings, sample
 from slicebook.models.sequence import DecodedSlices
 
 LAST_SEED = 2**63 - 1
@@ -38,6 +39,7 @@ class Surroundings:
     kept: Bool[Tensor, "b 1 h w"]
 
 
+@explained("sampling", lambda: FIXED)
 @torch.no_grad()
 def render(
     loaded: LoadedPrior,

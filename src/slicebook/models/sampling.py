@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from slicebook.errors import ConfigError
+from slicebook.memory import explained
 from slicebook.models.conditions import Conditions
 from slicebook.models.flow import Grids, solve_with_fresh_noise
 from slicebook.models.prior import ABSENT, KNOWN, UNKNOWN, Prior
@@ -18,6 +19,10 @@ from slicebook.models.sequence import SequenceLayout
 # A matrix product with another number of rows may round differently, and one rounding may change a token.
 # So the network always sees this many rows; the last batch is filled up.
 SAMPLING_BATCH = 16
+FIXED = (
+    f"{SAMPLING_BATCH} slices are computed together, always, because a sample must not depend on the others; "
+    "use --device cpu, another machine, or smaller slices"
+)
 AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
@@ -44,6 +49,7 @@ class SamplingSettings:
             raise ConfigError(f"guidance {self.guidance:g}: wanted a number from 0 (off), such as 1")
 
 
+@explained("sampling", lambda: FIXED)
 @torch.no_grad()
 def sample(
     prior: Prior,

@@ -18,7 +18,6 @@ from slicebook.data.loader import Batch, SliceBatches, explain_dead_worker
 from slicebook.distributed import slice_generators, step_generator, summed, validation_generators
 from slicebook.environment import InitialModel
 from slicebook.errors import ConfigError
-from slicebook.io.atomic import write_text
 from slicebook.models.checkpoint import LoadedDecoder, LoadedTokenizer, load_decoder, save_decoder
 from slicebook.models.flow import draw_times, gaussian, noisy, spread_times
 from slicebook.models.flow_decoder import FlowDecoder
@@ -26,8 +25,16 @@ from slicebook.models.tokenizer import Tokenizer
 from slicebook.training.ema import EMAModel, update_ema
 from slicebook.training.progress import Display
 from slicebook.training.resume import Progress
-from slicebook.training.run import DEFAULT_OPTIONS, TrainingOptions, lock_run, restart_run, state_to_resume
-from slicebook.training.trainer import Trainer, provenance
+from slicebook.training.run import (
+    DEFAULT_OPTIONS,
+    TrainingOptions,
+    lock_run,
+    provenance,
+    restart_run,
+    state_to_resume,
+    write_settings,
+)
+from slicebook.training.trainer import Trainer
 from slicebook.training.warm_start import InitialWeights, initial_model, initial_record, load_initial
 
 SPREAD_BATCHES = 16  # training batches from which the spread of residuals is measured
@@ -39,6 +46,7 @@ class DecoderObjective:
     Its validation score is the share of the velocity's variance that the decoder explains, at most 1.
     """
 
+    settings = "decoder.training"
     monitor: str | None = "explained"
 
     def __init__(
@@ -206,8 +214,8 @@ def _train(
         world_size=fabric.world_size,
     )
     display = Display(out, shown=options.progress and fabric.is_global_zero)
-    if state is None and fabric.is_global_zero:
-        write_text(out / "config.yaml", recipe.to_yaml())
+    if fabric.is_global_zero:
+        write_settings(out, recipe, config, state)
     objective = DecoderObjective(tokenizer, recipe, data, fabric, initial)
     if weights and state is None:
         objective.start_from(weights, display.say)

@@ -17,7 +17,6 @@ from slicebook.data.manifest import slice_kinds
 from slicebook.distributed import Watch
 from slicebook.environment import InitialModel
 from slicebook.errors import ConfigError
-from slicebook.io.atomic import write_text
 from slicebook.io.tensors import hash_tensors
 from slicebook.models.checkpoint import LoadedTokenizer, PriorInfo, save_prior
 from slicebook.models.prior import Prior
@@ -26,11 +25,11 @@ from slicebook.models.sequence import JointTokenizer
 from slicebook.training.prior import PriorObjective
 from slicebook.training.progress import Display
 from slicebook.training.resume import Progress
-from slicebook.training.run import TrainingOptions, state_to_resume
+from slicebook.training.run import TrainingOptions, provenance, state_to_resume, write_settings
 from slicebook.training.token_cache import load_or_encode
 from slicebook.training.token_dataset import TokenBatches, encode_slices
 from slicebook.training.tokenizer import LOW_USAGE
-from slicebook.training.trainer import Trainer, provenance
+from slicebook.training.trainer import Trainer
 from slicebook.training.warm_start import initial_model, initial_record, load_initial
 
 PROBE_SLICES = 512  # training slices, about, from which code usage is measured
@@ -113,8 +112,8 @@ def fit_prior(run: PriorRun, options: TrainingOptions) -> Progress:
         run.masks.tokenizer.to(fabric.device) if run.masks else None,
     )
     display = Display(run.folder, shown=options.progress and fabric.is_global_zero)
-    if fabric.is_global_zero and state is None:
-        write_text(run.folder / "config.yaml", run.recipe.to_yaml())
+    if fabric.is_global_zero:
+        write_settings(run.folder, run.recipe, config, state)
     splits = {"train": run.train, "validation": run.data.split("validation")}
     with Watch(str(run.folder)):
         tokens = load_or_encode(

@@ -43,6 +43,7 @@ class PriorObjective:
         save_model: Writes the model file, given its path, weights, progress and scores.
     """
 
+    settings = "prior.training"
     monitor: str | None = "log_score"
 
     def __init__(

@@ -14,11 +14,12 @@ from jaxtyping import Float
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from slicebook.config import Recipe, TrainingConfig, validate
+from slicebook.config import LoopConfig, Recipe, TrainingConfig, validate
 from slicebook.data.augment import augment_labels, augment_slices, draw_augmentation
-from slicebook.data.dataset import SliceSet
+from slicebook.data.dataset import PreparedData, SliceSet
 from slicebook.data.loader import SliceBatches
 from slicebook.devices import Launched, is_first_process, launch
+from slicebook.environment import InitialModel, Provenance, commit, versions
 from slicebook.errors import ConfigError
 from slicebook.io.atomic import remove_unfinished, write_csv, write_text
 from slicebook.io.resumable import LOCK_NAME, locked
@@ -27,7 +28,7 @@ from slicebook.models.masks import one_hot
 from slicebook.models.tokenizer import Tokenizer
 from slicebook.recipes import override
 from slicebook.training.progress import Display
-from slicebook.training.resume import read_state
+from slicebook.training.resume import Progress, read_state
 from slicebook.visualization import figures
 
 # Files of a training that was killed before its first validation, partial files included.
@@ -132,6 +133,8 @@ def restart_run(run: Path, fabric: Fabric) -> None:
 def state_to_resume(run: Path, identity: Mapping[str, Any]) -> State | None:
     """Return the state to resume from, or None for a new run.
 
+    An unfinished training can go on with a smaller batch, if its own did not fit into memory.
+
     Args:
         run: Folder of the training.
         identity: What a resumed training must have in common: `recipe` (its settings) and `split_hash`; if
@@ -155,7 +158,10 @@ def state_to_resume(run: Path, identity: Mapping[str, Any]) -> State | None:
             )
         # Validated, so that settings unknown to the version that wrote it get their defaults.
         before = validate(Recipe, state.progress["recipe"], str(run)).model_dump(mode="json")
-        different = _differences({key: before[key] for key in identity["recipe"]}, identity["recipe"])
+        finished = state.progress["progress"]["finished"]
+        different = _differences(
+            {key: before[key] for key in identity["recipe"]}, identity["recipe"], finished=finished
+        )
         if different:
             raise ConfigError(
                 f"{run}: was started with other settings ({'; '.join(different)}); use another --out, or "
@@ -169,23 +175,32 @@ def state_to_resume(run: Path, identity: Mapping[str, Any]) -> State | None:
     return None
 
 
-def _differences(before: Any, now: Any, key: str = "") -> list[str]:
+def _differences(before: Any, now: Any, key: str = "", *, finished: bool) -> list[str]:
     # The settings of masks affect no other training; how often a state is kept affects none.
     if key in ("name", "description", "labels") or key.endswith(".save_minutes"):
+        return []
+    if key.endswith("training.batch_size") and not finished and now < before:
         return []
     if isinstance(before, dict) and isinstance(now, dict):
         keys = sorted({*before, *now})
         return [
             text
             for name in keys
-            for text in _differences(before.get(name), now.get(name), f"{key}.{name}".lstrip("."))
+            for text in _differences(
+                before.get(name), now.get(name), f"{key}.{name}".lstrip("."), finished=finished
+            )
         ]
     return [] if before == now else [f"{key}: {before} then, {now} now"]
 
 
-def write_settings_and_batch(run: Path, recipe: Recipe, train: SliceSet, display: Display) -> None:
-    """Write the settings and a picture of a training batch; report codebooks too large for the data."""
-    write_text(run / "config.yaml", recipe.to_yaml())
+def write_settings(run: Path, recipe: Recipe, config: LoopConfig, state: State | None) -> None:
+    """Write the settings of a new run, or of one that goes on with a smaller batch."""
+    if state is None or state.progress.get("batch_size", config.batch_size) != config.batch_size:
+        write_text(run / "config.yaml", recipe.to_yaml())
+
+
+def write_batch(run: Path, recipe: Recipe, train: SliceSet, display: Display) -> None:
+    """Write a picture of a training batch; report codebooks too large for the data."""
     config, tokenizer = recipe.training, Tokenizer(recipe.tokenizer)
     record = train.records[0]
     figures.batch(
@@ -222,6 +237,31 @@ def _first_batch(
         return first
     grays = torch.linspace(-1, 1, len(label_values))[:, None, None]
     return (one_hot(first[:, 0], label_values) * grays).sum(1, keepdim=True)
+
+
+def provenance(
+    data: PreparedData,
+    train: SliceSet,
+    device: torch.device,
+    progress: Progress,
+    scores: Mapping[str, float],
+    initial: InitialModel | None = None,
+) -> Provenance:
+    """Return the provenance of the model at this point of its training."""
+    return Provenance(
+        versions=versions(),
+        commit=commit(),
+        device=str(device),
+        split_hash=data.split_hash,
+        train_patients=len(train.patients),
+        train_slices=len(train),
+        spacing=data.info.spacing,
+        epoch=progress.epoch,
+        step=progress.step,
+        seconds=progress.seconds,
+        validation=dict(scores),
+        initial=initial,
+    )
 
 
 def write_metrics(run: Path, history: list[dict[str, float]]) -> None:

@@ -56,6 +56,11 @@ class TokenBatch:
         """Move tokens and conditions to a device."""
         return replace(self, tokens=self.tokens.to(device), conditions=self.conditions.to(device))
 
+    def first(self, count: int) -> TokenBatch:
+        """Return the first sequences as a batch of their own."""
+        conditions = self.conditions[torch.arange(count)]
+        return TokenBatch(self.layout, self.tokens[:count], conditions, self.indices[:count])
+
 
 @dataclass(frozen=True)
 class TokenSet:

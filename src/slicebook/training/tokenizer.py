@@ -30,11 +30,13 @@ from slicebook.training.run import (
     DEFAULT_OPTIONS,
     TrainingOptions,
     lock_run,
+    provenance,
     restart_run,
     state_to_resume,
-    write_settings_and_batch,
+    write_batch,
+    write_settings,
 )
-from slicebook.training.trainer import Trainer, provenance
+from slicebook.training.trainer import Trainer
 from slicebook.training.warm_start import CODEBOOK, initial_model, initial_record, load_initial
 
 LOW_USAGE = 0.25
@@ -85,6 +87,7 @@ class _ScoredLabelTokenizer(nn.Module):
 class _ReconstructionObjective(ABC):
     """A tokenizer's training step: augment, reconstruct, compare."""
 
+    settings: str
     monitor: str | None
     scored: type[nn.Module]
     """The module that computes loss and scores."""
@@ -203,6 +206,7 @@ class _ReconstructionObjective(ABC):
 class TokenizerObjective(_ReconstructionObjective):
     """Objective of a tokenizer of slices in [-1, 1], monitored by SSIM."""
 
+    settings = "training"
     monitor: str | None = "ssim"
     scored = _ScoredTokenizer
 
@@ -220,6 +224,7 @@ class TokenizerObjective(_ReconstructionObjective):
 class LabelObjective(_ReconstructionObjective):
     """Objective of a tokenizer of label masks, monitored by Dice."""
 
+    settings = "labels.training"
     monitor: str | None = "dice"
     scored = _ScoredLabelTokenizer
 
@@ -329,8 +334,10 @@ def _train(opened: PreparedData, recipe: Recipe, run: Path, options: TrainingOpt
             what=what,
         )
         display = Display(run, shown=options.progress and fabric.is_global_zero)
-        if state is None and fabric.is_global_zero:
-            write_settings_and_batch(run, recipe, train, display)
+        if fabric.is_global_zero:
+            write_settings(run, recipe, config, state)
+            if state is None:
+                write_batch(run, recipe, train, display)
         copied = weights.copy_to(tokenizer, display.say) if weights and state is None else set()
         objective = (LabelObjective if masks else TokenizerObjective)(
             tokenizer, recipe, opened, fabric, initial, copied

@@ -14,13 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from slicebook.config import LoopConfig
-from slicebook.data.dataset import PreparedData, SliceSet
 from slicebook.devices import PRECISIONS, Launched, fastest_precision
 from slicebook.distributed import Exchange, Part, Watch, computing
-from slicebook.environment import InitialModel, Provenance, commit, versions
 from slicebook.errors import ConfigError, StoppedBySignalError
 from slicebook.io.atomic import check_writable
 from slicebook.io.tensors import State
+from slicebook.memory import batch_advice, explained
 from slicebook.models.checkpoint import MODEL_NAME
 from slicebook.signals import StopRequest, deferred_signals
 from slicebook.training.progress import Display
@@ -40,6 +39,9 @@ class DeviceBatch(Sized, Protocol):
 
     def to(self: B, device: torch.device) -> B:
         """Move the tensors to a device."""
+
+    def first(self: B, count: int) -> B:
+        """Return the first slices as a batch of their own."""
 
 
 P = TypeVar("P", bound=DeviceBatch)
@@ -68,6 +70,8 @@ class Objective(Protocol[In]):
     """
 
     module: nn.Module
+    settings: str
+    """Its group of settings in a recipe."""
     monitor: str | None
     """The validation score by which the best model is kept, higher is better; None keeps the latest model."""
 
@@ -91,31 +95,6 @@ class Objective(Protocol[In]):
 
     def save(self, path: Path, progress: Progress, scores: Mapping[str, float]) -> None:
         """Write the model file."""
-
-
-def provenance(
-    data: PreparedData,
-    train: SliceSet,
-    device: torch.device,
-    progress: Progress,
-    scores: Mapping[str, float],
-    initial: InitialModel | None = None,
-) -> Provenance:
-    """Return the provenance of the model at this point of its training."""
-    return Provenance(
-        versions=versions(),
-        commit=commit(),
-        device=str(device),
-        split_hash=data.split_hash,
-        train_patients=len(train.patients),
-        train_slices=len(train),
-        spacing=data.info.spacing,
-        epoch=progress.epoch,
-        step=progress.step,
-        seconds=progress.seconds,
-        validation=dict(scores),
-        initial=initial,
-    )
 
 
 CHECK_EVERY = 20  # steps between checks of the loss; each waits for the device
@@ -148,6 +127,7 @@ class Trainer(Generic[P]):
         self.progress = Progress()
         self.epoch = EpochProgress()
         self.stop_request = StopRequest()
+        self.batch: P | None = None  # the last one, as it was loaded
 
     def __call__(
         self, training: BatchLoader[P], validation: BatchLoader[P], state: State | None, display: Display
@@ -157,8 +137,9 @@ class Trainer(Generic[P]):
         Raises:
             StoppedBySignalError: SIGTERM or SIGUSR1 asked to stop; the state is kept.
             ProcessLostError: Another process that trains with this one has ended; the last state is kept.
+            OutOfMemoryError: A batch needs more memory than there is; the last state is kept.
         """
-        with Watch(str(self.run)):
+        with Watch(str(self.run)), explained(str(self.run), self._smaller_batch):
             self._set_up(training, state, display)
             with deferred_signals() as self.stop_request:
                 self._train(training, validation, display)
@@ -181,6 +162,10 @@ class Trainer(Generic[P]):
         else:
             self.progress = Progress(**state.progress["progress"])
             self.epoch = restore(state, module, self.optimizer)
+            if state.progress.get("batch_size", batch_size) != batch_size:
+                # The places of the old batches mean nothing in the new order.
+                self.epoch, self.progress.step = EpochProgress(), self.progress.epoch * len(training)
+                display.say(f"{self.run}: batches of {batch_size} slices from the start of this epoch")
         if self.fabric.undecided and not self.progress.finished:
             self.fabric = self.fabric.decided(self._precision(training, state, display))
         self.scaling = self.fabric.strategy.precision
@@ -218,7 +203,8 @@ class Trainer(Generic[P]):
         if state is not None and state.progress.get("precision") in PRECISIONS[self.fabric.device.type]:
             return str(state.progress["precision"])
         training.set_epoch(0)
-        batch = next(iter(training)).to(self.fabric.device)
+        self.batch = next(iter(training))
+        batch = self.batch.to(self.fabric.device)
         self.unwrapped.train()
         tensors = [*self.unwrapped.parameters(), *self.unwrapped.buffers()]
         before = [tensor.detach().clone() for tensor in tensors]
@@ -243,7 +229,7 @@ class Trainer(Generic[P]):
         training.set_epoch(self.progress.epoch, epoch.steps)
         started = time.perf_counter() - epoch.seconds
         for batch in training:
-            fraction = self._fraction()
+            self.batch, fraction = batch, self._fraction()
             if fraction >= 1 and epoch.steps:
                 break
             epoch.learning_rate = _learning_rate(self.config, fraction)
@@ -278,6 +264,25 @@ class Trainer(Generic[P]):
         for group in self.optimizer.param_groups:
             nn.utils.clip_grad_norm_(group["params"], self.config.grad_clip_norm)
 
+    def _smaller_batch(self) -> str:
+        """Return advice on memory: the largest part of the last batch that fits, as is tried."""
+        if self.batch is None:
+            return "not even the model fits; make it smaller, or use another --device"
+
+        def attempt(count: int) -> None:
+            assert self.batch is not None
+            batch = self.batch.first(count).to(self.fabric.device)
+            with computing(batch.part):
+                loss = self.objective.training_step(batch, self.progress.step, 0.0)["loss"]
+            self.optimizer.zero_grad()
+            self.fabric.backward(loss)
+            self.optimizer.step()
+
+        self.optimizer.zero_grad()
+        key, total = f"{self.objective.settings}.batch_size", self.batch.part.total
+        advice = batch_advice(key, total, attempt, self.fabric.world_size)
+        return f"in step {self.progress.step + 1}, {advice}"
+
     def _means(self) -> dict[str, float]:
         means = self.epoch.means()
         self._check(means)
@@ -300,7 +305,7 @@ class Trainer(Generic[P]):
         sums: dict[str, float] = defaultdict(float)
         count = 0
         for batch in validation:
-            batch = batch.to(self.fabric.device)
+            self.batch, batch = batch, batch.to(self.fabric.device)
             with computing(batch.part):
                 scores = self.objective.validation_step(batch)
             for name, value in self._exchange(scores, batch.part).items():
@@ -362,6 +367,7 @@ class Trainer(Generic[P]):
         record = {
             "progress": asdict(self.progress),
             "epoch": self.epoch.counters(),
+            "batch_size": self.config.batch_size,
             "precision": self.scaling.precision,
             "scaling": self.scaling.state_dict(),
             **self.identity,

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import sys
 import tempfile
 import time
@@ -20,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import machine
-import numpy as np
 import torch
 from course_pictures import draw_group, draw_levels, draw_tokens
 from jaxtyping import Float
@@ -293,9 +291,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     continue
                 row, model, drawn[variant.name] = measure(variant, data, options.steps)
                 result["models"][variant.name] = row
-                print(
-                    f"{variant.name:16} {row['scores']['ssim_whole']['mean_of_patients']:.3f} {row['cpu_seconds']:.0f} s"
-                )
+                reached = row["scores"]["ssim_whole"]["mean_of_patients"]
+                print(f"{variant.name:16} {reached:.3f} {row['cpu_seconds']:.0f} s")
                 if variant.name == BASE.name:
                     draw_levels(model, drawn[BASE.name], options.images)
                     draw_tokens(model, drawn[BASE.name], options.images)

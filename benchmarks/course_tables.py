@@ -8,7 +8,15 @@ from typing import Any
 
 from cells import Results, bits, mean, plural, table, where
 
-HEAD = ("", "bits per pixel", "SSIM, whole", "PSNR, whole", "perplexity, by level (codes)", "parameters", "CPU seconds")
+HEAD = (
+    "",
+    "bits per pixel",
+    "SSIM, whole",
+    "PSNR, whole",
+    "perplexity, by level (codes)",
+    "parameters",
+    "CPU seconds",
+)
 
 
 def _perplexities(model: Mapping[str, Any]) -> str:
@@ -35,7 +43,8 @@ def _group(name: str, results: Results) -> str:
             rows.append(_row(f"{title}, compared with the slices before it", model, "scores_clean"))
     test, train = result["data"]["test"], result["data"]["train"]
     note = (
-        f"Phantom, {result['size'][0]}×{result['size'][1]}: {result['steps']} steps of {result['batch']} slices, "
+        f"Phantom, {result['size'][0]}×{result['size'][1]}: {result['steps']} steps of {result['batch']} "
+        f"slices, "
         f"{train['patients']} training patients ({train['slices']} slices); means of "
         f"{plural(test['patients'], 'test patient')} ({test['slices']} slices). "
     )

@@ -1,27 +1,34 @@
-"""Settings of the documentation site: `python -m sphinx -W --keep-going docs build/site`, without a network."""
+"""Settings of the documentation site; it is built without a network.
+
+python -m sphinx -W --keep-going docs build/site
+"""
 
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
 
 from sphinx.application import Sphinx
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "src"))
 
-from slicebook.version import __version__
 
-REPOSITORY = re.search(r'^Repository = "(.*)"', (ROOT / "pyproject.toml").read_text("utf-8"), re.MULTILINE)[1]
+def quoted(path: str, name: str) -> str:
+    """Return the text in quotes that a file of the project gives a name."""
+    (text,) = re.findall(rf'^{name} = "(.*)"', (ROOT / path).read_text(encoding="utf-8"), re.MULTILINE)
+    return str(text)
+
+
+REPOSITORY = quoted("pyproject.toml", "Repository")
 
 project = html_title = "Slicebook"
-release = version = __version__
+release = version = quoted("src/slicebook/version.py", "__version__")
 author = "The Slicebook authors"
 extensions = ["myst_parser"]
 exclude_patterns = ["train.sbatch"]
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 4
+smartquotes = False  # `--option` stays as it is typed
 html_theme = "furo"
 html_static_path = ["site"]
 html_css_files = ["site.css"]

@@ -23,8 +23,9 @@ from slicebook.cli.main import app, slicebook
 HEAD = """\
 # Command line
 
-Every command, written from the code by `scripts/cli_reference.py`. `slicebook COMMAND --help` prints the same.
-Arguments of the form `key=value` are [settings](settings.md). [Exit statuses](how-to/errors.md) say how a command ended.
+Every command, written from the code by `scripts/cli_reference.py`. `slicebook COMMAND --help` prints the
+same. Arguments of the form `key=value` are [settings](settings.md). [Exit statuses](how-to/errors.md) say how
+a command ended.
 """
 NAMES = {Path: "PATH", str: "TEXT", int: "INTEGER", float: "NUMBER"}
 

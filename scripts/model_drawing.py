@@ -29,9 +29,8 @@ def box(x: float, y: float, width: float, height: float, fill: str, *lines: str)
     top = y + height / 2 - 8 * (len(lines) - 1) + 4
     for number, line in enumerate(lines):
         weight = ' font-weight="600"' if not number else ""
-        yield (
-            f'<text x="{x + width / 2}" y="{top + 16 * number:g}" text-anchor="middle"{weight}>{escape(line)}</text>'
-        )
+        place = f'x="{x + width / 2}" y="{top + 16 * number:g}" text-anchor="middle"'
+        yield f"<text {place}{weight}>{escape(line)}</text>"
 
 
 def arrow(*points: tuple[float, float], dashed: bool = False) -> str:
@@ -69,7 +68,7 @@ def tokenizer_part(tokenizer: Tokenizer) -> Iterator[str]:
         yield arrow((x - STEP + BOX, FEATURES + 25), (x - 2, FEATURES + 25))
         yield from grid(x + 12.5, TOKENS, rows, columns)
         yield arrow((middle, FEATURES + 50), (middle, TOKENS - 2))
-        yield note(middle, TOKENS - 26, "quantizer")
+        yield note(middle + 8, TOKENS - 26, "quantizer", "start")
         yield note(middle, TOKENS + 98, f"{rows}×{columns} tokens")
         yield note(middle, TOKENS + 114, f"{config.codebook_sizes[level]} codes of {config.code_dim} numbers")
         yield from box(x, DECODED, BOX, 50, DECODER, f"decoder of level {level}", f"{shape} → ×{rate}")
@@ -90,7 +89,9 @@ def prior_part(tokenizer: Tokenizer, masks: Tokenizer) -> Iterator[str]:
         yield from box(x, NOISE, BOX, 44, PRIOR, f"noise, {name}", f"{dim}×{rows}×{columns}")
         yield arrow((x + BOX / 2, NOISE + 44), (x + BOX / 2, UNET - 2))
     text = "its codes replace the noise in steps; the last step gives the tokens of all grids"
-    yield from box(LEFT, UNET, 3 * STEP + BOX, 46, PRIOR, "U-Net over all grids, with position, class and time", text)
+    yield from box(
+        LEFT, UNET, 3 * STEP + BOX, 46, PRIOR, "U-Net over all grids, with position, class and time", text
+    )
 
 
 def svg() -> str:
@@ -106,10 +107,15 @@ def svg() -> str:
         f'orient="auto"><path d="M0 0L8 4L0 8z" fill="{INK}"/></marker></defs>',
         f'<rect width="{WIDTH}" height="{HEIGHT}" rx="10" fill="{PAPER}"/><g fill="{INK}">',
         f'<text x="{LEFT}" y="40" font-size="16" font-weight="600">Tokenizer</text>',
-        note(LEFT + 90, 40, "channels×rows×columns; dashed: what is decoded from coarser levels", "start"),
+        note(LEFT + 100, 40, "channels×rows×columns; dashed: what is decoded from coarser levels", "start"),
         *tokenizer_part(tokenizer),
         f'<text x="{LEFT}" y="{NOISE - 22}" font-size="16" font-weight="600">Prior</text>',
-        note(LEFT + 90, NOISE - 22, "generates tokens, which the decoders turn into a new slice and its mask", "start"),
+        note(
+            LEFT + 100,
+            NOISE - 22,
+            "generates tokens, which the decoders turn into a new slice and its mask",
+            "start",
+        ),
         *prior_part(tokenizer, masks),
         "</g></svg>",
     ]

@@ -21,13 +21,19 @@ from slicebook.config import Recipe, Settings
 HEAD = """\
 # Settings
 
-Every setting of a recipe, written from `slicebook.config` by `scripts/settings_reference.py`. A recipe file is YAML and
-has only the settings that differ from these defaults. On the command line, `key=value` changes one, for example
-`training.epochs=10`. An unknown name is an error that names the nearest known one. `config.yaml` of a run contains all
-of them.
+Every setting of a recipe, written from `slicebook.config` by `scripts/settings_reference.py`. A recipe file
+is YAML and has only the settings that differ from these defaults. On the command line, `key=value` changes
+one, for example `training.epochs=10`. An unknown name is an error that names the nearest known one.
+`config.yaml` of a run contains all of them.
 """
 LIMITS = (("minimum", "≥ "), ("exclusiveMinimum", "> "), ("maximum", "≤ "), ("exclusiveMaximum", "< "))
-TYPES = {"integer": "whole number", "number": "number", "string": "text", "boolean": "true or false", "null": "null"}
+TYPES = {
+    "integer": "whole number",
+    "number": "number",
+    "string": "text",
+    "boolean": "true or false",
+    "null": "null",
+}
 LARGE = 2**62  # a limit beyond this is that of the number's format
 
 
@@ -58,7 +64,9 @@ def kind(schema: dict[str, Any]) -> str:
     if schema.get("type") == "array":
         parts = schema.get("prefixItems") or [schema["items"]]
         return "list: " + "; ".join(dict.fromkeys(kind(part) for part in parts))
-    limits = ", ".join(f"{sign}{schema[key]:g}" for key, sign in LIMITS if abs(schema.get(key, LARGE)) < LARGE)
+    limits = ", ".join(
+        f"{sign}{schema[key]:g}" for key, sign in LIMITS if abs(schema.get(key, LARGE)) < LARGE
+    )
     steps = f"a multiple of {schema['multipleOf']}" if "multipleOf" in schema else ""
     return ", ".join(part for part in (TYPES[schema["type"]], limits, steps) if part)
 

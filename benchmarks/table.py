@@ -17,13 +17,20 @@ from typing import Any
 
 import evaluation_tables
 from cells import METRICS, NOT_MEASURED, Results, bits, mean, plural, signed, table, where
+from course_tables import COURSE
 from process_tables import processes, scale
 from speed_tables import networks, other_speed, quantizers, sampling
 from starter_tables import starters, starters_elsewhere
 from targets import targets
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("README.md", "benchmarks/README.md", "docs/many-processes.md")
+PAGES = (
+    "benchmarks/README.md",
+    "docs/course.md",
+    "docs/many-processes.md",
+    "docs/recipes-and-starters.md",
+    "docs/results.md",
+)
 BLOCK = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 SITES = {"test": "held-out patients", "other_site": "another site"}
@@ -61,7 +68,7 @@ def rename_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def quality(results: Results) -> str:
-    """Return the table of README: every contender, and the codecs at the bits of `compact`."""
+    """Return the table of docs/results.md: every contender, and the codecs at the bits of `compact`."""
     result = results["quality"]
     shown = ("ssim_foreground", "ssim_whole", "psnr_whole")
     sites = [site for site in SITES if site in result["sites"]]
@@ -234,6 +241,7 @@ TABLES: dict[str, tuple[Callable[[Results], str], tuple[str, ...]]] = {
     "starters": (starters, ("starters",)),
     "starters-elsewhere": (starters_elsewhere, ("starters",)),
     "targets": (targets, ()),
+    **COURSE,
 }
 """By name: the function that draws a table, and the results that it needs."""
 

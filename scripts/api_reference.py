@@ -28,7 +28,7 @@ model = slicebook.load("starter:compact")
 model.reconstruct("scan.nii.gz").write("copy.nii.gz")
 ```
 
-The [how-to](how-to.md#from-python) has examples. Other modules may change in any version.
+The [how-to](how-to/python.md) has examples. Other modules may change in any version.
 """
 SECTIONS = {
     "Use a model": ("load", "Model", "GeneratedSample", "Volume", "TokenFile"),

@@ -59,6 +59,7 @@ class AugmentConfig(Settings):
     flip_probability: Probability = 0.5
     """Probability of a left-right mirror (patients are nearly symmetric; labels have no side)."""
     rotate_degrees: Annotated[float, Field(ge=0.0, le=180.0)] = 5.0
+    """Rotation around the centre of the slice."""
     scale: Fraction = 0.08
     """Relative zoom: 0.08 draws a factor from 0.92 to 1.08."""
     shift: Fraction = 0.04
@@ -75,6 +76,7 @@ class QuantizerConfig(Settings):
     """How each codebook learns (van den Oord et al. 2017, appendix A.1)."""
 
     decay: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.99
+    """Decay per step of the moving averages that the codes are made of."""
     epsilon: Positive = 1e-5
     """Laplace smoothing of the counts."""
     kmeans_slices: Annotated[int, Field(ge=0)] = 256
@@ -89,15 +91,19 @@ class TokenizerConfig(Settings):
     """Architecture of a tokenizer. Sequences run from the finest level to the coarsest."""
 
     architecture: Literal["ladder", "vqvae2"] = "ladder"
+    """`ladder`: our own. `vqvae2`: that of the student project."""
     scaling_rates: tuple[int, ...] = (8, 4, 2)
     """Downscaling of each level against the next finer one (the finest against the slice)."""
     codebook_sizes: tuple[CodebookSize, ...] = (1024, 512, 128)
+    """Number of codes per level."""
     code_dim: Count = 16
+    """Length of a code, at every level."""
     width: Annotated[int, Field(ge=16, multiple_of=16)] = 128
     """Channels of the network; its groups of 8 also divide half of them."""
     residual_width: Count = 32
     """Inner channels of a residual layer (`vqvae2` only)."""
     residual_layers: Annotated[int, Field(ge=0)] = 2
+    """Residual layers per level, in the encoder and again in the decoder."""
     resize: tuple[Side, Side] | None = None
     """Stretch every slice to (rows, columns) first. Only `comp3710` does: it loses the aspect."""
     quantizer: QuantizerConfig = QuantizerConfig()
@@ -148,11 +154,15 @@ class LoopConfig(Settings):
     """Settings of a training loop: duration, learning rate, validation."""
 
     optimizer: Literal["adamw", "adam"] = "adamw"
+    """AdamW decays weights apart from the gradient, Adam with it."""
     learning_rate: Positive = 1e-3
+    """Largest learning rate of the schedule."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
     """How far back the optimiser's moments reach."""
     weight_decay: Annotated[float, Field(ge=0.0)] = 1e-4
+    """Weight decay of the optimiser."""
     schedule: Literal["cosine", "constant"] = "cosine"
+    """How the learning rate goes on after `warmup`: down to almost 0, or constant."""
     warmup: Fraction = 0.02
     """Share of the training over which the learning rate rises from 0."""
     grad_clip_norm: Annotated[float, Field(ge=0.0)] = 1.0
@@ -160,6 +170,7 @@ class LoopConfig(Settings):
     batch_size: Count = 16
     """Slices per step, of all processes together."""
     epochs: Count = 100
+    """Passes over the training slices."""
     max_minutes: Positive | None = None
     """Stop after this much training time, whatever `epochs` says; the schedule follows the clock."""
     validate_every: Count = 1
@@ -169,6 +180,7 @@ class LoopConfig(Settings):
     patience: Annotated[int, Field(ge=0)] = 0
     """Stop after this many validation passes without improvement; 0 never stops early."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 42
+    """Random seed of the weights, the order of the slices and the augmentation."""
 
 
 class TrainingConfig(LoopConfig):
@@ -285,7 +297,9 @@ class Recipe(Settings):
     """A named set of settings: tokenizers of slices and of masks, and generation: a prior, a decoder."""
 
     name: str = "custom"
+    """Of the recipe; it names the default run folder."""
     description: str = ""
+    """Purpose of the recipe, for readers."""
     tokenizer: TokenizerConfig = TokenizerConfig()
     training: TrainingConfig = TrainingConfig()
     labels: LabelsConfig = LabelsConfig()

@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
 import slicebook
+from slicebook.cli.main import app
 
 ROOT = Path(__file__).parents[2]
 FORMS = sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"))
@@ -40,12 +42,44 @@ def test_the_lowest_constraints_are_those_of_pyproject() -> None:
     assert read("constraints-lowest.txt") == printed, "run scripts/lowest_constraints.py"
 
 
-def test_the_api_reference_is_that_of_the_docstrings() -> None:
-    script = ROOT / "scripts" / "api_reference.py"
-    printed = subprocess.run([sys.executable, script], check=True, capture_output=True, text=True).stdout
-    assert read("docs", "api.md") == printed, "run scripts/api_reference.py"
-    missing = [name for name in slicebook.__all__ if f"`slicebook.{name}`" not in printed]
+@pytest.mark.parametrize(
+    ("script", "page"),
+    [
+        ("api_reference", "api.md"),
+        ("cli_reference", "cli.md"),
+        ("settings_reference", "settings.md"),
+        ("model_drawing", "images/model.svg"),
+    ],
+)
+def test_a_page_that_is_made_from_the_code_is_up_to_date(script: str, page: str) -> None:
+    command = [sys.executable, ROOT / "scripts" / f"{script}.py"]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True, encoding="utf-8").stdout
+    assert read("docs", page) == printed, f"run scripts/{script}.py > docs/{page}"
+
+
+def test_the_api_reference_has_every_public_name() -> None:
+    missing = [name for name in slicebook.__all__ if f"`slicebook.{name}`" not in read("docs", "api.md")]
     assert missing == ["__version__"]
+
+
+def test_the_command_reference_has_every_command_and_option_of_help() -> None:
+    page = read("docs", "cli.md")
+    sections = dict(re.findall(r"^## (slicebook[\w -]*)\n(.*?)(?=^## |\Z)", page, re.MULTILINE | re.DOTALL))
+    assert len(sections) > 20
+    runner = CliRunner()
+    for name, section in sections.items():
+        printed = runner.invoke(app, [*name.split()[1:], "--help"]).output
+        options = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", printed.partition("Options:")[2]))
+        options -= {"--help", "--install-completion", "--show-completion"}
+        explained = set(re.findall(r"`(--[a-z][a-z-]+)`", section))
+        assert options <= explained | set(re.findall(r"--[a-z][a-z-]+", section)), name
+        assert explained <= options, name
+
+
+def test_every_setting_is_explained() -> None:
+    rows = re.findall(r"^\| (`\w+`) \|.*\| (.*) \|$", read("docs", "settings.md"), re.MULTILINE)
+    assert len(rows) > 60
+    assert [name for name, meaning in rows if not meaning.strip()] == []
 
 
 @pytest.mark.parametrize(

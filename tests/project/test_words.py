@@ -1,4 +1,7 @@
-"""Every python and sh block of the documents runs, page by page, in the order in which it stands there."""
+"""Every python and sh block of the documents runs, page by page, in the order in which it stands there.
+
+The how-tos continue from the tutorial: they run in its folder, in the order of their table of contents.
+"""
 
 import re
 import shlex
@@ -15,15 +18,33 @@ from slicebook.cli import main
 from slicebook.evaluation import evaluate as evaluation
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+DOCS = ROOT / "docs"
+HOW_TO = DOCS / "how-to" / "index.md"
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def listed(page):
+    """The pages in a page's tables of contents, in their order."""
+    tables = re.findall(
+        r"^:::\{toctree\}\n(.*?)^:::$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+    )
+    names = [line for table in tables for line in table.splitlines() if line and not line.startswith(":")]
+    return [(page.parent / f"{name}.md").resolve() for name in names]
+
+
+JOURNEY = (DOCS / "tutorial.md", HOW_TO, *listed(HOW_TO))
+PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md")])
+ALONE = [(page,) for page in PAGES if page not in JOURNEY]
 
 # Commands that are not run here, by how they start, and why.
 NOT_RUN = {
     "python3 -m venv": "installs: .ci/run does exactly this",
     "scripts/check": "would run this test",
+    ".venv/bin/pip install": "installs: .ci/run does exactly this",
+    "source .venv/bin/activate": "changes the shell",
     ".venv/bin/torchrun": "needs several GPUs",
     "srun": "needs a SLURM cluster",
+    "slicebook --install-completion": "writes to the shell's files; tests/cli/test_completion.py asks for it",
     "slicebook studio": "serves until it is stopped; tests/studio opens its page",
 }
 
@@ -67,23 +88,31 @@ def write_hospital_export(folder):
 
 @pytest.mark.filterwarnings("default:.*NIfTI files were passed over")  # masks beside their images
 @pytest.mark.filterwarnings("default:level . uses")  # the pages train for one epoch: not yet enough
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_block_of_a_page_runs(page, tmp_path, monkeypatch):
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("pages", [JOURNEY, *ALONE], ids=lambda pages: pages[0].name)
+def test_every_block_of_a_page_runs(pages, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(evaluation, "MIN_SAMPLES", 12)  # drawing 100 took most of the time of a page
-    if "export" in "".join(commands(page)):
+    if any("export" in "".join(commands(page)) for page in pages):
         write_hospital_export(tmp_path / "export")
+    for page in pages:
+        run(page)
+
+
+def run(page):
+    """Run a page's blocks in the current folder; what trains for minutes there, trains for a second."""
     names: dict[str, Any] = {}
     for language, text in blocks(page):
         if language == "python":
             exec(compile(text, str(page), "exec"), names)
         if language == "yaml":  # named in its first line
             Path(text.splitlines()[0].removeprefix("# ")).write_text(text, encoding="utf-8")
-        for command in text.replace("\\\n", " ").splitlines() if language == "sh" else ():
+        for line in text.replace("\\\n", " ").splitlines() if language == "sh" else ():
+            command = re.sub(r"max_minutes=[\d.]+", "max_minutes=0.02", line)
             if not command.startswith(tuple(NOT_RUN)):
                 program, *arguments = shlex.split(command)
                 assert program == "slicebook", f"{command}: neither run here nor listed in NOT_RUN"
-                assert main.main(arguments) == 0, command
+                assert main.main(arguments) == 0, f"{page.name}: {command}"
 
 
 def test_every_block_says_its_language():
@@ -109,5 +138,10 @@ def test_the_first_screen_holds_the_two_commands(command):
 
 def test_every_link_between_pages_leads_somewhere():
     for page in PAGES:
-        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_every_page_is_in_a_table_of_contents():
+    contents = {DOCS / "index.md", *listed(DOCS / "index.md"), *listed(HOW_TO)}
+    assert contents == set(DOCS.rglob("*.md"))

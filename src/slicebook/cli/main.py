@@ -20,7 +20,6 @@ _MORE_MEMORY = "end other programs, give it fewer or smaller slices, or use a ma
 INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: a script that reads it repeats the command
 
 app = typer.Typer(
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # plain help: rich alone takes longer to import than all of this

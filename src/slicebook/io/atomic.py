@@ -146,6 +146,24 @@ def replacing(
                 partial.unlink(missing_ok=True)
 
 
+def move_files(partial: Path, folder: Path) -> None:
+    """Move all files below a finished folder to the same places below another, and remove what is left.
+
+    Args:
+        partial: The finished folder, on the same file system.
+        folder: Created if missing; files of the same names are replaced.
+
+    Raises:
+        DataError: A file cannot be written.
+    """
+    with explaining_failure(folder):
+        for path in sorted(path for path in partial.rglob("*") if path.is_file()):
+            place = folder / path.relative_to(partial)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(path, place)
+        shutil.rmtree(partial)
+
+
 def refuse_full(path: str | Path) -> None:
     """Raise `DataError` if a folder to be made has content, before a long work is done in vain."""
     place = Path(path)

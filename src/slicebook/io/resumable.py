@@ -13,8 +13,8 @@ takes its name at the end. `locked` keeps a second command away.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -54,16 +54,20 @@ class Journal:
 
     def __init__(self, path: Path, request: Mapping[str, Any]) -> None:
         self.path, self.request = path, _plain(request)
-        before, units = _read(path) or (self.request, {})
+        before, units, whole = _read(path)
         self.differences = _differences(before, self.request) if units else []
         self.units: dict[str, Any] = {} if self.differences else units
-        self._begun = False
+        self._begun = whole and before == self.request
 
     def add(self, unit: str, result: Any = None) -> None:
         """Record that a unit is done, after all its files are written; a later record replaces an earlier."""
         self._begin()
         append_line(self.path, json.dumps({"unit": unit, "result": result}, allow_nan=False))
         self.units[unit] = _plain(result)
+
+    def clear(self) -> None:
+        """Forget all units."""
+        self.units, self._begun = {}, False
 
     def __contains__(self, unit: str) -> bool:
         return unit in self.units
@@ -134,8 +138,8 @@ def resuming_folder(
                 "repeat that command, choose another --out, or remove this folder"
             )
         if not work.content.is_dir():  # killed between the last rename and the removal of the journal
-            work.journal.units.clear()
-        if not work.journal.units:  # files of another request, or of a unit that was begun
+            work.journal.clear()
+        if not work.journal.units and work.content.exists():  # of another request, or of a unit begun
             shutil.rmtree(work.content, ignore_errors=True)
         remove_unfinished(path)
         try:
@@ -144,7 +148,7 @@ def resuming_folder(
             yield work
             with explaining_failure(out):
                 put_in_place(work.content, target, replace_content=replace_content)
-            work.journal.units.clear()
+            work.journal.clear()
         finally:
             if not work.journal.units:
                 shutil.rmtree(path, ignore_errors=True)
@@ -161,8 +165,7 @@ def partial_path(out: Path) -> Path:
 
 def unfinished_request(out: Path) -> dict[str, Any]:
     """Return the request of the command that was interrupted while it built a folder; empty if none was."""
-    request, _ = _read(partial_path(out) / JOURNAL_NAME) or ({}, {})
-    return request
+    return _read(partial_path(out) / JOURNAL_NAME)[0]
 
 
 def hash_files(paths: Iterable[Path]) -> str:
@@ -242,25 +245,29 @@ def _is_partial(path: Path) -> bool:
     return path.is_dir() and all(item.name in known or item.name[0] == "." for item in path.iterdir())
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]] | None:
-    """Return the request and the units of a journal up to the first torn line; None if there is none."""
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any], bool]:
+    """Return the request and the units of a journal up to the first torn line, and whether none is torn.
+
+    Without a journal, the request is empty.
+    """
     try:
         lines = path.read_bytes().splitlines(keepends=True)
     except OSError:
-        return None
-    request: dict[str, Any] | None = None
-    units: dict[str, Any] = {}
-    for line in lines:
-        with contextlib.suppress(ValueError):
-            row = json.loads(line) if line.endswith(b"\n") else None
-            if request is None and isinstance(row, dict) and isinstance(row.get("request"), dict):
-                request = row["request"]
-                continue
-            if request is not None and isinstance(row, dict) and {"unit", "result"} <= row.keys():
-                units[str(row["unit"])] = row["result"]
-                continue
-        break
-    return None if request is None else (request, units)
+        return {}, {}, False
+    rows = list(itertools.takewhile(bool, map(_row, lines)))
+    if not rows or not isinstance(rows[0].get("request"), dict):
+        return {}, {}, False
+    units = {str(row["unit"]): row.get("result") for row in rows[1:] if "unit" in row}
+    return rows[0]["request"], units, len(rows) == len(lines)
+
+
+def _row(line: bytes) -> dict[str, Any]:
+    """Return the content of a line; empty if it is torn."""
+    try:
+        row = json.loads(line) if line.endswith(b"\n") else None
+    except ValueError:
+        return {}
+    return row if isinstance(row, dict) else {}
 
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

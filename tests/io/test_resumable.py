@@ -3,6 +3,7 @@
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers.kills import ended_by, files_of, forked
@@ -14,6 +15,7 @@ from slicebook.io.resumable import (
     hash_files,
     locked,
     partial_path,
+    resuming_files,
     resuming_folder,
     unfinished_request,
 )
@@ -143,6 +145,46 @@ def test_a_folder_with_content_is_replaced_only_where_that_is_wanted(tmp_path):
     assert files_of(tmp_path / "out") == {"thesis.txt": b"years of work"}
     assert build(tmp_path / "out", replace_content=True) == []  # all four are kept from before
     assert sorted(files_of(tmp_path / "out")) == list(NAMES)
+
+
+def write_report(folder, request=REQUEST, *, stop=False):
+    """Write a table and a report beside other files, after two units; return how many were kept."""
+    options: dict[str, Any] = {
+        "names": ("report", "table", "figure"),
+        "last": "report",
+        "partial": ".unfinished",
+    }
+    with resuming_files(folder, request, **options) as work:
+        kept = len(work.journal.units)
+        for unit in ("table", "report"):
+            atomic.write_text(work.content / unit, f"seed {request['seed']}")
+            work.journal.add(unit)
+            if stop:
+                raise KeyboardInterrupt
+    return kept
+
+
+def test_files_of_an_interrupted_command_replace_others_at_the_end(tmp_path):
+    for name in ("report", "figure", "notes"):
+        atomic.write_text(tmp_path / "out" / name, "old")
+    with pytest.raises(KeyboardInterrupt):
+        write_report(tmp_path / "out", stop=True)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "report",
+        "figure",
+        "notes",
+        ".unfinished",
+    }
+    assert (tmp_path / "out" / "report").read_text() == "old"
+    assert write_report(tmp_path / "out") == 1
+    assert files_of(tmp_path / "out") == {"report": b"seed 3", "table": b"seed 3", "notes": b"old"}
+
+
+def test_files_of_another_request_are_made_anew(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        write_report(tmp_path / "out", stop=True)
+    assert write_report(tmp_path / "out", REQUEST | {"seed": 5}) == 0
+    assert files_of(tmp_path / "out") == {"report": b"seed 5", "table": b"seed 5"}
 
 
 def test_something_else_under_the_name_of_the_partial_folder_stays(tmp_path):

@@ -200,37 +200,24 @@ def replacing_folder(path: str | Path, *, replace_content: bool = False) -> Iter
         shutil.rmtree(partial, ignore_errors=True)
 
 
-@contextmanager
-def replacing_files(
-    folder: Path, names: Collection[str], *, last: str, partial: str = PARTIAL
-) -> Iterator[Path]:
-    """Yield a temporary folder. At the end, its files replace those of the same name in `folder`.
+def replace_files(partial: Path, folder: Path, names: Collection[str], *, last: str) -> None:
+    """Replace files of a folder by the finished ones of another, which is left empty.
 
     Args:
-        folder: Created if missing; its other files stay.
+        partial: The finished files, on the same file system.
+        folder: Its other files stay.
         names: Files that may be written. An older one of these that is not written again is removed.
         last: The file that marks the set as complete: removed first, written last.
-        partial: Name of the temporary folder inside `folder`.
 
     Raises:
-        DataError: A file cannot be written.
+        OSError: A file cannot be replaced.
     """
-    new, unfinished = not folder.exists(), folder / partial
-    try:
-        with explaining_failure(folder):
-            shutil.rmtree(unfinished, ignore_errors=True)
-            unfinished.mkdir(parents=True)
-            yield unfinished
-            (folder / last).unlink(missing_ok=True)
-            written = sorted(path.name for path in unfinished.iterdir())
-            for name in sorted(written, key=last.__eq__):
-                os.replace(unfinished / name, folder / name)
-            for name in set(names) - set(written):
-                (folder / name).unlink(missing_ok=True)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        if new and folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
+    (folder / last).unlink(missing_ok=True)
+    written = sorted(path.name for path in partial.iterdir())
+    for name in sorted(written, key=last.__eq__):
+        os.replace(partial / name, folder / name)
+    for name in set(names) - set(written):
+        (folder / name).unlink(missing_ok=True)
 
 
 def put_in_place(partial: Path, place: Path, *, replace_content: bool = False) -> None:

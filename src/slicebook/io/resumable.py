@@ -19,14 +19,21 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from slicebook.errors import ConfigError, DataError
-from slicebook.io.atomic import append_line, explaining_failure, put_in_place, remove_unfinished, write_text
+from slicebook.io.atomic import (
+    append_line,
+    explaining_failure,
+    put_in_place,
+    remove_unfinished,
+    replace_files,
+    write_text,
+)
 
 try:
     import fcntl
@@ -130,28 +137,76 @@ def resuming_folder(
         )
     with explaining_failure(path):
         path.mkdir(parents=True, exist_ok=True)
-    with locked(path / LOCK_NAME, "another command"):
-        work = PartialFolder(path / _CONTENT, Journal(path / JOURNAL_NAME, request))
+    with _work_in(path, request) as work:
         if work.journal.differences and not restart:
             raise ConfigError(
                 f"{path}: holds unfinished {what} of other settings ({'; '.join(work.journal.differences)}); "
                 "repeat that command, choose another --out, or remove this folder"
             )
-        if not work.content.is_dir():  # killed between the last rename and the removal of the journal
-            work.journal.clear()
-        if not work.journal.units and work.content.exists():  # of another request, or of a unit begun
-            shutil.rmtree(work.content, ignore_errors=True)
-        remove_unfinished(path)
-        try:
-            with explaining_failure(path):
-                work.content.mkdir(exist_ok=True)
+        with _keeping_what_is_done(work):
             yield work
             with explaining_failure(out):
                 put_in_place(work.content, target, replace_content=replace_content)
             work.journal.clear()
-        finally:
-            if not work.journal.units:
-                shutil.rmtree(path, ignore_errors=True)
+
+
+@contextmanager
+def resuming_files(
+    folder: Path, request: Mapping[str, Any], *, names: Collection[str], last: str, partial: str
+) -> Iterator[PartialFolder]:
+    """Yield a partial folder, as `resuming_folder` does, whose files replace those of `folder` at the end.
+
+    Units of another request are removed.
+
+    Args:
+        folder: Created if missing; its other files stay.
+        request: All that the files depend on, as JSON values.
+        names: Files that may be written. An older one of these that is not written again is removed.
+        last: The file that marks the set as complete: removed first, written last.
+        partial: Name of the partial folder inside `folder`.
+
+    Raises:
+        ConfigError: Another command writes there.
+        DataError: A file cannot be written.
+    """
+    new, path = not folder.exists(), folder / partial
+    try:
+        with explaining_failure(path):
+            path.mkdir(parents=True, exist_ok=True)
+        with _work_in(path, request) as work, _keeping_what_is_done(work):
+            yield work
+            with explaining_failure(folder):
+                replace_files(work.content, folder, names, last=last)
+            work.journal.clear()
+    finally:
+        if new and folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+@contextmanager
+def _work_in(path: Path, request: Mapping[str, Any]) -> Iterator[PartialFolder]:
+    """Hold a partial folder."""
+    with locked(path / LOCK_NAME, "another command"):
+        yield PartialFolder(path / _CONTENT, Journal(path / JOURNAL_NAME, request))
+
+
+@contextmanager
+def _keeping_what_is_done(work: PartialFolder) -> Iterator[None]:
+    """Start with the content of the units that are done; at the end, remove a folder without any."""
+    if not work.content.is_dir():  # killed between the last rename and the removal of the journal
+        work.journal.clear()
+    if not work.journal.units:  # files of another request, or of a unit that was begun
+        for item in work.path.iterdir():
+            if item.is_dir():
+                shutil.rmtree(item)
+    remove_unfinished(work.path)
+    try:
+        with explaining_failure(work.path):
+            work.content.mkdir(exist_ok=True)
+        yield
+    finally:
+        if not work.journal.units:
+            shutil.rmtree(work.path, ignore_errors=True)
 
 
 def partial_path(out: Path) -> Path:

@@ -6,12 +6,11 @@ import os
 import shutil
 import signal
 import time
-import traceback
-import warnings
 from functools import partial
 
 import numpy as np
 import pytest
+from helpers.kills import ended_by, forked, kill_within
 from helpers.training import OPTIONS, prepared_folder, tiny, train
 from safetensors.torch import save_file
 
@@ -28,22 +27,6 @@ from slicebook.training.trainer import Trainer
 KILLS = 20
 RECIPE = tiny("training.epochs=36", "training.validate_every=12", "training.save_minutes=1e-9")
 """108 steps of three an epoch, a state after each of them."""
-
-
-def kill_within(owner, name, *, before, count):
-    """Kill this process with SIGKILL at the start or at the end of the n-th call of a function."""
-    whole, calls = getattr(owner, name), itertools.count(1)
-
-    def call(*given, **named):
-        number = next(calls)
-        if before and number == count:
-            os.kill(os.getpid(), signal.SIGKILL)
-        result = whole(*given, **named)
-        if number == count:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return result
-
-    setattr(owner, name, call)
 
 
 def kill_in_half_a_file(count):
@@ -96,26 +79,18 @@ def kill_after_a_save(process, run, seconds):
 
 
 def start(call, arm):
-    """Train in a forked process, which needs no second start of Python; return its number."""
-    with warnings.catch_warnings():
-        # Python 3.12 warns of a fork beside threads; no thread here holds a lock.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        process = os.fork()
-    if process:
-        return process
-    try:
+    """Train in a forked process; return its number."""
+
+    def work():
         arm()
         call()
-        os._exit(0)
-    except BaseException:
-        traceback.print_exc()
-        os._exit(1)
+
+    return forked(work)
 
 
 def is_killed(process):
     """Wait for a process, and return whether it was killed."""
-    _, status = os.waitpid(process, 0)
-    return os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+    return ended_by(process) == signal.SIGKILL
 
 
 def steps_kept(run):

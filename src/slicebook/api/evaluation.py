@@ -82,7 +82,7 @@ def evaluate(
         precision=precision,
         seed=seed,
         say=say,
-        progress=progress,
+        counter=None if progress is None else {"sample": progress}.get,
     )
     page = write_page(out)
     if (Path(out) / CARD_NAME).is_file():  # of an earlier evaluation, so it is out of date

@@ -73,7 +73,8 @@ def evaluate(
 ) -> None:
     """Evaluate a model on held-out patients and write a report.
 
-    Measures reconstruction and, for a prior, generation, memorization and downstream use of the samples.
+    Measures reconstruction and, for a prior, generation, memorization and downstream use of the samples. If
+    the evaluation is interrupted, the same command resumes it.
     """
     from slicebook.api.evaluation import evaluate as run_evaluation
 
@@ -94,7 +95,7 @@ def evaluate(
         precision=precision,
         seed=seed,
         say=say,
-        progress=counter("sample"),
+        counter=counter,
     )
     show(report, report.table(), as_json)
     reasons = [f"{part}: {report.skipped[part]}" for part in chosen or () if part in report.skipped]

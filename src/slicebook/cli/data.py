@@ -38,6 +38,14 @@ ClassRegex = Annotated[
     ),
 ]
 
+ShowDescriptions = Annotated[
+    bool,
+    typer.Option(
+        "--show-descriptions",
+        help="Show the descriptions of DICOM series whole. They may name a patient; by default, words that "
+        "are not of a scan protocol are shown as ….",
+    ),
+]
 Randomise = Annotated[
     bool,
     typer.Option(
@@ -97,6 +105,7 @@ def check(
     mask: Mask = None,
     series: Series = None,
     pixel_mm: PixelSize = None,
+    show_descriptions: ShowDescriptions = False,
     as_json: Json = False,
 ) -> None:
     """List the contents and the problems of a folder of volumes.
@@ -107,7 +116,10 @@ def check(
     from slicebook.data.layouts.sources import SourceOptions
 
     report = checking.check(
-        data, SourceOptions(layout, plane, patient_regex, mask, series, pixel_mm), progress=counter("volume")
+        data,
+        SourceOptions(layout, plane, patient_regex, mask, series, pixel_mm),
+        show_descriptions=show_descriptions,
+        progress=counter("volume"),
     )
     show(report, report.rows(), as_json)
     if report.unreadable or report.misfits:

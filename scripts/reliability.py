@@ -73,6 +73,7 @@ FAULTS: dict[str, list[str]] = {
     "Private text": [
         *("patient data in NIfTI headers", "patient data in DICOM headers", "patient data in file names"),
         *("patient data near an error", "patient data in header text that check looks for"),
+        "patient data in a series description",
     ],
     "Models, tokens and settings": [
         *("pickle in a model's place", "zip-slip", "truncated model", "bit-flipped model"),

@@ -244,7 +244,7 @@ def test_evaluate_is_the_command(trained, tmp_path):
         "--device",
         "cpu",
     )
-    said = []
+    said: list[str] = []
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "MODEL_CARD.md").write_text("<!-- slicebook card: of an earlier report -->")
     report = slicebook.evaluate(

@@ -253,6 +253,20 @@ def test_evaluate_takes_parts_between_commas(parts, parsed, run, prepared, tmp_p
         main.main([*line, *(["--parts", parts] if parts else [])])
 
 
+def test_generate_takes_the_plane_of_given_masks(run, volume, tmp_path, monkeypatch, capfd):
+    def refuse(*given, **_):
+        raise DataError(str(given[3].plane))
+
+    monkeypatch.setattr("slicebook.inference.from_masks.generate_for_masks", refuse)
+    line = ["generate", str(run), "-o", str(tmp_path / "new")]
+    for plane in ("coronal", None):
+        words = ["--plane", plane] if plane else []
+        assert main.main([*line, "--masks", str(volume), *words]) == 1
+        assert capfd.readouterr().err.splitlines()[-1] == f"slicebook: {plane}"
+    assert main.main([*line, "--plane", "coronal"]) == 1
+    assert "--plane coronal: is the plane of the slices of --masks" in capfd.readouterr().err
+
+
 def test_reconstruct_writes_a_volume_where_the_input_lay(run, volume, tmp_path, capsys):
     out = tmp_path / "out"
     answer(capsys, "reconstruct", run, volume, "-o", out, "--device", "cpu")

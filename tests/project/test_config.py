@@ -1,5 +1,8 @@
 """Settings: strict reading, overrides, and messages that name the key and the nearest known one."""
 
+import re
+from importlib import resources
+
 import pytest
 import yaml
 from pydantic import ValidationError
@@ -140,3 +143,32 @@ def test_a_record_cannot_be_changed():
 def test_settings_of_any_record_are_validated_with_where_they_came_from():
     with pytest.raises(ConfigError, match=r"here: unknown setting 'widht'; did you mean 'width'"):
         validate(TokenizerConfig, {"widht": 3}, "here")
+
+
+def test_a_recipe_with_a_base_has_its_settings_but_for_its_own(tmp_path):
+    path = tmp_path / "small.yaml"
+    path.write_text("base: generate\ntraining: {epochs: 7, loss: {level_dropout: 0}}\ndecoder: null\n")
+    recipe, base = load_recipe(path), load_recipe("generate")
+    assert (recipe.name, recipe.description) == ("custom", "")
+    assert (recipe.tokenizer, recipe.labels, recipe.prior) == (base.tokenizer, base.labels, base.prior)
+    assert (recipe.training.epochs, recipe.training.batch_size) == (7, base.training.batch_size)
+    assert recipe.training.loss == base.training.loss.model_copy(update={"level_dropout": 0})
+    assert recipe.decoder is None
+    assert base.decoder is not None
+
+
+@pytest.mark.parametrize("base", ["grand", "[generate]", "small.yaml", "7"])
+def test_a_base_that_does_not_come_with_slicebook_is_refused(base, tmp_path):
+    path = tmp_path / "small.yaml"
+    path.write_text(f"base: {base}\n")
+    with pytest.raises(ConfigError, match=r"small\.yaml: base: .* is not one of comp3710, compact, demo"):
+        load_recipe(path)
+
+
+def test_the_demo_has_the_sizes_of_generate_by_its_base():
+    text = (resources.files("slicebook") / "recipes" / "demo.yaml").read_text(encoding="utf-8")
+    assert "\nbase: generate\n" in text
+    assert not {"width", "widths", "codebook_sizes", "scaling_rates"} & set(re.findall(r"\w+", text))
+    demo, base = load_recipe("demo"), load_recipe("generate")
+    assert (demo.tokenizer, demo.labels.tokenizer) == (base.tokenizer, base.labels.tokenizer)
+    assert (demo.prior.widths, demo.decoder.widths) == (base.prior.widths, base.decoder.widths)

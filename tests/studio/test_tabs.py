@@ -2,6 +2,9 @@
 
 import shutil
 import threading
+import zipfile
+from dataclasses import replace
+from typing import get_args
 
 import gradio as gr
 import numpy as np
@@ -11,6 +14,8 @@ from helpers.studio import request_of
 
 from slicebook.cli import main
 from slicebook.errors import ConfigError, DataError
+from slicebook.export.generated_set import SetFacts
+from slicebook.export.set_formats import SetFormat, export_set
 from slicebook.inference.generate import generate as generate_set
 from slicebook.io.nifti import read_labels, read_nifti, write_nifti
 from slicebook.models.sampling import SamplingSettings
@@ -346,10 +351,37 @@ def test_a_report_is_found_beside_its_model_and_not_beside_another(trained, eval
     assert judge.find_report(studio) is None
 
 
-def test_every_format_can_be_packed(studio):
-    out = generate.draw(studio, request_of(), WISH, QUIET)
-    for name in FORMATS:
+def test_the_formats_are_those_of_the_command():
+    assert sorted(FORMATS.values()) == sorted(get_args(SetFormat))
+
+
+def test_every_format_can_be_packed_and_holds_what_the_command_writes(studio, tmp_path):
+    pytest.importorskip("highdicom")
+    out = generate.draw(studio, request_of(), replace(WISH, count=5), QUIET)
+    facts = SetFacts(label_names=studio.prior.label_names)
+    for name, form in FORMATS.items():
         assert "slicebook-generated.zip" in generate.packed(studio, out, name)
+        root = "Dataset501_Synthetic" if form == "nnunet" else "slicebook-generated"
+        wanted = out if form == "nifti" else tmp_path / form / root
+        if form != "nifti":
+            export_set(out, wanted, form, facts)
+        with zipfile.ZipFile(
+            max(out.parent.rglob("*.zip"), key=lambda path: path.stat().st_mtime_ns)
+        ) as made:
+            packed = {info.filename: made.read(info) for info in made.infolist()}
+        assert packed == {
+            f"{root}/{path.relative_to(wanted).as_posix()}": path.read_bytes()
+            for path in wanted.rglob("*")
+            if path.is_file()
+        }
+    assert generate.draw(studio, request_of(), WISH, QUIET).parent == out.parent
+    assert not list(out.parent.glob(f"{out.name}*"))  # all went with the set
+
+
+def test_too_few_samples_for_nnunet_are_told_as_the_command_does(studio):
+    out = generate.draw(studio, request_of(), WISH, QUIET)
+    with pytest.raises(ConfigError, match="nnU-Net's cross-validation needs 5 or more"):
+        generate.packed(studio, out, "nnU-Net")
 
 
 @pytest.mark.parametrize("words", [["--host", "0.0.0.0"], ["--password-file", "missing"]])

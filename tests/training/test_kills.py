@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import time
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -149,7 +150,7 @@ def test_a_training_killed_at_20_random_moments_ends_like_one_that_is_not(tmp_pa
 
 
 PARTS = {"masks": LabelObjective, "prior": PriorObjective, "decoder": DecoderObjective}
-TRAININGS = {
+TRAININGS: dict[str, tuple[Callable[..., object], list[str], list[str]]] = {
     "masks": (train_masks, ["prior"], ["masks"]),
     "prior": (train_prior, ["prior/*.*", "prior/decoder"], ["prior"]),
     "decoder": (train_decoder, ["prior/decoder"], ["decoder"]),

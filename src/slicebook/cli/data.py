@@ -47,6 +47,15 @@ ReadingWorkers = Annotated[
     ),
 ]
 
+ShowDescriptions = Annotated[
+    bool,
+    typer.Option(
+        "--show-descriptions",
+        help="Show the descriptions of DICOM series whole. They may name a patient; by default, words that "
+        "are not of a scan protocol are shown as ….",
+    ),
+]
+
 Randomise = Annotated[
     bool,
     typer.Option(
@@ -107,6 +116,7 @@ def check(
     series: Series = None,
     pixel_mm: PixelSize = None,
     workers: ReadingWorkers = 0,
+    show_descriptions: ShowDescriptions = False,
     as_json: Json = False,
 ) -> None:
     """List the contents and the problems of a folder of volumes.
@@ -120,6 +130,7 @@ def check(
         data,
         SourceOptions(layout, plane, patient_regex, mask, series, pixel_mm),
         workers=workers,
+        show_descriptions=show_descriptions,
         progress=counter("volume"),
     )
     show(report, report.rows(), as_json)

@@ -77,6 +77,10 @@ Masks = Annotated[
         help="NIfTI label mask, or a folder of them: generate slices for these masks, in their geometry.",
     ),
 ]
+MaskPlane = Annotated[
+    Literal["axial", "sagittal", "coronal"] | None,
+    typer.Option(help="Plane of the slices of --masks. Default: the plane of acquisition."),
+]
 Format = Annotated[
     Literal["nifti", "nnunet", "bids", "dicom", "png"],
     typer.Option(
@@ -107,6 +111,7 @@ def generate(
     out: Annotated[Path, out_option("DIR", "New folder for the data set.")],
     count: Count = None,
     masks: Masks = None,
+    plane: MaskPlane = None,
     seed: FirstSeed = 0,
     position: Position = None,
     group: Class = None,
@@ -136,10 +141,12 @@ def generate(
     settings = SamplingSettings(steps, decoder_steps, guidance)
     if masks is not None and (size is not None or unconditional or require_audit is not None):
         raise ConfigError("--masks: goes without --size, --unconditional and --require-audit")
+    if plane is not None and masks is None:
+        raise ConfigError(f"--plane {plane}: is the plane of the slices of --masks; give both, or neither")
 
     def draw(folder: Path) -> object:
         if masks is not None:
-            request = MaskRequest(count or 1, seed, position, group, None, settings)
+            request = MaskRequest(count or 1, seed, position, group, plane, settings)
             shown = counter("volume")
             return generate_for_masks(
                 model, masks, folder, request, device=device, precision=precision, progress=shown

@@ -14,6 +14,7 @@ import numpy as np
 from slicebook.data.findings import grouped, limited
 from slicebook.data.layouts.registry import find_sources, patient_warnings
 from slicebook.data.layouts.sources import EVERY_FILE, FolderScan, Source, SourceOptions, Unreadable
+from slicebook.data.protocol_words import shown_words
 from slicebook.data.reader import Misfit, Part, count_files, read_parts
 from slicebook.data.worker_pool import map_in_order
 from slicebook.io.discovery import first_names
@@ -118,6 +119,7 @@ def check(
     data: str | Path,
     source: SourceOptions = EVERY_FILE,
     *,
+    show_descriptions: bool = False,
     workers: int = 0,
     progress: Progress | None = None,
 ) -> CheckReport:
@@ -128,6 +130,8 @@ def check(
     Args:
         data: Folder of volumes.
         source: Which files belong to which patient.
+        show_descriptions: Show DICOM series descriptions whole. They may name a patient; by default, words
+            that are not of a scan protocol are hidden.
         workers: Number of processes that read volumes; 0 reads in this process. The report is the same.
         progress: Called with the number of volumes done and in total, before the work and after each volume.
 
@@ -168,21 +172,24 @@ def check(
         unreadable=tuple(bad.reason for bad in (*scan.unreadable, *tally.unreadable)),
         misfits=tuple(bad.reason for bad in tally.misfits),
         unmatched=tuple(str(path) for path in scan.unmatched),
-        series=_series_kinds(scan),
+        series=_series_kinds(scan, show_descriptions),
         label_names=dict(scan.label_names),
         notes=(*scan.notes, *patient_warnings(scan), *tally.notes()),
     )
 
 
-def _series_kinds(scan: FolderScan) -> dict[str, int]:
+def _series_kinds(scan: FolderScan, show_descriptions: bool) -> dict[str, int]:
     """Count volumes by kind, plane and the reason for leaving them out; empty if the layout has no kinds."""
     counts: Counter[str] = Counter()
     for source, reason in (*((source, "") for source in scan.sources), *scan.left_out):
         if source.kind or source.series is not None:
             plane = source.series.plane if source.series is not None else ""
+            kind = source.kind
+            if source.series is not None and not show_descriptions:
+                kind = shown_words(kind, source.series.patient_id)
             modality = source.series.modality if source.series is not None else ""
             counts[
-                ", ".join(filter(None, (source.kind or "no description", modality, plane)))
+                ", ".join(filter(None, (kind or "no description", modality, plane)))
                 + (f" (left out: {reason})" if reason else "")
             ] += 1
     return dict(sorted(counts.items()))

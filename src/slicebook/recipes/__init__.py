@@ -23,12 +23,12 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Reci
     """Read a recipe by its name or path and apply `key=value` settings over it.
 
     Keys are dotted (`training.learning_rate=1e-3`) and values are YAML (`tokenizer.scaling_rates=[8, 4, 2]`).
+    A recipe may name another one that comes with Slicebook as its `base`: its settings stand over those.
 
     Raises:
         ConfigError: No such recipe, not YAML, an unknown key, or a value of the wrong kind or range.
     """
-    text, where = _read(str(name_or_path))
-    settings = _parse(text, where)
+    settings, where = _settings(str(name_or_path))
     _apply(settings, overrides)
     return validate(Recipe, settings, where)
 
@@ -46,6 +46,28 @@ def _apply(settings: dict[str, Any], overrides: Sequence[str]) -> None:
         if not equals or not key:
             raise ConfigError(f"{setting}: wanted key=value, such as training.learning_rate=1e-3")
         _set(settings, key, _parse_value(value, setting))
+
+
+def _settings(name: str) -> tuple[dict[str, Any], str]:
+    """Return the settings of a recipe over those of its base, and what to call it in an error."""
+    text, where = _read(name)
+    settings = _parse(text, where)
+    base = settings.pop("base", None)
+    if base is None:
+        return settings, where
+    if base not in recipe_names():
+        raise ConfigError(f"{where}: base: {base!r} is not one of {', '.join(recipe_names())}")
+    below, _ = _settings(base)
+    return _over({key: below[key] for key in below if key not in ("name", "description")}, settings), where
+
+
+def _over(below: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """Return settings over others; a group is joined key by key."""
+    joined = dict(below)
+    for key, value in settings.items():
+        inner = joined.get(key)
+        joined[key] = _over(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
+    return joined
 
 
 def _read(name: str) -> tuple[str, str]:

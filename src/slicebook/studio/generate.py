@@ -17,19 +17,18 @@ from jaxtyping import UInt8
 from slicebook.data.manifest import SliceKind
 from slicebook.data.transforms import IntensityMap
 from slicebook.errors import ConfigError, DataError
-from slicebook.export.generated_set import GeneratedSet
+from slicebook.export.generated_set import GeneratedSet, SetFacts
 from slicebook.export.set_formats import describe_set
 from slicebook.inference.from_masks import MaskRequest, generate_for_masks
 from slicebook.inference.generate import SLICE_MM, generate
 from slicebook.io.nifti import read_labels, read_nifti, write_nifti
 from slicebook.io.volume import Volume, from_slices, orientation_of, slice_spacing, to_slices
-from slicebook.models.checkpoint import PriorInfo, find_prior, read_info
 from slicebook.models.sampling import SAMPLING_BATCH, SamplingSettings
 from slicebook.starters import is_starter
 from slicebook.studio import pictures
 from slicebook.studio.context import Studio, answering, run_job, status
 from slicebook.studio.look import connect_run
-from slicebook.studio.packing import FORMATS, pack
+from slicebook.studio.packing import FORMATS, convert, pack
 from slicebook.studio.painter import mask_of, painter, script
 from slicebook.studio.study import LIMITS
 
@@ -158,9 +157,8 @@ def draw_for_mask(studio: Studio, request: gr.Request, wish: Wish, mask: Path, p
 
 def _describe(studio: Studio, out: Path) -> None:
     """Write the data card and the label tables, as the command does."""
-    info = read_info(find_prior(Path(studio.model)))
-    names = info.label_names if isinstance(info, PriorInfo) else {}
-    describe_set(GeneratedSet.read(out, names), out, "nifti")
+    assert studio.prior is not None
+    describe_set(GeneratedSet.read(out, studio.prior.label_names), out, "nifti")
 
 
 def write_mask(studio: Studio, path: Path, labels: UInt8[np.ndarray, "h w"]) -> None:
@@ -249,7 +247,9 @@ def build(studio: Studio) -> None:
             run = gr.Button("Generate", variant="primary", elem_id="generate-run")
             stop = gr.Button("Stop", variant="stop", visible=False, elem_id="generate-stop")
             message = gr.HTML(status(""), elem_id="generate-status")
-            form = gr.Dropdown(list(FORMATS), label="Format", visible=False, elem_id="generate-format")
+            masks = studio.prior.masks is not None
+            names = [name for name, form in FORMATS.items() if masks or form != "nnunet"]
+            form = gr.Dropdown(names, label="Format", visible=False, elem_id="generate-format")
             download = gr.HTML("", elem_id="generate-download")
         with gr.Column(scale=3, min_width=300):
             with gr.Column(visible=False) as paint:
@@ -388,5 +388,8 @@ def _connect_run(
 
 def packed(studio: Studio, folder: Path, format_name: str | None) -> str:
     """Return a link to a generated set in a format."""
+    assert studio.prior is not None
     name = format_name or next(iter(FORMATS))
-    return studio.link(pack(FORMATS[name](folder), "slicebook-generated.zip"), f"Download: {name}")
+    converted = convert(folder, FORMATS[name], SetFacts(label_names=studio.prior.label_names))
+    root = None if converted == folder else converted.name
+    return studio.link(pack(converted, "slicebook-generated.zip", root), f"Download: {name}")

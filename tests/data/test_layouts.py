@@ -1,6 +1,6 @@
 """Finding files: whose each is, which mask belongs to it, and the split by patient."""
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pytest
 
@@ -53,6 +53,48 @@ def test_what_fits_no_name_is_listed_and_not_passed_over_in_silence(tmp_path: Pa
     scan = find_sources(tmp_path, SourceOptions(patient_regex=r"(Case\d+)_t2", mask="_t2=_prostate"))
     assert [source.patient for source in scan.sources] == ["Case00"]
     assert [path.name for path in scan.unmatched] == ["Case01_prostate.nii.gz", "atlas.nii"]
+
+
+@pytest.mark.fault("mask without an image", "listed and left out")
+@pytest.mark.parametrize(
+    ("rule", "regex", "orphan"),
+    [
+        ("_t2=_prostate", r"(Case\d+)_", "Case02_prostate.nii.gz"),
+        ("_t2=_t2_prostate", r"(Case\d+)_", "Case02_t2_prostate.nii.gz"),
+        ("_seg", r"(Case\d+)_", "Case02_t2_seg.nii.gz"),
+        ("images/=labels/", r"(Case\d+)", "labels/Case02.nii.gz"),
+    ],
+)
+def test_a_mask_without_an_image_is_listed_and_left_out(
+    tmp_path: Path, rule: str, regex: str, orphan: str
+) -> None:
+    mask = orphan.replace("Case02", "Case01")
+    image = mask.replace("_t2_prostate", "_t2").replace("_prostate", "_t2").replace("_seg", "")
+    touch(tmp_path, orphan, mask, image.replace("labels/", "images/"), "images/Case03.nii.gz")
+    options = SourceOptions(patient_regex=regex, mask=rule)
+    scan = find_sources(tmp_path, options)
+    images = [path.name for source in scan.sources for path in source.images]
+    assert PurePosixPath(orphan).name not in images or "labels/" in rule
+    assert tmp_path / orphan in scan.unmatched
+    assert all(tmp_path / orphan not in source.images for source in scan.sources)
+    assert any(note.startswith(f"1 masks by --mask '{rule}' have no image: {orphan}") for note in scan.notes)
+    unknown = find_sources(tmp_path, SourceOptions(mask=rule))
+    assert all(tmp_path / orphan not in source.images for source in unknown.sources)
+
+
+def test_an_image_is_not_taken_for_a_mask_because_of_its_folder_or_another_text(tmp_path: Path) -> None:
+    touch(
+        tmp_path, "seg_study/P1_img.nii", "seg_study/P1_seg.nii", "seg_study/P2_img.nii", "seg_study/P3.nii"
+    )
+    scan = find_sources(tmp_path, SourceOptions(patient_regex=r"(P\d)", mask="img=seg"))
+    assert [source.images[0].name for source in scan.sources] == ["P1_img.nii", "P2_img.nii", "P3.nii"]
+    assert scan.unmatched == ()
+
+
+def test_masks_alone_are_refused(tmp_path: Path) -> None:
+    touch(tmp_path, "P1_seg.nii", "P2_seg.nii")
+    with pytest.raises(DataError, match=r"2 masks by --mask '_seg' have no image: P1_seg\.nii, P2_seg\.nii"):
+        find_sources(tmp_path, SourceOptions(patient_regex=r"(P\d)", mask="_seg"))
 
 
 def test_a_hipmri_mask_without_a_slice_is_unmatched_and_one_with_a_slice_is_not(tmp_path: Path) -> None:

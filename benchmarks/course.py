@@ -38,6 +38,7 @@ from slicebook.recipes import load_recipe
 IMAGES = Path(__file__).parent.parent / "docs" / "images"
 PATIENTS, SLICES, SHAPE = (24, 1, 6), 12, (128, 64)  # of the phantom; pixels left-right and front-back
 SEED, BATCH, COUNTED = 42, 8, 50  # the last: steps at the end over which codes in use are counted
+STARTED = 256  # slices whose latents start the codebooks
 SMALLER = (
     "tokenizer.width=32",
     "tokenizer.residual_width=8",
@@ -182,11 +183,11 @@ def train(variant: Variant, data: PreparedData, steps: int) -> tuple[Tokenizer, 
         images = next(batches)
         return images + variant.noise * torch.randn(images.shape, generator=generator)
 
-    first = []
-    while sum(map(len, first)) < 256:
+    first: list[Tensor] = []
+    while sum(len(images) for images in first) < STARTED:
         if (images := noisy()).shape[-2:] == (SHAPE[1], SHAPE[0]):  # the odd patient has more rows
             first.append(images)
-    model, config = build(variant, torch.cat(first)[:256])
+    model, config = build(variant, torch.cat(first)[:STARTED])
     adam = torch.optim.Adam(model.parameters(), lr=config.learning_rate)
     started = time.process_time()
     for step in range(steps):
@@ -198,7 +199,7 @@ def train(variant: Variant, data: PreparedData, steps: int) -> tuple[Tokenizer, 
         resets = every > 0 and step % every == every - 1 and step < 0.9 * steps
         output = model(images, reset_dead_codes=resets)
         adam.zero_grad()
-        loss(output, images, config.loss).total.backward()
+        loss(output, images, config.loss).total.backward()  # type: ignore[no-untyped-call]
         adam.step()
     usage = [asdict(model.codebook(level).usage()) for level in range(model.levels)]
     return model.eval(), {"cpu_seconds": time.process_time() - started, "codes": usage}

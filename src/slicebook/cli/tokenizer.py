@@ -13,6 +13,7 @@ from slicebook.cli.options import (
     Model,
     Plane,
     Recipe,
+    Refine,
     Source,
     TrainingSeed,
     out_option,
@@ -37,6 +38,7 @@ def reconstruct(
             "with the identity of its patient, marked as lossy.",
         ),
     ] = "nifti",
+    refine: Refine = 0,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
@@ -51,7 +53,9 @@ def reconstruct(
         from slicebook.export.derived import check_derivable
 
         derived = check_derivable(source, plane)
-    summary = inference.reconstruct(model, source, out, device=device, pictures=pictures, plane=plane)
+    summary = inference.reconstruct(
+        model, source, out, device=device, pictures=pictures, plane=plane, refine=refine
+    )
     if derived:
         from slicebook.export.derived import Codec, write_derived
         from slicebook.models.checkpoint import read_info
@@ -76,13 +80,14 @@ def encode(
     source: Source,
     out: Annotated[Path, out_option("FILE.safetensors", "Token file to write.")],
     plane: Plane = None,
+    refine: Refine = 0,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Encode a volume into a token file. Decoding needs this file and the model."""
     from slicebook.inference import reconstruct as inference
 
-    summary = inference.encode(model, source, out, device=device, plane=plane)
+    summary = inference.encode(model, source, out, device=device, plane=plane, refine=refine)
     show(summary, text.to_rows(summary), as_json)
 
 

@@ -55,6 +55,7 @@ def evaluate(
     split: Split = "test",
     codecs: bool | None = None,
     samples: int | None = None,
+    refine: int = 0,
     settings: SamplingSettings | None = None,
     steps: int = STEPS,
     device: str | torch.device = "cpu",
@@ -75,6 +76,7 @@ def evaluate(
         split: The split to evaluate on. Test patients are meant to be used once.
         codecs: Compare with JPEG 2000 and JPEG XL (extra `codecs`); by default if installed.
         samples: Number of samples; by default the number of real slices, between 100 and 540.
+        refine: Steps of the search for better tokens (`models.refinement`), for the part reconstruction.
         settings: Steps of sampling, and guidance.
         steps: Training steps of each segmenter.
         device: Device of the models; scores are computed on the CPU.
@@ -96,7 +98,7 @@ def evaluate(
         check_trained_on(models.prior, data)
     with written_whole(Path(out)) as partial:
         options = _Options(
-            split, partial, codecs, samples, settings, steps, device, precision, seed, progress
+            split, partial, codecs, samples, refine, settings, steps, device, precision, seed, progress
         )
         results = _Results(say, {str(data.folder): "DATA", str(model): "MODEL"})
         if "reconstruction" in requested:
@@ -118,6 +120,7 @@ class _Options:
     out: Path
     codecs: bool | None
     samples: int | None
+    refine: int
     settings: SamplingSettings | None
     steps: int
     device: torch.device
@@ -140,11 +143,11 @@ def _evaluate_reconstruction(
     results.say(f"reconstruction: {len(slices)} slices of {len(slices.patients)} patients")
     with results.measuring("reconstruction"):
         reconstruction = evaluate_reconstruction(
-            tokenizer.tokenizer,
+            tokenizer,
             slices,
             options.out,
             codecs=codec_metrics.installed() if options.codecs is None else options.codecs,
-            device=options.device,
+            refine=options.refine,
             seed=options.seed,
         )
         results.add("reconstruction", reconstruction)

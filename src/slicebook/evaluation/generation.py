@@ -188,7 +188,6 @@ def evaluate_generation(
                 reconstructions, originals, real.patients, seed=seed, one_unit=kind.one_unit, paired=True
             ),
         )
-    size = (samples.images.shape[-2], samples.images.shape[-1])
     say("diversity, spectra, intensities, anatomy")
     size = (samples.images.shape[-2], samples.images.shape[-1])
     anatomy = None

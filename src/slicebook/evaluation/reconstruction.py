@@ -33,7 +33,7 @@ from slicebook.metrics.statistics import (
     patient_means,
     summarise_rate,
 )
-from slicebook.models.tokenizer import Tokenizer
+from slicebook.models.checkpoint import LoadedTokenizer
 from slicebook.records import Record
 from slicebook.visualization import figures
 
@@ -56,6 +56,8 @@ class ReconstructionResult(Record):
 
     headline: str
     images: str
+    refine: int
+    """Steps of the search for better tokens."""
     averaging: str
     scores: dict[str, Summary]
     bits_per_pixel: Rate
@@ -103,23 +105,23 @@ class _ScoredSlice:
 
 
 def evaluate_reconstruction(
-    tokenizer: Tokenizer,
+    loaded: LoadedTokenizer,
     slices: SliceSet,
     out: Path,
     *,
     codecs: bool = False,
-    device: str | torch.device = "cpu",
+    refine: int = 0,
     seed: int = 42,
     batch_size: int = 16,
 ) -> ReconstructionResult:
     """Score a tokenizer on slices; write slices.csv, patients.csv, worst.png, pairs.png and levels.png.
 
     Args:
-        tokenizer: In evaluation mode.
+        loaded: The tokenizer; it runs where it is, scores are computed on the CPU.
         slices: Of one split.
         out: Output folder; created after scoring if it is missing.
         codecs: Whether to encode the slices with JPEG 2000 and JPEG XL at the same bits (extra `codecs`).
-        device: Where the tokenizer runs; scores are computed on the CPU.
+        refine: Steps of the search for better tokens (`models.refinement`).
         seed: Seed of the bootstrap.
         batch_size: Slices per batch of the tokenizer; scores do not depend on it.
 
@@ -128,17 +130,15 @@ def evaluate_reconstruction(
         ConfigError: `codecs` is requested and imagecodecs is not installed.
     """
     libraries = codec_metrics.versions() if codecs else {}  # first, because the extra may be missing
-    tokenizer = tokenizer.to(device).eval()
-    use = [torch.zeros(k, dtype=torch.int64) for k in tokenizer.config.codebook_sizes]
-    scored = sorted(
-        _score(tokenizer, slices, use, torch.device(device), batch_size, codecs), key=lambda item: item.index
-    )
+    use = [torch.zeros(k, dtype=torch.int64) for k in loaded.tokenizer.config.codebook_sizes]
+    scored = sorted(_score(loaded, slices, use, refine, batch_size, codecs), key=lambda item: item.index)
     patients = [item.record.patient for item in scored]
     codec_reports = {name: _codec_report(name, scored, library, seed) for name, library in libraries.items()}
     result = ReconstructionResult(
         headline=HEADLINE,
         images="Prepared slices before any padding, on [0, 1] = (x + 1) / 2, with intensities clipped at the "
         "percentiles of their volume; reconstructions clipped to [0, 1].",
+        refine=refine,
         averaging=f"{AVERAGING}; seed {seed}.",
         scores=summarise([item.scores for item in scored], patients, seed),
         bits_per_pixel=summarise_rate(
@@ -147,30 +147,31 @@ def evaluate_reconstruction(
         ),
         levels=tuple(level_use(level, counts) for level, counts in enumerate(use)),
         codecs=codec_reports or None,
-        rate_distortion=measure_rate_distortion(tokenizer, slices, codecs=codecs),
+        rate_distortion=measure_rate_distortion(loaded, slices, codecs=codecs, refine=refine),
     )
     out.mkdir(parents=True, exist_ok=True)
-    _draw(tokenizer, slices, scored, out)
+    _draw(loaded, slices, scored, refine, out)
     write_csv(out / "slices.csv", _slice_rows(scored))
     write_csv(out / "patients.csv", _patient_rows(scored))
     return result
 
 
 def _score(
-    tokenizer: Tokenizer,
+    loaded: LoadedTokenizer,
     slices: SliceSet,
     use: Sequence[Int64[Tensor, " _"]],
-    device: torch.device,
+    refine: int,
     batch_size: int,
     codecs: bool,
 ) -> Iterator[_ScoredSlice]:
     """Yield each slice's scores, batch by batch, and count its tokens into `use`."""
-    brightest = _volume_maxima(slices)
+    tokenizer, brightest = loaded.tokenizer, _volume_maxima(slices)
+    device = next(tokenizer.parameters()).device
     quality = dict.fromkeys(codec_metrics.CODECS, 0.4) if codecs else {}
     for batch in SliceBatches(slices, batch_size):
         size = (batch.images.shape[-2], batch.images.shape[-1])
         with torch.inference_mode():
-            tokens = tokenizer.encode(batch.images.to(device))
+            tokens = loaded.encode(batch.images.to(device), refine)
             copies = tokenizer.decode(tokens, size).float().cpu()
         for counts, grid in zip(use, tokens, strict=True):
             counts += torch.bincount(grid.flatten().cpu(), minlength=len(counts))
@@ -220,7 +221,9 @@ def _codec_report(name: str, scored: Sequence[_ScoredSlice], library: str, seed:
     )
 
 
-def _draw(tokenizer: Tokenizer, slices: SliceSet, scored: Sequence[_ScoredSlice], out: Path) -> None:
+def _draw(
+    loaded: LoadedTokenizer, slices: SliceSet, scored: Sequence[_ScoredSlice], refine: int, out: Path
+) -> None:
     """Draw the worst slices, slices from worst to best, and what each level adds."""
     ranked = sorted(scored, key=lambda item: item.rank)
     ranks = dict.fromkeys(round(share * (len(ranked) - 1)) for share in (0, 0.25, 0.5, 0.75, 1))
@@ -243,7 +246,7 @@ def _draw(tokenizer: Tokenizer, slices: SliceSet, scored: Sequence[_ScoredSlice]
         ),
     ):
         originals = [slices[item.index] for item in chosen]
-        decoded = [decode_prefixes(tokenizer, image) for image in originals]
+        decoded = [decode_prefixes(loaded, image, refine) for image in originals]
         partials = [[copy[0] for copy in level] for level in zip(*decoded, strict=True)]
         aspect = [item.record.row_mm / item.record.column_mm for item in chosen]
         shown, path = [image[0] for image in originals], out / name

@@ -77,6 +77,7 @@ def reconstruct(
     device: str = "auto",
     pictures: bool = True,
     plane: Plane | None = None,
+    refine: int = 0,
 ) -> ReconstructSummary:
     """Reconstruct volumes; write each with its own geometry and intensity scale, and its scores.
 
@@ -91,6 +92,7 @@ def reconstruct(
         pictures: Whether to write the PNG pairs.
         plane: Slice orientation of a NIfTI volume, or of the DICOM series to use; the acquired one by
             default.
+        refine: Steps of the search for better tokens (`models.refinement`).
 
     Raises:
         CheckpointError: There is no trained model.
@@ -104,7 +106,7 @@ def reconstruct(
     for listed in list_volumes(source, plane):
         name, stack = listed.name, Stack.of(listed.read(), plane)
         _check_sides(name, stack.size)
-        drawn = reconstruct_slices(loaded.tokenizer, stack.slices)
+        drawn = reconstruct_slices(loaded, stack.slices, refine)
         folder.mkdir(parents=True, exist_ok=True)
         output = folder / f"{name}.nii.gz"
         stack.volume_of(drawn, DESCRIPTION).write(output)
@@ -124,23 +126,26 @@ def encode(
     *,
     device: str = "auto",
     plane: Plane | None = None,
+    refine: int = 0,
 ) -> TokenSummary:
     """Write the tokens of one volume to a safetensors file, with its geometry and the hash of the model.
+
+    `refine` is the number of steps of the search for better tokens (`models.refinement`).
 
     Raises:
         CheckpointError: There is no trained model.
         DataError: The source is not one readable volume, or `out` cannot be written.
     """
     loaded = load_tokenizer(model, choose_device(device))
-    tokens = encode_stack(loaded, Stack.of(read_single(source, plane), plane))
+    tokens = encode_stack(loaded, Stack.of(read_single(source, plane), plane), refine)
     tokens.write(out)
     return _token_summary(Path(out), tokens, loaded)
 
 
-def encode_stack(loaded: LoadedTokenizer, stack: Stack) -> TokenFile:
+def encode_stack(loaded: LoadedTokenizer, stack: Stack, refine: int = 0) -> TokenFile:
     """Return the tokens of a volume, with its geometry and the hash of the model."""
     grids = zip(
-        *(loaded.tokenizer.encode(batch) for batch in _batches(loaded.tokenizer, stack.slices)), strict=True
+        *(loaded.encode(batch, refine) for batch in _batches(loaded.tokenizer, stack.slices)), strict=True
     )
     geometry = stack.volume.geometry
     return TokenFile(
@@ -228,13 +233,15 @@ def _batches(tokenizer: Tokenizer, slices: Float32[np.ndarray, "n h w"]) -> Iter
 
 @torch.no_grad()
 def reconstruct_slices(
-    tokenizer: Tokenizer, slices: Float32[np.ndarray, "n h w"]
+    loaded: LoadedTokenizer, slices: Float32[np.ndarray, "n h w"], refine: int = 0
 ) -> Float32[np.ndarray, "n h w"]:
     """Encode and decode slices in [-1, 1], batch by batch; the result is clipped to [-1, 1]."""
-    parts = [
-        tokenizer(batch).images[:, 0].clamp(-1, 1).cpu().numpy() for batch in _batches(tokenizer, slices)
+    tokenizer, size = loaded.tokenizer, (slices.shape[1], slices.shape[2])
+    drawn = [
+        tokenizer.decode_unchecked(loaded.encode(batch, refine), size)[:, 0]
+        for batch in _batches(tokenizer, slices)
     ]
-    return np.concatenate(parts, dtype=np.float32)
+    return np.concatenate([part.clamp(-1, 1).cpu().numpy() for part in drawn], dtype=np.float32)
 
 
 def _score(

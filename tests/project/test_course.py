@@ -58,6 +58,15 @@ def test_the_script_writes_scores_and_a_picture_of_each_group(made):
             assert picture.width > picture.height > 50
 
 
+def test_groups_of_an_earlier_run_are_kept_if_it_ran_in_the_same_way(course, made):
+    path = made / "course.json"
+    result = json.loads(path.read_text(encoding="utf-8"))
+    conditions = {name: result[name] for name in ("steps", "batch", "size", "data")}
+    assert course.earlier(path, conditions) == {"groups": result["groups"], "models": result["models"]}
+    assert course.earlier(path, conditions | {"steps": 3}) == {"groups": {}, "models": {}}
+    assert course.earlier(made / "none.json", conditions) == {"groups": {}, "models": {}}
+
+
 def test_codes_learned_by_gradient_move_and_keep_their_k_means(course):
     vectors = torch.randn(64, 4, generator=torch.Generator().manual_seed(0))
     quantizer = course.GradientQuantizer(8, 4).train()

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ from slicebook.recipes import load_recipe
 IMAGES = Path(__file__).parent.parent / "docs" / "images"
 PATIENTS, SLICES, SHAPE = (24, 1, 6), 12, (128, 64)  # of the phantom; pixels left-right and front-back
 SEED, BATCH, COUNTED = 42, 8, 50  # the last: steps at the end over which codes in use are counted
+STARTED = 256  # slices whose latents start the codebooks
 SMALLER = (
     "tokenizer.width=32",
     "tokenizer.residual_width=8",
@@ -182,11 +184,11 @@ def train(variant: Variant, data: PreparedData, steps: int) -> tuple[Tokenizer, 
         images = next(batches)
         return images + variant.noise * torch.randn(images.shape, generator=generator)
 
-    first = []
-    while sum(map(len, first)) < 256:
+    first: list[Tensor] = []
+    while sum(len(images) for images in first) < STARTED:
         if (images := noisy()).shape[-2:] == (SHAPE[1], SHAPE[0]):  # the odd patient has more rows
             first.append(images)
-    model, config = build(variant, torch.cat(first)[:256])
+    model, config = build(variant, torch.cat(first)[:STARTED])
     adam = torch.optim.Adam(model.parameters(), lr=config.learning_rate)
     started = time.process_time()
     for step in range(steps):
@@ -198,7 +200,7 @@ def train(variant: Variant, data: PreparedData, steps: int) -> tuple[Tokenizer, 
         resets = every > 0 and step % every == every - 1 and step < 0.9 * steps
         output = model(images, reset_dead_codes=resets)
         adam.zero_grad()
-        loss(output, images, config.loss).total.backward()
+        loss(output, images, config.loss).total.backward()  # type: ignore[no-untyped-call]
         adam.step()
     usage = [asdict(model.codebook(level).usage()) for level in range(model.levels)]
     return model.eval(), {"cpu_seconds": time.process_time() - started, "codes": usage}
@@ -259,6 +261,16 @@ def make_data(folder: Path, patients: tuple[int, int, int]) -> PreparedData:
     return PreparedData.open(folder / "prepared")
 
 
+def earlier(path: Path, conditions: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the groups and models of an earlier run under the same conditions, if there is one."""
+    kept: dict[str, Any] = {"groups": {}, "models": {}}
+    if path.is_file():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        if all(before.get(name) == value for name, value in conditions.items()):
+            kept = {name: before[name] for name in kept}
+    return kept
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run from the command line; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -266,7 +278,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--patients", type=int, nargs=3, default=PATIENTS)
     parser.add_argument("--results", type=Path, default=machine.RESULTS)
     parser.add_argument("--images", type=Path, default=IMAGES)
-    parser.add_argument("--only", nargs="*", default=list(GROUPS), help="groups to train and draw")
+    parser.add_argument("--only", nargs="*", default=list(GROUPS), help="groups to train; others are kept")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     options.images.mkdir(parents=True, exist_ok=True)
@@ -277,13 +289,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             name: {"patients": len(data.split(name).patients), "slices": len(data.split(name))}
             for name in ("train", "test")
         }
-        head = machine.surroundings(1) | {"precision": "32-true", "steps": options.steps, "batch": BATCH}
-        result: dict[str, Any] = head | {
-            "size": [SHAPE[1], SHAPE[0]],
-            "data": counts,
-            "groups": {},
-            "models": {},
-        }
+        size = [SHAPE[1], SHAPE[0]]
+        conditions = {"steps": options.steps, "batch": BATCH, "size": size, "data": counts}
+        head = machine.surroundings(1) | {"precision": "32-true"} | conditions
+        result = head | earlier(path, conditions)
         drawn: dict[str, list[Any]] = {}
         for group in options.only:
             for variant in GROUPS[group]:

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from PIL import Image
 from torch import Tensor
 
 from slicebook.io.atomic import replacing
@@ -25,8 +27,8 @@ Pairs = Sequence[tuple[Tensor, Tensor]]
 def _canvas(rows: int, columns: int, first: Tensor) -> tuple[Figure, np.ndarray]:
     height = CELL * first.shape[0] / first.shape[1]
     size = (columns * CELL, rows * height + 0.25)
-    figure = Figure(figsize=size, dpi=120, facecolor=BACKGROUND, layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
+    gaps = ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
+    figure = Figure(figsize=size, dpi=120, facecolor=BACKGROUND, layout=gaps)
     cells = figure.subplots(rows, columns, squeeze=False)
     for cell in cells.flat:
         cell.set_axis_off()
@@ -36,6 +38,15 @@ def _canvas(rows: int, columns: int, first: Tensor) -> tuple[Figure, np.ndarray]
 def _save(figure: Figure, path: Path) -> None:
     with replacing(path) as partial:
         figure.savefig(partial, format="png", facecolor=BACKGROUND)
+    shrink(path)
+
+
+def shrink(path: Path) -> None:
+    """Rewrite a PNG with a palette of 256 colours, which takes a third of the space."""
+    with Image.open(path) as picture:
+        small = picture.convert("RGB").quantize(256)
+    with replacing(path) as partial:
+        small.save(partial, format="PNG", optimize=True)
 
 
 def draw_group(columns: Sequence[tuple[str, Pairs]], path: Path) -> None:
@@ -59,7 +70,9 @@ def draw_levels(model: Tokenizer, drawn: Pairs, folder: Path) -> None:
     grids = model.encode(image[None, None])
     size = (image.shape[0], image.shape[1])
     partial = [[model.decode(grids, size, levels=count)[0, 0]] for count in range(1, model.levels + 1)]
-    figures.levels([image], partial, folder / "course-decoded.png")
+    path = folder / "course-decoded.png"
+    figures.levels([image], partial, path)
+    shrink(path)
 
 
 @torch.no_grad()

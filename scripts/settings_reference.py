@@ -46,10 +46,12 @@ def meanings(group: type[Settings]) -> dict[str, str]:
         (node,) = ast.parse(inspect.getsource(base)).body
         assert isinstance(node, ast.ClassDef)
         for field, below in zip(node.body, node.body[1:], strict=False):
-            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
-                is_text = isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
-                if is_text:
-                    found[field.target.id] = inspect.cleandoc(below.value.value)
+            match field, below:
+                case (
+                    ast.AnnAssign(target=ast.Name(id=name)),
+                    ast.Expr(value=ast.Constant(value=str(text))),
+                ):
+                    found[name] = inspect.cleandoc(text)
     return found
 
 
@@ -107,7 +109,7 @@ def section(path: str, group: Settings, first: dict[type[Settings], tuple[str, S
         changed = [f"`{name}` {default}" for name, _, default, _ in rows(group) if default != before[name]]
         return f"{title}\n\nThe settings of `{where}`. Other defaults: {', '.join(changed) or 'none'}.\n"
     first[type(group)] = (path, group)
-    lines = [("setting", "type", "default", "meaning"), ("---",) * 4]
+    lines: list[tuple[str, ...]] = [("setting", "type", "default", "meaning"), ("---",) * 4]
     lines += [(f"`{name}`", *rest) for name, *rest in rows(group)]
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return f"{title}\n\n{lead}\n" + (f"\n{table}\n" if len(lines) > 2 else "")

@@ -19,7 +19,7 @@ def ask(words, **more):
     [
         ("slicebook rec", ["reconstruct"]),
         ("slicebook train gen", ["generator"]),
-        ("slicebook prepare --lay", ["--layout"]),
+        ("slicebook generate --mask", ["--masks"]),
         ("slicebook prepare --layout hip", ["hipmri2d", "hipmri3d"]),
     ],
 )

@@ -38,6 +38,7 @@ OTHERS = {
     *("--no-index", "--find-links", "--quiet", "--wheel-dir", "--target"),
     *("--cov", "--durations", "--junitxml"),  # pytest
     *("--query-gpu", "--format"),  # nvidia-smi
+    *("--fail-on-warning", "--keep-going"),  # Sphinx
     *("--annotate", "--message", "--sign", "--strict"),  # git tag, twine
     *("--shm-size", "--ink", "--line", "--paper"),  # docker; colours of a page
     *("--disable-gpu", "--disable-quic", "--disable-background-networking", "--no-first-run"),  # Chromium

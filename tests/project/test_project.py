@@ -52,7 +52,7 @@ def test_the_lowest_constraints_are_those_of_pyproject() -> None:
     ],
 )
 def test_a_page_that_is_made_from_the_code_is_up_to_date(script: str, page: str) -> None:
-    command = [sys.executable, ROOT / "scripts" / f"{script}.py"]
+    command = [sys.executable, str(ROOT / "scripts" / f"{script}.py")]
     printed = subprocess.run(command, check=True, capture_output=True, text=True, encoding="utf-8").stdout
     assert read("docs", page) == printed, f"run scripts/{script}.py > docs/{page}"
 

@@ -29,7 +29,7 @@ from slicebook.training.tokenizer import TrainingSummary, train_tokenizer
 from slicebook.version import __version__
 
 PATIENTS = (20, 4, 6)  # in train, validation and test
-SLICES = 16  # per patient
+SLICES = 12  # per patient
 SEGMENTER_STEPS = 100
 SAMPLES = 64
 SHAPE = (256, 128)  # pixels left-right and front-back, as in the HipMRI study

@@ -31,6 +31,7 @@ def draw(path: Path, seed: int) -> None:
     for sample in model.generate(2 * COLUMNS, seed=seed):
         stack = Stack.of(sample.image)
         images.append(contact_sheet.gray(stack.slices[0], stack.aspect))
+        assert sample.mask is not None
         masked.append(contact_sheet.tinted(stack.slices[0], sample.mask.slices()[0], stack.aspect))
     for column in range(COLUMNS):
         case = FIRST_CASE + column

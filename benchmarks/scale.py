@@ -75,9 +75,12 @@ def write_study(folder: Path, patients: int) -> None:
         volume = varied(bases[number % len(bases)], np.random.default_rng([SEED, number]))
         stem = f"Case_{FIRST_CASE + number:03d}_Week0"
         nib.save(
-            nib.Nifti1Image(volume.image.astype(np.int16), volume.affine), folder / f"{stem}_LFOV.nii.gz"
+            nib.nifti1.Nifti1Image(volume.image.astype(np.int16), volume.affine),
+            folder / f"{stem}_LFOV.nii.gz",
         )
-        nib.save(nib.Nifti1Image(volume.labels, volume.affine), folder / f"{stem}_SEMANTIC_LFOV.nii.gz")
+        nib.save(
+            nib.nifti1.Nifti1Image(volume.labels, volume.affine), folder / f"{stem}_SEMANTIC_LFOV.nii.gz"
+        )
 
 
 def varied(base: PhantomVolume, draw: np.random.Generator) -> PhantomVolume:

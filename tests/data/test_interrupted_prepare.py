@@ -17,6 +17,7 @@ from slicebook.data import prepare as preparation
 from slicebook.data.check import check
 from slicebook.data.layouts.sources import SourceOptions
 from slicebook.data.prepare import PrepareOptions, prepare
+from slicebook.data.reader import read_parts
 from slicebook.errors import DataError
 from slicebook.io.resumable import partial_path
 
@@ -109,7 +110,7 @@ if __name__ == "__main__":
         images.write(b"half of a volume")
 
     read: Counter[str] = Counter()
-    as_ever = conversion.read_parts
+    as_ever = read_parts
 
     def counted(source, plane):
         read[source.images[0].name] += 1

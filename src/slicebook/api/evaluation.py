@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from slicebook.api.inputs import Progress
 from slicebook.data.dataset import PreparedData
 from slicebook.data.splits import Split
 from slicebook.devices import choose_device
@@ -14,6 +13,7 @@ from slicebook.evaluation.evaluate import evaluate as run_evaluation
 from slicebook.evaluation.report import Evaluation
 from slicebook.models.checkpoint import find_model
 from slicebook.models.sampling import SamplingSettings
+from slicebook.progress import Counter
 from slicebook.reporting.html import write_page
 from slicebook.reporting.model_card import CARD_NAME, write_card
 
@@ -35,7 +35,7 @@ def evaluate(
     precision: str = "32-true",
     seed: int = 42,
     say: Callable[[str], None] = lambda _: None,
-    progress: Progress | None = None,
+    counter: Counter | None = None,
 ) -> Evaluation:
     """Evaluate a model on held-out patients; write the report and its page, as `slicebook evaluate` does.
 
@@ -57,7 +57,8 @@ def evaluate(
         precision: As for `Model.generate`.
         seed: Seed of all random draws.
         say: Called with a line before each piece of work, and with each warning.
-        progress: Called with the number of samples drawn and of all samples.
+        counter: Called with the name of what is counted, such as `sample`; returns what is then called with
+            the number done and in total.
 
     Returns:
         The content of `report.json`.
@@ -82,7 +83,7 @@ def evaluate(
         precision=precision,
         seed=seed,
         say=say,
-        counter=None if progress is None else {"sample": progress}.get,
+        counter=counter,
     )
     page = write_page(out)
     if (Path(out) / CARD_NAME).is_file():  # of an earlier evaluation, so it is out of date

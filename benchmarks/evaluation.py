@@ -32,9 +32,11 @@ from slicebook.data.dataset import PreparedData
 from slicebook.errors import DataError, SlicebookError
 from slicebook.evaluation.features import descriptors
 from slicebook.evaluation.generation import draw_samples, evaluate_generation
+from slicebook.evaluation.kept import KeptWork
 from slicebook.evaluation.memorization import describe_training, evaluate_memorization
 from slicebook.evaluation.slices import SliceCollection, read_slices
 from slicebook.models.checkpoint import LoadedPrior, load_prior
+from slicebook.progress import ProgressLine
 
 SEED = 42
 DRAWN, STEPS = "samples.npz", "steps.json"  # files that the processes exchange
@@ -42,7 +44,7 @@ WANTED = {"seconds": 300, "memory_gb": 4, "demo_seconds": 90}  # set before anyt
 
 
 def _draw(loaded: LoadedPrior, data: PreparedData, kept: Path, count: int) -> None:
-    samples, _ = draw_samples(loaded, data, count, seed=SEED, progress=_count)
+    samples, _ = draw_samples(loaded, data, count, seed=SEED, kept=KeptWork(counter=ProgressLine))
     arrays: dict[str, Any] = {"images": samples.images.numpy(), "seeds": samples.seeds}
     if samples.masks is not None:
         arrays["masks"] = samples.masks.numpy()
@@ -189,11 +191,6 @@ def alone(words: Sequence[str], threads: int) -> dict[str, Any]:
 
 def _say(line: str) -> None:
     print(line, file=sys.stderr)
-
-
-def _count(done: int, total: int) -> None:
-    if sys.stderr.isatty():
-        print(f"\rsample {done} of {total}", end="\n" if done == total else "", file=sys.stderr)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

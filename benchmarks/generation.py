@@ -27,9 +27,11 @@ from slicebook.evaluation import downstream
 from slicebook.evaluation.downstream import evaluate_downstream
 from slicebook.evaluation.evaluate import STEPS
 from slicebook.evaluation.generation import draw_samples, evaluate_generation
+from slicebook.evaluation.kept import KeptWork
 from slicebook.evaluation.slices import SliceCollection, read_slices
 from slicebook.models.checkpoint import LoadedPrior, load_prior
 from slicebook.models.sampling import SamplingSettings
+from slicebook.progress import ProgressLine
 from slicebook.visualization import contact_sheet
 
 SEED = 42  # of the positions, of the draws of patients, and of the bootstrap
@@ -55,7 +57,9 @@ def measure(
     size = (kind.rows, kind.columns)
     real = read_slices(data, "test", size)
     _say(f"{count} samples of {kind.rows}×{kind.columns}")
-    samples, sampling = draw_samples(loaded, data, count, settings=settings, seed=SEED, progress=_count)
+    samples, sampling = draw_samples(
+        loaded, data, count, settings=settings, seed=SEED, kept=KeptWork(counter=ProgressLine)
+    )
     _draw_sheets(samples, real, kind.row_mm / kind.column_mm, sheets_to)
     comparison = evaluate_generation(loaded, data, samples, real, seed=SEED, say=_say)
     result: dict[str, Any] = {
@@ -107,11 +111,6 @@ def _side_by_side(left: list[Any], right: list[Any]) -> list[Any]:
 
 def _say(line: str) -> None:
     print(line, file=sys.stderr)
-
-
-def _count(done: int, total: int) -> None:
-    if sys.stderr.isatty():
-        print(f"\rsample {done} of {total}", end="\n" if done == total else "", file=sys.stderr)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

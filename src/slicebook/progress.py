@@ -10,8 +10,8 @@ from typing import TypeAlias
 Progress: TypeAlias = Callable[[int, int], None]
 """Called with the number of units done and of all units: before the work, and after each unit."""
 
-Counter: TypeAlias = Callable[[str], Progress]
-"""Returns a `Progress` for units of this name, such as `volume`."""
+Counter: TypeAlias = Callable[[str], Progress | None]
+"""Returns a `Progress` for units of this name, such as `volume`; None if nobody wants to know."""
 
 REDRAWN, LOGGED = 0.1, 60.0  # seconds between two texts on a terminal, and between two lines of a log
 

@@ -51,7 +51,7 @@ def table(rows: Iterable[Sequence[object]]) -> str:
 def _cell(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
-    if isinstance(value, list):
+    if isinstance(value, (list, tuple)):
         return ", ".join(map(_cell, value)) or "–"
     return "–" if value is None else str(value)
 

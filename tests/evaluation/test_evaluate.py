@@ -20,7 +20,7 @@ from slicebook.environment import Provenance
 from slicebook.errors import ConfigError, DataError
 from slicebook.evaluation.evaluate import evaluate
 from slicebook.evaluation.reconstruction import evaluate_reconstruction
-from slicebook.evaluation.report import REPORT_NAME, SCHEMA_NAME, WRITTEN, Evaluation
+from slicebook.evaluation.report import PARTIAL, REPORT_NAME, SCHEMA_NAME, WRITTEN, Evaluation
 from slicebook.metrics.image_quality import CONVENTIONS, scores
 from slicebook.metrics.statistics import level_use
 from slicebook.models.checkpoint import load_tokenizer, save_tokenizer
@@ -320,10 +320,13 @@ def test_an_evaluation_that_fails_leaves_the_former_one_whole(tmp_path, data, mo
     out = tmp_path / "out"
     evaluate(model(tmp_path / "model"), data, out, codecs=False)
     before = {path.name: path.read_bytes() for path in out.iterdir()}
-    monkeypatch.setattr("slicebook.visualization.figures.levels", lambda *_, **__: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        evaluate(model(tmp_path / "model"), data, out, codecs=False, seed=7)
-    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    with monkeypatch.context() as patch:
+        patch.setattr("slicebook.visualization.figures.levels", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            evaluate(model(tmp_path / "model"), data, out, codecs=False, seed=7)
+    assert {path.name: path.read_bytes() for path in out.iterdir() if path.name != PARTIAL} == before
+    evaluate(model(tmp_path / "model"), data, out, codecs=False)  # of another seed, so nothing is taken over
+    assert {path.name for path in out.iterdir()} == set(before)
 
 
 def test_a_report_keeps_the_schema_beside_it(whole, evaluated):

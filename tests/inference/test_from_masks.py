@@ -95,7 +95,7 @@ def test_an_interrupted_set_resumes_and_another_request_is_refused(trained, mask
         generate_for_masks(trained.run, masks, tmp_path / "parts", request(count=2), **CPU)
     assert not (tmp_path / "parts").exists()
     calls.clear()
-    with pytest.raises(ConfigError, match="unfinished slices of other masks or settings"):
+    with pytest.raises(ConfigError, match=r"unfinished slices of other settings .seed 0 then, 1 now"):
         generate_for_masks(trained.run, masks, tmp_path / "parts", request(count=2, seed=1), **CPU)
     generate_for_masks(trained.run, masks, tmp_path / "parts", request(count=2), **CPU)
     assert len(calls) == 1

@@ -25,14 +25,15 @@ from slicebook.errors import CheckpointError, ConfigError, DataError
 from slicebook.inference import generate as generating
 from slicebook.inference import synthesis
 from slicebook.inference.generate import generate
-from slicebook.inference.sample_folder import SampleFolder
 from slicebook.inference.synthesis import (
     choose_sampling_precision,
     decode_pages,
     draw,
     render,
 )
+from slicebook.io import resumable
 from slicebook.io.nifti import read_labels, read_nifti
+from slicebook.io.resumable import Journal
 from slicebook.models.sampling import SamplingSettings, sample
 from slicebook.visualization.contact_sheet import GAP
 
@@ -269,7 +270,7 @@ def test_pages_of_some_levels_hear_no_finer_tokens(loaded):
 def test_progress_counts_samples(trained, tmp_path):
     told = []
     generate(trained.run, tmp_path / "out", count=2, progress=lambda *one: told.append(one), **CPU)
-    assert told == [(2, 2)]
+    assert told == [(0, 2), (2, 2)]
 
 
 # --- Whole or not at all
@@ -301,10 +302,10 @@ def grouped(trained, tmp_path_factory):
 STEPS = [
     (generating, "_write_samples", 2),
     (generating, "_draw_levels", 1),
-    (SampleFolder, "finish_group", 2),
+    (Journal, "add", 2),
     (generating, "_draw_sheets", 1),
     (generating, "_write_lists", 1),
-    (SampleFolder, "finish", 1),
+    (resumable, "put_in_place", 1),
     (shutil, "rmtree", 1),
 ]
 
@@ -327,7 +328,7 @@ def test_an_interrupted_command_goes_on_bit_for_bit(
     with monkeypatch.context() as patch:
         drawn_groups(patch)
         patch.setattr(where, step, fail)
-        with pytest.raises(fault):
+        with pytest.raises(DataError if (step, fault) == ("put_in_place", OSError) else fault):
             generate(trained.run, tmp_path / "out", count=5, seed=5, **CPU)
     if step == "rmtree":  # all was in its place
         assert contents(tmp_path / "out") == grouped
@@ -335,14 +336,15 @@ def test_an_interrupted_command_goes_on_bit_for_bit(
             generate(trained.run, tmp_path / "out", count=5, seed=5, **CPU)
         assert [item.name for item in tmp_path.iterdir()] == ["out"]
         return
-    assert [item.name for item in tmp_path.iterdir()] == ["out.partial"]
-    assert not list(tmp_path.rglob("generation.json")) or step == "finish"
+    # `_draw_levels` follows the first group: nothing is done yet
+    assert [item.name for item in tmp_path.iterdir()] == ([] if step == "_draw_levels" else ["out.partial"])
+    assert not list(tmp_path.rglob("generation.json")) or step == "put_in_place"
     seeds = drawn_groups(monkeypatch)
     generate(trained.run, tmp_path / "out", count=5, seed=5, **CPU)
     assert seeds == {
         "_draw_levels": [5, 6, 7, 8, 9],
         "_write_samples": [7, 8, 9],
-        "finish_group": [7, 8, 9],
+        "add": [7, 8, 9],
     }.get(step, [])
     assert contents(tmp_path / "out") == grouped
     assert [item.name for item in tmp_path.iterdir()] == ["out"]
@@ -363,11 +365,12 @@ def interrupted(trained, out, monkeypatch, **wishes):
 
         def stop(*count):
             done.append(count)
-            raise KeyboardInterrupt
+            if count[0]:
+                raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
             generate(trained.run, out, **{"count": 5, "seed": 5, **wishes}, progress=stop, **CPU)
-        assert done == [(2, 5)]
+        assert done == [(0, 5), (2, 5)]
 
 
 @pytest.mark.parametrize(

@@ -134,13 +134,12 @@ def test_of_two_commands_that_make_one_folder_the_first_notices(tmp_path):
 
 
 def test_files_that_replace_others_leave_strangers_alone(tmp_path):
-    for name in ("report.json", "old.csv", "notes.txt"):
-        (tmp_path / name).write_text("old")
-    with atomic.replacing_files(
-        tmp_path, ("report.json", "old.csv", "new.csv"), last="report.json"
-    ) as partial:
-        (partial / "report.json").write_text("new")
-        (partial / "new.csv").write_text("new")
+    for name in ("report.json", "old.csv", "notes.txt", "partial/report.json", "partial/new.csv"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("new" if "/" in name else "old")
+    names = ("report.json", "old.csv", "new.csv")
+    atomic.replace_files(tmp_path / "partial", tmp_path, names, last="report.json")
+    (tmp_path / "partial").rmdir()
     assert {item.name: item.read_text() for item in tmp_path.iterdir()} == {
         "report.json": "new",
         "new.csv": "new",

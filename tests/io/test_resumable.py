@@ -1,11 +1,12 @@
 """What a long work keeps: the units that are done, of its own request alone; a folder whole or not at all."""
 
-import multiprocessing
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
+from helpers.kills import ended_by, files_of, forked
 
 from slicebook.errors import ConfigError, DataError
 from slicebook.io import atomic
@@ -14,6 +15,7 @@ from slicebook.io.resumable import (
     hash_files,
     locked,
     partial_path,
+    resuming_files,
     resuming_folder,
     unfinished_request,
 )
@@ -40,12 +42,6 @@ def build(out, request=REQUEST, *, stop_at=None, error=KeyboardInterrupt, **opti
 def interrupt(out, **options):
     with pytest.raises(options.get("error", KeyboardInterrupt)):
         build(out, **{"stop_at": "c"} | options)
-
-
-def tree(folder):
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()
-    }
 
 
 def test_units_are_read_back_as_they_were_added(tmp_path):
@@ -108,7 +104,7 @@ def test_an_interrupted_folder_goes_on_after_the_last_unit(tmp_path):
     assert not (tmp_path / "out").exists()
     assert unfinished_request(tmp_path / "out") == REQUEST | {"size": [64, 32]}
     assert build(tmp_path / "out") == ["c", "d"]
-    assert tree(tmp_path / "out") == tree(tmp_path / "whole")
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
     assert {path.name for path in tmp_path.iterdir()} == {"whole", "out"}
     assert unfinished_request(tmp_path / "out") == {}
 
@@ -127,7 +123,7 @@ def test_files_of_a_first_unit_that_was_begun_are_not_taken_over(tmp_path):
     begun.parent.mkdir(parents=True)
     begun.write_text("of another request")
     assert build(tmp_path / "out") == list(NAMES)
-    assert sorted(tree(tmp_path / "out")) == list(NAMES)
+    assert sorted(files_of(tmp_path / "out")) == list(NAMES)
 
 
 def test_nothing_is_left_where_no_unit_was_done(tmp_path):
@@ -146,9 +142,49 @@ def test_a_folder_with_content_is_replaced_only_where_that_is_wanted(tmp_path):
     (tmp_path / "out" / "thesis.txt").write_text("years of work")
     with pytest.raises(DataError, match=r"out: cannot be written .*not empty"):
         build(tmp_path / "out")
-    assert tree(tmp_path / "out") == {"thesis.txt": b"years of work"}
+    assert files_of(tmp_path / "out") == {"thesis.txt": b"years of work"}
     assert build(tmp_path / "out", replace_content=True) == []  # all four are kept from before
-    assert sorted(tree(tmp_path / "out")) == list(NAMES)
+    assert sorted(files_of(tmp_path / "out")) == list(NAMES)
+
+
+def write_report(folder, request=REQUEST, *, stop=False):
+    """Write a table and a report beside other files, after two units; return how many were kept."""
+    options: dict[str, Any] = {
+        "names": ("report", "table", "figure"),
+        "last": "report",
+        "partial": ".unfinished",
+    }
+    with resuming_files(folder, request, **options) as work:
+        kept = len(work.journal.units)
+        for unit in ("table", "report"):
+            atomic.write_text(work.content / unit, f"seed {request['seed']}")
+            work.journal.add(unit)
+            if stop:
+                raise KeyboardInterrupt
+    return kept
+
+
+def test_files_of_an_interrupted_command_replace_others_at_the_end(tmp_path):
+    for name in ("report", "figure", "notes"):
+        atomic.write_text(tmp_path / "out" / name, "old")
+    with pytest.raises(KeyboardInterrupt):
+        write_report(tmp_path / "out", stop=True)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "report",
+        "figure",
+        "notes",
+        ".unfinished",
+    }
+    assert (tmp_path / "out" / "report").read_text() == "old"
+    assert write_report(tmp_path / "out") == 1
+    assert files_of(tmp_path / "out") == {"report": b"seed 3", "table": b"seed 3", "notes": b"old"}
+
+
+def test_files_of_another_request_are_made_anew(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        write_report(tmp_path / "out", stop=True)
+    assert write_report(tmp_path / "out", REQUEST | {"seed": 5}) == 0
+    assert files_of(tmp_path / "out") == {"report": b"seed 5", "table": b"seed 5"}
 
 
 def test_something_else_under_the_name_of_the_partial_folder_stays(tmp_path):
@@ -156,7 +192,7 @@ def test_something_else_under_the_name_of_the_partial_folder_stays(tmp_path):
     (tmp_path / "out.partial" / "thesis.txt").write_text("years of work")
     with pytest.raises(DataError, match=r"out\.partial: is not empty, and is needed for unfinished files"):
         build(tmp_path / "out")
-    assert tree(tmp_path) == {"out.partial/thesis.txt": b"years of work"}
+    assert files_of(tmp_path) == {"out.partial/thesis.txt": b"years of work"}
 
 
 def test_a_name_of_255_bytes_has_a_partial_folder(tmp_path):
@@ -187,16 +223,12 @@ def killed_in_a_write(out):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows cannot fork")
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_a_command_killed_in_the_middle_of_a_file_leaves_nothing_that_is_taken_over(tmp_path):
-    process = multiprocessing.get_context("fork").Process(target=killed_in_a_write, args=(tmp_path / "out",))
-    process.start()
-    process.join()
-    assert process.exitcode == -signal.SIGKILL
+    assert ended_by(forked(lambda: killed_in_a_write(tmp_path / "out"))) == signal.SIGKILL
     content = partial_path(tmp_path / "out") / "set"
     assert any(path.name.startswith(".c.") for path in content.iterdir())
     assert build(tmp_path / "out") == ["c", "d"]  # nor does the lock of the dead process hold
-    assert sorted(tree(tmp_path / "out")) == list(NAMES)
+    assert sorted(files_of(tmp_path / "out")) == list(NAMES)
 
 
 def test_only_temporary_files_are_removed(tmp_path):

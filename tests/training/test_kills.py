@@ -5,12 +5,11 @@ import itertools
 import os
 import signal
 import time
-import traceback
-import warnings
 from functools import partial
 
 import numpy as np
 import pytest
+from helpers.kills import ended_by, forked, kill_within
 from helpers.training import prepared_folder, tiny, train
 from safetensors.torch import save_file
 
@@ -24,22 +23,6 @@ from slicebook.training.trainer import Trainer
 KILLS = 20
 RECIPE = tiny("training.epochs=36", "training.validate_every=12", "training.save_minutes=1e-9")
 """108 steps of three an epoch, a state after each of them."""
-
-
-def kill_within(owner, name, *, before, count):
-    """Kill this process with SIGKILL at the start or at the end of the n-th call of a function."""
-    whole, calls = getattr(owner, name), itertools.count(1)
-
-    def call(*given, **named):
-        number = next(calls)
-        if before and number == count:
-            os.kill(os.getpid(), signal.SIGKILL)
-        result = whole(*given, **named)
-        if number == count:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return result
-
-    setattr(owner, name, call)
 
 
 def kill_in_half_a_file(count):
@@ -92,20 +75,13 @@ def kill_after_a_save(process, run, seconds):
 
 
 def start(data, run, arm):
-    """Train in a forked process, which needs no second start of Python; return its number."""
-    with warnings.catch_warnings():
-        # Python 3.12 warns of a fork beside threads; no thread here holds a lock.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        process = os.fork()
-    if process:
-        return process
-    try:
+    """Train in a forked process; return its number."""
+
+    def work():
         arm()
         train(data, RECIPE, run)
-        os._exit(0)
-    except BaseException:
-        traceback.print_exc()
-        os._exit(1)
+
+    return forked(work)
 
 
 def outcome(run):
@@ -135,9 +111,7 @@ def test_a_training_killed_at_20_random_moments_ends_like_one_that_is_not(tmp_pa
         process = start(data, run, partial(MOMENTS[moment], count) if by_itself else slow_down)
         if not by_itself:
             kill_after_a_save(process, run, delay)
-        _, status = os.waitpid(process, 0)
-        assert os.WIFSIGNALED(status), f"kill {kill}, {moment} {count}: ended by itself, {status}"
-        assert os.WTERMSIG(status) == signal.SIGKILL
+        assert ended_by(process) == signal.SIGKILL, f"kill {kill}, {moment} {count}: ended by itself"
         state = read_state(run) if run.exists() else None  # no warning: neither file is ever damaged
         reached.append(state.progress["progress"]["step"] if state else 0)
         when = f"{moment}, number {count}" if by_itself else f"{delay:.3f} s after a save"

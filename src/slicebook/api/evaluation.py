@@ -72,7 +72,7 @@ def evaluate(
         device=choose_device(device),
         precision=precision,
         seed=seed,
-        progress=progress,
+        counter=None if progress is None else {"sample": progress}.get,
     )
     write_page(Path(out))
     return report

@@ -75,7 +75,8 @@ def evaluate(
 ) -> None:
     """Evaluate a model on held-out patients and write a report.
 
-    Measures reconstruction and, for a prior, generation, memorization and downstream use of the samples.
+    Measures reconstruction and, for a prior, generation, memorization and downstream use of the samples. If
+    the evaluation is interrupted, the same command resumes it.
     """
     from slicebook.data.dataset import PreparedData
     from slicebook.devices import choose_device
@@ -98,7 +99,7 @@ def evaluate(
         precision=precision,
         seed=seed,
         say=say,
-        progress=counter("sample"),
+        counter=counter,
     )
     _finish(report, out, as_json)
     _raise_if_skipped(report, out, chosen or ())

@@ -247,7 +247,9 @@ def anomaly(
 ) -> None:
     """Map where a volume is unlikely under the prior.
 
-    The maps contain an upper bound of the negative log-likelihood, in nats per pixel.
+    The maps contain an upper bound of the negative log-likelihood, in nats per pixel. An interrupted command
+    goes on after the last volume; a volume that is done is not done again unless it, the model or an option
+    changed.
     """
     from slicebook.inference import anomaly as anomalies
 
@@ -260,6 +262,6 @@ def anomaly(
         plane=plane,
         pictures=pictures,
         device=device,
-        progress=counter("slice"),
+        progress=counter("volume" if source.is_dir() else "slice"),
     )
     show(summary, text.to_rows(summary), as_json)

@@ -15,6 +15,7 @@ from slicebook.cli.options import (
     Recipe,
     Source,
     TrainingSeed,
+    counter,
     out_option,
     say,
     show,
@@ -42,7 +43,8 @@ def reconstruct(
 ) -> None:
     """Encode and decode volumes, and score the reconstructions.
 
-    Reconstructed volumes have the affine and the intensity units of the input.
+    Reconstructed volumes have the affine and the intensity units of the input. An interrupted command goes on
+    after the last volume; a volume that is done is not done again unless it, the model or an option changed.
     """
     from slicebook.inference import reconstruct as inference
 
@@ -51,7 +53,9 @@ def reconstruct(
         from slicebook.export.derived import check_derivable
 
         derived = check_derivable(source, plane)
-    summary = inference.reconstruct(model, source, out, device=device, pictures=pictures, plane=plane)
+    summary = inference.reconstruct(
+        model, source, out, device=device, pictures=pictures, plane=plane, progress=counter("volume")
+    )
     if derived:
         from slicebook.export.derived import Codec, write_derived
         from slicebook.models.checkpoint import read_info
@@ -74,14 +78,27 @@ def reconstruct(
 def encode(
     model: Model,
     source: Source,
-    out: Annotated[Path, out_option("FILE.safetensors", "Token file to write.")],
+    out: Annotated[
+        Path, out_option("FILE.safetensors", "Token file to write; for a folder of volumes, a folder.")
+    ],
     plane: Plane = None,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Encode a volume into a token file. Decoding needs this file and the model."""
+    """Encode a volume into a token file. Decoding needs this file and the model.
+
+    If IN is a folder and --out does not end in .safetensors, each volume is encoded into a file in this
+    folder. An interrupted command goes on after the last volume.
+    """
     from slicebook.inference import reconstruct as inference
 
+    if source.is_dir() and out.suffix != ".safetensors":
+        summaries = inference.encode_folder(
+            model, source, out, device=device, plane=plane, progress=counter("volume")
+        )
+        names = ("output", "slices", "grids", "bits_per_pixel")
+        show(summaries, text.columns(summaries, names), as_json)
+        return
     summary = inference.encode(model, source, out, device=device, plane=plane)
     show(summary, text.to_rows(summary), as_json)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -16,10 +17,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from slicebook.errors import ConfigError, DataError
+from slicebook.evaluation.kept import NOTHING_KEPT, KeptWork
 from slicebook.evaluation.slices import SliceCollection
 from slicebook.metrics.anatomy import dice
 from slicebook.metrics.statistics import Summary
 from slicebook.models.masks import labels_from
+from slicebook.progress import Progress
 from slicebook.records import Record
 
 
@@ -55,6 +58,7 @@ def evaluate_downstream(
     steps: int,
     seed: int,
     say: Callable[[str], None] = lambda _: None,
+    kept: KeptWork = NOTHING_KEPT,
 ) -> DownstreamResult:
     """Train a small U-Net on generated pairs, another on the training set, and test both.
 
@@ -66,6 +70,7 @@ def evaluate_downstream(
         steps: Training steps of each segmenter, 8 pairs per step.
         seed: Seed of both trainings and of the bootstrap.
         say: Called before each training.
+        kept: Keeps the scores of each segmenter.
 
     Raises:
         DataError: The samples, the training set or the held-out slices have no masks.
@@ -78,9 +83,11 @@ def evaluate_downstream(
                 "there are no masks to train a segmenter with; train the prior with masks, on data that have "
                 "them (prepare --mask)"
             )
-        network = train_segmenter(pairs.images, pairs.masks, values, steps=steps, seed=seed)
-        predictions = [labels.numpy() for labels in segment(network, held_out.images, values)]
-        results[name] = _score(len(pairs), predictions, held_out, values, seed)
+        results[name] = kept.record(
+            f"segmenter on {name}",
+            SegmenterResult,
+            partial(_train_and_score, pairs.images, pairs.masks, held_out, values, steps, seed, kept),
+        )
     generated, training_set = results.values()
     ratio = None
     if generated.mean is not None and training_set.mean:
@@ -96,6 +103,21 @@ def evaluate_downstream(
         training_set=training_set,
         ratio=ratio,
     )
+
+
+def _train_and_score(
+    images: Float[Tensor, "n 1 h w"],
+    masks: UInt8[Tensor, "n h w"],
+    held_out: SliceCollection,
+    values: Sequence[int],
+    steps: int,
+    seed: int,
+    kept: KeptWork,
+) -> SegmenterResult:
+    progress = kept.counter("step")
+    network = train_segmenter(images, masks, values, steps=steps, seed=seed, progress=progress)
+    predictions = [labels.numpy() for labels in segment(network, held_out.images, values)]
+    return _score(len(images), predictions, held_out, values, seed)
 
 
 def _score(
@@ -165,6 +187,7 @@ def train_segmenter(
     *,
     steps: int,
     seed: int,
+    progress: Progress | None = None,
 ) -> Segmenter:
     """Train from scratch on pairs drawn with replacement, half of them mirrored; the rate falls to 0.
 
@@ -183,7 +206,9 @@ def train_segmenter(
     label_indices = torch.bucketize(masks, torch.tensor(values, dtype=masks.dtype))
     share = torch.bincount(label_indices.flatten(), minlength=len(values)) / label_indices.numel()
     weights = share.clamp(min=1e-6).rsqrt()
-    for _ in range(steps):
+    for step in range(steps):
+        if progress:
+            progress(step, steps)
         indices = torch.randint(len(images), (BATCH,), generator=draw)
         axes = [(-1,) if mirrored else () for mirrored in torch.rand(BATCH, generator=draw) < 0.5]
         pairs = [
@@ -195,6 +220,8 @@ def train_segmenter(
         loss.backward()  # type: ignore[no-untyped-call]  # MONAI carries no types
         optimizer.step()
         schedule.step()
+    if progress:
+        progress(steps, steps)
     return network.eval()
 
 

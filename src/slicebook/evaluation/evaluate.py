@@ -9,7 +9,8 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,25 @@ from slicebook.data.splits import Split
 from slicebook.errors import ConfigError, DataError, ShapeError
 from slicebook.evaluation import downstream
 from slicebook.evaluation.features import descriptors
-from slicebook.evaluation.generation import Measure, draw_samples, evaluate_generation
-from slicebook.evaluation.memorization import describe_training, evaluate_memorization
-from slicebook.evaluation.provenance import LoadedModels, collect_warnings, describe_provenance
+from slicebook.evaluation.generation import (
+    GenerationResult,
+    Measure,
+    SamplingInfo,
+    draw_samples,
+    evaluate_generation,
+)
+from slicebook.evaluation.kept import KeptWork
+from slicebook.evaluation.memorization import (
+    MemorizationResult,
+    describe_training,
+    evaluate_memorization,
+)
+from slicebook.evaluation.provenance import (
+    LoadedModels,
+    collect_warnings,
+    describe_provenance,
+    describe_request,
+)
 from slicebook.evaluation.reconstruction import ReconstructionResult, evaluate_reconstruction
 from slicebook.evaluation.report import PARTS, Evaluation, read_history, write_report, written_whole
 from slicebook.evaluation.slices import MAX_REAL, SliceCollection, check_trained_on, read_slices
@@ -37,6 +54,7 @@ from slicebook.models.checkpoint import (
     load_tokenizer,
 )
 from slicebook.models.sampling import SamplingSettings
+from slicebook.progress import Counter
 from slicebook.records import Record
 from slicebook.text import to_json
 from slicebook.visualization import contact_sheet
@@ -61,11 +79,12 @@ def evaluate(
     precision: str = "32-true",
     seed: int = 42,
     say: Callable[[str], None] = lambda _: None,
-    progress: Callable[[int, int], None] | None = None,
+    counter: Counter | None = None,
 ) -> Evaluation:
     """Evaluate a model on one split and write the results into a folder, report.json last.
 
     Parts with too little data are skipped, with a reason. An earlier report is replaced by a complete one.
+    What an interrupted evaluation has done is kept in a hidden folder in `out`, and the same call goes on.
 
     Args:
         model: Folder or file. A tokenizer alone allows only `reconstruction`.
@@ -81,7 +100,7 @@ def evaluate(
         precision: Precision of sampling; `auto` measures on a CPU which is faster.
         seed: Seed of all random draws.
         say: Called with a line before each piece of work.
-        progress: Called with the samples done and the total.
+        counter: Returns the progress line of each piece of work.
 
     Raises:
         CheckpointError: There is no model for a requested part.
@@ -94,19 +113,26 @@ def evaluate(
     requested, not_installed = _requested_parts(models, parts)
     if models.prior:
         check_trained_on(models.prior, data)
-    with written_whole(Path(out)) as partial:
-        options = _Options(
-            split, partial, codecs, samples, settings, steps, device, precision, seed, progress
+    codecs = codec_metrics.installed() if codecs is None else codecs
+    options = _Options(split, codecs, samples, settings or SamplingSettings(), steps, device, precision, seed)
+    request = describe_request(models, data) | {"parts": requested} | vars(options)
+    request |= {"settings": asdict(options.settings), "device": str(device)}
+    with written_whole(Path(out), request) as work:
+        results = _Results(
+            say,
+            {str(data.folder): "DATA", str(model): "MODEL"},
+            work.content,
+            KeptWork(work.journal, counter),
         )
-        results = _Results(say, {str(data.folder): "DATA", str(model): "MODEL"})
         if "reconstruction" in requested:
             _evaluate_reconstruction(results, models.tokenizer, slices, options)
         if models.prior and requested != PARTS[:1]:
             _evaluate_samples(results, models.prior, data, requested, options)
         report = _assemble(results, models, data, not_installed, options)
         if report.generation:
-            write_csv(partial / "measures.csv", [_row(measure) for measure in report.generation.measures()])
-        write_report(partial, report)
+            rows = [_row(measure) for measure in report.generation.measures()]
+            write_csv(work.content / "measures.csv", rows)
+        write_report(work.content, report)
     return report
 
 
@@ -115,15 +141,13 @@ class _Options:
     """The arguments of `evaluate` that its parts share."""
 
     split: Split
-    out: Path
-    codecs: bool | None
+    codecs: bool
     samples: int | None
-    settings: SamplingSettings | None
+    settings: SamplingSettings
     steps: int
     device: torch.device
     precision: str
     seed: int
-    progress: Callable[[int, int], None] | None
 
 
 def _check_parts(parts: Sequence[str] | None) -> None:
@@ -138,16 +162,20 @@ def _evaluate_reconstruction(
     results: _Results, tokenizer: LoadedTokenizer, slices: SliceSet, options: _Options
 ) -> None:
     results.say(f"reconstruction: {len(slices)} slices of {len(slices.patients)} patients")
-    with results.measuring("reconstruction"):
-        reconstruction = evaluate_reconstruction(
+
+    def compute() -> ReconstructionResult:
+        return evaluate_reconstruction(
             tokenizer.tokenizer,
             slices,
-            options.out,
-            codecs=codec_metrics.installed() if options.codecs is None else options.codecs,
+            results.out,
+            codecs=options.codecs,
             device=options.device,
             seed=options.seed,
+            kept=results.kept,
         )
-        results.add("reconstruction", reconstruction)
+
+    with results.measuring("reconstruction"):
+        results.add("reconstruction", ReconstructionResult, compute)
 
 
 def _assemble(
@@ -201,9 +229,14 @@ class _Results:
     Args:
         say: Called with a line per message.
         placeholders: What stands in a report in place of each path: a path may identify people.
+        out: Folder for files.
+        kept: What an interrupted evaluation has done.
     """
 
-    def __init__(self, say: Callable[[str], None], placeholders: Mapping[str, str]) -> None:
+    def __init__(
+        self, say: Callable[[str], None], placeholders: Mapping[str, str], out: Path, kept: KeptWork
+    ) -> None:
+        self.out, self.kept = out, kept
         self.records: dict[str, Any] = {}
         self.seconds: dict[str, float] = {}
         self.skipped: dict[str, str] = {}
@@ -222,14 +255,20 @@ class _Results:
             for path, placeholder in self._placeholders.items():
                 reason = re.sub(rf"(?<![\w/.-]){re.escape(path)}(?=[:/])", placeholder, reason)
             self.skipped |= dict.fromkeys(parts, reason)
-        self.seconds[name] = round(time.perf_counter() - started, 1)
+        self.took(name, started)
 
-    def add(self, name: str, record: Record) -> None:
-        """Add the record of a part.
+    def took(self, name: str, started: float) -> None:
+        """Record the seconds of a piece of work, or those that it took when it was done."""
+        seconds = round(time.perf_counter() - started, 1)
+        self.seconds[name] = self.kept.record(f"seconds of {name}", float, lambda: seconds)
+
+    def add(self, name: str, kind: type[Record], compute: Callable[[], Record]) -> None:
+        """Compute the record of a part, unless it is kept, and add it.
 
         Raises:
             DataError: A number in it is not finite, which JSON cannot hold.
         """
+        record = self.kept.record(name, kind, compute)
         try:
             to_json(record)
         except ValueError as error:
@@ -242,7 +281,7 @@ def _evaluate_samples(
 ) -> None:
     """Draw samples, and evaluate the requested parts on them."""
     kind, seed, say = prior.info.slices[0], options.seed, results.say
-    size, kinds = (kind.rows, kind.columns), descriptors()
+    size = (kind.rows, kind.columns)
     real: SliceCollection | None = None
     with results.measuring(
         "real slices", [part for part in ("generation", "downstream") if part in requested]
@@ -258,35 +297,57 @@ def _evaluate_samples(
             settings=options.settings,
             precision=options.precision,
             seed=seed,
-            progress=options.progress,
+            kept=results.kept,
         )
-        results.add("sampling", sampling)
+        results.add("sampling", SamplingInfo, lambda: sampling)
     if "sampling" not in results.records:
         return
-    _draw_sheets(samples, real, kind.row_mm / kind.column_mm, seed, options.out)
+    _draw_sheets(samples, real, kind.row_mm / kind.column_mm, seed, results.out)
     if "generation" in requested and real:
         with results.measuring("generation"):
-            generation = evaluate_generation(
+            compare = partial(
+                evaluate_generation,
                 prior,
                 data,
                 samples,
                 real,
-                steps=(options.settings or SamplingSettings()).decoder_steps,
+                steps=options.settings.decoder_steps,
                 seed=seed,
-                kinds=kinds,
+                kinds=descriptors(results.kept),
                 say=say,
+                kept=results.kept,
             )
-            results.add("generation", generation)
+            results.add("generation", GenerationResult, compare)
     if "memorization" in requested:
         _audit_samples(results, prior, data, samples, options)
     if "downstream" in requested and real:
         with results.measuring("downstream"):
-            limit = options.steps * downstream.BATCH  # no more are used
-            train = read_slices(data, "train", size, limit=limit, seed=seed)
-            segmentation = downstream.evaluate_downstream(
-                samples, train, real, data.info.label_values, steps=options.steps, seed=seed, say=say
-            )
-            results.add("downstream", segmentation)
+            _train_segmenters(results, data, samples, real, options)
+
+
+def _train_segmenters(
+    results: _Results,
+    data: PreparedData,
+    samples: SliceCollection,
+    real: SliceCollection,
+    options: _Options,
+) -> None:
+    size = (samples.images.shape[-2], samples.images.shape[-1])
+    limit = options.steps * downstream.BATCH  # no more are used
+
+    def compute() -> downstream.DownstreamResult:
+        return downstream.evaluate_downstream(
+            samples,
+            read_slices(data, "train", size, limit=limit, seed=options.seed),
+            real,
+            data.info.label_values,
+            steps=options.steps,
+            seed=options.seed,
+            say=results.say,
+            kept=results.kept,
+        )
+
+    results.add("downstream", downstream.DownstreamResult, compute)
 
 
 def _audit_samples(
@@ -295,19 +356,21 @@ def _audit_samples(
     size = (samples.images.shape[-2], samples.images.shape[-1])
     with results.measuring("memorization"):
         started = time.perf_counter()
-        training = describe_training(data, size, say=results.say)
-        results.seconds["audit, describing the training set"] = round(time.perf_counter() - started, 1)
-        memorization = evaluate_memorization(
+        training = describe_training(data, size, say=results.say, kept=results.kept)
+        results.took("audit, describing the training set", started)
+        audit = partial(
+            evaluate_memorization,
             prior,
             data,
             samples,
             seed=options.seed,
-            steps=(options.settings or SamplingSettings()).decoder_steps,
+            steps=options.settings.decoder_steps,
             training=training,
-            out=options.out,
+            out=results.out,
             say=results.say,
+            kept=results.kept,
         )
-        results.add("memorization", memorization)
+        results.add("memorization", MemorizationResult, audit)
 
 
 def _load(model: Path, parts: Sequence[str] | None, device: torch.device) -> LoadedModels:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 
 import numpy as np
 from jaxtyping import Float32
@@ -17,6 +18,7 @@ from jaxtyping import Float32
 from slicebook.data.dataset import PreparedData, SliceSet
 from slicebook.data.manifest import SliceKind
 from slicebook.evaluation.features import Descriptor, block_descriptor, descriptors
+from slicebook.evaluation.kept import NOTHING_KEPT, Arrays, KeptWork
 from slicebook.evaluation.slices import (
     SliceCollection,
     check_trained_on,
@@ -157,6 +159,7 @@ def evaluate_generation(
     seed: int,
     kinds: Sequence[Descriptor] | None = None,
     say: Callable[[str], None] = lambda _: None,
+    kept: KeptWork = NOTHING_KEPT,
 ) -> GenerationResult:
     """Compare samples with held-out slices, and with their reconstructions by the tokenizer.
 
@@ -169,42 +172,55 @@ def evaluate_generation(
         seed: Seed of the splits of patients and of the bootstrap.
         kinds: Kinds of features; by default all that are installed.
         say: Called before each part.
+        kept: Keeps each part.
 
     Raises:
         DataError: There are fewer than 2 held-out patients.
     """
     say(f"{len(samples)} samples and {len(real)} real slices of {len(set(real.patients))} patients")
-    reconstructed = reconstruct(loaded, real.images, steps=steps)
+    reconstructed = reconstruct(loaded, real.images, steps=steps, kept=kept)
     sets = [unit(images) for images in (samples.images, reconstructed, real.images)]
     features = {}
     chosen = kinds or descriptors()
     for kind in chosen:
         say(f"{kind.name} of {sum(map(len, sets))} slices")
-        generated, reconstructions, originals = map(kind, sets)
-        features[kind.name] = Features(
-            convention=kind.convention,
-            samples=compare(generated, originals, real.patients, seed=seed, one_unit=kind.one_unit),
-            tokenizer_only=compare(
-                reconstructions, originals, real.patients, seed=seed, one_unit=kind.one_unit, paired=True
-            ),
+        features[kind.name] = kept.record(
+            f"comparison by {kind.name}", Features, partial(_compare, kind, sets, real.patients, seed)
         )
-    size = (samples.images.shape[-2], samples.images.shape[-1])
     say("diversity, spectra, intensities, anatomy")
     size = (samples.images.shape[-2], samples.images.shape[-1])
     anatomy = None
     pelvis = (data.info.label_values, data.info.plane) == (PELVIS, "axial")
     if samples.masks is not None and real.masks is not None and pelvis:
         train = of_size(data, "train", size)
-        anatomy = measure_anatomy(samples, real, train, seed=seed)
+        anatomy = kept.record("anatomy", PassRate, lambda: measure_anatomy(samples, real, train, seed=seed))
+    pairs = (sets[0], sets[2], real.patients)
     return GenerationResult(
         held_out_patients=len(set(real.patients)),
         held_out_slices=len(real),
         features=features,
-        detection=_detect(sets, chosen, data, real, seed, say),
-        diversity=compare_diversity(sets[0], sets[2], real.patients, seed=seed),
-        spectrum=compare_spectra(sets[0], sets[2], real.patients, seed=seed),
-        intensity=compare_intensities(sets[0], sets[2], real.patients, seed=seed),
+        detection=_detect(sets, chosen, data, real, seed, say, kept),
+        diversity=kept.record("diversity", Diversity, lambda: compare_diversity(*pairs, seed=seed)),
+        spectrum=kept.record("spectrum", Curves, lambda: compare_spectra(*pairs, seed=seed)),
+        intensity=kept.record("intensities", Curves, lambda: compare_intensities(*pairs, seed=seed)),
         anatomy=anatomy,
+    )
+
+
+def _compare(
+    kind: Descriptor,
+    sets: Sequence[Float32[np.ndarray, "_ h w"]],
+    patients: Sequence[str],
+    seed: int,
+) -> Features:
+    """Compare samples and reconstructions with real slices on one kind of features."""
+    generated, reconstructions, originals = map(kind, sets)
+    return Features(
+        convention=kind.convention,
+        samples=compare(generated, originals, patients, seed=seed, one_unit=kind.one_unit),
+        tokenizer_only=compare(
+            reconstructions, originals, patients, seed=seed, one_unit=kind.one_unit, paired=True
+        ),
     )
 
 
@@ -215,6 +231,7 @@ def _detect(
     real: SliceCollection,
     seed: int,
     say: Callable[[str], None],
+    kept: KeptWork,
 ) -> dict[str, Detection]:
     """Return how well classifiers tell samples and reconstructions from real slices.
 
@@ -227,8 +244,9 @@ def _detect(
         return {}
     say("classifiers of samples and real slices")
     training = unit(others.images)
-    return {
-        kind.name: detection(
+
+    def detect(kind: Descriptor) -> Detection:
+        return detection(
             kind(samples),
             kind(reconstructed),
             kind(originals),
@@ -238,6 +256,9 @@ def _detect(
             seed=seed,
             one_unit=kind.one_unit,
         )
+
+    return {
+        kind.name: kept.record(f"classifier by {kind.name}", Detection, partial(detect, kind))
         for kind in (*kinds, block_descriptor("pixels", pixels.PIXELS))
     }
 
@@ -250,7 +271,7 @@ def draw_samples(
     settings: SamplingSettings | None = None,
     precision: str = "32-true",
     seed: int = 42,
-    progress: Callable[[int, int], None] | None = None,
+    kept: KeptWork = NOTHING_KEPT,
 ) -> tuple[SliceCollection, SamplingInfo]:
     """Draw samples of the most frequent size, at positions of training slices.
 
@@ -261,7 +282,7 @@ def draw_samples(
         settings: Steps of sampling, and guidance.
         precision: Precision of sampling; `auto` measures on a CPU which is faster.
         seed: Seed of the positions.
-        progress: Called with the numbers of samples done and in total.
+        kept: Keeps the samples, and the precision that was measured.
 
     Raises:
         ConfigError: The prior was trained on other data.
@@ -272,14 +293,20 @@ def draw_samples(
     training_positions = [record.position for record in of_size(data, "train", size).records]
     positions = np.random.default_rng(seed).choice(training_positions, count).tolist()
     seeds = [FIRST_SAMPLE + index for index in range(count)]
-    precision = choose_sampling_precision(loaded, precision)
-    started = time.perf_counter()
-    tokens = draw(loaded, size, seeds, positions, settings, precision=precision, progress=progress)
-    slices = render(loaded, tokens, size, seeds, settings.decoder_steps)
-    seconds = time.perf_counter() - started
+    precision = kept.record("precision", str, lambda: choose_sampling_precision(loaded, precision))
+    used = precision
+
+    def part(first: int, end: int) -> Arrays:
+        started, rows = time.perf_counter(), slice(first, end)
+        tokens = draw(loaded, size, seeds[rows], positions[rows], settings, precision=used)
+        slices = render(loaded, tokens, size, seeds[rows], settings.decoder_steps)
+        masks = {} if slices.masks is None else {"masks": slices.masks}
+        return {"images": slices.images, "seconds": np.array([time.perf_counter() - started]), **masks}
+
+    drawn = kept.arrays("samples", "sample", count, SAMPLING_BATCH, part)
     samples = SliceCollection(
-        slices.images,
-        slices.masks,
+        drawn["images"],
+        drawn.get("masks"),
         ("",) * count,
         (_spacing(kind),) * count,
         tuple(seeds),
@@ -291,7 +318,7 @@ def draw_samples(
         settings=asdict(settings),
         first_seed=FIRST_SAMPLE,
         precision=precision,
-        seconds_per_slice=seconds / (-(-count // SAMPLING_BATCH) * SAMPLING_BATCH),
+        seconds_per_slice=float(drawn["seconds"].sum()) / (-(-count // SAMPLING_BATCH) * SAMPLING_BATCH),
         tokens={stage.name: len(stage) for stage in loaded.tokenizer.layout(size).stages},
         parameters=sum(parameter.numel() for parameter in loaded.prior.parameters()),
     )

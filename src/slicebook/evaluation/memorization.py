@@ -7,6 +7,7 @@ compared with other patients only. The descriptions of the training set are cach
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +21,7 @@ from jaxtyping import Float32, Float64
 from slicebook.data.dataset import PreparedData, SliceSet
 from slicebook.data.manifest import SliceRecord
 from slicebook.errors import DataError
+from slicebook.evaluation.kept import NOTHING_KEPT, Arrays, KeptWork
 from slicebook.evaluation.slices import (
     BATCH,
     MAX_REAL,
@@ -34,10 +36,10 @@ from slicebook.io.tensors import State, hash_tensors, load_kept, save_state
 from slicebook.metrics.audit_baseline import MIN_PATIENTS
 from slicebook.metrics.membership import Membership, membership
 from slicebook.metrics.memorization import Audit, Pair, audit
-from slicebook.metrics.nearest import CORRELATION, describe, move, nearest_by_correlation
+from slicebook.metrics.nearest import CHUNK, CORRELATION, Nearest, describe, move, nearest_by_correlation
 from slicebook.metrics.statistics import Rate, summarise_rate
 from slicebook.models.checkpoint import LoadedPrior
-from slicebook.models.prior import likelihood
+from slicebook.models.prior import LIKELIHOOD_BATCH, likelihood
 from slicebook.models.sampling import SamplingSettings
 from slicebook.records import Record
 from slicebook.training.token_dataset import encode_slices
@@ -85,6 +87,7 @@ def evaluate_memorization(
     training: TrainingSet | None = None,
     out: Path | None = None,
     say: Callable[[str], None] = lambda _: None,
+    kept: KeptWork = NOTHING_KEPT,
 ) -> MemorizationResult:
     """Audit samples for copies of training slices; list and draw the closest pairs into `out`.
 
@@ -97,13 +100,14 @@ def evaluate_memorization(
         training: The training slices, described for the search; described here by default.
         out: Folder for closest.csv and closest.png; none by default.
         say: Called before each part.
+        kept: Keeps the searches and the likelihoods.
 
     Raises:
         DataError: No patient never trained on has a slice of this size, or a single one has and there are
             too few training patients.
     """
     size = (generated.images.shape[-2], generated.images.shape[-1])
-    training = training or describe_training(data, size, say=say)
+    training = training or describe_training(data, size, say=say, kept=kept)
     train = training.slices
     owners = [record.patient for record in train.records]
     held_out, patients, baseline = _held_out(data, size, train, seed)
@@ -113,7 +117,7 @@ def evaluate_memorization(
     samples = unit(generated.images)
 
     say(f"search: {len(held_out)} real slices, {len(generated)} samples, and planted copies")
-    search = partial(nearest_by_correlation, training=training.windows, training_patients=owners)
+    search = partial(_search, training=training.windows, training_patients=owners, kept=kept)
     copies = audit(
         samples,
         held_out,
@@ -126,7 +130,7 @@ def evaluate_memorization(
         seed=seed,
     )
     say("likelihoods of training slices and of held-out ones")
-    member, prior_bits = _likelihoods(loaded, data, size, seed)
+    member, prior_bits = _likelihoods(loaded, data, size, seed, kept)
     if out is not None:
         _draw_closest(copies.closest, samples, train, out / "closest.png")
         write_csv(out / "closest.csv", [_row(pair, generated, train) for pair in copies.closest])
@@ -139,6 +143,24 @@ def evaluate_memorization(
         membership=member,
         prior_bits_per_pixel=prior_bits,
     )
+
+
+def _search(
+    images: Float32[np.ndarray, "n h w"],
+    patients: Sequence[str] | None,
+    training: Float32[np.ndarray, "m r c"],
+    training_patients: Sequence[str],
+    kept: KeptWork,
+) -> Nearest:
+    """Search as `nearest_by_correlation`, and keep what was found."""
+
+    def part(first: int, end: int) -> Arrays:
+        owners = None if patients is None else patients[first:end]
+        return vars(nearest_by_correlation(images[first:end], owners, training, training_patients))
+
+    digest = hashlib.blake2b(images.tobytes(), digest_size=8).hexdigest()
+    found = kept.arrays(f"search {digest}", "slice searched", len(images), CHUNK, part)
+    return Nearest(**{name: values.numpy() for name, values in found.items()})
 
 
 def _held_out(
@@ -185,7 +207,7 @@ def _read(slices: SliceSet, records: Sequence[SliceRecord]) -> Float32[np.ndarra
 
 
 def _likelihoods(
-    loaded: LoadedPrior, data: PreparedData, size: tuple[int, int], seed: int
+    loaded: LoadedPrior, data: PreparedData, size: tuple[int, int], seed: int, kept: KeptWork = NOTHING_KEPT
 ) -> tuple[Membership, Rate]:
     """Compare the prior's likelihoods of training slices with those of held-out slices."""
     records = [r for r in data.records if not r.blank and (r.rows, r.columns) == size]
@@ -199,10 +221,11 @@ def _likelihoods(
         if all(pair):
             break
     groups: list[tuple[Float64[np.ndarray, " n"], list[str]]] = []
-    for group in pair:
+    for name, group in zip(("training", "held-out"), pair, strict=True):
         chosen = np.random.default_rng(seed).permutation(len(group))[:MEMBERS]
         slices = SliceSet(data.folder, tuple(group[index] for index in np.sort(chosen)))
-        groups.append((_log_likelihood(loaded, slices), [record.patient for record in slices.records]))
+        scores = _log_likelihood(loaded, slices, name, kept)
+        groups.append((scores, [record.patient for record in slices.records]))
     (training, training_patients), (held_out, held_out_patients) = groups
     bits = (-held_out / np.log(2) / (size[0] * size[1])).tolist()
     return membership(training, training_patients, held_out, held_out_patients, seed=seed), summarise_rate(
@@ -210,12 +233,21 @@ def _likelihoods(
     )
 
 
-def _log_likelihood(loaded: LoadedPrior, slices: SliceSet) -> Float64[np.ndarray, " n"]:
+def _log_likelihood(
+    loaded: LoadedPrior, slices: SliceSet, name: str, kept: KeptWork
+) -> Float64[np.ndarray, " n"]:
     """Return the log-likelihood of each slice's tokens, including those of its mask, in nats."""
     device = next(loaded.prior.parameters()).device
     (tokens,) = encode_slices(loaded.tokenizer, slices, device=device, classes=loaded.info.classes)
-    scores = likelihood(loaded.prior, tokens.layout, tokens.tokens[:, 0].long(), tokens.conditions)
-    return np.asarray(-scores.nats.sum(1).double().numpy())
+
+    def part(first: int, end: int) -> Arrays:
+        rows = torch.arange(first, end)
+        conditions = tokens.conditions[rows]
+        scores = likelihood(loaded.prior, tokens.layout, tokens.tokens[rows, 0].long(), conditions)
+        return {"scores": -scores.nats.sum(1).double()}
+
+    item = f"likelihood of a {name} slice"
+    return np.asarray(kept.arrays(item, item, len(slices), LIKELIHOOD_BATCH, part)["scores"].numpy())
 
 
 def _draw_closest(
@@ -256,7 +288,7 @@ def _row(pair: Pair, samples: SliceCollection, train: SliceSet) -> dict[str, Any
 
 
 FOLDER = "descriptions"  # cache in the prepared folder
-PROGRESS_INTERVAL = 1024  # slices
+DESCRIBED = 1024  # slices that are described and kept at a time
 
 
 @dataclass(frozen=True)
@@ -277,25 +309,28 @@ def describe_training(
     size: tuple[int, int],
     *,
     say: Callable[[str], None] = lambda _: None,
+    kept: KeptWork = NOTHING_KEPT,
 ) -> TrainingSet:
     """Describe the training slices of a size, or read their descriptions from the cache.
 
     Args:
         data: The prepared folder; its folder `descriptions` is the cache, if it can be written to.
         size: Rows and columns.
-        say: Called with the progress.
+        say: Called before the work.
+        kept: Keeps descriptions until all are in the cache.
 
     Raises:
         DataError: There is no training slice of this size.
     """
     slices = of_size(data, "train", size, masked=False)
-    return TrainingSet(slices, _describe_cached(data, slices, say))
+    return TrainingSet(slices, _describe_cached(data, slices, say, kept))
 
 
 def _describe_cached(
     data: PreparedData,
     slices: SliceSet,
     say: Callable[[str], None],
+    kept: KeptWork,
 ) -> Float32[np.ndarray, "n r c"]:
     """Return the descriptions of slices from the cache, or compute and cache them."""
     rows, columns = slices.records[0].rows, slices.records[0].columns
@@ -309,16 +344,15 @@ def _describe_cached(
     cached = load_kept(path, made_from)
     if cached is not None:
         return cached["values"].numpy()
-    values = np.empty((0, 0, 0), np.float32)
-    for start, batch in zip(range(0, len(slices), BATCH), in_batches(slices), strict=True):
-        if start % PROGRESS_INTERVAL == 0:
-            say(f"windows of {len(slices)} training slices: {start} done")
-        windows = describe(batch)
-        if not start:  # one array: a list of parts would double the memory at the end
-            values = np.empty((len(slices), *windows.shape[1:]), np.float32)
-        values[start : start + len(batch)] = windows
+    say(f"windows of {len(slices)} training slices")
+
+    def part(first: int, end: int) -> Arrays:
+        chosen = SliceSet(slices.folder, slices.records[first:end])
+        return {"values": np.concatenate([describe(batch) for batch in in_batches(chosen)])}
+
+    values = kept.arrays("windows", "training slice", len(slices), DESCRIBED, part)["values"]
     try:
-        save_state(path, State({"values": torch.from_numpy(values)}, made_from))
+        save_state(path, State({"values": values}, made_from))
     except (DataError, OSError) as error:  # the folder may be read-only
         say(f"not cached: {error}")
-    return values
+    return values.numpy()

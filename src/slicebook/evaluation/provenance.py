@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from slicebook.evaluation.reconstruction import ReconstructionResult
 from slicebook.io.tensors import hash_tensors
 from slicebook.models.checkpoint import LoadedPrior, LoadedTokenizer
 from slicebook.starters import is_starter
+from slicebook.version import __version__
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,22 @@ def _codec_warnings(reconstruction: ReconstructionResult | None) -> list[str]:
         for codec in codecs.values()
         if codec.slices_over_budget
     ]
+
+
+def describe_request(models: LoadedModels, data: PreparedData) -> dict[str, Any]:
+    """Return all that an evaluation depends on besides its options: models, data and libraries.
+
+    The voxels are known by the size and the time of their files; to hash them could take minutes.
+    """
+    voxels = [path for name in ("images.f32", "labels.u8") if (path := data.folder / name).is_file()]
+    return {
+        "slicebook_version": __version__,
+        "tokenizer": models.tokenizer.info.weights_sha256,
+        "prior": models.prior and models.prior.info.weights_sha256,
+        "records": hashlib.sha256(repr((data.info, data.records)).encode()).hexdigest(),
+        "voxels": [(path.stat().st_size, path.stat().st_mtime_ns) for path in voxels],
+        "versions": versions(),
+    }
 
 
 def describe_provenance(

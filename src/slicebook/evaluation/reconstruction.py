@@ -7,19 +7,21 @@ mean over their slices, and intervals come from resampling patients.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor
 
 from slicebook.data.dataset import SliceSet
-from slicebook.data.loader import SliceBatches
+from slicebook.data.loader import Batch, SliceBatches
 from slicebook.data.manifest import SliceRecord
+from slicebook.evaluation.kept import NOTHING_KEPT, KeptWork
 from slicebook.evaluation.rate_distortion import RateDistortion, decode_prefixes, measure_rate_distortion
 from slicebook.io.atomic import write_csv
 from slicebook.metrics import codecs as codec_metrics
@@ -75,10 +77,11 @@ class ReconstructionResult(Record):
 
 @dataclass(frozen=True)
 class _CodecSlice:
-    """One slice encoded by one codec, without its pixels, and its scores."""
+    """One slice encoded by one codec, and its scores; see `codecs.Coded`."""
 
     bits: int
     header_bits: int
+    quality: float
     within_budget: bool
     scores: Scores
 
@@ -91,7 +94,7 @@ class _ScoredSlice:
     record: SliceRecord
     bits: float
     scores: Scores
-    codecs: Mapping[str, _CodecSlice]
+    codecs: dict[str, _CodecSlice]
 
     @property
     def pixels(self) -> int:
@@ -104,6 +107,14 @@ class _ScoredSlice:
         return headline if headline is not None else self.scores["ssim_whole"] or 0.0
 
 
+@dataclass(frozen=True)
+class _ScoredBatch:
+    """The slices of a batch, and how often each code was used, by level."""
+
+    slices: list[_ScoredSlice]
+    use: list[list[int]]
+
+
 def evaluate_reconstruction(
     tokenizer: Tokenizer,
     slices: SliceSet,
@@ -113,6 +124,7 @@ def evaluate_reconstruction(
     device: str | torch.device = "cpu",
     seed: int = 42,
     batch_size: int = 16,
+    kept: KeptWork = NOTHING_KEPT,
 ) -> ReconstructionResult:
     """Score a tokenizer on slices; write slices.csv, patients.csv, worst.png, pairs.png and levels.png.
 
@@ -124,6 +136,7 @@ def evaluate_reconstruction(
         device: Where the tokenizer runs; scores are computed on the CPU.
         seed: Seed of the bootstrap.
         batch_size: Slices per batch of the tokenizer; scores do not depend on it.
+        kept: Keeps the scores of each batch.
 
     Raises:
         ShapeError: A slice is smaller than the SSIM's window.
@@ -131,10 +144,9 @@ def evaluate_reconstruction(
     """
     libraries = codec_metrics.versions() if codecs else {}  # first, because the extra may be missing
     tokenizer = tokenizer.to(device).eval()
-    use = [torch.zeros(k, dtype=torch.int64) for k in tokenizer.config.codebook_sizes]
-    scored = sorted(
-        _score(tokenizer, slices, use, torch.device(device), batch_size, codecs), key=lambda item: item.index
-    )
+    batches = _score(tokenizer, slices, torch.device(device), batch_size, codecs, kept)
+    use = [torch.tensor(counts).sum(0) for counts in zip(*(batch.use for batch in batches), strict=True)]
+    scored = sorted((item for batch in batches for item in batch.slices), key=lambda item: item.index)
     patients = [item.record.patient for item in scored]
     codec_reports = {name: _codec_report(name, scored, library, seed) for name, library in libraries.items()}
     result = ReconstructionResult(
@@ -149,7 +161,11 @@ def evaluate_reconstruction(
         ),
         levels=tuple(level_use(level, counts) for level, counts in enumerate(use)),
         codecs=codec_reports or None,
-        rate_distortion=measure_rate_distortion(tokenizer, slices, codecs=codecs),
+        rate_distortion=kept.record(
+            "rate-distortion",
+            RateDistortion,
+            lambda: measure_rate_distortion(tokenizer, slices, codecs=codecs),
+        ),
     )
     out.mkdir(parents=True, exist_ok=True)
     _draw(tokenizer, slices, scored, out)
@@ -161,33 +177,57 @@ def evaluate_reconstruction(
 def _score(
     tokenizer: Tokenizer,
     slices: SliceSet,
-    use: Sequence[Int64[Tensor, " _"]],
     device: torch.device,
     batch_size: int,
     codecs: bool,
-) -> Iterator[_ScoredSlice]:
-    """Yield each slice's scores, batch by batch, and count its tokens into `use`."""
+    kept: KeptWork,
+) -> list[_ScoredBatch]:
+    """Return the scores of all slices, batch by batch."""
     brightest = _volume_maxima(slices)
     quality = dict.fromkeys(codec_metrics.CODECS, 0.4) if codecs else {}
-    for batch in SliceBatches(slices, batch_size):
-        size = (batch.images.shape[-2], batch.images.shape[-1])
-        with torch.inference_mode():
-            tokens = tokenizer.encode(batch.images.to(device))
-            copies = tokenizer.decode(tokens, size).float().cpu()
-        for counts, grid in zip(use, tokens, strict=True):
-            counts += torch.bincount(grid.flatten().cpu(), minlength=len(counts))
-        for index, image, copy in zip(batch.indices.tolist(), batch.images, copies, strict=True):
-            record, bits, original = slices.records[index], tokenizer.bits(size), _unit(image)
-            coded_slices = {}
-            for name, start in quality.items():
-                coded = codec_metrics.code(codec_metrics.CODECS[name], original, bits, start=start)
-                quality[name] = coded.quality  # adjacent slices need about the same
-                codec_scores = scores(original, coded.image, volume_max=brightest[record.volume])
-                coded_slices[name] = _CodecSlice(
-                    coded.bits, coded.header_bits, coded.within_budget, codec_scores.named()
-                )
-            tokenizer_scores = scores(original, _unit(copy), volume_max=brightest[record.volume])
-            yield _ScoredSlice(index, record, bits, tokenizer_scores.named(), coded_slices)
+    progress, batches, done = kept.counter("slice"), [], 0
+    for number, batch in enumerate(SliceBatches(slices, batch_size)):
+        if progress:
+            progress(done, len(slices))
+        score = partial(_score_batch, tokenizer, slices, batch, device, brightest, quality)
+        batches.append(kept.record(f"scores of batch {number}", _ScoredBatch, score))
+        done += len(batch.images)
+        # Adjacent slices need about the same.
+        quality = {name: passed.quality for name, passed in batches[-1].slices[-1].codecs.items()}
+    if progress:
+        progress(done, len(slices))
+    return batches
+
+
+def _score_batch(
+    tokenizer: Tokenizer,
+    slices: SliceSet,
+    batch: Batch,
+    device: torch.device,
+    brightest: Mapping[str, float],
+    quality: Mapping[str, float],
+) -> _ScoredBatch:
+    """Score the slices of a batch; the search of each codec starts at a quality."""
+    size = (batch.images.shape[-2], batch.images.shape[-1])
+    with torch.inference_mode():
+        tokens = tokenizer.encode(batch.images.to(device))
+        copies = tokenizer.decode(tokens, size).float().cpu()
+    codes = zip(tokens, tokenizer.config.codebook_sizes, strict=True)
+    use = [torch.bincount(grid.flatten().cpu(), minlength=count).tolist() for grid, count in codes]
+    scored, quality = [], dict(quality)
+    for index, image, copy in zip(batch.indices.tolist(), batch.images, copies, strict=True):
+        record, bits, original = slices.records[index], tokenizer.bits(size), _unit(image)
+        passed = {}
+        for name, start in quality.items():
+            coded = codec_metrics.code(codec_metrics.CODECS[name], original, bits, start=start)
+            quality[name] = coded.quality
+            codec_scores = scores(original, coded.image, volume_max=brightest[record.volume]).named()
+            passed[name] = _CodecSlice(
+                coded.bits, coded.header_bits, coded.quality, coded.within_budget, codec_scores
+            )
+        tokenizer_scores = scores(original, _unit(copy), volume_max=brightest[record.volume])
+        scored.append(_ScoredSlice(index, record, bits, tokenizer_scores.named(), passed))
+    return _ScoredBatch(scored, use)
 
 
 def _unit(image: Float[Tensor, "1 h w"]) -> Float[np.ndarray, "h w"]:

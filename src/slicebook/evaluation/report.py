@@ -19,7 +19,8 @@ from slicebook.evaluation.downstream import DownstreamResult
 from slicebook.evaluation.generation import GenerationResult, SamplingInfo
 from slicebook.evaluation.memorization import MemorizationResult
 from slicebook.evaluation.reconstruction import ReconstructionResult
-from slicebook.io.atomic import replacing_files, write_text
+from slicebook.io.atomic import write_text
+from slicebook.io.resumable import PartialFolder, resuming_files
 from slicebook.records import Record
 
 COLUMNS: Mapping[str, tuple[str, ...]] = MappingProxyType(
@@ -45,7 +46,7 @@ class History(Record):
 
 
 REPORT_NAME, SCHEMA_NAME = "report.json", "report.schema.json"
-PARTIAL = ".slicebook-evaluation"  # temporary folder of an unfinished evaluation
+PARTIAL = ".slicebook-evaluation"  # folder of an unfinished evaluation
 # All files that an evaluation or its page may write; earlier ones are removed with the report they belong to.
 WRITTEN = (
     *(REPORT_NAME, SCHEMA_NAME, "report.html", "slices.csv", "patients.csv", "measures.csv", "closest.csv"),
@@ -139,15 +140,21 @@ def read_report(folder: str | Path) -> Evaluation:
 
 
 @contextmanager
-def written_whole(out: Path) -> Iterator[Path]:
-    """Yield a temporary folder; at the end its files replace those of an earlier evaluation, the report last.
+def written_whole(out: Path, request: Mapping[str, Any]) -> Iterator[PartialFolder]:
+    """Yield a partial folder; at the end its files replace those of an earlier evaluation, the report last.
+
+    What an interrupted evaluation of the same request has done is still there.
+
+    Args:
+        out: Folder of the report.
+        request: All that the report depends on, as JSON values.
 
     Raises:
+        ConfigError: Another evaluation writes there.
         DataError: `out` is a file, or has files of these names that are not from an evaluation.
     """
     if out.exists() and not out.is_dir():
         raise DataError(f"{out}: is a file; choose a folder for the report (--out)")
-    # A temporary folder is left if an evaluation was killed.
     is_evaluation = _is_report(out / REPORT_NAME) or (out / PARTIAL).exists()
     existing = [name for name in WRITTEN if (out / name).exists()]
     if existing and not is_evaluation:
@@ -155,8 +162,8 @@ def written_whole(out: Path) -> Iterator[Path]:
             f"{out}: has a file {existing[0]}, which would be overwritten, but no report of Slicebook; "
             "choose another folder (--out)"
         )
-    with replacing_files(out, WRITTEN, last=REPORT_NAME, partial=PARTIAL) as partial:
-        yield partial
+    with resuming_files(out, request, names=WRITTEN, last=REPORT_NAME, partial=PARTIAL) as work:
+        yield work
 
 
 def _is_report(path: Path) -> bool:

@@ -14,6 +14,7 @@ from slicebook.data.dataset import PreparedData, SliceSet
 from slicebook.data.manifest import slice_kinds
 from slicebook.data.splits import Split
 from slicebook.errors import ConfigError, DataError
+from slicebook.evaluation.kept import NOTHING_KEPT, Arrays, KeptWork
 from slicebook.inference.synthesis import render
 from slicebook.metrics.anatomy import Spacing
 from slicebook.models.checkpoint import LoadedPrior
@@ -134,7 +135,11 @@ def in_batches(slices: SliceSet) -> Iterator[Float32[np.ndarray, "n h w"]]:
 
 
 def reconstruct(
-    loaded: LoadedPrior, images: Float[Tensor, "n 1 h w"], *, steps: int = SamplingSettings.decoder_steps
+    loaded: LoadedPrior,
+    images: Float[Tensor, "n 1 h w"],
+    *,
+    steps: int = SamplingSettings.decoder_steps,
+    kept: KeptWork = NOTHING_KEPT,
 ) -> Float[Tensor, "n 1 h w"]:
     """Return slices in [-1, 1], decoded from their own tokens as samples are.
 
@@ -142,9 +147,14 @@ def reconstruct(
         loaded: The prior, with its tokenizer.
         images: Slices in [-1, 1].
         steps: Of the generation decoder.
+        kept: Keeps the slices of one call under the name `reconstructions`.
     """
     device = next(loaded.prior.parameters()).device
     size = (images.shape[-2], images.shape[-1])
-    with torch.no_grad():
-        tokens = [loaded.tokenizer.encode(batch.to(device)).cpu() for batch in torch.split(images, BATCH)]
-    return render(loaded, torch.cat(tokens), size, range(len(images)), steps).images
+
+    @torch.no_grad()
+    def part(first: int, end: int) -> Arrays:
+        tokens = loaded.tokenizer.encode(images[first:end].to(device)).cpu()
+        return {"images": render(loaded, tokens, size, range(first, end), steps).images}
+
+    return kept.arrays("reconstructions", "reconstruction", len(images), BATCH, part)["images"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,13 +14,15 @@ from torch import Tensor
 
 from slicebook.devices import choose_device
 from slicebook.inference.inpaint import positions
-from slicebook.inference.volumes import Stack, list_volumes, spare_originals
+from slicebook.inference.volume_folder import process_volumes
+from slicebook.inference.volumes import ListedVolume, Stack, list_volumes, spare_originals
 from slicebook.io.atomic import write_csv
 from slicebook.io.volume import Plane
 from slicebook.models.checkpoint import LoadedPrior, load_prior
 from slicebook.models.conditions import Conditions
 from slicebook.models.prior import likelihood
 from slicebook.models.sequence import SequenceLayout
+from slicebook.progress import Progress
 from slicebook.visualization import contact_sheet
 
 DESCRIPTION = "Slicebook: nats per pixel"  # in every file's header
@@ -49,13 +50,14 @@ def anomaly(
     plane: Plane | None = None,
     pictures: bool = True,
     device: str = "auto",
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> AnomalySummary:
     """Map how unlikely each part of a slice is under a prior.
 
     `out` receives for each volume `<name>.nii.gz` (nats per pixel, in the volume's geometry), `<name>.csv`
     (per slice its nats, their standard deviation over draws, bits per pixel, and the map's peak) and
-    `<name>/slice-000.png`. A small lesion changes the peak more than the sum over the slice.
+    `<name>/slice-000.png`. A small lesion changes the peak more than the sum over the slice. A volume whose
+    outputs are there already, from the same input, model and settings, is not done again.
 
     Args:
         model: A prior's file, or the folder of a run or demo that holds one.
@@ -66,7 +68,7 @@ def anomaly(
         plane: Slice orientation of a NIfTI volume; the acquired one by default.
         pictures: Whether to write the PNG.
         device: auto, cpu, cuda or mps.
-        progress: Called with the number of slices done and of all slices of a volume.
+        progress: Called with the number of volumes done and of all volumes of a folder; of slices of a file.
 
     Raises:
         CheckpointError: There is no trained prior.
@@ -74,26 +76,34 @@ def anomaly(
     """
     loaded, folder = load_prior(model, choose_device(device)), Path(out)
     spare_originals(Path(source), folder)
-    rates: list[float] = []
-    volumes = 0
-    for listed in list_volumes(source, plane):
-        name, volume = listed.name, listed.read()
-        stack = Stack.of(volume, plane)
+    listed = list_volumes(source, plane)
+    of_slices, of_volumes = (None, progress) if Path(source).is_dir() else (progress, None)
+
+    def process(volume: ListedVolume, place: Path) -> list[float]:
+        stack = Stack.of(volume.read(), plane)
         conditions = positions(list(range(len(stack.slices))), len(stack.slices))
-        scores = anomaly_scores(
-            loaded, torch.from_numpy(stack.slices)[:, None], conditions, draws, seed, progress
-        )
-        folder.mkdir(parents=True, exist_ok=True)
+        images = torch.from_numpy(stack.slices)[:, None]
+        scores = anomaly_scores(loaded, images, conditions, draws, seed, of_slices)
         maps = scores.maps.numpy()
-        stack.volume_of_values(maps, DESCRIPTION).write(folder / f"{name}.nii.gz")
+        stack.volume_of_values(maps, DESCRIPTION).write(place / f"{volume.name}.nii.gz")
         pixels = stack.size[0] * stack.size[1]
-        bits = (scores.nats / math.log(2) / pixels).tolist()
-        _write_scores(folder / f"{name}.csv", scores, bits)
+        bits: list[float] = (scores.nats / math.log(2) / pixels).tolist()
+        _write_scores(place / f"{volume.name}.csv", scores, bits)
         if pictures:
-            _write_pictures(folder / name, stack, maps)
-        rates += bits
-        volumes += 1
-    return AnomalySummary(folder, volumes, len(rates), sum(rates) / len(rates))
+            _write_pictures(place / volume.name, stack, maps)
+        return bits
+
+    request = {
+        "model_sha256": loaded.info.weights_sha256,
+        "draws": draws,
+        "seed": seed,
+        "plane": plane,
+        "pictures": pictures,
+        "device": next(loaded.prior.parameters()).device.type,
+    }
+    results = process_volumes(listed, folder, "anomaly", request, process, of_volumes)
+    rates = [rate for bits in results for rate in bits]
+    return AnomalySummary(folder, len(listed), len(rates), sum(rates) / len(rates))
 
 
 @dataclass(frozen=True)
@@ -117,7 +127,7 @@ def anomaly_scores(
     conditions: Conditions,
     draws: int = 4,
     seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> AnomalyScores:
     """Return how unlikely slices in [-1, 1] are, per pixel and in total. Their masks count as unknown.
 

@@ -6,8 +6,7 @@ Volumes are written one by one into `OUT.partial`; the same command resumes afte
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,10 +20,12 @@ from slicebook.devices import choose_device
 from slicebook.errors import ConfigError, DataError
 from slicebook.inference.generate import DESCRIPTION
 from slicebook.inference.inpaint import positions, slice_seed
+from slicebook.inference.sample_folder import RECORD_NAME
 from slicebook.inference.synthesis import check_class, check_seeds, choose_sampling_precision, render
-from slicebook.io.atomic import put_in_place, write_csv, write_text
+from slicebook.io.atomic import refuse_full, write_csv, write_text
 from slicebook.io.discovery import find_files, nifti_stem
 from slicebook.io.nifti import read_labels, read_nifti
+from slicebook.io.resumable import PartialFolder, hash_files, resuming_folder
 from slicebook.io.volume import (
     Orientation,
     Plane,
@@ -38,10 +39,10 @@ from slicebook.models.checkpoint import LoadedPrior, load_prior
 from slicebook.models.conditions import Conditions
 from slicebook.models.masks import check_labels
 from slicebook.models.sampling import SamplingSettings, sample
+from slicebook.progress import Progress
 from slicebook.version import __version__
 from slicebook.visualization import contact_sheet
 
-REQUEST_NAME = "request.json"
 SHEET = 32  # pairs in the contact sheet, at most
 BATCH = 64  # slices drawn at a time
 
@@ -95,7 +96,7 @@ def generate_for_masks(
     *,
     device: str = "auto",
     precision: str = "32-true",
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> FromMasksSummary:
     """Generate slices whose labels are those of given masks, in the masks' geometry.
 
@@ -124,18 +125,13 @@ def generate_for_masks(
         raise ConfigError(f"{loaded.path}: was trained without masks; use a model that models masks")
     check_class(loaded, request.group)
     precision = choose_sampling_precision(loaded, precision)
-    target = Path(out).resolve()
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise DataError(f"{out}: is not empty; choose another folder")
-    partial = target.with_name(f"{target.name}.partial")
+    refuse_full(out)
     record = _record(loaded, files, request, precision)
-    _open(partial, record)
-    rows = _write_volumes(loaded, files, request, precision, partial / "set", progress)
-    write_csv(partial / "set" / "manifest.csv", [asdict(row) for row in rows])
-    record |= {"synthetic": True, "provenance": loaded.info.provenance.model_dump(mode="json")}
-    write_text(partial / "set" / "generation.json", json.dumps(record, indent=2) + "\n")
-    put_in_place(partial / "set", target)
-    shutil.rmtree(partial)
+    with resuming_folder(out, record, what="slices") as work:
+        rows = _write_volumes(loaded, files, request, precision, work, progress)
+        write_csv(work.content / "manifest.csv", [asdict(row) for row in rows])
+        record |= {"synthetic": True, "provenance": loaded.info.provenance.model_dump(mode="json")}
+        write_text(work.content / RECORD_NAME, json.dumps(record, indent=2) + "\n")
     return FromMasksSummary(Path(out), len(files), len(rows), sum(row.slices for row in rows))
 
 
@@ -153,8 +149,8 @@ def _write_volumes(
     files: Mapping[str, Path],
     request: MaskRequest,
     precision: str,
-    folder: Path,
-    progress: Callable[[int, int], None] | None,
+    work: PartialFolder,
+    progress: Progress | None,
 ) -> list[_Row]:
     """Write the volumes that are not written yet, and a contact sheet; return the rows of the manifest."""
     rows: list[_Row] = []
@@ -163,17 +159,20 @@ def _write_volumes(
         mask = GivenMask.of(read_labels(path), loaded, request.plane, str(path))
         for number in range(request.count):
             row = _Row(f"{name}-{number:03}", name, request.seed + number, len(mask.slices))
-            file = folder / "images" / f"{row.name}.nii.gz"
-            if not file.is_file():
+            file = work.content / "images" / f"{row.name}.nii.gz"
+            if progress and not rows:
+                progress(len(work.journal.units), len(files) * request.count)
+            if row.name not in work.journal:
                 image, labels = draw_for_mask(loaded, mask, row.seed, request, precision)
                 labels.write(file.with_name(f"{row.name}_mask.nii.gz"))
-                image.write(file)  # last: where it is, both are complete
+                image.write(file)
+                work.journal.add(row.name)
+                if progress:
+                    progress(len(work.journal.units), len(files) * request.count)
             if len(panels) < SHEET:
                 panels.append(_panel(mask, file))
             rows.append(row)
-            if progress:
-                progress(len(rows), len(files) * request.count)
-    contact_sheet.write_sheet(panels, folder / "sheet.png")
+    contact_sheet.write_sheet(panels, work.content / "sheet.png")
     return rows
 
 
@@ -305,29 +304,14 @@ def _panel(mask: GivenMask, file: Path) -> UInt8[np.ndarray, "rows w 3"]:
 
 
 def _record(
-    loaded: LoadedPrior, files: dict[str, Path], request: MaskRequest, precision: str
+    loaded: LoadedPrior, files: Mapping[str, Path], request: MaskRequest, precision: str
 ) -> dict[str, Any]:
     """Return all that the slices depend on, as JSON values."""
     return {
         "slicebook_version": __version__,
         "model_sha256": loaded.info.weights_sha256,
-        "masks": list(files),
+        "masks": {name: hash_files([path]) for name, path in files.items()},
         **asdict(request),
         "device": next(loaded.prior.parameters()).device.type,
         "precision": precision,
     }
-
-
-def _open(partial: Path, record: dict[str, Any]) -> None:
-    """Start the partial folder, or refuse one of another request."""
-    file = partial / REQUEST_NAME
-    if file.is_file():
-        if json.loads(file.read_text(encoding="utf-8")) != record:
-            raise ConfigError(
-                f"{partial}: holds unfinished slices of other masks or settings; repeat that command, choose "
-                "another --out, or remove this folder"
-            )
-    elif partial.exists():
-        raise DataError(f"{partial}: is needed for unfinished slices; move it away or choose another --out")
-    (partial / "set" / "images").mkdir(parents=True, exist_ok=True)
-    write_text(file, json.dumps(record, indent=2) + "\n")

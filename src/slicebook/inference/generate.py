@@ -1,7 +1,7 @@
 """Generate slices with their masks as a data set: files, pictures and a manifest.
 
-Samples are drawn and written in groups of 16. Until all are complete they lie in `OUT.partial`, with the
-request and a record of each finished group, so that the same command resumes after the last finished group.
+Samples are drawn and written in groups of 16. Until all are complete they lie in `OUT.partial`, so that the
+same command resumes after the last finished group.
 """
 
 from __future__ import annotations
@@ -21,7 +21,13 @@ from slicebook.data.manifest import SliceKind
 from slicebook.data.transforms import IntensityMap
 from slicebook.devices import choose_device
 from slicebook.errors import ConfigError
-from slicebook.inference.sample_folder import Sample, SampleFolder, earlier_request
+from slicebook.inference.sample_folder import (
+    RECORD_NAME,
+    Sample,
+    check_room,
+    earlier_request,
+    refuse_full,
+)
 from slicebook.inference.synthesis import (
     check_class,
     check_seeds,
@@ -32,10 +38,12 @@ from slicebook.inference.synthesis import (
 )
 from slicebook.io.atomic import write_csv, write_text
 from slicebook.io.nifti import header_for
+from slicebook.io.resumable import PartialFolder, resuming_folder
 from slicebook.io.volume import Volume
 from slicebook.models.checkpoint import LoadedPrior, load_prior
 from slicebook.models.sampling import SAMPLING_BATCH, SamplingSettings
 from slicebook.models.sequence import DecodedSlices
+from slicebook.progress import Progress
 from slicebook.version import __version__
 from slicebook.visualization import contact_sheet, figures
 
@@ -92,7 +100,7 @@ def generate(
     release_check: ReleaseCheck | None = None,
     device: str = "auto",
     precision: str = "32-true",
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> GenerateSummary:
     """Generate slices with their masks and write them as a data set.
 
@@ -113,7 +121,7 @@ def generate(
         release_check: Raises unless the samples may be shared, such as `reporting.release.release_check`.
         device: auto, cpu, cuda or mps.
         precision: Precision of sampling; `auto` measures on a CPU, and an interrupted set keeps its own.
-        progress: Called with the number of samples written and of all samples, after each group.
+        progress: Called with the number of samples written and of all samples, first and after each group.
 
     Raises:
         CheckpointError: There is no trained prior.
@@ -136,10 +144,11 @@ def generate(
         settings=settings,
         precision=precision,
     )
-    folder = SampleFolder(Path(out), task.record())
-    folder.refuse_full()
+    refuse_full(Path(out), json.loads(json.dumps(task.record())))
     texts = release_check(loaded, task.request) if release_check else {}
-    _write_set(task, folder, texts, progress)
+    with resuming_folder(out, task.record(), what="samples") as work:
+        check_room(Path(out), count - len(work.journal.units) * SAMPLING_BATCH, task.kind)
+        _write_set(task, work, texts, progress)
     return GenerateSummary(Path(out), count, task.request.size, loaded.tokenizer.masks is not None)
 
 
@@ -214,26 +223,27 @@ class GenerationTask:
 
 def _write_set(
     task: GenerationTask,
-    folder: SampleFolder,
+    work: PartialFolder,
     texts: Mapping[str, str],
-    progress: Callable[[int, int], None] | None,
+    progress: Progress | None,
 ) -> None:
-    """Write all samples that are not written yet, then the rest."""
+    """Write all samples that are not written yet, then the rest. A unit of the journal is a group."""
     kind, count = task.kind, task.count
-    folder.open(kind, count, SAMPLING_BATCH)
-    for group in task.groups(folder.groups * SAMPLING_BATCH):
-        _write_samples(folder.set, group, kind)
+    done = min(count, len(work.journal.units) * SAMPLING_BATCH)
+    if progress:
+        progress(done, count)
+    for group in task.groups(done):
+        _write_samples(work.content, group, kind)
         if group.first == 0:
-            _draw_levels(folder.set, group, kind, task.loaded)
-        folder.finish_group(group.samples)
+            _draw_levels(work.content, group, kind, task.loaded)
+        work.journal.add(str(group.first), [asdict(sample) for sample in group.samples])
         if progress:
             progress(group.first + len(group.samples), count)
-    samples = folder.samples()
-    _draw_sheets(folder.set, samples, kind)
-    _write_lists(folder.set, samples, task)
+    samples = [Sample(**fields) for group in work.journal.units.values() for fields in group]
+    _draw_sheets(work.content, samples, kind)
+    _write_lists(work.content, samples, task)
     for name, text in texts.items():
-        write_text(folder.set / name, text)
-    folder.finish()
+        write_text(work.content / name, text)
 
 
 def check_arguments(
@@ -379,4 +389,4 @@ def _write_lists(out: Path, samples: list[Sample], task: GenerationTask) -> None
         "recipe": info.recipe.model_dump(mode="json"),
         "provenance": info.provenance.model_dump(mode="json"),
     }
-    write_text(out / "generation.json", json.dumps(record, indent=2) + "\n")
+    write_text(out / RECORD_NAME, json.dumps(record, indent=2) + "\n")

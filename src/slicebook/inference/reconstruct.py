@@ -7,8 +7,9 @@ intensity scale of the input.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,13 +18,15 @@ from jaxtyping import Float32
 from slicebook.data.transforms import IntensityMap
 from slicebook.devices import choose_device
 from slicebook.errors import CheckpointError, ShapeError
-from slicebook.inference.volumes import Stack, list_volumes, read_single, spare_originals
+from slicebook.inference.volume_folder import process_volumes
+from slicebook.inference.volumes import ListedVolume, Stack, list_volumes, read_single, spare_originals
 from slicebook.io.atomic import write_csv
-from slicebook.io.tokens import TokenFile
+from slicebook.io.tokens import SUFFIX, TokenFile
 from slicebook.io.volume import Orientation, Plane, Volume, from_slices
 from slicebook.metrics.image_quality import SMALLEST_SIDE, scores
 from slicebook.models.checkpoint import LoadedTokenizer, load_tokenizer
 from slicebook.models.tokenizer import Tokenizer
+from slicebook.progress import Progress
 from slicebook.visualization import contact_sheet
 
 BATCH = 16
@@ -77,11 +80,13 @@ def reconstruct(
     device: str = "auto",
     pictures: bool = True,
     plane: Plane | None = None,
+    progress: Progress | None = None,
 ) -> ReconstructSummary:
     """Reconstruct volumes; write each with its own geometry and intensity scale, and its scores.
 
     `out` receives `<name>.nii.gz`, `<name>.csv` (scores per slice) and `<name>/slice-000.png` (original |
     reconstruction). A NIfTI keeps its name; DICOM series, whose names may identify a patient, are numbered.
+    A volume whose outputs are there already, from the same input, model and settings, is not done again.
 
     Args:
         model: A model file, or the folder of a run or of a demo.
@@ -91,6 +96,7 @@ def reconstruct(
         pictures: Whether to write the PNG pairs.
         plane: Slice orientation of a NIfTI volume, or of the DICOM series to use; the acquired one by
             default.
+        progress: Called with the number of volumes done and of all volumes.
 
     Raises:
         CheckpointError: There is no trained model.
@@ -100,21 +106,33 @@ def reconstruct(
     loaded = load_tokenizer(model, choose_device(device))
     folder = Path(out)
     spare_originals(Path(source), folder)
-    volumes: list[VolumeScores] = []
-    for listed in list_volumes(source, plane):
+
+    def process(listed: ListedVolume, place: Path) -> dict[str, Any]:
         name, stack = listed.name, Stack.of(listed.read(), plane)
         _check_sides(name, stack.size)
         drawn = reconstruct_slices(loaded.tokenizer, stack.slices)
-        folder.mkdir(parents=True, exist_ok=True)
-        output = folder / f"{name}.nii.gz"
-        stack.volume_of(drawn, DESCRIPTION).write(output)
-        volumes.append(_score(name, output, stack, drawn, loaded.tokenizer))
+        stack.volume_of(drawn, DESCRIPTION).write(place / f"{name}.nii.gz")
         if pictures:
-            _write_pairs(folder / name, stack, drawn)
+            _write_pairs(place / name, stack, drawn)
+        return _score(place / f"{name}.csv", stack, drawn, loaded.tokenizer)
+
+    listed = list_volumes(source, plane)
+    request = _request(loaded, plane) | {"pictures": pictures}
+    results = process_volumes(listed, folder, "reconstruct", request, process, progress)
+    volumes = [
+        VolumeScores(name=volume.name, output=folder / f"{volume.name}.nii.gz", **result)
+        for volume, result in zip(listed, results, strict=True)
+    ]
     total = sum(volume.slices for volume in volumes)
     return ReconstructSummary(
         folder, tuple(volumes), sum(volume.ssim_whole * volume.slices for volume in volumes) / total
     )
+
+
+def _request(loaded: LoadedTokenizer, plane: Plane | None) -> dict[str, Any]:
+    """Return what all outputs depend on besides their input."""
+    device = next(loaded.tokenizer.parameters()).device
+    return {"model_sha256": loaded.info.weights_sha256, "plane": plane, "device": device.type}
 
 
 def encode(
@@ -135,6 +153,47 @@ def encode(
     tokens = encode_stack(loaded, Stack.of(read_single(source, plane), plane))
     tokens.write(out)
     return _token_summary(Path(out), tokens, loaded)
+
+
+def encode_folder(
+    model: str | Path,
+    source: str | Path,
+    out: str | Path,
+    *,
+    device: str = "auto",
+    plane: Plane | None = None,
+    progress: Progress | None = None,
+) -> tuple[TokenSummary, ...]:
+    """Write the tokens of each volume of a folder to `out`/NAME.safetensors, named as by `reconstruct`.
+
+    A volume whose tokens are there already, from the same input, model and plane, is not encoded again.
+
+    Args:
+        model: A model file, or the folder of a run or of a demo.
+        source: A folder of NIfTI or DICOM files, or such a file.
+        out: Folder, made if missing.
+        device: auto, cpu, cuda or mps.
+        plane: Slice orientation, as for `reconstruct`.
+        progress: Called with the number of volumes done and of all volumes.
+
+    Raises:
+        CheckpointError: There is no trained model.
+        DataError: A volume cannot be read, or there is none.
+    """
+    loaded, folder = load_tokenizer(model, choose_device(device)), Path(out)
+
+    def process(listed: ListedVolume, place: Path) -> dict[str, Any]:
+        tokens = encode_stack(loaded, Stack.of(listed.read(), plane))
+        tokens.write(place / f"{listed.name}{SUFFIX}")
+        summary = asdict(_token_summary(folder, tokens, loaded))
+        return {key: value for key, value in summary.items() if key != "output"}
+
+    listed = list_volumes(source, plane)
+    results = process_volumes(listed, folder, "encode", _request(loaded, plane), process, progress)
+    return tuple(
+        TokenSummary(output=folder / f"{volume.name}{SUFFIX}", **result | {"grids": tuple(result["grids"])})
+        for volume, result in zip(listed, results, strict=True)
+    )
 
 
 def encode_stack(loaded: LoadedTokenizer, stack: Stack) -> TokenFile:
@@ -238,30 +297,27 @@ def reconstruct_slices(
 
 
 def _score(
-    name: str, output: Path, stack: Stack, drawn: Float32[np.ndarray, "n h w"], tokenizer: Tokenizer
-) -> VolumeScores:
-    """Score every slice, write the table, return the means."""
+    table: Path, stack: Stack, drawn: Float32[np.ndarray, "n h w"], tokenizer: Tokenizer
+) -> dict[str, Any]:
+    """Score every slice, write the table, return the fields of `VolumeScores` without the paths."""
     originals, copies = (stack.slices + 1) / 2, (drawn + 1) / 2
     rows = [
         scores(original.clip(0, 1), copy.clip(0, 1), volume_max=float(originals.max()))
         for original, copy in zip(originals, copies, strict=True)
     ]
-    table = [{"slice": number, **row.named()} for number, row in enumerate(rows)]
-    write_csv(output.with_name(f"{name}.csv"), table)
+    write_csv(table, [{"slice": number, **row.named()} for number, row in enumerate(rows)])
     low, high = stack.intensity.low, stack.intensity.high
     array = stack.volume.array
     foregrounds = [row.ssim_foreground for row in rows if row.ssim_foreground is not None]
-    return VolumeScores(
-        name=name,
-        output=output,
-        slices=len(rows),
-        ssim_whole=float(np.mean([row.ssim_whole for row in rows])),
-        ssim_foreground=float(np.mean(foregrounds)) if foregrounds else None,
-        psnr_whole=float(np.mean([row.psnr_whole for row in rows])),
-        bits_per_pixel=tokenizer.bits(stack.size) / (stack.size[0] * stack.size[1]),
-        clipped_share=float(((array < low) | (array > high)).mean()),
-        clipping_mae=float(np.abs(array - array.clip(low, high)).mean()),
-    )
+    return {
+        "slices": len(rows),
+        "ssim_whole": float(np.mean([row.ssim_whole for row in rows])),
+        "ssim_foreground": float(np.mean(foregrounds)) if foregrounds else None,
+        "psnr_whole": float(np.mean([row.psnr_whole for row in rows])),
+        "bits_per_pixel": tokenizer.bits(stack.size) / (stack.size[0] * stack.size[1]),
+        "clipped_share": float(((array < low) | (array > high)).mean()),
+        "clipping_mae": float(np.abs(array - array.clip(low, high)).mean()),
+    }
 
 
 def _write_pairs(folder: Path, stack: Stack, drawn: Float32[np.ndarray, "n h w"]) -> None:

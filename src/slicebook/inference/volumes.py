@@ -21,6 +21,7 @@ from slicebook.io.dicom_file import is_dicom
 from slicebook.io.dicom_series import find_dicom_series, read_dicom_series
 from slicebook.io.discovery import find_files, first_names, nifti_stem
 from slicebook.io.nifti import read_nifti
+from slicebook.io.resumable import hash_files
 from slicebook.io.volume import (
     Orientation,
     Plane,
@@ -81,10 +82,18 @@ class ListedVolume:
     Attributes:
         name: Name of its outputs; unique in a listing, ignoring case.
         read: Reads the volume.
+        files: Its files.
+        part: Which part of them it is; empty for the whole.
     """
 
     name: str
     read: Callable[[], Volume]
+    files: tuple[Path, ...]
+    part: str = ""
+
+    def digest(self) -> str:
+        """Return the hash of its content."""
+        return hash_files(self.files) + self.part
 
 
 def list_volumes(source: str | Path, plane: Plane | None = None) -> tuple[ListedVolume, ...]:
@@ -103,7 +112,7 @@ def list_volumes(source: str | Path, plane: Plane | None = None) -> tuple[Listed
         raise DataError(f"{path}: does not exist; give a NIfTI file or a folder of DICOM files")
     if path.is_file():
         if is_dicom(path):
-            return (ListedVolume("series-01", partial(read_dicom_series, [path])),)
+            return (ListedVolume("series-01", partial(read_dicom_series, [path]), (path,)),)
         return _named({nifti_stem(path): [path]})
     discovered = find_files(path)
     for line in replace(discovered, hidden=()).passed_over():
@@ -131,7 +140,12 @@ def list_volumes(source: str | Path, plane: Plane | None = None) -> tuple[Listed
             f"{f' (passed over: {reasons})' if reasons else ''}; give another folder"
         )
     return tuple(
-        ListedVolume(f"series-{number:02}-{item.plane}", partial(read_dicom_series, item))
+        ListedVolume(
+            f"series-{number:02}-{item.plane}",
+            partial(read_dicom_series, item),
+            item.files,
+            f" frames {item.frame_numbers}",
+        )
         for number, item in enumerate(series, start=1)
     )
 
@@ -170,7 +184,9 @@ def _named(files: Mapping[str, Sequence[Path]]) -> tuple[ListedVolume, ...]:
                     )
                 owners[output] = path
     return tuple(
-        ListedVolume(name, partial(read_nifti, path)) for name, paths in files.items() for path in paths
+        ListedVolume(name, partial(read_nifti, path), (path,))
+        for name, paths in files.items()
+        for path in paths
     )
 
 

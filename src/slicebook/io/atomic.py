@@ -146,6 +146,24 @@ def replacing(
                 partial.unlink(missing_ok=True)
 
 
+def move_files(partial: Path, folder: Path) -> None:
+    """Move all files below a finished folder to the same places below another, and remove what is left.
+
+    Args:
+        partial: The finished folder, on the same file system.
+        folder: Created if missing; files of the same names are replaced.
+
+    Raises:
+        DataError: A file cannot be written.
+    """
+    with explaining_failure(folder):
+        for path in sorted(path for path in partial.rglob("*") if path.is_file()):
+            place = folder / path.relative_to(partial)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(path, place)
+        shutil.rmtree(partial)
+
+
 def refuse_full(path: str | Path) -> None:
     """Raise `DataError` if a folder to be made has content, before a long work is done in vain."""
     place = Path(path)
@@ -182,37 +200,24 @@ def replacing_folder(path: str | Path, *, replace_content: bool = False) -> Iter
         shutil.rmtree(partial, ignore_errors=True)
 
 
-@contextmanager
-def replacing_files(
-    folder: Path, names: Collection[str], *, last: str, partial: str = PARTIAL
-) -> Iterator[Path]:
-    """Yield a temporary folder. At the end, its files replace those of the same name in `folder`.
+def replace_files(partial: Path, folder: Path, names: Collection[str], *, last: str) -> None:
+    """Replace files of a folder by the finished ones of another, which is left empty.
 
     Args:
-        folder: Created if missing; its other files stay.
+        partial: The finished files, on the same file system.
+        folder: Its other files stay.
         names: Files that may be written. An older one of these that is not written again is removed.
         last: The file that marks the set as complete: removed first, written last.
-        partial: Name of the temporary folder inside `folder`.
 
     Raises:
-        DataError: A file cannot be written.
+        OSError: A file cannot be replaced.
     """
-    new, unfinished = not folder.exists(), folder / partial
-    try:
-        with explaining_failure(folder):
-            shutil.rmtree(unfinished, ignore_errors=True)
-            unfinished.mkdir(parents=True)
-            yield unfinished
-            (folder / last).unlink(missing_ok=True)
-            written = sorted(path.name for path in unfinished.iterdir())
-            for name in sorted(written, key=last.__eq__):
-                os.replace(unfinished / name, folder / name)
-            for name in set(names) - set(written):
-                (folder / name).unlink(missing_ok=True)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        if new and folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
+    (folder / last).unlink(missing_ok=True)
+    written = sorted(path.name for path in partial.iterdir())
+    for name in sorted(written, key=last.__eq__):
+        os.replace(partial / name, folder / name)
+    for name in set(names) - set(written):
+        (folder / name).unlink(missing_ok=True)
 
 
 def put_in_place(partial: Path, place: Path, *, replace_content: bool = False) -> None:

@@ -13,20 +13,27 @@ takes its name at the end. `locked` keeps a second command away.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
+import itertools
 import json
 import os
 import shutil
 import socket
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from slicebook.errors import ConfigError, DataError
-from slicebook.io.atomic import append_line, explaining_failure, put_in_place, remove_unfinished, write_text
+from slicebook.io.atomic import (
+    append_line,
+    explaining_failure,
+    put_in_place,
+    remove_unfinished,
+    replace_files,
+    write_text,
+)
 
 try:
     import fcntl
@@ -54,16 +61,20 @@ class Journal:
 
     def __init__(self, path: Path, request: Mapping[str, Any]) -> None:
         self.path, self.request = path, _plain(request)
-        before, units = _read(path) or (self.request, {})
+        before, units, whole = _read(path)
         self.differences = _differences(before, self.request) if units else []
         self.units: dict[str, Any] = {} if self.differences else units
-        self._begun = False
+        self._begun = whole and before == self.request
 
     def add(self, unit: str, result: Any = None) -> None:
         """Record that a unit is done, after all its files are written; a later record replaces an earlier."""
         self._begin()
         append_line(self.path, json.dumps({"unit": unit, "result": result}, allow_nan=False))
         self.units[unit] = _plain(result)
+
+    def clear(self) -> None:
+        """Forget all units."""
+        self.units, self._begun = {}, False
 
     def __contains__(self, unit: str) -> bool:
         return unit in self.units
@@ -126,28 +137,76 @@ def resuming_folder(
         )
     with explaining_failure(path):
         path.mkdir(parents=True, exist_ok=True)
-    with locked(path / LOCK_NAME, "another command"):
-        work = PartialFolder(path / _CONTENT, Journal(path / JOURNAL_NAME, request))
+    with _work_in(path, request) as work:
         if work.journal.differences and not restart:
             raise ConfigError(
                 f"{path}: holds unfinished {what} of other settings ({'; '.join(work.journal.differences)}); "
                 "repeat that command, choose another --out, or remove this folder"
             )
-        if not work.content.is_dir():  # killed between the last rename and the removal of the journal
-            work.journal.units.clear()
-        if not work.journal.units:  # files of another request, or of a unit that was begun
-            shutil.rmtree(work.content, ignore_errors=True)
-        remove_unfinished(path)
-        try:
-            with explaining_failure(path):
-                work.content.mkdir(exist_ok=True)
+        with _keeping_what_is_done(work):
             yield work
             with explaining_failure(out):
                 put_in_place(work.content, target, replace_content=replace_content)
-            work.journal.units.clear()
-        finally:
-            if not work.journal.units:
-                shutil.rmtree(path, ignore_errors=True)
+            work.journal.clear()
+
+
+@contextmanager
+def resuming_files(
+    folder: Path, request: Mapping[str, Any], *, names: Collection[str], last: str, partial: str
+) -> Iterator[PartialFolder]:
+    """Yield a partial folder, as `resuming_folder` does, whose files replace those of `folder` at the end.
+
+    Units of another request are removed.
+
+    Args:
+        folder: Created if missing; its other files stay.
+        request: All that the files depend on, as JSON values.
+        names: Files that may be written. An older one of these that is not written again is removed.
+        last: The file that marks the set as complete: removed first, written last.
+        partial: Name of the partial folder inside `folder`.
+
+    Raises:
+        ConfigError: Another command writes there.
+        DataError: A file cannot be written.
+    """
+    new, path = not folder.exists(), folder / partial
+    try:
+        with explaining_failure(path):
+            path.mkdir(parents=True, exist_ok=True)
+        with _work_in(path, request) as work, _keeping_what_is_done(work):
+            yield work
+            with explaining_failure(folder):
+                replace_files(work.content, folder, names, last=last)
+            work.journal.clear()
+    finally:
+        if new and folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+@contextmanager
+def _work_in(path: Path, request: Mapping[str, Any]) -> Iterator[PartialFolder]:
+    """Hold a partial folder."""
+    with locked(path / LOCK_NAME, "another command"):
+        yield PartialFolder(path / _CONTENT, Journal(path / JOURNAL_NAME, request))
+
+
+@contextmanager
+def _keeping_what_is_done(work: PartialFolder) -> Iterator[None]:
+    """Start with the content of the units that are done; at the end, remove a folder without any."""
+    if not work.content.is_dir():  # killed between the last rename and the removal of the journal
+        work.journal.clear()
+    if not work.journal.units:  # files of another request, or of a unit that was begun
+        for item in work.path.iterdir():
+            if item.is_dir():
+                shutil.rmtree(item)
+    remove_unfinished(work.path)
+    try:
+        with explaining_failure(work.path):
+            work.content.mkdir(exist_ok=True)
+        yield
+    finally:
+        if not work.journal.units:
+            shutil.rmtree(work.path, ignore_errors=True)
 
 
 def partial_path(out: Path) -> Path:
@@ -161,8 +220,7 @@ def partial_path(out: Path) -> Path:
 
 def unfinished_request(out: Path) -> dict[str, Any]:
     """Return the request of the command that was interrupted while it built a folder; empty if none was."""
-    request, _ = _read(partial_path(out) / JOURNAL_NAME) or ({}, {})
-    return request
+    return _read(partial_path(out) / JOURNAL_NAME)[0]
 
 
 def hash_files(paths: Iterable[Path]) -> str:
@@ -242,25 +300,29 @@ def _is_partial(path: Path) -> bool:
     return path.is_dir() and all(item.name in known or item.name[0] == "." for item in path.iterdir())
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]] | None:
-    """Return the request and the units of a journal up to the first torn line; None if there is none."""
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any], bool]:
+    """Return the request and the units of a journal up to the first torn line, and whether none is torn.
+
+    Without a journal, the request is empty.
+    """
     try:
         lines = path.read_bytes().splitlines(keepends=True)
     except OSError:
-        return None
-    request: dict[str, Any] | None = None
-    units: dict[str, Any] = {}
-    for line in lines:
-        with contextlib.suppress(ValueError):
-            row = json.loads(line) if line.endswith(b"\n") else None
-            if request is None and isinstance(row, dict) and isinstance(row.get("request"), dict):
-                request = row["request"]
-                continue
-            if request is not None and isinstance(row, dict) and {"unit", "result"} <= row.keys():
-                units[str(row["unit"])] = row["result"]
-                continue
-        break
-    return None if request is None else (request, units)
+        return {}, {}, False
+    rows = list(itertools.takewhile(bool, map(_row, lines)))
+    if not rows or not isinstance(rows[0].get("request"), dict):
+        return {}, {}, False
+    units = {str(row["unit"]): row.get("result") for row in rows[1:] if "unit" in row}
+    return rows[0]["request"], units, len(rows) == len(lines)
+
+
+def _row(line: bytes) -> dict[str, Any]:
+    """Return the content of a line; empty if it is torn."""
+    try:
+        row = json.loads(line) if line.endswith(b"\n") else None
+    except ValueError:
+        return {}
+    return row if isinstance(row, dict) else {}
 
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

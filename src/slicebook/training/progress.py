@@ -10,7 +10,10 @@ from types import TracebackType
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+from rich.progress import BarColumn, SpinnerColumn, TextColumn
+from rich.progress import Progress as ProgressBar
+
+from slicebook.progress import Progress, ProgressLine
 
 
 class Display:
@@ -22,9 +25,9 @@ class Display:
     """
 
     def __init__(self, run: Path, *, shown: bool) -> None:
-        self.run = run
+        self.run, self._shown = run, shown
         self.console = Console(stderr=True, quiet=not shown, highlight=False)
-        self.bar = Progress(
+        self.bar = ProgressBar(
             SpinnerColumn(),
             TextColumn("{task.fields[epoch]}"),
             BarColumn(),
@@ -50,6 +53,10 @@ class Display:
         """Print a line."""
         # Paths may contain [brackets], and logs are searched by line: no markup, no wrapping.
         self.console.print(text, markup=False, soft_wrap=True)
+
+    def counter(self, what: str) -> Progress | None:
+        """Return the progress line of work before the training; None if nothing is printed."""
+        return ProgressLine(what) if self._shown else None
 
     def begin(self, fraction: float, *, resumed: bool) -> None:
         """Start the estimate of the remaining time at a completed fraction."""

@@ -32,12 +32,12 @@ from slicebook.visualization import figures
 
 # Files of a training that was killed before its first validation, partial files included.
 BEGUN = re.compile(
-    r"\.lock|config\.yaml|prior|masks|decoder|(tokens|samples)\.safetensors|batch\.png|events\.out\..*"
+    r"\.lock|config\.yaml|prior|masks|decoder|(tokens|samples)\.safetensors|tokens\.partial|batch\.png|events\.out\..*"
     r"|\.(config|batch|model|state|metrics|curves|tokens|samples)\..*"
 )
-# Files of any training, and the subfolders of trainings that depend on it.
+# Files of any training, and its subfolders: of trainings that depend on it, and of tokens being encoded.
 WRITTEN = re.compile(BEGUN.pattern + r"|(model|state|previous-state)\.safetensors|metrics\.csv|curves\.png")
-SUBFOLDERS = ("prior", "masks", "decoder")
+SUBFOLDERS = ("prior", "masks", "decoder", "tokens.partial")
 TOKENS_PER_CODE = 20
 
 

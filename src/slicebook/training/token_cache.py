@@ -1,9 +1,14 @@
-"""Cache of the tokens of all slices of a training, in its folder."""
+"""Cache of the tokens of all slices of a training, in its folder.
+
+While they are encoded, each shard is kept in a folder of its own, so that an interrupted training goes on.
+"""
 
 from __future__ import annotations
 
+import shutil
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +22,7 @@ from slicebook.models.sequence import JointTokenizer
 from slicebook.training.progress import Display
 from slicebook.training.token_dataset import TokenSet, encode_slices
 
-TOKENS_NAME = "tokens.safetensors"
+TOKENS_NAME, SHARDS_NAME = "tokens.safetensors", "tokens.partial"
 
 
 def load_or_encode(
@@ -42,7 +47,7 @@ def load_or_encode(
         config: Settings of the views (augmented copies).
         classes: Names of the classes, in the order of their numbers.
         identity: `book` (hashes of the tokenizers) and `split_hash`.
-        display: Receives a line per split that is encoded.
+        display: Receives a line per split that is encoded, and the progress.
         device: Device of the tokenizers.
         rank: Of this process. Processes share the work; that of rank 0 writes the file.
         world_size: Number of processes.
@@ -78,6 +83,8 @@ def load_or_encode(
             known=None if kept is None else kept[split],
             rank=rank,
             world_size=world_size,
+            remember=partial(_remember, folder / SHARDS_NAME, made_from, split),
+            progress=display.counter("slice") if kept is None else None,
         )
     if kept is None and rank == 0:
         tensors = {
@@ -86,7 +93,22 @@ def load_or_encode(
             for index, token_set in enumerate(token_sets)
         }
         save_state(path, State(tensors, made_from))
+    if rank == 0:  # every process has the tokens of all
+        shutil.rmtree(folder / SHARDS_NAME, ignore_errors=True)
     return encoded
+
+
+def _remember(
+    folder: Path, made_from: Mapping[str, Any], split: str, name: str, encode: Callable[[], Tensor]
+) -> Tensor:
+    """Return the tokens of a shard from its file, or encode and keep them."""
+    path, this = folder / f"{split}-{name}.safetensors", {**made_from, "shard": f"{split}-{name}"}
+    kept = load_kept(path, this)
+    if kept is not None:
+        return kept["tokens"]
+    tokens = encode()
+    save_state(path, State({"tokens": tokens}, this))
+    return tokens
 
 
 def _read(path: Path, made_from: Mapping[str, Any]) -> dict[str, list[Tensor]] | None:

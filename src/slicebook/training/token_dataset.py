@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -21,9 +23,15 @@ from slicebook.data.manifest import SliceRecord
 from slicebook.distributed import Part
 from slicebook.models.conditions import Conditions
 from slicebook.models.sequence import JointTokenizer, SequenceLayout
+from slicebook.progress import Progress
 
 BATCH = 32
+SHARDS = 256  # of a size, at most
 COLLECTED = 4096  # slices whose tokens processes send each other at a time
+
+
+Remember: TypeAlias = Callable[[str, Callable[[], Tensor]], Tensor]
+"""Returns the tokens of a shard from where they are kept, by its name, or encodes and keeps them."""
 
 
 @dataclass(frozen=True)
@@ -90,9 +98,10 @@ def encode_slices(
     device: torch.device | str = "cpu",
     classes: Sequence[str] = (),
     known: Sequence[Int32[Tensor, "_slices _views _n"]] | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     rank: int = 0,
     world_size: int = 1,
+    remember: Remember | None = None,
 ) -> list[TokenSet]:
     """Encode slices and augmented views of them, size by size.
 
@@ -107,9 +116,10 @@ def encode_slices(
         device: Device of the tokenizers.
         classes: Names of the classes, in the order of their numbers.
         known: Cached tokens, one tensor per size.
-        progress: Called with the number of encoded slices and of all slices.
+        progress: Called with the number of slices done and of all slices, before each shard and at the end.
         rank: Of this process. Processes share the work, and each returns all tokens.
         world_size: Number of processes.
+        remember: Keeps the tokens shard by shard.
     """
     sizes: dict[tuple[int, int], list[int]] = defaultdict(list)
     for index, record in enumerate(slices.records):
@@ -118,22 +128,33 @@ def encode_slices(
     done = 0
     for number, (size, indices) in enumerate(sizes.items()):
         layout = joint_tokenizer.layout(size)
+        shard_size = BATCH * math.ceil(len(indices) / (BATCH * SHARDS))
         rows: list[Tensor] = []
-        for start in range(0, len(indices) if known is None else 0, BATCH):
-            part = indices[start : start + BATCH]
-            if start // BATCH % world_size == rank:
-                rows.append(
+        for start in range(0, len(indices) if known is None else 0, shard_size):
+            shard = indices[start : start + shard_size]
+
+            def encode(shard: list[int] = shard, layout: SequenceLayout = layout) -> Tensor:
+                parts = (shard[first : first + BATCH] for first in range(0, len(shard), BATCH))
+                encoded = [
                     _encode_views(joint_tokenizer, slices, part, layout, views, augment, seed, device)
-                )
-            else:
-                rows.append(torch.zeros(len(part), views, layout.starts[-1], dtype=torch.int32))
-            done += len(part)
+                    for part in parts
+                ]
+                return torch.cat(encoded)
+
             if progress:
                 progress(done, len(slices))
+            if start // shard_size % world_size != rank:
+                rows.append(torch.zeros(len(shard), views, layout.starts[-1], dtype=torch.int32))
+            else:
+                name = f"{size[0]}x{size[1]}-{start:08}"
+                rows.append(remember(name, encode) if remember else encode())
+            done += len(shard)
         records = [slices.records[index] for index in indices]
         tokens = _collected(torch.cat(rows), device, world_size) if known is None else known[number]
         conditions = conditions_of(records, classes)
         token_sets.append(TokenSet(size, layout, tokens, conditions, torch.tensor(indices)))
+    if progress:
+        progress(len(slices), len(slices))
     return token_sets
 
 

@@ -19,6 +19,7 @@ import evaluation_tables
 from cells import METRICS, NOT_MEASURED, Results, bits, mean, plural, signed, table, where
 from course_tables import COURSE
 from process_tables import processes, scale
+from scale_tables import study_sizes
 from speed_tables import networks, other_speed, quantizers, sampling
 from starter_tables import starters, starters_elsewhere
 from targets import targets
@@ -231,6 +232,7 @@ TABLES: dict[str, tuple[Callable[[Results], str], tuple[str, ...]]] = {
     "networks": (networks, ("speed",)),
     "processes": (processes, ("processes",)),
     "scale": (scale, ("processes",)),
+    "study-sizes": (study_sizes, ("scale",)),
     "generation": (evaluation_tables.generation, ()),
     "likeness": (evaluation_tables.likeness, ()),
     "audit": (evaluation_tables.audit, ("audit",)),

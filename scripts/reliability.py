@@ -69,6 +69,7 @@ FAULTS: dict[str, list[str]] = {
             "masks that no rule pairs",
         ),
         *("a folder above or below the data set", "advice on fractions", "a prepared folder cut short"),
+        *("mask without an image", "killed prepare"),
     ],
     "Private text": [
         *("patient data in NIfTI headers", "patient data in DICOM headers", "patient data in file names"),
@@ -100,7 +101,8 @@ FAULTS: dict[str, list[str]] = {
     "The machine": [
         *("disk full", "read-only folder", "no network", "paths with spaces, Unicode and 255 bytes"),
         *("file names of another encoding", "locale without UTF-8", "clock set back"),
-        *("two commands that write one folder",),
+        *("two commands that write one folder", "few open files allowed"),
+        *("network file system that fails",),
     ],
     "Ten thousand damaged files": ["files damaged at random", "lists of numbers and texts drawn at random"],
 }

@@ -1,5 +1,6 @@
 """Reading a prepared folder: records, batches of one shape, and augmentation."""
 
+import errno
 import os
 import pickle
 import shutil
@@ -51,7 +52,47 @@ def test_a_slice_is_a_copy_in_range(slices: SliceSet) -> None:
     assert -1 <= slices[0].min() < slices[0].max() <= 1
 
 
-def test_a_set_travels_to_a_worker_without_its_memory_map(slices: SliceSet) -> None:
+@pytest.fixture
+def copied(folder: Path, tmp_path: Path) -> SliceSet:
+    """The same slices in a folder of this test."""
+    shutil.copytree(folder, tmp_path / "copied")
+    return PreparedData.open(tmp_path / "copied").split("train")
+
+
+@pytest.mark.fault("a prepared folder cut short", "while it is read: refused in one line, not SIGBUS")
+def test_a_file_that_gets_shorter_while_it_is_read_is_an_error_and_not_the_end(copied: SliceSet) -> None:
+    last = copied[20].clone()
+    os.truncate(copied.folder / "images.f32", 4 * copied.records[20].offset + 8)
+    assert copied[0].shape == (1, 4, 6)
+    with pytest.raises(DataError, match=r"images\.f32: ends within patient-0005/.*: 8 bytes read, wanted 96"):
+        _ = copied[20]
+    assert last.shape == (1, 4, 6)
+
+
+@pytest.mark.fault("network file system that fails", "refused in one line that names the file")
+def test_an_error_of_the_file_system_is_one_line(copied: SliceSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stale(*_: object) -> int:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    monkeypatch.setattr(os, "preadv", stale)
+    with pytest.raises(DataError, match=r"images\.f32: cannot be read \(Stale file handle\); check the disk"):
+        _ = copied[0]
+
+
+def test_a_file_is_open_once_and_closed_with_its_set(copied: SliceSet) -> None:
+    def count() -> int:
+        targets = [os.path.realpath(handle) for handle in Path("/proc/self/fd").iterdir()]
+        return sum(target == str(copied.folder / "images.f32") for target in targets)
+
+    other = SliceSet(copied.folder, copied.records)
+    for index in range(len(other)):
+        _ = other[index]
+    assert count() == 1
+    del other
+    assert count() == 0
+
+
+def test_a_set_travels_to_a_worker_without_its_open_files(slices: SliceSet) -> None:
     unread = len(pickle.dumps(slices))
     _ = slices[0]
     assert len(pickle.dumps(slices)) == unread

@@ -1,6 +1,7 @@
 """Every python and sh block of the documents runs, page by page, in the order in which it stands there.
 
-The how-tos continue from the tutorial: they run in its folder, in the order of their table of contents.
+The how-tos and the page of file formats continue from the tutorial: they run in its folder, the how-tos in the
+order of their table of contents.
 """
 
 import re
@@ -32,7 +33,7 @@ def listed(page):
     return [(page.parent / f"{name}.md").resolve() for name in names]
 
 
-JOURNEY = (DOCS / "tutorial.md", HOW_TO, *listed(HOW_TO))
+JOURNEY = (DOCS / "tutorial.md", HOW_TO, *listed(HOW_TO), DOCS / "file-formats.md")
 PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md")])
 ALONE = [(page,) for page in PAGES if page not in JOURNEY]
 
@@ -88,7 +89,7 @@ def write_hospital_export(folder):
 
 @pytest.mark.filterwarnings("default:.*NIfTI files were passed over")  # masks beside their images
 @pytest.mark.filterwarnings("default:level . uses")  # the pages train for one epoch: not yet enough
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)  # the tutorial and all how-tos, on a busy machine
 @pytest.mark.parametrize("pages", [JOURNEY, *ALONE], ids=lambda pages: pages[0].name)
 def test_every_block_of_a_page_runs(pages, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -194,6 +194,14 @@ def test_a_damaged_volume_keeps_those_before_it(model, source, worked, tmp_path)
     assert len(worked) == 2
 
 
+def test_two_commands_may_write_into_one_folder(model, source, worked, tmp_path):
+    for _ in range(2):
+        reconstruct(model, source, tmp_path / "out", **CPU)
+        encode_folder(model, source, tmp_path / "out", **CPU)
+    assert len(worked) == 8
+    assert len([*(tmp_path / "out").glob("?.nii.gz"), *(tmp_path / "out").glob("?.safetensors")]) == 8
+
+
 def test_other_files_in_the_folder_stay(model, source, tmp_path):
     (tmp_path / "out" / "a").mkdir(parents=True)
     (tmp_path / "out" / "a" / "notes.txt").write_text("mine")

@@ -74,13 +74,9 @@ def write_study(folder: Path, patients: int) -> None:
     for number in range(patients):
         volume = varied(bases[number % len(bases)], np.random.default_rng([SEED, number]))
         stem = f"Case_{FIRST_CASE + number:03d}_Week0"
-        nib.save(
-            nib.nifti1.Nifti1Image(volume.image.astype(np.int16), volume.affine),
-            folder / f"{stem}_LFOV.nii.gz",
-        )
-        nib.save(
-            nib.nifti1.Nifti1Image(volume.labels, volume.affine), folder / f"{stem}_SEMANTIC_LFOV.nii.gz"
-        )
+        for name, array in (("LFOV", volume.image.astype(np.int16)), ("SEMANTIC_LFOV", volume.labels)):
+            image = nib.nifti1.Nifti1Image(array, volume.affine)  # type: ignore[no-untyped-call]
+            nib.save(image, folder / f"{stem}_{name}.nii.gz")
 
 
 def varied(base: PhantomVolume, draw: np.random.Generator) -> PhantomVolume:

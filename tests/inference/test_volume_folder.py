@@ -21,7 +21,7 @@ from slicebook.inference import volume_folder
 from slicebook.inference.anomaly import anomaly
 from slicebook.inference.reconstruct import encode, encode_folder, reconstruct
 from slicebook.inference.volumes import ListedVolume
-from slicebook.io import atomic
+from slicebook.io import resumable
 from slicebook.io.resumable import Journal
 
 CPU: dict[str, Any] = {"device": "cpu"}
@@ -128,7 +128,7 @@ def test_a_reconstruction_that_is_killed_again_and_again_ends_like_one_that_is_n
         (os, "replace", False, 6),  # some files have moved
         (Journal, "add", True, 1),
         (Journal, "add", False, 1),
-        (atomic, "append_line", True, 1),
+        (resumable, "append_line", True, 1),
     ]
     for owner, name, before, count in moments:
         assert killed(model, source, tmp_path / "out", owner, name, before, count), (name, before)
@@ -171,7 +171,7 @@ def test_an_output_that_is_lost_or_damaged_is_made_again(command, source, worked
 def test_another_model_or_option_makes_all_again(source, model, worked, tmp_path):
     other = model_file(tmp_path / "other.safetensors", seed=1)
     reconstruct(model, source, tmp_path / "out", **CPU)
-    for options in ({"pictures": False}, {"plane": "coronal"}):
+    for options in ({"pictures": False}, {"plane": "axial"}):
         worked.clear()
         reconstruct(model, source, tmp_path / "out", **options, **CPU)
         assert len(worked) == 4
@@ -194,6 +194,14 @@ def test_a_damaged_volume_keeps_those_before_it(model, source, worked, tmp_path)
     assert len(worked) == 2
 
 
+def test_two_commands_may_write_into_one_folder(model, source, worked, tmp_path):
+    for _ in range(2):
+        reconstruct(model, source, tmp_path / "out", **CPU)
+        encode_folder(model, source, tmp_path / "out", **CPU)
+    assert len(worked) == 8
+    assert len([*(tmp_path / "out").glob("?.nii.gz"), *(tmp_path / "out").glob("?.safetensors")]) == 8
+
+
 def test_other_files_in_the_folder_stay(model, source, tmp_path):
     (tmp_path / "out" / "a").mkdir(parents=True)
     (tmp_path / "out" / "a" / "notes.txt").write_text("mine")
@@ -203,12 +211,15 @@ def test_other_files_in_the_folder_stay(model, source, tmp_path):
 
 def test_a_dicom_series_is_known_by_its_files(model, worked, tmp_path):
     for number in range(2):
-        save(slice_of(pixels_of(number, (24, 20)), (0, 0, 5.0 * number)), tmp_path / "in" / f"{number}.dcm")
+        save(
+            slice_of(pixels_of(number, shape=(24, 20)), (0, 0, 5.0 * number)),
+            tmp_path / "in" / f"{number}.dcm",
+        )
     reconstruct(model, tmp_path / "in", tmp_path / "out", **CPU)
     worked.clear()
     reconstruct(model, tmp_path / "in", tmp_path / "out", **CPU)
     assert worked == []
-    save(slice_of(pixels_of(7, (24, 20)), (0, 0, 5.0)), tmp_path / "in" / "1.dcm")
+    save(slice_of(pixels_of(7, shape=(24, 20)), (0, 0, 5.0)), tmp_path / "in" / "1.dcm")
     reconstruct(model, tmp_path / "in", tmp_path / "out", **CPU)
     assert len(worked) == 1
 

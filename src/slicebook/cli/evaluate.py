@@ -22,6 +22,7 @@ from slicebook.cli.options import (
     show,
 )
 from slicebook.errors import DataError
+from slicebook.signals import raised_signals
 
 Parts = Annotated[
     str | None,
@@ -51,6 +52,7 @@ Samples = Annotated[
 ]
 
 
+@raised_signals()
 def evaluate(
     model: Model,
     data: Prepared,

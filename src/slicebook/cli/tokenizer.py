@@ -21,8 +21,10 @@ from slicebook.cli.options import (
     say,
     show,
 )
+from slicebook.signals import raised_signals
 
 
+@raised_signals()
 def reconstruct(
     model: Model,
     source: Source,
@@ -84,6 +86,7 @@ def reconstruct(
     show(summary, text.columns(summary.volumes, names), as_json)
 
 
+@raised_signals()
 def encode(
     model: Model,
     source: Source,

@@ -7,7 +7,7 @@ result = kept.record("comparison", Comparison, lambda: compare(features))
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
@@ -49,9 +49,9 @@ class KeptWork:
         """
         if self._journal is None:
             return compute()
-        adapter: TypeAdapter[T] = _adapter(kind)  # type: ignore[arg-type]  # a type is hashable
+        adapter: TypeAdapter[T] = TypeAdapter(kind)
         if name in self._journal:
-            return adapter.validate_python(self._journal.units[name], strict=False)
+            return adapter.validate_python(self._journal.units[name])
         result = compute()
         value = adapter.dump_python(result, mode="json")
         if _is_finite(value):  # whoever reports it refuses a value that is not
@@ -92,11 +92,6 @@ class KeptWork:
         save_state(path, State(made, made_from))
         self._journal.add(unit)
         return made
-
-
-@lru_cache(maxsize=32)
-def _adapter(kind: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(kind)
 
 
 def _tensors(arrays: Arrays) -> dict[str, Tensor]:

@@ -68,9 +68,14 @@ class Journal:
 
     def add(self, unit: str, result: Any = None) -> None:
         """Record that a unit is done, after all its files are written; a later record replaces an earlier."""
+        result = _plain(result)
+        if unit in self.units:
+            self.units[unit], self._begun = result, False
+            self._begin()
+            return
         self._begin()
-        append_line(self.path, json.dumps({"unit": unit, "result": result}, allow_nan=False))
-        self.units[unit] = _plain(result)
+        append_line(self.path, json.dumps({"unit": unit, "result": result}))
+        self.units[unit] = result
 
     def clear(self) -> None:
         """Forget all units."""

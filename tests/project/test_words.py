@@ -1,7 +1,7 @@
 """Every python and sh block of the documents runs, page by page, in the order in which it stands there.
 
-The how-tos and the page of file formats continue from the tutorial: they run in its folder, the how-tos in the
-order of their table of contents.
+The how-tos and the page of file formats continue from the tutorial: they run in its folder, the how-tos in
+the order of their table of contents.
 """
 
 import re

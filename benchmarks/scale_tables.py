@@ -33,7 +33,7 @@ def study_sizes(results: Results) -> str:
     return (
         table(head, rows)
         + f"\n{', '.join(str(size['patients']) for size in sizes)} patients with one volume of {shape} and "
-        f"its mask each. With {largest['patients']} volumes, `check` reads {speeds['check']:,.0f} and `prepare` "
-        f"{speeds['prepare']:,.0f} volumes per minute of one core; `prepare --workers 2` wrote the "
+        f"its mask each. With {largest['patients']} volumes, `check` reads {speeds['check']:,.0f} and "
+        f"`prepare` {speeds['prepare']:,.0f} volumes per minute of one core; `prepare --workers 2` wrote the "
         f"{bytes_of}. The memory is that of all processes of a command together. " + where(result["machine"])
     )

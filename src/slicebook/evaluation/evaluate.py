@@ -196,6 +196,7 @@ def _assemble(
         DataError: No part could be evaluated.
     """
     if not results.records.keys() - {"sampling"}:
+        results.kept.forget()  # nothing to continue
         reasons = "; ".join(dict.fromkeys(results.skipped.values()))
         raise DataError(f"{data.folder}: no part could be evaluated: {reasons}")
     slices = data.split(options.split)

@@ -39,6 +39,11 @@ class KeptWork:
         """Return the progress line of units of this name; None if nobody wants one."""
         return self._counter(what) if self._counter else None
 
+    def forget(self) -> None:
+        """Keep nothing of what is done."""
+        if self._journal is not None:
+            self._journal.clear()
+
     def record(self, name: str, kind: type[T], compute: Callable[[], T]) -> T:
         """Return a record, a dataclass or a JSON value.
 

@@ -8,15 +8,7 @@ from typing import Any
 
 from cells import Results, bits, mean, plural, table, where
 
-HEAD = (
-    "",
-    "bits per pixel",
-    "SSIM, whole",
-    "PSNR, whole",
-    "perplexity, by level (codes)",
-    "parameters",
-    "CPU seconds",
-)
+HEAD = ("", "bits per pixel", "SSIM, whole", "PSNR, whole", "perplexity, by level (codes)", "parameters")
 
 
 def _perplexities(model: Mapping[str, Any]) -> str:
@@ -29,7 +21,7 @@ def _perplexities(model: Mapping[str, Any]) -> str:
 
 def _row(title: str, model: Mapping[str, Any], scores: str = "scores") -> list[str]:
     shown = [mean(model[scores], name, bounds=False) for name in ("ssim_whole", "psnr_whole")]
-    rest = [_perplexities(model), f"{model['parameters']:,}", f"{model['cpu_seconds']:.0f}"]
+    rest = [_perplexities(model), f"{model['parameters']:,}"]
     return [title, bits(model), *shown, *rest]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from cells import METRICS, Results, bits, mean, plural, signed, table, where
@@ -36,7 +36,7 @@ def starters(results: Results) -> str:
         parts.append(
             f"{zero_shot['name']}: {test} test patients, {zero_shot['half']['slices']} slices; trainings use "
             f"{train} other patients, with one thread. Mean of patients, with 95 % intervals by patient. "
-            f"{where(zero_shot)}\n"
+            f"{_wheres([zero_shot, *_others(entry)])}\n"
         )
     return "\n".join(parts)
 
@@ -54,7 +54,8 @@ def starters_elsewhere(results: Results) -> str:
                 rows.append(_row(f"{site}: starter:{name}, {_refined(refined)}", refined))
             rows += [_codec_row(codec, f"{site}: ") for codec in report["codecs"].values()]
             counts.append(f"{site}: {plural(report['patients'], 'patient')}, {report['slices']} slices")
-        parts += [table(HEAD, rows), f"{'; '.join(counts)}. {where(entry['zero_shot'])}\n"]
+        measured = [entry["zero_shot"], *([entry["refined"]] if "refined" in entry else [])]
+        parts += [table(HEAD, rows), f"{'; '.join(counts)}. {_wheres(measured)}\n"]
     return "\n".join(parts)
 
 
@@ -75,6 +76,17 @@ def _tuned(entry: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
         yield title, run["test"]
         if "refined" in run:
             yield f"{title}, {_refined(run['refined'])}", run["refined"]
+
+
+def _others(entry: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return the other measurements of a starter, which may be of another day and machine."""
+    refined = [entry["refined"]] if "refined" in entry else []
+    return refined + list(entry.get("tuned", {}).values())
+
+
+def _wheres(measured: Sequence[Mapping[str, Any]]) -> str:
+    """Return date, hardware and software of each measurement, those that are equal once."""
+    return " ".join(dict.fromkeys(map(where, measured)))
 
 
 def _refined(report: Mapping[str, Any]) -> str:

@@ -101,7 +101,7 @@ def test_every_block_of_a_page_runs(pages, tmp_path, monkeypatch):
 
 
 def run(page):
-    """Run a page's blocks in the current folder; what trains for minutes there, trains for a second."""
+    """Run a page's blocks in the current folder; what trains for minutes there, trains for an epoch."""
     names: dict[str, Any] = {}
     for language, text in blocks(page):
         if language == "python":
@@ -109,7 +109,7 @@ def run(page):
         if language == "yaml":  # named in its first line
             Path(text.splitlines()[0].removeprefix("# ")).write_text(text, encoding="utf-8")
         for line in text.replace("\\\n", " ").splitlines() if language == "sh" else ():
-            command = re.sub(r"max_minutes=[\d.]+", "max_minutes=0.02", line)
+            command = re.sub(r"max_minutes=[\d.]+", "epochs=1", line)
             if not command.startswith(tuple(NOT_RUN)):
                 program, *arguments = shlex.split(command)
                 assert program == "slicebook", f"{command}: neither run here nor listed in NOT_RUN"

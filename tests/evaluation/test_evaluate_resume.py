@@ -14,7 +14,7 @@ from helpers.kills import ended_by, files_of, forked, kill_within
 
 from slicebook.cli import main
 from slicebook.data.dataset import PreparedData
-from slicebook.evaluation import downstream, generation, memorization, reconstruction
+from slicebook.evaluation import downstream, generation, memorization, reconstruction, results
 from slicebook.evaluation import evaluate as evaluating
 from slicebook.evaluation.evaluate import evaluate
 from slicebook.evaluation.kept import KeptWork
@@ -36,8 +36,8 @@ TIMELESS = SimpleNamespace(perf_counter=lambda: 0.0)
 
 def timeless(patch):
     """Take seconds out of the report, and the features that take them."""
-    patch.setattr(evaluating, "time", TIMELESS)
-    patch.setattr(generation, "time", TIMELESS)
+    for module in (evaluating, generation, results):
+        patch.setattr(module, "time", TIMELESS)
     patch.setattr(deep, "installed", lambda: False)
 
 

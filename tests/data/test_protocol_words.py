@@ -7,7 +7,7 @@ from helpers.dicom import stack
 
 from slicebook.cli import main
 from slicebook.data.check import check
-from slicebook.data.protocol_words import WORDS, shown_words
+from slicebook.data.layouts.protocol_words import WORDS, shown_words
 
 
 @pytest.mark.parametrize(

@@ -198,9 +198,7 @@ class Model:
             the model. Its `write` makes the file of `slicebook encode`.
 
         Raises:
-            ConfigError: As for `reconstruct`.
-            DataError: As for `reconstruct`.
-            ShapeError: As for `reconstruct`.
+            ConfigError, DataError, ShapeError: As for `reconstruct`.
         """
         return encode_stack(self.tokenizer, to_stack(image, spacing, plane), refine)
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from slicebook.data.findings import grouped, limited
+from slicebook.data.layouts.protocol_words import shown_words
 from slicebook.data.layouts.registry import find_sources, patient_warnings
 from slicebook.data.layouts.sources import EVERY_FILE, FolderScan, Source, SourceOptions, Unreadable
-from slicebook.data.protocol_words import shown_words
 from slicebook.data.reader import Misfit, Part, count_files, read_parts
 from slicebook.data.worker_pool import map_in_order
 from slicebook.io.discovery import first_names

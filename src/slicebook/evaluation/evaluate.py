@@ -92,7 +92,7 @@ def evaluate(
         split: The split to evaluate on. Test patients are meant to be used once.
         codecs: Compare with JPEG 2000 and JPEG XL (extra `codecs`); by default if installed.
         samples: Number of samples; by default the number of real slices, between 100 and 540.
-        refine: Steps of the search for better tokens (`models.refinement`), for the part reconstruction.
+        refine: Steps of the search for better tokens (`inference.refinement`), for the part reconstruction.
         settings: Steps of sampling, and guidance.
         steps: Training steps of each segmenter.
         device: Device of the models; scores are computed on the CPU.

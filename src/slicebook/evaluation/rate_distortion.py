@@ -10,6 +10,7 @@ from jaxtyping import Float
 
 from slicebook.data.dataset import SliceSet
 from slicebook.evaluation.slices import unit
+from slicebook.inference.refinement import encode
 from slicebook.metrics import codecs as codec_metrics
 from slicebook.metrics.image_quality import HEADLINE, scores
 from slicebook.metrics.statistics import patient_means
@@ -114,7 +115,7 @@ def decode_prefixes(
     device = next(tokenizer.parameters()).device
     size = (image.shape[-2], image.shape[-1])
     with torch.inference_mode():
-        tokens = loaded.encode(image[None].to(device), refine)
+        tokens = encode(loaded, image[None].to(device), refine)
         counts = range(1, tokenizer.levels + 1)
         return [tokenizer.decode(tokens, size, levels=count)[0].float().cpu() for count in counts]
 

@@ -23,6 +23,7 @@ from slicebook.data.loader import Batch, SliceBatches
 from slicebook.data.manifest import SliceRecord
 from slicebook.evaluation.kept import NOTHING_KEPT, KeptWork
 from slicebook.evaluation.rate_distortion import RateDistortion, decode_prefixes, measure_rate_distortion
+from slicebook.inference.refinement import encode
 from slicebook.io.atomic import write_csv
 from slicebook.metrics import codecs as codec_metrics
 from slicebook.metrics.image_quality import CONVENTIONS, HEADLINE, Scores, difference, scores, summarise
@@ -135,7 +136,7 @@ def evaluate_reconstruction(
         slices: Of one split.
         out: Output folder; created after scoring if it is missing.
         codecs: Whether to encode the slices with JPEG 2000 and JPEG XL at the same bits (extra `codecs`).
-        refine: Steps of the search for better tokens (`models.refinement`).
+        refine: Steps of the search for better tokens (`inference.refinement`).
         seed: Seed of the bootstrap.
         batch_size: Slices per batch of the tokenizer; scores do not depend on it.
         kept: Keeps the scores of each batch.
@@ -213,7 +214,7 @@ def _score_batch(
     tokenizer, size = loaded.tokenizer, (batch.images.shape[-2], batch.images.shape[-1])
     device = next(tokenizer.parameters()).device
     with torch.inference_mode():
-        tokens = loaded.encode(batch.images.to(device), refine)
+        tokens = encode(loaded, batch.images.to(device), refine)
         copies = tokenizer.decode(tokens, size).float().cpu()
     codes = zip(tokens, tokenizer.config.codebook_sizes, strict=True)
     use = [torch.bincount(grid.flatten().cpu(), minlength=count).tolist() for grid, count in codes]

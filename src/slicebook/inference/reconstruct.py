@@ -18,6 +18,7 @@ from jaxtyping import Float32
 from slicebook.data.transforms import IntensityMap
 from slicebook.devices import choose_device
 from slicebook.errors import CheckpointError, ShapeError
+from slicebook.inference import refinement
 from slicebook.inference.volume_folder import process_volumes
 from slicebook.inference.volumes import ListedVolume, Stack, list_volumes, read_single, spare_originals
 from slicebook.io.atomic import write_csv
@@ -97,7 +98,7 @@ def reconstruct(
         pictures: Whether to write the PNG pairs.
         plane: Slice orientation of a NIfTI volume, or of the DICOM series to use; the acquired one by
             default.
-        refine: Steps of the search for better tokens (`models.refinement`).
+        refine: Steps of the search for better tokens (`inference.refinement`).
         progress: Called with the number of volumes done and of all volumes.
 
     Raises:
@@ -153,7 +154,7 @@ def encode(
 ) -> TokenSummary:
     """Write the tokens of one volume to a safetensors file, with its geometry and the hash of the model.
 
-    `refine` is the number of steps of the search for better tokens (`models.refinement`).
+    `refine` is the number of steps of the search for better tokens (`inference.refinement`).
 
     Raises:
         CheckpointError: There is no trained model.
@@ -212,7 +213,8 @@ def encode_folder(
 def encode_stack(loaded: LoadedTokenizer, stack: Stack, refine: int = 0) -> TokenFile:
     """Return the tokens of a volume, with its geometry and the hash of the model."""
     grids = zip(
-        *(loaded.encode(batch, refine) for batch in _batches(loaded.tokenizer, stack.slices)), strict=True
+        *(refinement.encode(loaded, batch, refine) for batch in _batches(loaded.tokenizer, stack.slices)),
+        strict=True,
     )
     geometry = stack.volume.geometry
     return TokenFile(
@@ -305,7 +307,7 @@ def reconstruct_slices(
     """Encode and decode slices in [-1, 1], batch by batch; the result is clipped to [-1, 1]."""
     tokenizer, size = loaded.tokenizer, (slices.shape[1], slices.shape[2])
     drawn = [
-        tokenizer.decode_unchecked(loaded.encode(batch, refine), size)[:, 0]
+        tokenizer.decode_unchecked(refinement.encode(loaded, batch, refine), size)[:, 0]
         for batch in _batches(tokenizer, slices)
     ]
     return np.concatenate([part.clamp(-1, 1).cpu().numpy() for part in drawn], dtype=np.float32)

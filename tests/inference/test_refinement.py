@@ -7,8 +7,8 @@ import torch
 
 from slicebook.config import LossConfig, TokenizerConfig
 from slicebook.errors import ConfigError
+from slicebook.inference.refinement import BATCH_PIXELS, encode_refined
 from slicebook.models.losses import loss
-from slicebook.models.refinement import BATCH_PIXELS, encode_refined
 from slicebook.models.tokenizer import Reconstruction, Tokenizer
 
 LOSS = LossConfig()
@@ -64,7 +64,7 @@ def test_no_step_is_plain_encoding(tokenizer):
 def test_tokens_do_not_depend_on_the_batch(tokenizer, monkeypatch):
     images = smooth_slices(5, seed=2)
     whole = encode_refined(tokenizer, images, LOSS, 8)
-    monkeypatch.setattr("slicebook.models.refinement.BATCH_PIXELS", 2 * 32 * 32)
+    monkeypatch.setattr("slicebook.inference.refinement.BATCH_PIXELS", 2 * 32 * 32)
     parts = encode_refined(tokenizer, images, LOSS, 8)
     alone = encode_refined(tokenizer, images[3:4], LOSS, 8)
     for level in range(2):
@@ -90,7 +90,7 @@ def test_a_codebook_smaller_than_the_candidates_is_searched_whole():
 
 
 def test_a_slice_larger_than_the_batch_is_searched_alone(tokenizer, monkeypatch):
-    monkeypatch.setattr("slicebook.models.refinement.BATCH_PIXELS", 10)
+    monkeypatch.setattr("slicebook.inference.refinement.BATCH_PIXELS", 10)
     assert BATCH_PIXELS > 10
     assert encode_refined(tokenizer, smooth_slices(2), LOSS, 1)[0].shape == (2, 8, 8)
 

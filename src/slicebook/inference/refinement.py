@@ -14,6 +14,7 @@ from torch import Tensor
 
 from slicebook.config import LossConfig
 from slicebook.errors import ConfigError
+from slicebook.models.checkpoint import LoadedTokenizer
 from slicebook.models.losses import loss
 from slicebook.models.tokenizer import Reconstruction, Tokenizer
 
@@ -21,6 +22,13 @@ CANDIDATES = 8  # codes nearest to the encoder's latent that a token may become
 TEMPERATURES = (0.5, 0.1)  # of the first and of the last step
 LEARNING_RATE = 0.3
 BATCH_PIXELS = 16 * 128 * 128  # that are searched at once, so that memory is bounded
+
+
+def encode(
+    loaded: LoadedTokenizer, images: Float[Tensor, "b 1 h w"], refine: int = 0
+) -> tuple[Int64[Tensor, "b _ _"], ...]:
+    """Return the token grids of slices, finest first, after so many steps of the search."""
+    return encode_refined(loaded.tokenizer, images, loaded.info.recipe.training.loss, refine)
 
 
 def encode_refined(

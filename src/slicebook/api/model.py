@@ -254,8 +254,8 @@ class Model:
             steps: Evaluations of the prior per slice, from noise to codes.
             decoder_steps: Evaluations of the generation decoder per slice.
             size: Rows and columns, one of `sizes`; the most frequent by default. A mask has its own.
-            spacing: Of a mask that is an array, in mm.
-            plane: Plane of the slices of a mask.
+            spacing: As for `reconstruct`, of a mask.
+            plane: As for `reconstruct`, of a mask.
             precision: 32-true (float32), bf16-mixed, 16-mixed (cuda only) or auto.
             progress: Called with the number of samples done and of all samples.
 
@@ -270,8 +270,10 @@ class Model:
             if size is not None or not conditional:
                 raise ConfigError("mask: goes without size and conditional=False")
             request = MaskRequest(n, seed, position, class_name, plane, settings)
-            given = to_labels(mask, spacing, plane), name_of(mask, "mask")
-            return _generate_for_mask(loaded, *given, request, precision, progress)
+            check_mask_request(request)
+            check_class(loaded, class_name)
+            given = GivenMask.of(to_labels(mask, spacing, plane), loaded, plane, name_of(mask, "mask"))
+            return _generate_for_mask(loaded, given, request, precision, progress)
         task = GenerationTask.of(
             loaded,
             count=n,
@@ -286,8 +288,8 @@ class Model:
         samples: list[GeneratedSample] = []
         for group in task.groups():
             for index, row in enumerate(group.samples):
-                image, drawn = sample_volumes(group.slices, index, task.kind)
-                samples.append(GeneratedSample(row.seed, row.position, class_name, image, drawn))
+                drawn = sample_volumes(group.slices, index, task.kind)
+                samples.append(GeneratedSample(row.seed, row.position, class_name, *drawn))
             if progress:
                 progress(len(samples), n)
         return samples
@@ -381,17 +383,9 @@ class Model:
 
 
 def _generate_for_mask(
-    loaded: LoadedPrior,
-    labels: Volume,
-    where: str,
-    request: MaskRequest,
-    precision: str,
-    progress: Progress | None,
+    loaded: LoadedPrior, given: GivenMask, request: MaskRequest, precision: str, progress: Progress | None
 ) -> list[GeneratedSample]:
     """Return samples for one mask."""
-    check_mask_request(request)
-    check_class(loaded, request.group)
-    given = GivenMask.of(labels, loaded, request.plane, where)
     precision = choose_sampling_precision(loaded, precision)
     samples: list[GeneratedSample] = []
     for seed in range(request.seed, request.seed + request.count):

@@ -9,6 +9,7 @@ would take longer than what is measured. The result is `results/scale.json`. Ste
 are not repeated.
 """
 
+# mypy: allow-untyped-calls
 from __future__ import annotations
 
 import argparse

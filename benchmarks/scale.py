@@ -9,6 +9,7 @@ would take longer than what is measured. The result is `results/scale.json`. Ste
 are not repeated.
 """
 
+# mypy: allow-untyped-calls
 from __future__ import annotations
 
 import argparse
@@ -75,7 +76,7 @@ def write_study(folder: Path, patients: int) -> None:
         volume = varied(bases[number % len(bases)], np.random.default_rng([SEED, number]))
         stem = f"Case_{FIRST_CASE + number:03d}_Week0"
         for name, array in (("LFOV", volume.image.astype(np.int16)), ("SEMANTIC_LFOV", volume.labels)):
-            image = nib.nifti1.Nifti1Image(array, volume.affine)  # type: ignore[no-untyped-call]
+            image = nib.nifti1.Nifti1Image(array, volume.affine)
             nib.save(image, folder / f"{stem}_{name}.nii.gz")
 
 

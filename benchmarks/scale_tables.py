@@ -30,10 +30,11 @@ def study_sizes(results: Results) -> str:
     }
     bytes_of = "same bytes" if all(size["same_bytes_with_2_processes"] for size in sizes) else "OTHER BYTES"
     shape = f"{result['slices_per_patient']} slices of {result['side']}×{result['side']}"
+    patients = ", ".join(str(size["patients"]) for size in sizes)
     return (
-        table(head, rows)
-        + f"\n{', '.join(str(size['patients']) for size in sizes)} patients with one volume of {shape} and "
-        f"its mask each. With {largest['patients']} volumes, `check` reads {speeds['check']:,.0f} and "
-        f"`prepare` {speeds['prepare']:,.0f} volumes per minute of one core; `prepare --workers 2` wrote the "
-        f"{bytes_of}. The memory is that of all processes of a command together. " + where(result["machine"])
+        table(head, rows) + f"\n{patients} patients with one volume of {shape} and its mask each. With "
+        f"{largest['patients']} volumes, `check` reads {speeds['check']:,.0f} and `prepare` "
+        f"{speeds['prepare']:,.0f} volumes per minute of one core; `prepare --workers 2` wrote the "
+        f"{bytes_of}. "
+        "The memory is that of all processes of a command together. " + where(result["machine"])
     )

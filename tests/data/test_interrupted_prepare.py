@@ -14,10 +14,10 @@ import pytest
 
 from slicebook.data import convert as conversion
 from slicebook.data import prepare as preparation
+from slicebook.data import reader
 from slicebook.data.check import check
 from slicebook.data.layouts.sources import SourceOptions
 from slicebook.data.prepare import PrepareOptions, prepare
-from slicebook.data.reader import read_parts
 from slicebook.errors import DataError
 from slicebook.io.resumable import partial_path
 
@@ -110,7 +110,7 @@ if __name__ == "__main__":
         images.write(b"half of a volume")
 
     read: Counter[str] = Counter()
-    as_ever = read_parts
+    as_ever = reader.read_parts
 
     def counted(source, plane):
         read[source.images[0].name] += 1

@@ -40,6 +40,14 @@ def test_a_manifest_is_read_as_it_was_written(folder: Path) -> None:
     assert read_manifest(folder) == (record(0, 1, 0), record(1, 1, 1), record(2, 2, 0))
 
 
+def test_values_of_a_volume_are_in_memory_once(folder: Path) -> None:
+    first, second, other = read_manifest(folder)
+    assert first.patient is second.patient
+    assert first.volume is second.volume
+    assert first.low is second.low is other.low
+    assert not hasattr(first, "__dict__")
+
+
 @pytest.mark.parametrize(
     ("column", "cell", "message"),
     [

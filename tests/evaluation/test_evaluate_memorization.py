@@ -100,6 +100,14 @@ def test_few_strangers_are_joined_by_training_patients(loaded, data):
     assert result.copies.held_out_patients == 6
 
 
+def test_of_many_held_out_slices_a_random_choice_is_the_baseline(loaded, data, monkeypatch):
+    monkeypatch.setattr(memorization, "MAX_REAL", 10)
+    result = evaluate_memorization(loaded, data, samples(read_slices(data, "test", SIZE)), seed=0)
+    assert ", chosen at random of 18 slices" in result.baseline
+    joined = len(of_size(data, "train", SIZE))
+    assert result.copies.held_out_slices == 10 + joined
+
+
 def test_two_training_patients_are_no_baseline_but_can_be_searched(loaded, data):
     few = tuple(r for r in data.records if r.split != "train" or r.patient != "patient-0001")
     generated = samples(read_slices(data, "test", SIZE))

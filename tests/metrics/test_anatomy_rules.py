@@ -144,7 +144,7 @@ def test_another_numbering_is_refused():
 
 def test_no_reference_and_no_spacing_are_refused():
     with pytest.raises(DataError, match="training split"):
-        learn_reference([], [])
+        learn_reference(iter(()), [])
     with pytest.raises(DataError, match="above 0"):
         anatomy_rules(pelvis(), (0.0, 2.0), reference())
 

@@ -1,5 +1,7 @@
 """The nearest training slice is found although it was moved and mirrored, and the patient counts."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
@@ -139,6 +141,15 @@ def test_a_description_is_small():
     assert describe(slices(2, shape=(128, 256))).shape == (2, 28, 56)
     assert describe(slices(2, shape=(17, 17))).shape == (2, 12, 12)
     assert len(describe(TRAIN[:0])) == 0
+
+
+def test_the_search_takes_less_memory_than_the_descriptions_of_the_training_slices():
+    training = np.random.default_rng(0).normal(size=(6000, *describe(TRAIN).shape[1:])).astype(np.float32)
+    tracemalloc.start()
+    nearest_by_correlation(TRAIN[:2], None, training, names(3000, 3000))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < training.nbytes
 
 
 def test_no_slices_have_no_neighbours():

@@ -76,7 +76,7 @@ class DatasetInfo(BaseModel):
     label_names: dict[int, str] = Field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class SliceRecord:
     """One row of `manifest.csv`.
 
@@ -126,6 +126,8 @@ _READ: dict[str, Callable[[str], Any]] = {
     "blank": {"0": False, "1": True}.__getitem__,
 }
 
+_SHARED = ("patient", "volume", "group", "row_mm", "column_mm", "low", "high")  # equal within a volume
+
 
 def read_info(folder: Path) -> DatasetInfo:
     """Read `dataset.json`.
@@ -168,7 +170,9 @@ def read_manifest(folder: Path) -> tuple[SliceRecord, ...]:
             if header not in (COLUMNS, [*COLUMNS, "class"]):
                 raise DataError(f"{path}: its first line is not {','.join(COLUMNS)}; prepare the data again")
             names = [*COLUMNS, "group"][: len(header)]
-            records.extend(_record_of(names, row) for row in rows)
+            # Equal values of a volume, such as its name and spacing, are stored once.
+            known: dict[tuple[str, str], Any] = {}
+            records.extend(_record_of(names, row, known) for row in rows)
     except FileNotFoundError as error:
         raise DataError(f"{path}: missing; prepare the data again") from error
     except (ValueError, csv.Error) as error:
@@ -180,15 +184,28 @@ def read_manifest(folder: Path) -> tuple[SliceRecord, ...]:
     return tuple(records)
 
 
-def _record_of(names: Sequence[str], row: Sequence[str]) -> SliceRecord:
+def _record_of(names: Sequence[str], row: Sequence[str], known: dict[tuple[str, str], Any]) -> SliceRecord:
     """Return one row as a record.
+
+    Args:
+        names: Of the columns.
+        row: The cells.
+        known: Values of earlier rows, by column and cell; those of this row are added.
 
     Raises:
         ValueError: The number of cells or a value is wrong.
     """
     if len(row) != len(names):
         raise ValueError(f"{len(row)} cells, wanted {len(names)}")
-    record = SliceRecord(**{name: _value_of(name, cell) for name, cell in zip(names, row, strict=True)})
+    values = {}
+    for name, cell in zip(names, row, strict=True):
+        if name not in _SHARED:
+            values[name] = _value_of(name, cell)
+        elif (name, cell) not in known:
+            values[name] = known[name, cell] = _value_of(name, cell)
+        else:
+            values[name] = known[name, cell]
+    record = SliceRecord(**values)
     for field, is_right, wanted in (
         ("slice", record.slice >= 0, "0 or more"),
         ("position", 0 <= record.position <= 1, "0 to 1"),

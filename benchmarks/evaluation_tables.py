@@ -41,6 +41,10 @@ def generation(results: Results) -> str:
             (f"{title}: recall, samples (real patients)", _share, *samples, "recall"),
         ]
     rows += [
+        (f"{title}: AUC of a classifier, samples (other patients)", _auc, "generation", "detection", name)
+        for name, title in (KINDS | {"pixels": "pixels"}).items()
+    ]
+    rows += [
         ("MS-SSIM between two samples (two patients)", _alike, "generation", "diversity"),
         ("masks that pass the anatomy rules, generated (real)", _rules, "generation", "anatomy"),
         ("Dice of a segmentation network trained on samples (on patients)", _dice, "usefulness"),
@@ -124,8 +128,13 @@ def evaluation(results: Results) -> str:
 
 
 def priors(results: Results) -> list[Any]:
-    """Return the results of `generation.py`."""
-    return [report for name, report in results.items() if name.startswith("generation-")]
+    """Return the results of `generation.py`, after those of a starter that generates."""
+    starters = [
+        {**entry["zero_shot"], "title": f"Phantom, 256×128: starter:{name}"}
+        for name, entry in results.get("starters", {}).items()
+        if "generation" in entry["zero_shot"]
+    ]
+    return starters + [report for name, report in results.items() if name.startswith("generation-")]
 
 
 def targets(results: Results) -> Iterable[Target]:
@@ -195,11 +204,16 @@ def _at(value: Any, keys: Iterable[str]) -> Any:
 
 
 def _made(report: Any) -> str:
-    sampling, generation, decoder = report["sampling"], report["generation"], report["decoder_seconds"]
-    return (
+    sampling, generation = report["sampling"], report["generation"]
+    compared = (
         f"{sampling['samples']} samples of {sampling['rows']}×{sampling['columns']} compared with "
         f"{generation['held_out_slices']} slices of {generation['held_out_patients']} test patients; "
-        f"tokenizer trained for {report['tokenizer_seconds'] / 60:.0f} minutes, "
+    )
+    if "tokenizer_seconds" not in report:
+        return f"{compared}all its parts trained for {report['seconds'] / 60:.0f} minutes."
+    decoder = report["decoder_seconds"]
+    return (
+        f"{compared}tokenizer trained for {report['tokenizer_seconds'] / 60:.0f} minutes, "
         f"{'' if decoder is None else f'generation decoder for {decoder / 60:.0f}, '}prior of "
         f"{sampling['parameters'] / 1e6:.1f} M parameters for {report['provenance']['seconds'] / 60:.0f}, on "
         f"{report['provenance']['train_patients']} patients."
@@ -237,6 +251,10 @@ def _share(relative: Any) -> str:
 
 def _summary(score: Any) -> str:
     return number(score["mean_of_patients"], score["interval"], ".2f")
+
+
+def _auc(found: Any) -> str:
+    return f"{number(found['auc'], found['interval'], '.2f')} ({found['reference']:.2f})"
 
 
 def _alike(diversity: Any) -> str:

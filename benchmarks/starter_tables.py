@@ -18,10 +18,12 @@ HEAD = (
 )
 
 
-def starters(results: Results) -> str:
-    """Return the scores of each starter, of trainings from it and from random weights, and of the codecs."""
+def starters(results: Results, only: str | None = None) -> str:
+    """Return the scores of starters, of trainings from them and from random weights, and of the codecs."""
     parts = []
     for name, entry in results["starters"].items():
+        if only not in (None, name):
+            continue
         zero_shot = entry["zero_shot"]
         rows = [_row(f"**starter:{name}**, no training on patients", zero_shot["half"])]
         if "refined" in entry:

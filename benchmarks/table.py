@@ -12,6 +12,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -241,6 +242,8 @@ TABLES: dict[str, tuple[Callable[[Results], str], tuple[str, ...]]] = {
     "sampling": (sampling, ("speed",)),
     "other-speed": (other_speed, ("speed",)),
     "starters": (starters, ("starters",)),
+    "starter-compact": (partial(starters, only="compact"), ("starters",)),
+    "starter-generate": (partial(starters, only="generate"), ("starters",)),
     "starters-elsewhere": (starters_elsewhere, ("starters",)),
     "targets": (targets, ()),
     **COURSE,

@@ -11,7 +11,8 @@ from slicebook.cli.options import Json, Model, out_option, show
 Format = Annotated[
     Literal["onnx", "hub", "monai"],
     typer.Option(
-        help="onnx: encoder and decoder of the tokenizer for onnxruntime. hub: folder with model card for "
+        help="onnx: encoder and decoder of the tokenizer for onnxruntime; of a generator also the steps of "
+        "sampling and a program that samples. hub: folder with model card for "
         "huggingface_hub. monai: bundle of the tokenizer for monai.bundle."
     ),
 ]

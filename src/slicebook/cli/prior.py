@@ -23,6 +23,7 @@ from slicebook.cli.options import (
     say,
     show,
 )
+from slicebook.errors import ConfigError
 from slicebook.signals import raised_signals
 
 FirstSeed = Annotated[
@@ -134,17 +135,13 @@ def generate(
 
     With --masks, the slices show given label masks instead.
     """
-    from slicebook.errors import ConfigError
     from slicebook.inference import generate as generating
     from slicebook.inference.from_masks import MaskRequest, generate_for_masks
     from slicebook.models.sampling import SamplingSettings
     from slicebook.reporting.release import release_check
 
     settings = SamplingSettings(steps, decoder_steps, guidance)
-    if masks is not None and (size is not None or unconditional or require_audit is not None):
-        raise ConfigError("--masks: goes without --size, --unconditional and --require-audit")
-    if plane is not None and masks is None:
-        raise ConfigError(f"--plane {plane}: is the plane of the slices of --masks; give both, or neither")
+    _check_masks(masks, plane, others=size is not None or unconditional or require_audit is not None)
 
     def draw(folder: Path) -> object:
         if masks is not None:
@@ -174,6 +171,14 @@ def generate(
     if require_audit is None:
         say(NOT_AUDITED)
     show(summary, text.to_rows(summary), as_json)
+
+
+def _check_masks(masks: Path | None, plane: str | None, *, others: bool) -> None:
+    """Refuse options that go without --masks alone, or with it alone."""
+    if masks is not None and others:
+        raise ConfigError("--masks: goes without --size, --unconditional and --require-audit")
+    if plane is not None and masks is None:
+        raise ConfigError(f"--plane {plane}: is the plane of the slices of --masks; give both, or neither")
 
 
 def _write_as(

@@ -1,20 +1,17 @@
-"""Write a tokenizer as two ONNX models: slices to tokens, and tokens to slices.
+"""Write a model as ONNX: of its tokenizer two models, slices to tokens and tokens to slices.
 
     encoder.onnx    images (batch, 1, rows, columns) in [-1, 1]  ──▶ tokens_0, tokens_1, … (finest first)
     decoder.onnx    tokens_0, tokens_1, …, size (rows, columns)  ──▶ images
 
 Batch and sides are dynamic; both models pad and crop as the tokenizer does. The models are compared with the
-tokenizer by onnxruntime before they are put into place.
+tokenizer by onnxruntime before they are put into place. Those of a generator are in `graphs.generator`.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import json
-import logging
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,12 +23,14 @@ from torch.nn import functional
 
 from slicebook.api.model import Model
 from slicebook.errors import CheckpointError, ConfigError
-from slicebook.io.atomic import refuse_full, replacing_folder, write_bytes, write_text
+from slicebook.export.graphs.generator import write_generator
+from slicebook.export.graphs.tracing import OPSET, write_model
+from slicebook.io.atomic import refuse_full, replacing_folder, write_text
+from slicebook.io.tensors import hash_tensors
 from slicebook.models.networks.base import Context
 from slicebook.models.tokenizer import Tokenizer
 from slicebook.version import __version__
 
-OPSET = 18  # the first with group normalisation
 ENCODER_NAME, DECODER_NAME, INFO_NAME = "encoder.onnx", "decoder.onnx", "model.json"
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 MAX_DIFFERENCE = 1e-4  # of an image in [-1, 1]: rounding is well below
@@ -52,10 +51,12 @@ class OnnxSummary:
 
 
 def export_onnx(model: Model, out: str | Path) -> OnnxSummary:
-    """Write the tokenizer of a model as ONNX, for onnxruntime and other engines.
+    """Write a model as ONNX, for onnxruntime and other engines.
 
     `out` receives `encoder.onnx`, `decoder.onnx` and `model.json`, which says how intensities are mapped,
-    how slices are padded, and which weights these are. The prior is not exported.
+    how slices are padded, and which weights these are. Of a generator, also `prior.onnx`, `masks.onnx` and
+    `generation_decoder.onnx`, each of which is one step or part of sampling, and `sample.py`, which samples
+    with NumPy and onnxruntime alone: slices of the most frequent size, without guidance or given tokens.
 
     Args:
         model: The model.
@@ -75,21 +76,34 @@ def export_onnx(model: Model, out: str | Path) -> OnnxSummary:
             f"{model.path}: stretches every slice to {tokenizer.config.resize} pixels (tokenizer.resize), "
             "which is not exported; train a model without it"
         )
+    prior = model.prior
+    if prior and hash_tensors(prior.tokenizer.images.state_dict()) != hash_tensors(tokenizer.state_dict()):
+        raise CheckpointError(
+            f"{prior.path}: is of another tokenizer than {model.tokenizer.path}; export the file of the prior"
+        )
     refuse_full(out)
+    parts = [tokenizer, *([prior.prior, prior.tokenizer.images] if prior else [])]
+    parts += [part for part in ([prior.tokenizer.masks, prior.decoder] if prior else []) if part is not None]
     device = next(tokenizer.parameters()).device
-    tokenizer.cpu()
+    for part in parts:
+        part.cpu()
     try:
         with replacing_folder(out) as partial:
             _write_models(tokenizer, partial)
             mismatch, difference = _compare(tokenizer, partial)
+            described = _describe(model)
+            if prior:
+                others, changes, described["generator"] = write_generator(prior, partial)
+                mismatch, difference = max(mismatch, others), max(difference, changes)
             if mismatch > MAX_TOKEN_MISMATCH or difference > MAX_DIFFERENCE:
                 raise CheckpointError(
                     f"{out}: onnxruntime finds {mismatch:.2%} other tokens and images that differ by "
                     f"{difference:.1g}, wanted the same; use other versions of onnxruntime and torch"
                 )
-            write_text(partial / INFO_NAME, json.dumps(_describe(model), indent=2) + "\n")
+            write_text(partial / INFO_NAME, json.dumps(described, indent=2) + "\n")
     finally:
-        tokenizer.to(device)
+        for part in parts:
+            part.to(device)
     return OnnxSummary(Path(out), OPSET, tokenizer.levels, mismatch, difference)
 
 
@@ -172,32 +186,7 @@ def _write_models(tokenizer: Tokenizer, folder: Path) -> None:
         ),
     ]
     for name, module, inputs, shapes, input_names, output_names in models:
-        with _quiet():
-            program = torch.onnx.export(
-                module.eval(),
-                inputs,
-                dynamo=True,
-                opset_version=OPSET,
-                dynamic_shapes=shapes,
-                input_names=input_names,
-                output_names=output_names,
-                verbose=False,
-            )
-        assert program is not None
-        write_bytes(folder / name, program.model_proto.SerializeToString())
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Pass over what the exporter warns of: torchvision, which is not needed, and its own deprecations."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
+        write_model(folder / name, module, inputs, shapes, (input_names, output_names))
 
 
 def _compare(tokenizer: Tokenizer, folder: Path) -> tuple[float, float]:

@@ -91,6 +91,11 @@ FAULTS: dict[str, list[str]] = {
         ),
         *("SIGTERM or SIGUSR1", "damaged state", "two trainings in one folder"),
     ],
+    "Long work": [
+        "SIGKILL in a folder of volumes",
+        "SIGKILL of an evaluation",
+        "kill within a line of a journal",
+    ],
     "The machine": [
         *("disk full", "read-only folder", "no network", "paths with spaces, Unicode and 255 bytes"),
         *("file names of another encoding", "locale without UTF-8", "clock set back"),

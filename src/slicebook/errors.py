@@ -22,7 +22,7 @@ class CheckpointError(SlicebookError, RuntimeError):
 
 
 class StoppedBySignalError(SlicebookError, RuntimeError):
-    """A signal asked a training to stop; what it reached is kept, and the same command continues it."""
+    """A signal asked a command to stop; what it reached is kept, and the same command continues it."""
 
 
 class ProcessLostError(SlicebookError, RuntimeError):

@@ -1,5 +1,6 @@
 """An interrupted evaluation goes on where it stopped, and writes the report of one that was not."""
 
+import os
 import shutil
 import signal
 from functools import partial
@@ -11,8 +12,9 @@ import pytest
 import torch
 from helpers.kills import ended_by, files_of, forked, kill_within
 
+from slicebook.cli import main
 from slicebook.data.dataset import PreparedData
-from slicebook.evaluation import downstream, generation, memorization, reconstruction
+from slicebook.evaluation import downstream, generation, memorization, reconstruction, results
 from slicebook.evaluation import evaluate as evaluating
 from slicebook.evaluation.evaluate import evaluate
 from slicebook.evaluation.kept import KeptWork
@@ -21,6 +23,7 @@ from slicebook.io.resumable import Journal
 from slicebook.metrics.features import deep, texture
 from slicebook.metrics.statistics import Rate
 from slicebook.models.sampling import SamplingSettings
+from slicebook.signals import NAMES
 
 OPTIONS: dict[str, Any] = {
     "split": "validation",
@@ -33,8 +36,8 @@ TIMELESS = SimpleNamespace(perf_counter=lambda: 0.0)
 
 def timeless(patch):
     """Take seconds out of the report, and the features that take them."""
-    patch.setattr(evaluating, "time", TIMELESS)
-    patch.setattr(generation, "time", TIMELESS)
+    for module in (evaluating, generation, results):
+        patch.setattr(module, "time", TIMELESS)
     patch.setattr(deep, "installed", lambda: False)
 
 
@@ -85,8 +88,10 @@ def test_an_evaluation_that_is_killed_in_every_part_writes_the_same_report(
 
         assert ended_by(forked(work)) == signal.SIGKILL, name
         assert {path.name for path in tmp_path.iterdir()} == {PARTIAL}
-        reached.append((tmp_path / PARTIAL / "journal.jsonl").read_bytes().count(b"\n"))
+        journal = tmp_path / PARTIAL / "journal.jsonl"
+        reached.append(journal.read_bytes().count(b"\n") if journal.exists() else 0)
     assert reached == sorted(reached)
+    assert len(set(reached)) > len(MOMENTS) / 2
     for owner, name, *_ in MOMENTS[:8]:
         monkeypatch.setattr(owner, name, lambda *_, **__: pytest.fail("done again"))
     evaluate(trained.run, data, tmp_path, **OPTIONS)
@@ -143,6 +148,23 @@ def test_an_evaluation_of_other_data_starts_anew(trained, tmp_path, scored, monk
     voxels.flush()
     interrupt(trained, PreparedData.open(tmp_path / "data"), tmp_path / "out", monkeypatch)
     assert scored
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_signal_stops_the_command_with_the_status_that_a_job_repeats(
+    name, trained, tmp_path, scored, monkeypatch, capsys
+):
+    def stop(*_, **__):
+        os.kill(os.getpid(), getattr(signal, name))
+
+    command = ["evaluate", str(trained.run), str(trained.data), "-o", str(tmp_path), "--device", "cpu"]
+    with monkeypatch.context() as patch:
+        patch.setattr(reconstruction, "_draw", stop)
+        assert main.main([*command, "--parts", "reconstruction"]) == 75
+    assert f"stopped by {name}; repeat the command to continue" in capsys.readouterr().err
+    scored.clear()
+    assert main.main([*command, "--parts", "reconstruction"]) == 0
+    assert scored == []
 
 
 # --- What is kept

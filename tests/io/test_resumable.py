@@ -69,6 +69,7 @@ def test_units_of_another_request_are_not_read(tmp_path):
     assert list(Journal(tmp_path / "j", REQUEST | {"seed": 4}).units) == ["b"]
 
 
+@pytest.mark.fault("kill within a line of a journal", "the units before it are kept; the line is left out")
 def test_a_journal_cut_anywhere_has_the_units_before_the_cut(tmp_path):
     path = tmp_path / "j"
     whole = Journal(path, REQUEST)

@@ -22,6 +22,7 @@ from slicebook.cli.options import (
     show,
 )
 from slicebook.errors import ConfigError, DataError
+from slicebook.signals import raised_signals
 
 if TYPE_CHECKING:
     from slicebook.evaluation.report import Evaluation
@@ -54,6 +55,7 @@ Samples = Annotated[
 ]
 
 
+@raised_signals()
 def evaluate(
     model: Model,
     data: Prepared,

@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         0 on success; 1 for an error that the user can fix, printed as one line on stderr; 2 for wrong usage;
-        75 for a training that SIGTERM or SIGUSR1 stopped, which the same command resumes. A bug ends in a
+        75 for work that SIGTERM or SIGUSR1 stopped, which the same command resumes. A bug ends in a
         traceback; with `--debug` every error does.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)

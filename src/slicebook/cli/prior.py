@@ -23,6 +23,7 @@ from slicebook.cli.options import (
     say,
     show,
 )
+from slicebook.signals import raised_signals
 
 FirstSeed = Annotated[
     int, typer.Option(min=0, help="Random seed of sample 0; sample i has the seed SEED + i.")
@@ -102,6 +103,7 @@ Unconditional = Annotated[
 NOT_AUDITED = "not audited: a sample may copy a patient; before sharing samples use --require-audit REPORT"
 
 
+@raised_signals()
 def generate(
     model: PriorModel,
     out: Annotated[Path, out_option("DIR", "New folder for the data set.")],
@@ -232,6 +234,7 @@ def inpaint(
     show(summary, text.to_rows(summary), as_json)
 
 
+@raised_signals()
 def anomaly(
     model: PriorModel,
     source: Source,

@@ -20,8 +20,10 @@ from slicebook.cli.options import (
     say,
     show,
 )
+from slicebook.signals import raised_signals
 
 
+@raised_signals()
 def reconstruct(
     model: Model,
     source: Source,
@@ -75,6 +77,7 @@ def reconstruct(
     show(summary, text.columns(summary.volumes, names), as_json)
 
 
+@raised_signals()
 def encode(
     model: Model,
     source: Source,

@@ -5,10 +5,8 @@ One JSON file holds every number with its convention and its provenance.
 
 from __future__ import annotations
 
-import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +17,7 @@ import torch
 
 from slicebook.data.dataset import PreparedData, SliceSet
 from slicebook.data.splits import Split
-from slicebook.errors import ConfigError, DataError, ShapeError
+from slicebook.errors import ConfigError, DataError
 from slicebook.evaluation import downstream
 from slicebook.evaluation.features import descriptors
 from slicebook.evaluation.generation import (
@@ -43,6 +41,7 @@ from slicebook.evaluation.provenance import (
 )
 from slicebook.evaluation.reconstruction import ReconstructionResult, evaluate_reconstruction
 from slicebook.evaluation.report import PARTS, Evaluation, read_history, write_report, written_whole
+from slicebook.evaluation.results import Results
 from slicebook.evaluation.slices import MAX_REAL, SliceCollection, check_trained_on, read_slices
 from slicebook.io.atomic import write_csv
 from slicebook.metrics import codecs as codec_metrics
@@ -55,8 +54,6 @@ from slicebook.models.checkpoint import (
 )
 from slicebook.models.sampling import SamplingSettings
 from slicebook.progress import Counter
-from slicebook.records import Record
-from slicebook.text import to_json
 from slicebook.visualization import contact_sheet
 
 SHEET_SLICES = 32  # samples in the contact sheet, and the number of real slices
@@ -118,7 +115,7 @@ def evaluate(
     request = describe_request(models, data) | {"parts": requested} | vars(options)
     request |= {"settings": asdict(options.settings), "device": str(device)}
     with written_whole(Path(out), request) as work:
-        results = _Results(
+        results = Results(
             say,
             {str(data.folder): "DATA", str(model): "MODEL"},
             work.content,
@@ -159,7 +156,7 @@ def _check_parts(parts: Sequence[str] | None) -> None:
 
 
 def _evaluate_reconstruction(
-    results: _Results, tokenizer: LoadedTokenizer, slices: SliceSet, options: _Options
+    results: Results, tokenizer: LoadedTokenizer, slices: SliceSet, options: _Options
 ) -> None:
     results.say(f"reconstruction: {len(slices)} slices of {len(slices.patients)} patients")
 
@@ -179,7 +176,7 @@ def _evaluate_reconstruction(
 
 
 def _assemble(
-    results: _Results,
+    results: Results,
     models: LoadedModels,
     data: PreparedData,
     not_installed: dict[str, str],
@@ -191,6 +188,7 @@ def _assemble(
         DataError: No part could be evaluated.
     """
     if not results.records.keys() - {"sampling"}:
+        results.kept.forget()  # nothing to continue
         reasons = "; ".join(dict.fromkeys(results.skipped.values()))
         raise DataError(f"{data.folder}: no part could be evaluated: {reasons}")
     slices = data.split(options.split)
@@ -223,61 +221,8 @@ def _row(measure: Measure) -> dict[str, Any]:
     }
 
 
-class _Results:
-    """The records of the parts, the seconds of each piece of work, and why parts were skipped.
-
-    Args:
-        say: Called with a line per message.
-        placeholders: What stands in a report in place of each path: a path may identify people.
-        out: Folder for files.
-        kept: What an interrupted evaluation has done.
-    """
-
-    def __init__(
-        self, say: Callable[[str], None], placeholders: Mapping[str, str], out: Path, kept: KeptWork
-    ) -> None:
-        self.out, self.kept = out, kept
-        self.records: dict[str, Any] = {}
-        self.seconds: dict[str, float] = {}
-        self.skipped: dict[str, str] = {}
-        self.say, self._placeholders = say, placeholders
-
-    @contextmanager
-    def measuring(self, name: str, parts: Sequence[str] | None = None) -> Iterator[None]:
-        """Time a piece of work; with too little data, skip the parts that need it (by default itself)."""
-        parts = (name,) if parts is None else parts
-        started = time.perf_counter()
-        try:
-            yield
-        except (DataError, ShapeError) as error:
-            reason = str(error)
-            self.say(f"skipped: {', '.join(parts) or name}: {reason}")
-            for path, placeholder in self._placeholders.items():
-                reason = re.sub(rf"(?<![\w/.-]){re.escape(path)}(?=[:/])", placeholder, reason)
-            self.skipped |= dict.fromkeys(parts, reason)
-        self.took(name, started)
-
-    def took(self, name: str, started: float) -> None:
-        """Record the seconds of a piece of work, or those that it took when it was done."""
-        seconds = round(time.perf_counter() - started, 1)
-        self.seconds[name] = self.kept.record(f"seconds of {name}", float, lambda: seconds)
-
-    def add(self, name: str, kind: type[Record], compute: Callable[[], Record]) -> None:
-        """Compute the record of a part, unless it is kept, and add it.
-
-        Raises:
-            DataError: A number in it is not finite, which JSON cannot hold.
-        """
-        record = self.kept.record(name, kind, compute)
-        try:
-            to_json(record)
-        except ValueError as error:
-            raise DataError(f"{name}: a measured value is not finite ({error})") from error
-        self.records[name] = record
-
-
 def _evaluate_samples(
-    results: _Results, prior: LoadedPrior, data: PreparedData, requested: Sequence[str], options: _Options
+    results: Results, prior: LoadedPrior, data: PreparedData, requested: Sequence[str], options: _Options
 ) -> None:
     """Draw samples, and evaluate the requested parts on them."""
     kind, seed, say = prior.info.slices[0], options.seed, results.say
@@ -326,7 +271,7 @@ def _evaluate_samples(
 
 
 def _train_segmenters(
-    results: _Results,
+    results: Results,
     data: PreparedData,
     samples: SliceCollection,
     real: SliceCollection,
@@ -351,7 +296,7 @@ def _train_segmenters(
 
 
 def _audit_samples(
-    results: _Results, prior: LoadedPrior, data: PreparedData, samples: SliceCollection, options: _Options
+    results: Results, prior: LoadedPrior, data: PreparedData, samples: SliceCollection, options: _Options
 ) -> None:
     size = (samples.images.shape[-2], samples.images.shape[-1])
     with results.measuring("memorization"):

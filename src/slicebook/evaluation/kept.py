@@ -7,7 +7,7 @@ result = kept.record("comparison", Comparison, lambda: compare(features))
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
@@ -39,6 +39,11 @@ class KeptWork:
         """Return the progress line of units of this name; None if nobody wants one."""
         return self._counter(what) if self._counter else None
 
+    def forget(self) -> None:
+        """Keep nothing of what is done."""
+        if self._journal is not None:
+            self._journal.clear()
+
     def record(self, name: str, kind: type[T], compute: Callable[[], T]) -> T:
         """Return a record, a dataclass or a JSON value.
 
@@ -49,9 +54,9 @@ class KeptWork:
         """
         if self._journal is None:
             return compute()
-        adapter: TypeAdapter[T] = _adapter(kind)  # type: ignore[arg-type]  # a type is hashable
+        adapter: TypeAdapter[T] = TypeAdapter(kind)
         if name in self._journal:
-            return adapter.validate_python(self._journal.units[name], strict=False)
+            return adapter.validate_python(self._journal.units[name])
         result = compute()
         value = adapter.dump_python(result, mode="json")
         if _is_finite(value):  # whoever reports it refuses a value that is not
@@ -92,11 +97,6 @@ class KeptWork:
         save_state(path, State(made, made_from))
         self._journal.add(unit)
         return made
-
-
-@lru_cache(maxsize=32)
-def _adapter(kind: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(kind)
 
 
 def _tensors(arrays: Arrays) -> dict[str, Tensor]:

@@ -189,7 +189,8 @@ def encode_folder(
         return {key: value for key, value in summary.items() if key != "output"}
 
     listed = list_volumes(source, plane)
-    results = process_volumes(listed, folder, "encode", _request(loaded, plane), process, progress)
+    request = _request(loaded, plane)
+    results = process_volumes(listed, folder, "encode", request, process, progress, endings=(SUFFIX,))
     return tuple(
         TokenSummary(output=folder / f"{volume.name}{SUFFIX}", **result | {"grids": tuple(result["grids"])})
         for volume, result in zip(listed, results, strict=True)

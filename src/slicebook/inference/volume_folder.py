@@ -12,13 +12,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from slicebook.inference.volumes import ListedVolume
+from slicebook.inference.volumes import ENDINGS, ListedVolume
 from slicebook.io.atomic import explaining_failure, move_files
 from slicebook.io.resumable import Journal, hash_files
 from slicebook.progress import Progress
 from slicebook.version import __version__
-
-ENDINGS = (".nii.gz", ".csv", ".safetensors")
 
 Process = Callable[[ListedVolume, Path], Any]
 """Writes the outputs of a volume into a folder; returns what is to be known of them, as JSON values."""
@@ -31,6 +29,8 @@ def process_volumes(
     request: Mapping[str, Any],
     process: Process,
     progress: Progress | None = None,
+    *,
+    endings: Sequence[str] = ENDINGS,
 ) -> list[Any]:
     """Process each volume whose outputs are not in the folder yet, and return the results of all.
 
@@ -43,11 +43,12 @@ def process_volumes(
         request: All that the outputs depend on besides the input, as JSON values.
         process: Processes one volume.
         progress: Called with the number of volumes done and of all volumes, first and after each.
+        endings: Of the outputs of a volume; none for its folder of pictures.
     """
     created = not folder.exists()
     unfinished = folder / f".slicebook-{command}"
     journal = Journal(folder / f"{unfinished.name}.jsonl", {"slicebook_version": __version__, **request})
-    left = [volume for volume in listed if not _is_done(volume, folder, journal)]
+    left = [volume for volume in listed if not _is_done(volume, folder, endings, journal)]
     try:
         for number, volume in enumerate(left):
             if progress:
@@ -55,10 +56,11 @@ def process_volumes(
             digest = volume.digest()
             with _partial(unfinished / volume.name) as place:
                 result = process(volume, place)
-                for path in _outputs(folder, volume.name):
-                    path.unlink()  # an earlier volume may have had more slices
+                made = {folder / path.relative_to(place) for path in place.rglob("*")}
                 move_files(place, folder)
-            outputs = hash_files(_outputs(folder, volume.name))
+                for path in set(_outputs(folder, volume.name, endings)) - made:
+                    path.unlink()  # an earlier volume had more slices
+            outputs = hash_files(_outputs(folder, volume.name, endings))
             journal.add(volume.name, {"input": digest, "outputs": outputs, "result": result})
     finally:
         for place in (unfinished, *([folder] if created else [])):
@@ -81,14 +83,16 @@ def _partial(place: Path) -> Iterator[Path]:
         shutil.rmtree(place, ignore_errors=True)
 
 
-def _is_done(volume: ListedVolume, folder: Path, journal: Journal) -> bool:
+def _is_done(volume: ListedVolume, folder: Path, endings: Sequence[str], journal: Journal) -> bool:
     kept = journal.units.get(volume.name)
-    if not isinstance(kept, dict) or hash_files(_outputs(folder, volume.name)) != kept.get("outputs"):
+    if not isinstance(kept, dict) or hash_files(_outputs(folder, volume.name, endings)) != kept.get(
+        "outputs"
+    ):
         return False
     return bool(volume.digest() == kept.get("input"))
 
 
-def _outputs(folder: Path, name: str) -> list[Path]:
+def _outputs(folder: Path, name: str, endings: Sequence[str]) -> list[Path]:
     """Return the files of a volume that exist."""
-    files = [folder / f"{name}{ending}" for ending in ENDINGS]
-    return [path for path in files if path.is_file()] + sorted((folder / name).glob("slice-*.png"))
+    pictures = sorted((folder / name).glob("slice-*.png")) if "" in endings else []
+    return [path for ending in endings if (path := folder / f"{name}{ending}").is_file()] + pictures

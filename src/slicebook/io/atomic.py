@@ -55,17 +55,22 @@ def write_csv(
     write_text(path, text.getvalue())
 
 
-def append_line(path: str | Path, text: str) -> None:
-    """Append a line to a file, on the disk when the call returns.
+def append_lines(path: str | Path, lines: Sequence[str], *, after: int | None = None) -> None:
+    """Append lines to a file, on the disk when the call returns; the file is created if missing.
 
-    A kill may leave a part of the line without its end, which the reader must leave out.
+    A kill may leave a part of a line without its end, which the reader must leave out.
+
+    Args:
+        path: The file.
+        lines: Without their ends.
+        after: Bytes of the file that are kept; all by default.
 
     Raises:
-        DataError: The line cannot be written; the file is as it was.
+        DataError: The lines cannot be written; the file has none of them.
     """
-    content = f"{text}\n".encode()
+    content = "".join(f"{line}\n" for line in lines).encode()
     with explaining_failure(path, len(content)), Path(path).open("ab") as file:
-        start = file.seek(0, os.SEEK_END)
+        start = file.seek(0, os.SEEK_END) if after is None else file.truncate(after)
         try:
             file.write(content)
             file.flush()

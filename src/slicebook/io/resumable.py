@@ -27,12 +27,11 @@ from typing import Any
 
 from slicebook.errors import ConfigError, DataError
 from slicebook.io.atomic import (
-    append_line,
+    append_lines,
     explaining_failure,
     put_in_place,
     remove_unfinished,
     replace_files,
-    write_text,
 )
 
 try:
@@ -61,30 +60,26 @@ class Journal:
 
     def __init__(self, path: Path, request: Mapping[str, Any]) -> None:
         self.path, self.request = path, _plain(request)
-        before, units, whole = _read(path)
+        before, units, length = _read(path)
         self.differences = _differences(before, self.request) if units else []
         self.units: dict[str, Any] = {} if self.differences else units
-        self._begun = whole and before == self.request
+        whole = length > 0 and length == path.stat().st_size
+        # Bytes that are kept when a line is appended; None for all, which other commands may have appended.
+        self._kept: int | None = 0 if before != self.request else None if whole else length
 
     def add(self, unit: str, result: Any = None) -> None:
         """Record that a unit is done, after all its files are written; a later record replaces an earlier."""
-        self._begin()
-        append_line(self.path, json.dumps({"unit": unit, "result": result}, allow_nan=False))
-        self.units[unit] = _plain(result)
+        lines = [{"request": self.request}] if self._kept == 0 else []
+        lines.append({"unit": unit, "result": _plain(result)})
+        append_lines(self.path, [json.dumps(line) for line in lines], after=self._kept)
+        self.units[unit], self._kept = _plain(result), None
 
     def clear(self) -> None:
         """Forget all units."""
-        self.units, self._begun = {}, False
+        self.units, self._kept = {}, 0
 
     def __contains__(self, unit: str) -> bool:
         return unit in self.units
-
-    def _begin(self) -> None:
-        """Rewrite the file without the units of another request and without a torn last line."""
-        if not self._begun:
-            lines = [{"request": self.request}, *({"unit": u, "result": r} for u, r in self.units.items())]
-            write_text(self.path, "".join(f"{json.dumps(line)}\n" for line in lines))
-            self._begun = True
 
 
 @dataclass(frozen=True)
@@ -300,20 +295,20 @@ def _is_partial(path: Path) -> bool:
     return path.is_dir() and all(item.name in known or item.name[0] == "." for item in path.iterdir())
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any], bool]:
-    """Return the request and the units of a journal up to the first torn line, and whether none is torn.
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any], int]:
+    """Return the request and the units of a journal up to the first torn line, and the bytes up to there.
 
     Without a journal, the request is empty.
     """
     try:
         lines = path.read_bytes().splitlines(keepends=True)
     except OSError:
-        return {}, {}, False
+        return {}, {}, 0
     rows = list(itertools.takewhile(bool, map(_row, lines)))
     if not rows or not isinstance(rows[0].get("request"), dict):
-        return {}, {}, False
+        return {}, {}, 0
     units = {str(row["unit"]): row.get("result") for row in rows[1:] if "unit" in row}
-    return rows[0]["request"], units, len(rows) == len(lines)
+    return rows[0]["request"], units, sum(map(len, lines[: len(rows)]))
 
 
 def _row(line: bytes) -> dict[str, Any]:

@@ -104,10 +104,23 @@ def write_tensors(
     with replacing(path, size=size, previous=previous) as partial:
         try:
             save_file(flat, partial, metadata={"slicebook": text, "sha256": _seal(text)})
+            _order_metadata(partial)
         except SafetensorError as error:  # raised for a full disk
             number = re.search(r"\(os error (\d+)\)", str(error)) if os.name == "posix" else None
             given = (int(number[1]), os.strerror(int(number[1]))) if number else (str(error),)
             raise OSError(*given) from error
+
+
+def _order_metadata(path: Path) -> None:
+    """Sort the metadata of a safetensors file, which come in random order: equal content gets equal bytes."""
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(length)
+        if len(text) == length:
+            file.seek(8)
+            file.write(text)
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -12,6 +12,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from slicebook.cli.main import main
 from slicebook.data import convert as conversion
 from slicebook.data import prepare as preparation
 from slicebook.data import reader
@@ -129,6 +130,31 @@ if __name__ == "__main__":
         uninterrupted.notes,
     )
     assert not unfinished.exists()
+
+
+@pytest.mark.fault("SIGTERM or SIGUSR1", "of prepare: exit status 75; the same command goes on")
+def test_a_signal_stops_prepare_with_the_status_that_a_job_reads(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    as_ever, calls, stopped = preparation.convert, [], []
+
+    def stop_at_the_fifth(*arguments, **how):
+        calls.append(arguments)
+        if len(calls) == 5 and not stopped:
+            stopped.append(True)
+            os.kill(os.getpid(), signal.SIGTERM)
+        return as_ever(*arguments, **how)
+
+    monkeypatch.setattr(preparation, "KEEP_SECONDS", 0.0)
+    monkeypatch.setattr(preparation, "convert", stop_at_the_fifth)
+    command = ["prepare", str(study), "-o", str(tmp_path / "out"), "--patient-regex", NAMED.patient_regex]
+    assert main([*command, "--mask", "_seg"]) == 75
+    assert not (tmp_path / "out").exists()
+    calls.clear()
+    assert main([*command, "--mask", "_seg"]) == 0
+    assert len(calls) == PATIENTS + 1 - 4
+    prepare(study, tmp_path / "whole", NAMED)
+    assert content(tmp_path / "out") == content(tmp_path / "whole")
 
 
 def interrupt(study: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ from slicebook.cli.options import (
     say,
     show,
 )
+from slicebook.signals import raised_signals
 
 Fractions = Annotated[
     tuple[float, float, float] | None,
@@ -138,6 +139,7 @@ def check(
         raise typer.Exit(1)
 
 
+@raised_signals()
 def prepare(
     data: Data,
     out: Annotated[Path, out_option("DIR", "New folder for the prepared slices.")],

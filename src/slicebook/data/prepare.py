@@ -154,7 +154,7 @@ def prepare(
                 info = _finish(work.content, content, options)
         except DataError as error:
             if error.__cause__ is None:  # of the data, so that the same command would fail again
-                work.journal.units.clear()
+                work.journal.clear()
             raise
     quarantined = tuple((str(bad.path), bad.reason) for bad in content.unreadable)
     return PreparedSummary(

@@ -53,13 +53,13 @@ def draw_group(columns: Sequence[tuple[str, Pairs]], path: Path) -> None:
     """Draw one test slice, its reconstructions by several models, and below them the differences."""
     original = columns[0][1][SHOWN % len(columns[0][1])][0]
     figure, cells = _canvas(2, len(columns) + 1, original)
-    cells[0][0].imshow(original, cmap="gray", vmin=-1, vmax=1)
+    cells[0][0].imshow(original.numpy(), cmap="gray", vmin=-1, vmax=1)
     cells[0][0].set_title("original", color=TEXT, fontsize=8)
     for (above, below), (title, drawn) in zip(cells.T[1:], columns, strict=True):
         given, copy = drawn[SHOWN % len(drawn)]
-        above.imshow(copy, cmap="gray", vmin=-1, vmax=1)
+        above.imshow(copy.numpy(), cmap="gray", vmin=-1, vmax=1)
         above.set_title(title, color=TEXT, fontsize=8)
-        below.imshow((copy - given).abs(), cmap="magma", vmin=0, vmax=0.5)
+        below.imshow((copy - given).abs().numpy(), cmap="magma", vmin=0, vmax=0.5)
     _save(figure, path)
 
 
@@ -81,7 +81,7 @@ def draw_tokens(model: Tokenizer, drawn: Pairs, folder: Path) -> None:
     image = drawn[SHOWN % len(drawn)][0]
     grids = model.encode(image[None, None])
     figure, cells = _canvas(1, model.levels + 1, image)
-    cells[0][0].imshow(image, cmap="gray", vmin=-1, vmax=1)
+    cells[0][0].imshow(image.numpy(), cmap="gray", vmin=-1, vmax=1)
     cells[0][0].set_title("original", color=TEXT, fontsize=8)
     for level, cell in zip(reversed(range(model.levels)), cells[0][1:], strict=True):
         codes = model.codebook(level).codes.detach()
@@ -91,6 +91,6 @@ def draw_tokens(model: Tokenizer, drawn: Pairs, folder: Path) -> None:
         ) @ axes.T  # the first three principal components as red, green, blue
         colours = position.argsort(0).argsort(0) / max(1, len(codes) - 1)
         grid = grids[level][0]
-        cell.imshow(colours[grid], interpolation="nearest", aspect="equal")
+        cell.imshow(colours[grid].numpy(), interpolation="nearest", aspect="equal")
         cell.set_title(f"level {level}: {grid.shape[0]}×{grid.shape[1]} tokens", color=TEXT, fontsize=8)
     _save(figure, folder / "course-tokens.png")

@@ -77,7 +77,7 @@ def test_codes_learned_by_gradient_move_and_keep_their_k_means(course):
     assert torch.equal(quantizer.codes, before)  # no moving average
     with torch.no_grad():
         quantizer.embedding -= 0.1 * quantizer.embedding.grad
-    assert float(quantizer(vectors).commitment) < float(quantized.commitment)
+    assert quantizer(vectors).commitment < quantized.commitment
     assert quantizer.usage().utilization == 1
 
 

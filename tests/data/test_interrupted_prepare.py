@@ -136,14 +136,15 @@ if __name__ == "__main__":
 def test_a_signal_stops_prepare_with_the_status_that_a_job_reads(
     study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    as_ever, calls, stopped = preparation.convert, [], []
+    calls: list[object] = []
+    stopped: list[bool] = []
 
     def stop_at_the_fifth(*arguments, **how):
         calls.append(arguments)
         if len(calls) == 5 and not stopped:
             stopped.append(True)
             os.kill(os.getpid(), signal.SIGTERM)
-        return as_ever(*arguments, **how)
+        return conversion.convert(*arguments, **how)
 
     monkeypatch.setattr(preparation, "KEEP_SECONDS", 0.0)
     monkeypatch.setattr(preparation, "convert", stop_at_the_fifth)

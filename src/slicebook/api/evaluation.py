@@ -34,7 +34,7 @@ def evaluate(
     device: str = "auto",
     precision: str = "32-true",
     seed: int = 42,
-    say: Callable[[str], None] = lambda _: None,
+    say: Callable[[str], None] | None = None,
     counter: Counter | None = None,
 ) -> Evaluation:
     """Evaluate a model on held-out patients; write the report and its page, as `slicebook evaluate` does.
@@ -68,6 +68,7 @@ def evaluate(
         ConfigError: A part is unknown, a library is missing, or the data are not the prior's.
         DataError: The folder is not a prepared one, or the split has too few slices for any part.
     """
+    say = say or (lambda _: None)
     find_model(Path(model))  # a missing model is reported before missing data
     report = run_evaluation(
         model,

@@ -136,7 +136,9 @@ if __name__ == "__main__":
 def test_a_signal_stops_prepare_with_the_status_that_a_job_reads(
     study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    as_ever, calls, stopped = preparation.convert, [], []
+    as_ever = conversion.convert
+    calls: list[object] = []
+    stopped: list[bool] = []
 
     def stop_at_the_fifth(*arguments, **how):
         calls.append(arguments)

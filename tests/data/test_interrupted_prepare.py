@@ -136,6 +136,7 @@ if __name__ == "__main__":
 def test_a_signal_stops_prepare_with_the_status_that_a_job_reads(
     study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    as_ever = conversion.convert
     calls: list[object] = []
     stopped: list[bool] = []
 
@@ -144,7 +145,7 @@ def test_a_signal_stops_prepare_with_the_status_that_a_job_reads(
         if len(calls) == 5 and not stopped:
             stopped.append(True)
             os.kill(os.getpid(), signal.SIGTERM)
-        return conversion.convert(*arguments, **how)
+        return as_ever(*arguments, **how)
 
     monkeypatch.setattr(preparation, "KEEP_SECONDS", 0.0)
     monkeypatch.setattr(preparation, "convert", stop_at_the_fifth)

@@ -289,11 +289,25 @@ def _training(summary: TrainingSummary, loaded: LoadedTokenizer, data: PreparedD
 
 
 def score_reconstruction(
-    loaded: LoadedTokenizer, data: PreparedData, out: Path, *, with_codecs: bool, device: str = "cpu"
+    loaded: LoadedTokenizer,
+    data: PreparedData,
+    out: Path,
+    *,
+    with_codecs: bool,
+    refine: int = 0,
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """Evaluate reconstruction and return the report as plain values, without the definitions of scores."""
-    parts = ["reconstruction"]
-    report = evaluate(loaded.path, data, out, parts=parts, codecs=with_codecs, device=device, seed=SEED)
+    report = evaluate(
+        loaded.path,
+        data,
+        out,
+        parts=["reconstruction"],
+        codecs=with_codecs,
+        refine=refine,
+        device=device,
+        seed=SEED,
+    )
     about = {"split", "patients", "slices", "blank_slices_skipped", "warnings"}
     assert report.reconstruction is not None
     scores = report.reconstruction.model_dump(mode="json")

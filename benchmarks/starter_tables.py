@@ -24,7 +24,11 @@ def starters(results: Results) -> str:
     for name, entry in results["starters"].items():
         zero_shot = entry["zero_shot"]
         rows = [_row(f"**starter:{name}**, no training on patients", zero_shot["half"])]
-        rows += [_row(title, run["test"]) for title, run in _tuned(entry)]
+        if "refined" in entry:
+            rows.append(
+                _row(f"starter:{name}, {_refined(entry['refined']['test'])}", entry["refined"]["test"])
+            )
+        rows += [_row(title, test) for title, test in _tuned(entry)]
         rows += [_codec_row(codec) for codec in zero_shot["half"]["codecs"].values()]
         counts = zero_shot["data"]["counts"]
         test, train = counts["test"]["patients"], counts["train"]["patients"]
@@ -46,6 +50,8 @@ def starters_elsewhere(results: Results) -> str:
         rows, counts = [], []
         for site, report in entry["zero_shot"]["others"].items():
             rows.append(_row(f"{site}: **starter:{name}**, no training on patients", report))
+            if refined := entry.get("refined", {}).get("others", {}).get(site):
+                rows.append(_row(f"{site}: starter:{name}, {_refined(refined)}", refined))
             rows += [_codec_row(codec, f"{site}: ") for codec in report["codecs"].values()]
             counts.append(f"{site}: {plural(report['patients'], 'patient')}, {report['slices']} slices")
         parts += [table(HEAD, rows), f"{'; '.join(counts)}. {where(entry['zero_shot'])}\n"]
@@ -63,6 +69,13 @@ def _row(title: str, report: Mapping[str, Any]) -> list[str]:
 
 
 def _tuned(entry: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield title and result of each training, the shortest first."""
+    """Yield title and scores of each training, the shortest first, without and with refined tokens."""
     for run in sorted(entry.get("tuned", {}).values(), key=lambda run: (run["minutes"], run["from"])):
-        yield f"{run['minutes']:g} minutes from {run['from']}", run
+        title = f"{run['minutes']:g} minutes from {run['from']}"
+        yield title, run["test"]
+        if "refined" in run:
+            yield f"{title}, {_refined(run['refined'])}", run["refined"]
+
+
+def _refined(report: Mapping[str, Any]) -> str:
+    return f"`--refine {report['refine']}`"

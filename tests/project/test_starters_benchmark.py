@@ -57,6 +57,9 @@ def made(trained, tmp_path_factory):
         names = ["--name", "other phantoms", "--other", "the same", str(trained.data)]
         assert script.main(["score", str(trained.data), *shared, *names]) == 0
         assert script.main(["tune", str(trained.data), *shared, "--minutes", "0.01"]) == 0
+        with pytest.MonkeyPatch.context() as package:
+            package.setattr(starters, "_folder", lambda: folder / "package")
+            assert script.main(["refine", str(trained.data), *shared, *names[2:]]) == 0
         yield folder, json.loads((folder / "starters.json").read_text())["compact"]
 
 
@@ -122,6 +125,17 @@ def test_both_starts_are_trained_for_the_same_time(made):
     assert load_tokenizer(made[0] / "work/tuned/compact-random-0.01min").info.provenance.initial is None
 
 
+def test_refined_tokens_have_higher_scores_at_the_same_bits(made):
+    _, results = made
+    pairs = [(results["zero_shot"]["half"], results["refined"]["test"])]
+    pairs += [(run["test"], run["refined"]) for run in results["tuned"].values()]
+    for plain, refined in pairs:
+        assert (plain["refine"], refined["refine"]) == (0, 40)
+        ssim = [report["scores"]["ssim_whole"]["mean_of_patients"] for report in (plain, refined)]
+        assert ssim[1] > ssim[0]
+        assert refined["bits_per_pixel"] == plain["bits_per_pixel"]
+
+
 def test_further_data_are_scored_with_the_weights_of_the_package(made):
     zero_shot = made[1]["zero_shot"]
     assert zero_shot["others"] == {"the same": zero_shot["half"]}
@@ -138,13 +152,17 @@ def test_the_table_has_a_row_for_each_measurement(made, monkeypatch):
     results = {"starters": {"compact": made[1]}}
     assert titles(draw(results)) == [
         "**starter:compact**, no training on patients",
+        "starter:compact, `--refine 40`",
         "0.01 minutes from random weights",
+        "0.01 minutes from random weights, `--refine 40`",
         "0.01 minutes from starter",
+        "0.01 minutes from starter, `--refine 40`",
         "JPEG 2000",
         "JPEG XL",
     ]
     assert titles(starters_elsewhere(results)) == [
         "the same: **starter:compact**, no training on patients",
+        "the same: starter:compact, `--refine 40`",
         "the same: JPEG 2000",
         "the same: JPEG XL",
     ]

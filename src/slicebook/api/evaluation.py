@@ -25,6 +25,7 @@ def evaluate(
     split: Split = "test",
     codecs: bool | None = None,
     samples: int | None = None,
+    refine: int = 0,
     guidance: float = 0.0,
     steps: int = 16,
     decoder_steps: int = 8,
@@ -43,6 +44,7 @@ def evaluate(
         split: Patients to evaluate on. Use test patients only once, for the final model.
         codecs: Compare with JPEG 2000 and JPEG XL (extra `codecs`); by default if installed.
         samples: Number of slices to generate; by default the number of real slices, between 100 and 540.
+        refine: As for `Model.reconstruct`, for the part reconstruction.
         guidance: As for `Model.generate`.
         steps: As for `Model.generate`.
         decoder_steps: As for `Model.generate`.
@@ -68,6 +70,7 @@ def evaluate(
         split=split,
         codecs=codecs,
         samples=samples,
+        refine=refine,
         settings=SamplingSettings(steps, decoder_steps, guidance),
         device=choose_device(device),
         precision=precision,

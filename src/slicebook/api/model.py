@@ -153,7 +153,12 @@ class Model:
         return masks.tokenizer.label_values if masks else ()
 
     def reconstruct(
-        self, image: ImageInput, *, spacing: Spacing | None = None, plane: Plane | None = None
+        self,
+        image: ImageInput,
+        *,
+        spacing: Spacing | None = None,
+        plane: Plane | None = None,
+        refine: int = 0,
     ) -> Volume:
         """Encode and decode a volume; the result has its geometry and intensity scale.
 
@@ -162,16 +167,23 @@ class Model:
                 nibabel, or a `Volume`. An array is taken as axial slices in radiological convention.
             spacing: Of an array: distance between slices, rows and columns in mm. Default: 1 mm.
             plane: Plane of the slices; the plane of acquisition by default. An array has its own.
+            refine: Steps of the search for better tokens, as the option of `slicebook reconstruct`.
 
         Raises:
+            ConfigError: `refine` is negative.
             DataError: The image is not one readable volume of finite real numbers.
             ShapeError: An array has another number of dimensions.
         """
         stack = to_stack(image, spacing, plane)
-        return stack.volume_of(reconstruct_slices(self.tokenizer.tokenizer, stack.slices), RECONSTRUCTION)
+        return stack.volume_of(reconstruct_slices(self.tokenizer, stack.slices, refine), RECONSTRUCTION)
 
     def encode(
-        self, image: ImageInput, *, spacing: Spacing | None = None, plane: Plane | None = None
+        self,
+        image: ImageInput,
+        *,
+        spacing: Spacing | None = None,
+        plane: Plane | None = None,
+        refine: int = 0,
     ) -> TokenFile:
         """Encode a volume as tokens, with its geometry.
 
@@ -179,16 +191,18 @@ class Model:
             image: As for `reconstruct`.
             spacing: As for `reconstruct`.
             plane: As for `reconstruct`.
+            refine: As for `reconstruct`.
 
         Returns:
             The token grids (`tokens`: one array per level, finest first) and all that decoding needs except
             the model. Its `write` makes the file of `slicebook encode`.
 
         Raises:
+            ConfigError: As for `reconstruct`.
             DataError: As for `reconstruct`.
             ShapeError: As for `reconstruct`.
         """
-        return encode_stack(self.tokenizer, to_stack(image, spacing, plane))
+        return encode_stack(self.tokenizer, to_stack(image, spacing, plane), refine)
 
     def decode(self, tokens: TokenFile | str | Path, *, levels: int | None = None) -> Volume:
         """Decode tokens to a volume with the geometry and intensity scale of the one that was encoded.

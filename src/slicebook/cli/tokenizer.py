@@ -13,6 +13,7 @@ from slicebook.cli.options import (
     Model,
     Plane,
     Recipe,
+    Refine,
     Source,
     TrainingSeed,
     counter,
@@ -40,6 +41,7 @@ def reconstruct(
             "with the identity of its patient, marked as lossy.",
         ),
     ] = "nifti",
+    refine: Refine = 0,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
@@ -56,7 +58,14 @@ def reconstruct(
 
         derived = check_derivable(source, plane)
     summary = inference.reconstruct(
-        model, source, out, device=device, pictures=pictures, plane=plane, progress=counter("volume")
+        model,
+        source,
+        out,
+        device=device,
+        pictures=pictures,
+        plane=plane,
+        refine=refine,
+        progress=counter("volume"),
     )
     if derived:
         from slicebook.export.derived import Codec, write_derived
@@ -85,6 +94,7 @@ def encode(
         Path, out_option("FILE.safetensors", "Token file to write; for a folder of volumes, a folder.")
     ],
     plane: Plane = None,
+    refine: Refine = 0,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
@@ -97,12 +107,12 @@ def encode(
 
     if source.is_dir() and out.suffix != ".safetensors":
         summaries = inference.encode_folder(
-            model, source, out, device=device, plane=plane, progress=counter("volume")
+            model, source, out, device=device, plane=plane, refine=refine, progress=counter("volume")
         )
         names = ("output", "slices", "grids", "bits_per_pixel")
         show(summaries, text.columns(summaries, names), as_json)
         return
-    summary = inference.encode(model, source, out, device=device, plane=plane)
+    summary = inference.encode(model, source, out, device=device, plane=plane, refine=refine)
     show(summary, text.to_rows(summary), as_json)
 
 

@@ -70,6 +70,7 @@ def evaluate(
     split: Split = "test",
     codecs: bool | None = None,
     samples: int | None = None,
+    refine: int = 0,
     settings: SamplingSettings | None = None,
     steps: int = STEPS,
     device: str | torch.device = "cpu",
@@ -91,6 +92,7 @@ def evaluate(
         split: The split to evaluate on. Test patients are meant to be used once.
         codecs: Compare with JPEG 2000 and JPEG XL (extra `codecs`); by default if installed.
         samples: Number of samples; by default the number of real slices, between 100 and 540.
+        refine: Steps of the search for better tokens (`models.refinement`), for the part reconstruction.
         settings: Steps of sampling, and guidance.
         steps: Training steps of each segmenter.
         device: Device of the models; scores are computed on the CPU.
@@ -111,7 +113,9 @@ def evaluate(
     if models.prior:
         check_trained_on(models.prior, data)
     codecs = codec_metrics.installed() if codecs is None else codecs
-    options = _Options(split, codecs, samples, settings or SamplingSettings(), steps, device, precision, seed)
+    options = _Options(
+        split, codecs, samples, refine, settings or SamplingSettings(), steps, device, precision, seed
+    )
     request = describe_request(models, data) | {"parts": requested} | vars(options)
     request |= {"settings": asdict(options.settings), "device": str(device)}
     with written_whole(Path(out), request) as work:
@@ -140,6 +144,7 @@ class _Options:
     split: Split
     codecs: bool
     samples: int | None
+    refine: int
     settings: SamplingSettings
     steps: int
     device: torch.device
@@ -162,11 +167,11 @@ def _evaluate_reconstruction(
 
     def compute() -> ReconstructionResult:
         return evaluate_reconstruction(
-            tokenizer.tokenizer,
+            tokenizer,
             slices,
             results.out,
             codecs=options.codecs,
-            device=options.device,
+            refine=options.refine,
             seed=options.seed,
             kept=results.kept,
         )

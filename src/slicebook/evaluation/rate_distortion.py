@@ -13,7 +13,7 @@ from slicebook.evaluation.slices import unit
 from slicebook.metrics import codecs as codec_metrics
 from slicebook.metrics.image_quality import HEADLINE, scores
 from slicebook.metrics.statistics import patient_means
-from slicebook.models.tokenizer import Tokenizer
+from slicebook.models.checkpoint import LoadedTokenizer
 from slicebook.records import Record
 
 FACTORS = (0.5, 1, 2, 4)  # of the tokenizer's bits: the codecs' budgets
@@ -54,25 +54,28 @@ class RateDistortion(Record):
     curves: dict[str, tuple[RatePoint, ...]]
 
 
-def measure_rate_distortion(tokenizer: Tokenizer, slices: SliceSet, *, codecs: bool) -> RateDistortion:
+def measure_rate_distortion(
+    loaded: LoadedTokenizer, slices: SliceSet, *, codecs: bool, refine: int = 0
+) -> RateDistortion:
     """Score partial decodings, and the codecs at several rates, on the same few slices.
 
     Args:
-        tokenizer: In evaluation mode.
+        loaded: The tokenizer.
         slices: Slices of one split; at most 18 are used.
         codecs: Whether to encode with JPEG 2000 and JPEG XL (extra `codecs`).
+        refine: Steps of the search for better tokens.
 
     Raises:
         ConfigError: `codecs` is requested and imagecodecs is not installed.
     """
-    count = min(MAX_SLICES, len(slices))
+    tokenizer, count = loaded.tokenizer, min(MAX_SLICES, len(slices))
     indices = np.linspace(0, len(slices) - 1, count).round().astype(int).tolist()
     trials: dict[tuple[str, int], list[tuple[float, Mapping[str, float | None]]]] = {}
     quality: dict[tuple[str, float], float] = {}
     for index in indices:
         image, original = slices[index], unit(slices[index][None])[0]
         size = (original.shape[0], original.shape[1])
-        for level, copy in enumerate(decode_prefixes(tokenizer, image), 1):
+        for level, copy in enumerate(decode_prefixes(loaded, image, refine), 1):
             bits = tokenizer.bits(size, levels=level)
             _add(trials, ("tokenizer", level), bits, original, unit(copy[None])[0])
         for name, codec in codec_metrics.CODECS.items() if codecs else ():
@@ -104,13 +107,14 @@ def measure_rate_distortion(tokenizer: Tokenizer, slices: SliceSet, *, codecs: b
 
 
 def decode_prefixes(
-    tokenizer: Tokenizer, image: Float[torch.Tensor, "1 h w"]
+    loaded: LoadedTokenizer, image: Float[torch.Tensor, "1 h w"], refine: int = 0
 ) -> list[Float[torch.Tensor, "1 h w"]]:
     """Return a slice decoded from its coarsest level, from its two coarsest, … from all."""
+    tokenizer = loaded.tokenizer
     device = next(tokenizer.parameters()).device
     size = (image.shape[-2], image.shape[-1])
     with torch.inference_mode():
-        tokens = tokenizer.encode(image[None].to(device))
+        tokens = loaded.encode(image[None].to(device), refine)
         counts = range(1, tokenizer.levels + 1)
         return [tokenizer.decode(tokens, size, levels=count)[0].float().cpu() for count in counts]
 

@@ -35,7 +35,7 @@ from slicebook.metrics.statistics import (
     patient_means,
     summarise_rate,
 )
-from slicebook.models.tokenizer import Tokenizer
+from slicebook.models.checkpoint import LoadedTokenizer
 from slicebook.records import Record
 from slicebook.visualization import figures
 
@@ -58,6 +58,8 @@ class ReconstructionResult(Record):
 
     headline: str
     images: str
+    refine: int
+    """Steps of the search for better tokens."""
     averaging: str
     scores: dict[str, Summary]
     bits_per_pixel: Rate
@@ -116,12 +118,12 @@ class _ScoredBatch:
 
 
 def evaluate_reconstruction(
-    tokenizer: Tokenizer,
+    loaded: LoadedTokenizer,
     slices: SliceSet,
     out: Path,
     *,
     codecs: bool = False,
-    device: str | torch.device = "cpu",
+    refine: int = 0,
     seed: int = 42,
     batch_size: int = 16,
     kept: KeptWork = NOTHING_KEPT,
@@ -129,11 +131,11 @@ def evaluate_reconstruction(
     """Score a tokenizer on slices; write slices.csv, patients.csv, worst.png, pairs.png and levels.png.
 
     Args:
-        tokenizer: In evaluation mode.
+        loaded: The tokenizer; it runs where it is, scores are computed on the CPU.
         slices: Of one split.
         out: Output folder; created after scoring if it is missing.
         codecs: Whether to encode the slices with JPEG 2000 and JPEG XL at the same bits (extra `codecs`).
-        device: Where the tokenizer runs; scores are computed on the CPU.
+        refine: Steps of the search for better tokens (`models.refinement`).
         seed: Seed of the bootstrap.
         batch_size: Slices per batch of the tokenizer; scores do not depend on it.
         kept: Keeps the scores of each batch.
@@ -143,8 +145,7 @@ def evaluate_reconstruction(
         ConfigError: `codecs` is requested and imagecodecs is not installed.
     """
     libraries = codec_metrics.versions() if codecs else {}  # first, because the extra may be missing
-    tokenizer = tokenizer.to(device).eval()
-    batches = _score(tokenizer, slices, torch.device(device), batch_size, codecs, kept)
+    batches = _score(loaded, slices, refine, batch_size, codecs, kept)
     use = [torch.tensor(counts).sum(0) for counts in zip(*(batch.use for batch in batches), strict=True)]
     scored = sorted((item for batch in batches for item in batch.slices), key=lambda item: item.index)
     patients = [item.record.patient for item in scored]
@@ -153,6 +154,7 @@ def evaluate_reconstruction(
         headline=HEADLINE,
         images="Prepared slices before any padding, on [0, 1] = (x + 1) / 2, with intensities clipped at the "
         "percentiles of their volume; reconstructions clipped to [0, 1].",
+        refine=refine,
         averaging=f"{AVERAGING}; seed {seed}.",
         scores=summarise([item.scores for item in scored], patients, seed),
         bits_per_pixel=summarise_rate(
@@ -164,20 +166,20 @@ def evaluate_reconstruction(
         rate_distortion=kept.record(
             "rate-distortion",
             RateDistortion,
-            lambda: measure_rate_distortion(tokenizer, slices, codecs=codecs),
+            lambda: measure_rate_distortion(loaded, slices, codecs=codecs, refine=refine),
         ),
     )
     out.mkdir(parents=True, exist_ok=True)
-    _draw(tokenizer, slices, scored, out)
+    _draw(loaded, slices, scored, refine, out)
     write_csv(out / "slices.csv", _slice_rows(scored))
     write_csv(out / "patients.csv", _patient_rows(scored))
     return result
 
 
 def _score(
-    tokenizer: Tokenizer,
+    loaded: LoadedTokenizer,
     slices: SliceSet,
-    device: torch.device,
+    refine: int,
     batch_size: int,
     codecs: bool,
     kept: KeptWork,
@@ -189,7 +191,7 @@ def _score(
     for number, batch in enumerate(SliceBatches(slices, batch_size)):
         if progress:
             progress(done, len(slices))
-        score = partial(_score_batch, tokenizer, slices, batch, device, brightest, quality)
+        score = partial(_score_batch, loaded, slices, batch, refine, brightest, quality)
         batches.append(kept.record(f"scores of batch {number}", _ScoredBatch, score))
         done += len(batch.images)
         # Adjacent slices need about the same.
@@ -200,17 +202,18 @@ def _score(
 
 
 def _score_batch(
-    tokenizer: Tokenizer,
+    loaded: LoadedTokenizer,
     slices: SliceSet,
     batch: Batch,
-    device: torch.device,
+    refine: int,
     brightest: Mapping[str, float],
     quality: Mapping[str, float],
 ) -> _ScoredBatch:
     """Score the slices of a batch; the search of each codec starts at a quality."""
-    size = (batch.images.shape[-2], batch.images.shape[-1])
+    tokenizer, size = loaded.tokenizer, (batch.images.shape[-2], batch.images.shape[-1])
+    device = next(tokenizer.parameters()).device
     with torch.inference_mode():
-        tokens = tokenizer.encode(batch.images.to(device))
+        tokens = loaded.encode(batch.images.to(device), refine)
         copies = tokenizer.decode(tokens, size).float().cpu()
     codes = zip(tokens, tokenizer.config.codebook_sizes, strict=True)
     use = [torch.bincount(grid.flatten().cpu(), minlength=count).tolist() for grid, count in codes]
@@ -264,7 +267,9 @@ def _codec_report(name: str, scored: Sequence[_ScoredSlice], library: str, seed:
     )
 
 
-def _draw(tokenizer: Tokenizer, slices: SliceSet, scored: Sequence[_ScoredSlice], out: Path) -> None:
+def _draw(
+    loaded: LoadedTokenizer, slices: SliceSet, scored: Sequence[_ScoredSlice], refine: int, out: Path
+) -> None:
     """Draw the worst slices, slices from worst to best, and what each level adds."""
     ranked = sorted(scored, key=lambda item: item.rank)
     ranks = dict.fromkeys(round(share * (len(ranked) - 1)) for share in (0, 0.25, 0.5, 0.75, 1))
@@ -287,7 +292,7 @@ def _draw(tokenizer: Tokenizer, slices: SliceSet, scored: Sequence[_ScoredSlice]
         ),
     ):
         originals = [slices[item.index] for item in chosen]
-        decoded = [decode_prefixes(tokenizer, image) for image in originals]
+        decoded = [decode_prefixes(loaded, image, refine) for image in originals]
         partials = [[copy[0] for copy in level] for level in zip(*decoded, strict=True)]
         aspect = [item.record.row_mm / item.record.column_mm for item in chosen]
         shown, path = [image[0] for image in originals], out / name

@@ -80,6 +80,7 @@ def reconstruct(
     device: str = "auto",
     pictures: bool = True,
     plane: Plane | None = None,
+    refine: int = 0,
     progress: Progress | None = None,
 ) -> ReconstructSummary:
     """Reconstruct volumes; write each with its own geometry and intensity scale, and its scores.
@@ -96,6 +97,7 @@ def reconstruct(
         pictures: Whether to write the PNG pairs.
         plane: Slice orientation of a NIfTI volume, or of the DICOM series to use; the acquired one by
             default.
+        refine: Steps of the search for better tokens (`models.refinement`).
         progress: Called with the number of volumes done and of all volumes.
 
     Raises:
@@ -110,14 +112,14 @@ def reconstruct(
     def process(listed: ListedVolume, place: Path) -> dict[str, Any]:
         name, stack = listed.name, Stack.of(listed.read(), plane)
         _check_sides(name, stack.size)
-        drawn = reconstruct_slices(loaded.tokenizer, stack.slices)
+        drawn = reconstruct_slices(loaded, stack.slices, refine)
         stack.volume_of(drawn, DESCRIPTION).write(place / f"{name}.nii.gz")
         if pictures:
             _write_pairs(place / name, stack, drawn)
         return _score(place / f"{name}.csv", stack, drawn, loaded.tokenizer)
 
     listed = list_volumes(source, plane)
-    request = _request(loaded, plane) | {"pictures": pictures}
+    request = _request(loaded, plane, refine) | {"pictures": pictures}
     results = process_volumes(listed, folder, "reconstruct", request, process, progress)
     volumes = [
         VolumeScores(name=volume.name, output=folder / f"{volume.name}.nii.gz", **result)
@@ -129,10 +131,11 @@ def reconstruct(
     )
 
 
-def _request(loaded: LoadedTokenizer, plane: Plane | None) -> dict[str, Any]:
+def _request(loaded: LoadedTokenizer, plane: Plane | None, refine: int) -> dict[str, Any]:
     """Return what all outputs depend on besides their input."""
     device = next(loaded.tokenizer.parameters()).device
-    return {"model_sha256": loaded.info.weights_sha256, "plane": plane, "device": device.type}
+    sha256 = loaded.info.weights_sha256
+    return {"model_sha256": sha256, "plane": plane, "refine": refine, "device": device.type}
 
 
 def encode(
@@ -142,15 +145,18 @@ def encode(
     *,
     device: str = "auto",
     plane: Plane | None = None,
+    refine: int = 0,
 ) -> TokenSummary:
     """Write the tokens of one volume to a safetensors file, with its geometry and the hash of the model.
+
+    `refine` is the number of steps of the search for better tokens (`models.refinement`).
 
     Raises:
         CheckpointError: There is no trained model.
         DataError: The source is not one readable volume, or `out` cannot be written.
     """
     loaded = load_tokenizer(model, choose_device(device))
-    tokens = encode_stack(loaded, Stack.of(read_single(source, plane), plane))
+    tokens = encode_stack(loaded, Stack.of(read_single(source, plane), plane), refine)
     tokens.write(out)
     return _token_summary(Path(out), tokens, loaded)
 
@@ -162,11 +168,12 @@ def encode_folder(
     *,
     device: str = "auto",
     plane: Plane | None = None,
+    refine: int = 0,
     progress: Progress | None = None,
 ) -> tuple[TokenSummary, ...]:
     """Write the tokens of each volume of a folder to `out`/NAME.safetensors, named as by `reconstruct`.
 
-    A volume whose tokens are there already, from the same input, model and plane, is not encoded again.
+    A volume whose tokens are there already, from the same input, model and options, is not encoded again.
 
     Args:
         model: A model file, or the folder of a run or of a demo.
@@ -174,6 +181,7 @@ def encode_folder(
         out: Folder, made if missing.
         device: auto, cpu, cuda or mps.
         plane: Slice orientation, as for `reconstruct`.
+        refine: Steps of the search for better tokens (`models.refinement`).
         progress: Called with the number of volumes done and of all volumes.
 
     Raises:
@@ -183,13 +191,13 @@ def encode_folder(
     loaded, folder = load_tokenizer(model, choose_device(device)), Path(out)
 
     def process(listed: ListedVolume, place: Path) -> dict[str, Any]:
-        tokens = encode_stack(loaded, Stack.of(listed.read(), plane))
+        tokens = encode_stack(loaded, Stack.of(listed.read(), plane), refine)
         tokens.write(place / f"{listed.name}{SUFFIX}")
         summary = asdict(_token_summary(folder, tokens, loaded))
         return {key: value for key, value in summary.items() if key != "output"}
 
     listed = list_volumes(source, plane)
-    request = _request(loaded, plane)
+    request = _request(loaded, plane, refine)
     results = process_volumes(listed, folder, "encode", request, process, progress, endings=(SUFFIX,))
     return tuple(
         TokenSummary(output=folder / f"{volume.name}{SUFFIX}", **result | {"grids": tuple(result["grids"])})
@@ -197,10 +205,10 @@ def encode_folder(
     )
 
 
-def encode_stack(loaded: LoadedTokenizer, stack: Stack) -> TokenFile:
+def encode_stack(loaded: LoadedTokenizer, stack: Stack, refine: int = 0) -> TokenFile:
     """Return the tokens of a volume, with its geometry and the hash of the model."""
     grids = zip(
-        *(loaded.tokenizer.encode(batch) for batch in _batches(loaded.tokenizer, stack.slices)), strict=True
+        *(loaded.encode(batch, refine) for batch in _batches(loaded.tokenizer, stack.slices)), strict=True
     )
     geometry = stack.volume.geometry
     return TokenFile(
@@ -288,13 +296,15 @@ def _batches(tokenizer: Tokenizer, slices: Float32[np.ndarray, "n h w"]) -> Iter
 
 @torch.no_grad()
 def reconstruct_slices(
-    tokenizer: Tokenizer, slices: Float32[np.ndarray, "n h w"]
+    loaded: LoadedTokenizer, slices: Float32[np.ndarray, "n h w"], refine: int = 0
 ) -> Float32[np.ndarray, "n h w"]:
     """Encode and decode slices in [-1, 1], batch by batch; the result is clipped to [-1, 1]."""
-    parts = [
-        tokenizer(batch).images[:, 0].clamp(-1, 1).cpu().numpy() for batch in _batches(tokenizer, slices)
+    tokenizer, size = loaded.tokenizer, (slices.shape[1], slices.shape[2])
+    drawn = [
+        tokenizer.decode_unchecked(loaded.encode(batch, refine), size)[:, 0]
+        for batch in _batches(tokenizer, slices)
     ]
-    return np.concatenate(parts, dtype=np.float32)
+    return np.concatenate([part.clamp(-1, 1).cpu().numpy() for part in drawn], dtype=np.float32)
 
 
 def _score(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
 import torch
+from jaxtyping import Float, Int64
 from pydantic import Field, ValidationError
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
@@ -22,6 +23,7 @@ from slicebook.errors import CheckpointError, SlicebookError
 from slicebook.io.tensors import SCHEMA_VERSION, hash_tensors, kind_of, read_tensors, write_tensors
 from slicebook.models.flow_decoder import FlowDecoder
 from slicebook.models.prior import Prior
+from slicebook.models.refinement import encode_refined
 from slicebook.models.sequence import JointTokenizer
 from slicebook.models.tokenizer import Tokenizer
 from slicebook.records import Record
@@ -56,6 +58,10 @@ class LoadedTokenizer:
     def codebook_hash(self) -> str:
         """SHA-256 of the weights; a token file can be decoded only with the same hash."""
         return hash_tensors(self.tokenizer.state_dict())
+
+    def encode(self, images: Float[Tensor, "b c h w"], refine: int = 0) -> tuple[Int64[Tensor, "b _ _"], ...]:
+        """Return the token grids of slices, finest first, after so many steps of refinement."""
+        return encode_refined(self.tokenizer, images, self.info.recipe.training.loss, refine)
 
 
 @dataclass(frozen=True)

@@ -127,7 +127,7 @@ class Tokenizer(nn.Module):
             ShapeError: It does not have four dimensions, or a side is 0, or the channels do not fit.
             DataError: It holds NaN, or values far beyond [-1, 1].
         """
-        return tuple(grid for _, grid in self._encode_levels(self._validate_images(images)))[::-1]
+        return tuple(grid for _, grid in self.encode_levels(self._validate_images(images)))[::-1]
 
     @torch.no_grad()
     def decode(
@@ -159,12 +159,18 @@ class Tokenizer(nn.Module):
     ) -> Float[Tensor, "b c h w"]:
         """Do as `decode`, unchecked and with gradients."""
         kept_levels = self.levels if levels is None else levels
+        vectors = [self._vectors(level, grid) for level, grid in enumerate(tokens)]
+        for level in range(self.levels - kept_levels):
+            vectors[level] = self._mean(level).expand_as(vectors[level])
+        return self.decode_vectors(vectors, size)
+
+    def decode_vectors(
+        self, vectors: Sequence[Float[Tensor, "b d _ _"]], size: tuple[int, int]
+    ) -> Float[Tensor, "b c h w"]:
+        """Decode codes, or mixtures of them, finest level first; with gradients."""
         context: Context = ()
         for level in reversed(range(self.levels)):
-            vectors = self._vectors(level, tokens[level])
-            if level < self.levels - kept_levels:
-                vectors = self._mean(level).expand_as(vectors)
-            context = self.network.decode_level(level, context, vectors)
+            context = self.network.decode_level(level, context, vectors[level])
         return self.unpad(self.network.image(context), size)
 
     @torch.no_grad()
@@ -181,7 +187,7 @@ class Tokenizer(nn.Module):
         for level in sorted(range(self.levels) if levels is None else levels, reverse=True):
             vectors = []
             for batch in torch.split(images, INIT_BATCH):
-                *_, (latents, _) = itertools.islice(self._encode_levels(batch), self.levels - level)
+                *_, (latents, _) = itertools.islice(self.encode_levels(batch), self.levels - level)
                 vectors.append(_to_vectors(latents))
             self.codebook(level).init_from_kmeans(torch.cat(vectors), generator)
 
@@ -191,7 +197,9 @@ class Tokenizer(nn.Module):
         assert isinstance(quantizer, Quantizer)
         return quantizer
 
-    def _encode_levels(self, images: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    def encode_levels(
+        self, images: Float[Tensor, "b c h w"]
+    ) -> Iterator[tuple[Float[Tensor, "b d _ _"], Int64[Tensor, "b _ _"]]]:
         """Yield the latents and the token grid of each level, coarsest first. Learns nothing."""
         context: Context = ()
         features = self.network.features(self.pad(images))

@@ -75,6 +75,7 @@ MOMENTS = [
     "SIGKILL of an evaluation", "the same command resumes it, to the report of one that was not killed"
 )
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="Windows has no SIGKILL")
+@pytest.mark.timeout(1200)
 def test_an_evaluation_that_is_killed_in_every_part_writes_the_same_report(
     trained, data, whole, tmp_path, monkeypatch
 ):

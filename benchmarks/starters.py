@@ -59,6 +59,7 @@ PHANTOMS = SyntheticSet((191, 11, 9), slices=60, shape=(256, 128), seed=42, simu
 GENERATE = ("training.max_minutes=18", "training.augment.rotate_degrees=4")
 GENERATOR = (
     "labels.training.max_minutes=4",
+    "prior.fresh_noise=1",
     "prior.training.max_minutes=40",
     "prior.training.num_views=2",
     "prior.training.validate_every=1",

@@ -263,6 +263,8 @@ class PriorConfig(Settings):
     """Residual blocks per grid, on the way down and again on the way up."""
     embedding: Count = 128
     """Channels of the embedding of time, position and class."""
+    fresh_noise: Probability = 1.0
+    """Share of the noise that each step of sampling draws anew: 1 corrects most errors, 0 is the most diverse."""
     training: PriorTrainingConfig = PriorTrainingConfig()
 
 

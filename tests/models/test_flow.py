@@ -96,6 +96,30 @@ def test_fresh_noise_corrects_an_error_of_the_first_estimate():
     assert errors[1] < 0.1 * errors[0]
 
 
+def test_without_fresh_noise_it_is_the_flow_by_eulers_method():
+    def euler(estimate, noise, steps):
+        samples = list(noise)
+        for index in range(steps):
+            time = index / steps
+            data = estimate(samples, time)
+            samples = [x + (d - x) / (1 - time) / steps for x, d in zip(samples, data, strict=True)]
+        return samples
+
+    noise = fresh_noise(1000)
+    first = noise()
+    draws = iter([first, *(noise() for _ in range(15))])
+    (samples,) = solve_with_fresh_noise(gaussian, lambda: next(draws), 16, 0.0)
+    torch.testing.assert_close(samples, euler(gaussian, first, 16)[0])
+
+
+def test_less_fresh_noise_spreads_more():
+    spread = [
+        float(solve_with_fresh_noise(gaussian, fresh_noise(), 16, share)[0].std())
+        for share in (1.0, 0.7, 0.4)
+    ]
+    assert spread[0] < spread[1] < spread[2]
+
+
 @pytest.mark.parametrize("steps", [1, 2, 7])
 def test_noise_is_drawn_once_for_each_estimate(steps):
     draws: list[torch.Tensor] = []

@@ -92,26 +92,36 @@ def solve(estimate: Callable[[Grids, float], Sequence[Tensor]], noise: Sequence[
 
 
 def solve_with_fresh_noise(
-    estimate: Callable[[Grids, float], Sequence[Tensor]], noise: Callable[[], Sequence[Tensor]], steps: int
+    estimate: Callable[[Grids, float], Sequence[Tensor]],
+    noise: Callable[[], Sequence[Tensor]],
+    steps: int,
+    share: float = 1.0,
 ) -> Grids:
-    """Go from noise to data by estimating the data and adding new noise, less at each step.
+    """Go from noise to data by estimating the data and adding noise, less at each step and in part new.
 
-    Song et al. 2023 (https://arxiv.org/abs/2303.01469, algorithm 1). An error of one step is covered by the
-    noise of the next and corrected, where the flow would keep it. Samples spread a little less than the data.
+    An error of one step is covered by the new noise of the next and corrected, where the flow would keep it.
+    With all noise new (Song et al. 2023, https://arxiv.org/abs/2303.01469, algorithm 1) samples spread less
+    than the data, the more so the less certain the estimates are. With none it is the flow, by Euler's method
+    (DDIM, Song et al. 2021, https://arxiv.org/abs/2010.02502, equation 12, whose sigma `share` stands for).
 
     Args:
         estimate: Estimates the data, given samples and their time.
         noise: Draws standard normal noise, once for each step.
         steps: Evaluations, in even steps of time.
+        share: Of the noise that is new at each step, as a standard deviation, from 0 to 1.
 
     Returns:
         The last estimate, which is the sample at time 1.
     """
     samples = list(noise())
     for index in range(steps - 1):
-        time = (index + 1) / steps
-        data = estimate(samples, index / steps)
-        samples = [time * d + (1 - time) * n for d, n in zip(data, noise(), strict=True)]
+        start, end = index / steps, (index + 1) / steps
+        data = estimate(samples, start)
+        kept = math.sqrt(1 - share**2) / (1 - start)  # times the noise that is in the samples
+        samples = [
+            end * d + (1 - end) * (kept * (x - start * d) + share * n)
+            for x, d, n in zip(samples, data, noise(), strict=True)
+        ]
     return list(estimate(samples, (steps - 1) / steps))
 
 

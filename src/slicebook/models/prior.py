@@ -52,6 +52,7 @@ class Prior(nn.Module):
         groups: int = 0,
     ) -> None:
         super().__init__()
+        self.fresh_noise = config.fresh_noise
         for index, codes in enumerate(codebooks):
             standard = (codes - codes.mean(0)) / codes.std(0, correction=0).clamp(min=1e-6)
             # A last row of zeros stands for absent tokens.

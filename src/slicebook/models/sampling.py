@@ -151,5 +151,5 @@ def _sample_batch(
             ]
         return prior.expected_codes(logits)
 
-    solve_with_fresh_noise(estimate, noise.draw, settings.steps)
+    solve_with_fresh_noise(estimate, noise.draw, settings.steps, prior.fresh_noise)
     return torch.cat([x.argmax(1).flatten(1) for x in logits], 1)

@@ -122,6 +122,7 @@ def _describe(loaded: LoadedPrior) -> dict[str, Any]:
         "size": list(size),
         "pixel_mm": [kind.row_mm, kind.column_mm],
         "padded": list(padded) if loaded.decoder is not None else [],
+        "fresh_noise": loaded.prior.fresh_noise,
         "grids": [
             {
                 "name": stage.name,

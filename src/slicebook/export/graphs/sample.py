@@ -42,7 +42,7 @@ def generate(
     """
     info = json.loads((folder / "model.json").read_text(encoding="utf-8"))["generator"]
     where = np.full(count, math.nan if position is None else position, np.float32)
-    tokens = _tokens(folder, info["grids"], noise, steps, where, np.full(count, group))
+    tokens = _tokens(folder, info, noise, steps, where, np.full(count, group))
     image = {f"tokens_{name[6:]}": grid for name, grid in tokens.items() if name.startswith("image_")}
     (slices,) = _session(folder, "decoder").run(None, {**image, "size": np.array(info["size"])})
     made = {"images": np.clip(slices, -1, 1)}
@@ -56,18 +56,21 @@ def generate(
 
 
 def _tokens(
-    folder: Path, grids: list[dict[str, Any]], noise: Noise, steps: int, where: np.ndarray, group: np.ndarray
+    folder: Path, info: dict[str, Any], noise: Noise, steps: int, where: np.ndarray, group: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Go from noise to tokens: estimate the codes and add new noise, less at each step."""
-    prior = _session(folder, "prior")
+    """Go from noise to tokens: estimate the codes and add noise, in part new and less at each step."""
+    prior, grids, share = _session(folder, "prior"), info["grids"], info["fresh_noise"]
     samples: dict[str, np.ndarray] = {}
     outputs: list[np.ndarray] = []
     for index in range(steps):
         time = index / steps
         for number, grid in enumerate(grids):
             drawn = noise((grid["channels"], grid["rows"], grid["columns"]))
-            codes = outputs[number] if index else drawn
-            samples[grid["name"]] = (time * codes + (1 - time) * drawn).astype(np.float32)
+            if index:
+                codes, before = outputs[number], (index - 1) / steps
+                kept = math.sqrt(1 - share**2) / (1 - before) * (samples[grid["name"]] - before * codes)
+                drawn = time * codes + (1 - time) * (kept + share * drawn)
+            samples[grid["name"]] = drawn.astype(np.float32)
         times = np.full(len(where), time, np.float32)
         outputs = prior.run(None, {**samples, "times": times, "position": where, "group": group})
     return dict(zip(samples, outputs[len(grids) :], strict=True))

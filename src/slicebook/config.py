@@ -264,7 +264,7 @@ class PriorConfig(Settings):
     embedding: Count = 128
     """Channels of the embedding of time, position and class."""
     fresh_noise: Probability = 1.0
-    """Share of the noise that each step of sampling draws anew: 1 corrects most errors, 0 is the most diverse."""
+    """Share of the noise that a sampling step draws anew: 1 corrects most errors, 0 is the most diverse."""
     training: PriorTrainingConfig = PriorTrainingConfig()
 
 

@@ -27,6 +27,7 @@ from targets import targets
 
 ROOT = Path(__file__).parent.parent
 PAGES = (
+    "README.md",
     "benchmarks/README.md",
     "docs/course.md",
     "docs/many-processes.md",

@@ -160,7 +160,7 @@ def test_stand_ins_are_no_more_than_it_takes(loaded, data, monkeypatch):
 def test_membership_compares_slices_with_masks_or_without_but_does_not_mix_them(loaded, data, monkeypatch):
     masked = []
 
-    def count(_, slices):
+    def count(_, slices, *_more):
         masked.append({record.label_offset >= 0 for record in slices.records})
         return np.zeros(len(slices)) - np.arange(len(slices))
 

@@ -196,7 +196,7 @@ def test_progress_counts_slices(joint_tokenizer, slices, monkeypatch):
     monkeypatch.setattr("slicebook.training.token_dataset.BATCH", 5)
     calls = []
     encode_slices(joint_tokenizer, slices, progress=lambda done, total: calls.append((done, total)))
-    assert calls == [(5, 12), (10, 12), (12, 12)]
+    assert calls == [(0, 12), (5, 12), (10, 12), (12, 12)]
 
 
 # --- Batches

@@ -33,7 +33,7 @@ from slicebook.data.manifest import (
 from slicebook.data.splits import DEFAULT_FRACTIONS, assign_splits
 from slicebook.data.worker_pool import map_in_order
 from slicebook.errors import ConfigError, DataError
-from slicebook.io.atomic import explaining_failure
+from slicebook.io.atomic import explaining_failure, synchronise
 from slicebook.io.resumable import PartialFolder, resuming_folder
 from slicebook.progress import Progress
 from slicebook.version import __version__
@@ -330,7 +330,7 @@ class _Writer:
             return
         with explaining_failure(self.out):
             for file in (self.images, self.labels):
-                os.fsync(file.fileno())
+                synchronise(file)
         journal = self.work.journal
         journal.add(str(len(journal.units)), self._pending)
         journal.units = dict.fromkeys(journal.units)  # the results are in the file; a big study has many

@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from slicebook.errors import DataError
 
@@ -55,6 +55,12 @@ def write_csv(
     write_text(path, text.getvalue())
 
 
+def synchronise(file: BinaryIO) -> None:
+    """Wait until what was written to a file is on the disk."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
 def append_lines(path: str | Path, lines: Sequence[str], *, after: int | None = None) -> None:
     """Append lines to a file, on the disk when the call returns; the file is created if missing.
 
@@ -73,8 +79,7 @@ def append_lines(path: str | Path, lines: Sequence[str], *, after: int | None = 
         start = file.seek(0, os.SEEK_END) if after is None else file.truncate(after)
         try:
             file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+            synchronise(file)
         except OSError:
             with contextlib.suppress(OSError):
                 file.truncate(start)
@@ -142,7 +147,7 @@ def replacing(
             path.parent.mkdir(parents=True, exist_ok=True)
             yield partial
             with partial.open("rb+") as file:
-                os.fsync(file.fileno())
+                synchronise(file)
             if previous is not None:
                 os.replace(path, previous)
             os.replace(partial, path)

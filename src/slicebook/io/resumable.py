@@ -19,8 +19,8 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -130,9 +130,10 @@ def resuming_folder(
         raise DataError(
             f"{path}: is not empty, and is needed for unfinished {what}; move it away or choose another --out"
         )
+    missing = [folder for folder in path.parents if not folder.exists()]
     with explaining_failure(path):
         path.mkdir(parents=True, exist_ok=True)
-    with _work_in(path, request) as work:
+    with _removing_empty(missing), _work_in(path, request) as work:
         if work.journal.differences and not restart:
             raise ConfigError(
                 f"{path}: holds unfinished {what} of other settings ({'; '.join(work.journal.differences)}); "
@@ -143,6 +144,17 @@ def resuming_folder(
             with explaining_failure(out):
                 put_in_place(work.content, target, replace_content=replace_content)
             work.journal.clear()
+
+
+@contextmanager
+def _removing_empty(folders: Sequence[Path]) -> Iterator[None]:
+    """Remove folders that were made for work of which nothing is kept, the innermost first."""
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # the first that is not empty ends it
+            for folder in folders:
+                folder.rmdir()
 
 
 @contextmanager

@@ -200,7 +200,7 @@ def train(variant: Variant, data: PreparedData, steps: int) -> tuple[Tokenizer, 
         resets = every > 0 and step % every == every - 1 and step < 0.9 * steps
         output = model(images, reset_dead_codes=resets)
         adam.zero_grad()
-        loss(output, images, config.loss).total.backward()  # type: ignore[no-untyped-call]
+        loss(output, images, config.loss).total.backward()  # type: ignore[no-untyped-call]  # torch lacks it
         adam.step()
     usage = [asdict(model.codebook(level).usage()) for level in range(model.levels)]
     return model.eval(), {"cpu_seconds": time.process_time() - started, "codes": usage}
